@@ -1,0 +1,83 @@
+//! Levels of vector instructions and their detection.
+
+use core::fmt;
+use core::str::FromStr;
+
+/// A level of vector instructions that the kernels are written for.
+///
+/// Levels of one architecture form a chain: a level is available only if those below it are. Every level gives
+/// the same bits, so the choice is a matter of speed alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Isa {
+    /// Portable Rust, compiled for the baseline of the target.
+    Scalar,
+    /// x86-64 with AVX2, FMA and F16C.
+    Avx2,
+}
+
+impl Isa {
+    /// All levels of all architectures, slower ones first within an architecture.
+    pub const ALL: &'static [Isa] = &[Isa::Scalar, Isa::Avx2];
+
+    /// The name used in options, reports and benchmark ids.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Isa::Scalar => "scalar",
+            Isa::Avx2 => "avx2",
+        }
+    }
+
+    /// Whether this build has the level and the processor can run it.
+    pub fn is_available(self) -> bool {
+        match self {
+            Isa::Scalar => true,
+            Isa::Avx2 => has_avx2(),
+        }
+    }
+
+    /// The best available level. Under Miri always [`Isa::Scalar`].
+    pub fn detect() -> Isa {
+        if cfg!(miri) {
+            return Isa::Scalar;
+        }
+        Isa::ALL.iter().rev().copied().find(|isa| isa.is_available()).unwrap_or(Isa::Scalar)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_avx2() -> bool {
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn has_avx2() -> bool {
+    false
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A name that belongs to no [`Isa`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ParseIsaError;
+
+impl fmt::Display for ParseIsaError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("unknown instruction set; known are")?;
+        Isa::ALL.iter().try_for_each(|isa| write!(f, " {isa}"))
+    }
+}
+
+impl core::error::Error for ParseIsaError {}
+
+impl FromStr for Isa {
+    type Err = ParseIsaError;
+
+    fn from_str(name: &str) -> Result<Self, ParseIsaError> {
+        Isa::ALL.iter().copied().find(|isa| isa.name() == name).ok_or(ParseIsaError)
+    }
+}

@@ -1,0 +1,58 @@
+//! The scalar functions that every instruction set shares bit by bit.
+
+/// `a > b ? a : b`: `b` if either is a NaN or both are zeros.
+#[inline(always)]
+pub(crate) fn max(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
+
+/// `a < b ? a : b`: `b` if either is a NaN or both are zeros.
+#[inline(always)]
+pub(crate) fn min(a: f32, b: f32) -> f32 {
+    if a < b { a } else { b }
+}
+
+/// 1.5 * 2^23. The last place of a number near it weighs 1, so that adding it rounds to an integer.
+pub(crate) const ROUNDER: f32 = 12_582_912.0;
+
+/// Clamps to `-limit..=limit`, then rounds to the nearest integer, ties to even; -limit for a NaN.
+/// `limit` is an integer below 2^22.
+#[inline(always)]
+pub(crate) fn round_clamped(x: f32, limit: f32) -> i32 {
+    let clamped = min(max(x, -limit), limit);
+    (clamped + ROUNDER).to_bits().wrapping_sub(ROUNDER.to_bits()) as i32
+}
+
+/// The bits of `|x|`. As integers they order like the magnitudes, and a NaN is above everything.
+#[inline(always)]
+pub(crate) fn magnitude_bits(x: f32) -> u32 {
+    x.to_bits() & 0x7fff_ffff
+}
+
+/// `e^x` within 1 ulp for `x` in -87..=88; arguments outside are clamped. Exactly 1 at 0; a NaN gives a NaN.
+///
+/// The crate documentation states the steps: every instruction set gives these bits.
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    const LN_2_HIGH: f32 = core::f32::consts::LN_2;
+    const LN_2_LOW: f32 = -1.904_654_2e-9;
+    let x = min(88.0, max(-87.0, x));
+    let shifted = x.mul_add(core::f32::consts::LOG2_E, ROUNDER);
+    let n = shifted - ROUNDER;
+    let r = n.mul_add(-LN_2_LOW, n.mul_add(-LN_2_HIGH, x));
+    let p = 0.001_381_454;
+    let p = r.mul_add(p, 0.008_368_745);
+    let p = r.mul_add(p, 0.041_668_39);
+    let p = r.mul_add(p, 0.166_665_21);
+    let p = r.mul_add(p, 0.499_999_94);
+    let p = r.mul_add(p, 1.0);
+    let p = r.mul_add(p, 1.0);
+    let exponent = shifted.to_bits().wrapping_sub(ROUNDER.to_bits()).wrapping_add(127);
+    p * f32::from_bits(exponent << 23)
+}
+
+/// `1 / (1 + exp(-x))`.
+#[inline(always)]
+pub fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}

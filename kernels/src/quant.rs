@@ -1,0 +1,286 @@
+//! From fp32 to the block layouts and back.
+//!
+//! Encoding is deterministic: the same values give the same bytes on every platform and instruction set. It
+//! uses IEEE operations in a fixed order and no fused ones.
+//!
+//! # Int8
+//! With `u = w / tensor_scale` and `amax = max|u|` in a group, the scale is `amax / 127` rounded to fp16, or the
+//! next larger fp16 number if `amax` would exceed 127.5 scales, which happens to subnormal scales only. A code is
+//! `u / scale` rounded to nearest even and clamped to ±127. If no `u` exceeds half a scale, scale and codes are 0.
+//!
+//! # Int4
+//! The scale, of either sign, is searched for the least squared error of the group. Codes
+//! `q = clamp(round(u d / amax), -8, 7)` are tried for `d` from 5 to 8.75 in steps of 1/4, with both signs. The best
+//! scale for given codes is `sum(u q) / sum(q q)`; the candidate with the largest `sum(u q)^2 / sum(q q)` gives its
+//! scale. It competes with plain scales: the first value of largest magnitude divided by -8, and `amax` divided by
+//! 7, -7, 6, -6, 5, -5, 4 and -4. All are rounded to fp16, and codes are `u / scale` rounded to nearest even and
+//! clamped to -8..=7. The least squared error wins; in a tie the plain scales come first, in the order given here.
+//! If `amax / 4` rounds to 0 in fp16, scale and codes are 0.
+//!
+//! # Padding
+//! Padded rows, columns and values have code 0 (the nibble 8 for Int4) and, in whole padded groups, scale 0.
+
+mod decode;
+mod group;
+mod int4;
+
+pub use decode::{decode_matrix_row, decode_record};
+
+use core::fmt;
+use core::ops::{Add, AddAssign};
+
+use crate::layout::{
+    DType, GROUP_SIZE, K_BLOCK, LINE_BYTES, ROW_INTERLEAVE, matrix_bytes, record_bytes, record_scale_bytes,
+};
+use group::Group;
+
+/// The tensor scale to try first: fp16 scales then reach from normal numbers of 2^-24 up to 64.
+pub const TENSOR_SCALE: f32 = 1.0 / 1024.0;
+
+/// What encoding did to the values, in sums that add up over a tensor.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ErrorSums {
+    /// Sum of the squares of `decoded - value`.
+    pub squared_error: f64,
+    /// Sum of the squares of the values.
+    pub squared_norm: f64,
+}
+
+impl ErrorSums {
+    /// The error relative to the values, `sqrt(squared_error / squared_norm)`; 0 if there is no error.
+    pub fn relative(&self) -> f64 {
+        if self.squared_error == 0.0 { 0.0 } else { (self.squared_error / self.squared_norm).sqrt() }
+    }
+
+    /// Sums over values in units of the tensor scale, as sums over the values.
+    fn scaled(self, tensor_scale: f32) -> Self {
+        let square = f64::from(tensor_scale) * f64::from(tensor_scale);
+        Self { squared_error: self.squared_error * square, squared_norm: self.squared_norm * square }
+    }
+}
+
+impl Add for ErrorSums {
+    type Output = Self;
+
+    fn add(mut self, other: Self) -> Self {
+        self += other;
+        self
+    }
+}
+
+impl AddAssign for ErrorSums {
+    fn add_assign(&mut self, other: Self) {
+        self.squared_error += other.squared_error;
+        self.squared_norm += other.squared_norm;
+    }
+}
+
+/// An fp16 number would have become infinite, or an input is not finite.
+///
+/// If [`largest`](Self::largest) is finite, a larger tensor scale helps.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ScaleOverflow {
+    /// The largest magnitude in the group that could not be encoded; infinite or NaN if an input was.
+    pub largest: f32,
+}
+
+impl fmt::Display for ScaleOverflow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.largest.is_finite() {
+            write!(f, "a weight of {:e} is too large for the tensor scale", self.largest)
+        } else {
+            f.write_str("a weight is not finite")
+        }
+    }
+}
+
+impl core::error::Error for ScaleOverflow {}
+
+/// Encodes 1 to 16 rows of `cols` values, row-major, as one block row of an interleaved matrix.
+///
+/// `out` takes `matrix_bytes(dtype, 16, cols)` bytes; rows that are not there become padding. Float types store
+/// `value / tensor_scale`.
+///
+/// # Errors
+/// If a value is not finite, or too large for the dtype and `tensor_scale`. `out` is unspecified then.
+///
+/// # Panics
+/// If `rows` is not a whole number of rows up to 16, `out` has another length, or `tensor_scale` is no positive
+/// power of two.
+pub fn encode_block_row(
+    dtype: DType,
+    rows: &[f32],
+    cols: usize,
+    tensor_scale: f32,
+    out: &mut [u8],
+) -> Result<ErrorSums, ScaleOverflow> {
+    assert!(cols > 0 && rows.len().is_multiple_of(cols), "{} values are not rows of {cols}", rows.len());
+    let n_rows = rows.len() / cols;
+    assert!((1..=ROW_INTERLEAVE).contains(&n_rows), "{n_rows} rows do not make a block row");
+    let expected = matrix_bytes(dtype, ROW_INTERLEAVE, cols);
+    assert!(expected == Some(out.len()), "{} bytes of output, expected {expected:?}", out.len());
+    check_scale(tensor_scale);
+    let block_row = BlockRow { rows, cols, inverse_scale: 1.0 / tensor_scale };
+    let sums = match dtype {
+        DType::F32 => block_row.float::<4>(out, group::encode_f32),
+        DType::F16 => block_row.float::<2>(out, group::encode_f16),
+        DType::Int8 => block_row.quantized(dtype, out, group::encode_int8),
+        DType::Int4 => block_row.quantized(dtype, out, int4::encode),
+    }?;
+    Ok(sums.scaled(tensor_scale))
+}
+
+/// Encodes one record.
+///
+/// `out` takes `record_bytes(dtype, values.len())` bytes. Float types store `value / tensor_scale`.
+///
+/// # Errors
+/// If a value is not finite, or too large for the dtype and `tensor_scale`. `out` is unspecified then.
+///
+/// # Panics
+/// If `values` is empty, `out` has another length, or `tensor_scale` is no positive power of two.
+pub fn encode_record(
+    dtype: DType,
+    values: &[f32],
+    tensor_scale: f32,
+    out: &mut [u8],
+) -> Result<ErrorSums, ScaleOverflow> {
+    let expected = record_bytes(dtype, values.len());
+    assert!(expected == Some(out.len()), "{} bytes of output, expected {expected:?}", out.len());
+    check_scale(tensor_scale);
+    let inverse_scale = 1.0 / tensor_scale;
+    let sums = match dtype {
+        DType::F32 => float_record::<4>(values, inverse_scale, out, group::encode_f32),
+        DType::F16 => float_record::<2>(values, inverse_scale, out, group::encode_f16),
+        DType::Int8 => quantized_record(dtype, values, inverse_scale, out, group::encode_int8),
+        DType::Int4 => quantized_record(dtype, values, inverse_scale, out, int4::encode),
+    }?;
+    Ok(sums.scaled(tensor_scale))
+}
+
+fn check_scale(scale: f32) {
+    let power_of_two = scale.is_normal() && scale > 0.0 && scale.to_bits() & 0x007f_ffff == 0;
+    assert!(power_of_two, "the tensor scale {scale} is not a positive power of two");
+}
+
+/// Up to 16 rows on their way into one block row.
+struct BlockRow<'a> {
+    rows: &'a [f32],
+    cols: usize,
+    inverse_scale: f32,
+}
+
+impl BlockRow<'_> {
+    fn float<const BYTES: usize>(
+        &self,
+        out: &mut [u8],
+        encode: impl Fn(f32) -> Result<([u8; BYTES], ErrorSums), ScaleOverflow>,
+    ) -> Result<ErrorSums, ScaleOverflow> {
+        out.fill(0);
+        let mut sums = ErrorSums::default();
+        let (out, _) = out.as_chunks_mut::<BYTES>();
+        for (r, row) in self.rows.chunks_exact(self.cols).enumerate() {
+            for (&value, column) in row.iter().zip(out.chunks_exact_mut(ROW_INTERLEAVE)) {
+                let (bytes, sum) = encode(value * self.inverse_scale)?;
+                column[r] = bytes;
+                sums += sum;
+            }
+        }
+        Ok(sums)
+    }
+
+    fn quantized(
+        &self,
+        dtype: DType,
+        out: &mut [u8],
+        encode: impl Fn(&[f32; GROUP_SIZE]) -> Result<Group, ScaleOverflow>,
+    ) -> Result<ErrorSums, ScaleOverflow> {
+        let padding = if dtype == DType::Int4 { 0x88 } else { 0 };
+        let mut sums = ErrorSums::default();
+        for (i, block) in out.chunks_exact_mut(dtype.block_bytes()).enumerate() {
+            let (scales, codes) = block.split_at_mut(LINE_BYTES);
+            scales.fill(0);
+            codes.fill(padding);
+            let group_codes = codes.len() / (K_BLOCK / GROUP_SIZE);
+            for (r, row) in self.rows.chunks_exact(self.cols).enumerate() {
+                let columns = &row[K_BLOCK * i..self.cols.min(K_BLOCK * (i + 1))];
+                for (g, values) in columns.chunks(GROUP_SIZE).enumerate() {
+                    let group = encode(&in_scale_units(values, self.inverse_scale))?;
+                    scales[2 * (ROW_INTERLEAVE * g + r)..][..2].copy_from_slice(&group.scale.to_le_bytes());
+                    store_row(dtype, &group.codes, &mut codes[group_codes * g..][..group_codes], r);
+                    sums += group.sums;
+                }
+            }
+        }
+        Ok(sums)
+    }
+}
+
+/// Stores the codes of row `r` in the lines of its group, 4 bytes in each.
+fn store_row(dtype: DType, codes: &[i8; GROUP_SIZE], lines: &mut [u8], r: usize) {
+    let (lines, _) = lines.as_chunks_mut::<LINE_BYTES>();
+    if dtype == DType::Int8 {
+        for (line, quad) in lines.iter_mut().zip(codes.as_chunks::<4>().0) {
+            line[4 * r..][..4].copy_from_slice(&quad.map(|code| code as u8));
+        }
+    } else {
+        for (line, pair) in lines.iter_mut().zip(codes.as_chunks::<8>().0) {
+            for j in 0..4 {
+                line[4 * r + j] = nibbles(pair[j], pair[4 + j]);
+            }
+        }
+    }
+}
+
+/// The byte of two Int4 codes.
+fn nibbles(low: i8, high: i8) -> u8 {
+    (low + 8) as u8 | ((high + 8) as u8) << 4
+}
+
+/// The values divided by the tensor scale, padded with zeros.
+fn in_scale_units(values: &[f32], inverse_scale: f32) -> [f32; GROUP_SIZE] {
+    let mut units = [0.0; GROUP_SIZE];
+    for (unit, value) in units.iter_mut().zip(values) {
+        *unit = value * inverse_scale;
+    }
+    units
+}
+
+fn float_record<const BYTES: usize>(
+    values: &[f32],
+    inverse_scale: f32,
+    out: &mut [u8],
+    encode: impl Fn(f32) -> Result<([u8; BYTES], ErrorSums), ScaleOverflow>,
+) -> Result<ErrorSums, ScaleOverflow> {
+    out.fill(0);
+    let mut sums = ErrorSums::default();
+    for (value, out) in values.iter().zip(out.as_chunks_mut::<BYTES>().0) {
+        let (bytes, sum) = encode(value * inverse_scale)?;
+        *out = bytes;
+        sums += sum;
+    }
+    Ok(sums)
+}
+
+fn quantized_record(
+    dtype: DType,
+    values: &[f32],
+    inverse_scale: f32,
+    out: &mut [u8],
+    encode: impl Fn(&[f32; GROUP_SIZE]) -> Result<Group, ScaleOverflow>,
+) -> Result<ErrorSums, ScaleOverflow> {
+    out.fill(0);
+    let mut sums = ErrorSums::default();
+    let run_bytes = if dtype == DType::Int8 { GROUP_SIZE } else { GROUP_SIZE / 2 };
+    let (scales, codes) = out.split_at_mut(record_scale_bytes(dtype, values.len()));
+    for (g, (values, run)) in values.chunks(GROUP_SIZE).zip(codes.chunks_exact_mut(run_bytes)).enumerate() {
+        let group = encode(&in_scale_units(values, inverse_scale))?;
+        scales[2 * g..][..2].copy_from_slice(&group.scale.to_le_bytes());
+        for (i, byte) in run.iter_mut().enumerate() {
+            let second = group.codes[(i + GROUP_SIZE / 2) % GROUP_SIZE];
+            *byte = if dtype == DType::Int8 { group.codes[i] as u8 } else { nibbles(group.codes[i], second) };
+        }
+        sums += group.sums;
+    }
+    Ok(sums)
+}

@@ -1,0 +1,68 @@
+//! Plain decoding, value by value, straight from the description of the layouts.
+
+use crate::fp16;
+use crate::layout::{
+    DType, GROUP_SIZE, K_BLOCK, LINE_BYTES, Matrix, ROW_INTERLEAVE, Records, record_scale_bytes,
+};
+
+/// Decodes row `row` of a matrix.
+///
+/// # Panics
+/// If `row` is not in the matrix or `out` has another length than a row.
+pub fn decode_matrix_row(w: &Matrix<'_>, row: usize, out: &mut [f32]) {
+    assert!(row < w.rows(), "row {row} of {}", w.rows());
+    assert!(out.len() == w.cols(), "output: {} elements, expected {}", out.len(), w.cols());
+    let block_row = w.block_row(row / ROW_INTERLEAVE);
+    let r = row % ROW_INTERLEAVE;
+    for (block, out) in block_row.chunks_exact(w.dtype().block_bytes()).zip(out.chunks_mut(K_BLOCK)) {
+        for (k, out) in out.iter_mut().enumerate() {
+            *out = block_weight(w.dtype(), block, r, k, w.scale());
+        }
+    }
+}
+
+/// The weight in row `r` and column `k` of a block.
+fn block_weight(dtype: DType, block: &[u8], r: usize, k: usize, tensor_scale: f32) -> f32 {
+    let (group, in_group) = (k / GROUP_SIZE, k % GROUP_SIZE);
+    let scale = || fp16::read(block, ROW_INTERLEAVE * group + r) * tensor_scale;
+    match dtype {
+        DType::F32 => read_f32(block, ROW_INTERLEAVE * k + r) * tensor_scale,
+        DType::F16 => fp16::read(block, ROW_INTERLEAVE * k + r) * tensor_scale,
+        DType::Int8 => {
+            let (line, j) = (k / 4, k % 4);
+            f32::from(block[LINE_BYTES * (1 + line) + 4 * r + j] as i8) * scale()
+        }
+        DType::Int4 => {
+            let (line, half, j) = (4 * group + in_group / 8, in_group % 8 / 4, k % 4);
+            nibble(block[LINE_BYTES * (1 + line) + 4 * r + j], half) * scale()
+        }
+    }
+}
+
+/// Decodes record `index`.
+///
+/// # Panics
+/// If `index` is no record or `out` has another length than a record.
+pub fn decode_record(w: &Records<'_>, index: usize, out: &mut [f32]) {
+    assert!(out.len() == w.value_count(), "output: {} elements, expected {}", out.len(), w.value_count());
+    let record = w.record(index);
+    let codes = &record[record_scale_bytes(w.dtype(), w.value_count())..];
+    for (i, out) in out.iter_mut().enumerate() {
+        let (group, in_group) = (i / GROUP_SIZE, i % GROUP_SIZE);
+        let scale = || fp16::read(record, group) * w.scale();
+        *out = match w.dtype() {
+            DType::F32 => read_f32(record, i) * w.scale(),
+            DType::F16 => fp16::read(record, i) * w.scale(),
+            DType::Int8 => f32::from(codes[i] as i8) * scale(),
+            DType::Int4 => nibble(codes[16 * group + in_group % 16], in_group / 16) * scale(),
+        };
+    }
+}
+
+fn nibble(byte: u8, half: usize) -> f32 {
+    f32::from((byte >> (4 * half) & 15) as i8 - 8)
+}
+
+fn read_f32(bytes: &[u8], i: usize) -> f32 {
+    f32::from_le_bytes([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]])
+}

@@ -1,0 +1,40 @@
+//! The reference: portable Rust, and the level that is always there.
+//!
+//! The `#[inline(always)]` bodies are also instantiated by the levels above, where the compiler may use more
+//! instructions. It never fuses or reorders float operations, so they give the same bits there.
+
+mod activation;
+mod matvec;
+mod norm;
+mod sparse;
+mod wkv;
+
+pub(crate) use activation::{add, lerp, nonzero, quantize, relu_squared, sigmoid_mul};
+pub(crate) use norm::{layer_norm, softmax};
+pub(crate) use sparse::{ZERO_BELOW, cmax, dequantize_record};
+pub(crate) use wkv::wkv4;
+
+use crate::isa::Isa;
+use crate::table::Kernels;
+
+pub(crate) const KERNELS: Kernels = Kernels {
+    isa: Isa::Scalar,
+    quantize,
+    matvec_f32: matvec::matvec_f32,
+    matvec_f16: matvec::matvec_f16,
+    matvec_int8: matvec::matvec_int8,
+    matvec_int4: matvec::matvec_int4,
+    nonzero,
+    sparse_f32: sparse::sparse_f32,
+    sparse_f16: sparse::sparse_f16,
+    sparse_int8: sparse::sparse_int8,
+    sparse_int4: sparse::sparse_int4,
+    dequantize_record,
+    layer_norm,
+    lerp,
+    wkv4,
+    sigmoid_mul,
+    relu_squared,
+    add,
+    softmax,
+};

@@ -1,0 +1,66 @@
+//! Reductions in 16 virtual lanes: layer norm and softmax.
+
+use crate::math::{exp, max};
+use crate::table::SoftmaxStats;
+
+/// Element `i` of a vector belongs to lane `i % LANES`.
+const LANES: usize = 16;
+
+/// Folds `x` into its lanes, every lane in ascending order.
+#[inline(always)]
+fn fold_lanes(x: &[f32], start: f32, f: impl Fn(f32, f32) -> f32) -> [f32; LANES] {
+    let mut lanes = [start; LANES];
+    let (chunks, tail) = x.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (lane, &v) in lanes.iter_mut().zip(chunk) {
+            *lane = f(*lane, v);
+        }
+    }
+    for (lane, &v) in lanes.iter_mut().zip(tail) {
+        *lane = f(*lane, v);
+    }
+    lanes
+}
+
+/// Combines the lanes as a tree: lane i with i + 8, then i + 4, i + 2, i + 1.
+#[inline(always)]
+fn tree(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] = f(lanes[i], lanes[i + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+#[inline(always)]
+pub(crate) fn layer_norm(out: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32], eps: f32) {
+    let n = x.len() as f32;
+    let add = |a, b| a + b;
+    let mean = tree(fold_lanes(x, 0.0, add), add) / n;
+    let squares = fold_lanes(x, 0.0, |acc, v| {
+        let d = v - mean;
+        d.mul_add(d, acc)
+    });
+    let variance = tree(squares, add) / n;
+    let inverse = 1.0 / (variance + eps).sqrt();
+    for (((out, &x), &weight), &bias) in out.iter_mut().zip(x).zip(weight).zip(bias) {
+        *out = ((x - mean) * inverse).mul_add(weight, bias);
+    }
+}
+
+#[inline(always)]
+pub(crate) fn softmax(out: &mut [f32], x: &[f32]) -> SoftmaxStats {
+    let largest = tree(fold_lanes(x, f32::NEG_INFINITY, max), max);
+    for (out, &x) in out.iter_mut().zip(x) {
+        *out = exp(x - largest);
+    }
+    let add = |a, b| a + b;
+    let sum = tree(fold_lanes(out, 0.0, add), add);
+    for out in out {
+        *out /= sum;
+    }
+    SoftmaxStats { max: largest, sum }
+}

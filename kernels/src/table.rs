@@ -1,0 +1,274 @@
+//! The function table: one entry per operation, resolved once.
+
+use crate::isa::Isa;
+use crate::layout::{
+    Activation, ActivationMut, DType, GROUP_SIZE, K_BLOCK, Matrix, ROW_INTERLEAVE, Records, Sparse,
+    padded_cols,
+};
+use crate::scalar;
+
+/// Most outputs of one call of [`Kernels::sparse_matvec`].
+pub const SPARSE_TILE: usize = 1024;
+
+pub(crate) type QuantizeFn = fn(&mut ActivationMut<'_>);
+pub(crate) type MatvecFn = fn(&mut [f32], &Matrix<'_>, usize, Activation<'_>);
+pub(crate) type NonzeroFn = fn(&mut [u32], &mut [f32], &[f32]) -> usize;
+pub(crate) type SparseFn = fn(&mut [f32], &Records<'_>, usize, Sparse<'_>);
+pub(crate) type RecordFn = fn(&mut [f32], &Records<'_>, usize);
+pub(crate) type LayerNormFn = fn(&mut [f32], &[f32], &[f32], &[f32], f32);
+pub(crate) type LerpFn = fn(&mut [f32], &[f32], &[f32], &[f32]);
+pub(crate) type Wkv4Fn = fn(&mut [f32], &[f32], &[f32], &[f32], &[f32], &mut [f32], &mut [f32], &mut [f32]);
+pub(crate) type SigmoidMulFn = fn(&mut [f32], &[f32], &[f32]);
+pub(crate) type ReluSquaredFn = fn(&mut [f32]);
+pub(crate) type AddFn = fn(&mut [f32], &[f32]);
+pub(crate) type SoftmaxFn = fn(&mut [f32], &[f32]) -> SoftmaxStats;
+
+/// What [`Kernels::softmax`] found on the way.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SoftmaxStats {
+    /// The largest input; negative infinity for an empty one.
+    pub max: f32,
+    /// The sum of `exp(x - max)`.
+    pub sum: f32,
+}
+
+/// The operations at one level of instructions.
+///
+/// The crate documentation states what each computes, to the bit.
+#[derive(Clone, Copy)]
+pub struct Kernels {
+    pub(crate) isa: Isa,
+    pub(crate) quantize: QuantizeFn,
+    pub(crate) matvec_f32: MatvecFn,
+    pub(crate) matvec_f16: MatvecFn,
+    pub(crate) matvec_int8: MatvecFn,
+    pub(crate) matvec_int4: MatvecFn,
+    pub(crate) nonzero: NonzeroFn,
+    pub(crate) sparse_f32: SparseFn,
+    pub(crate) sparse_f16: SparseFn,
+    pub(crate) sparse_int8: SparseFn,
+    pub(crate) sparse_int4: SparseFn,
+    pub(crate) dequantize_record: RecordFn,
+    pub(crate) layer_norm: LayerNormFn,
+    pub(crate) lerp: LerpFn,
+    pub(crate) wkv4: Wkv4Fn,
+    pub(crate) sigmoid_mul: SigmoidMulFn,
+    pub(crate) relu_squared: ReluSquaredFn,
+    pub(crate) add: AddFn,
+    pub(crate) softmax: SoftmaxFn,
+}
+
+impl core::fmt::Debug for Kernels {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Kernels").field("isa", &self.isa).finish_non_exhaustive()
+    }
+}
+
+impl Kernels {
+    /// The kernels of `isa`, or `None` if this processor or this build does not have them.
+    pub fn for_isa(isa: Isa) -> Option<&'static Kernels> {
+        if !isa.is_available() {
+            return None;
+        }
+        match isa {
+            Isa::Scalar => Some(&scalar::KERNELS),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => Some(&crate::x86_64::AVX2),
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx2 => None,
+        }
+    }
+
+    /// The kernels of [`Isa::detect`].
+    pub fn best() -> &'static Kernels {
+        Self::for_isa(Isa::detect()).unwrap_or(&scalar::KERNELS)
+    }
+
+    /// The level of these kernels.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Quantizes the values of `x` to codes, scales and sums.
+    ///
+    /// # Panics
+    /// If the lengths in `x` do not fit together or `values` is not a whole number of column blocks.
+    pub fn quantize(&self, x: &mut ActivationMut<'_>) {
+        let n = x.values.len();
+        assert!(n.is_multiple_of(K_BLOCK), "{n} activations are not whole blocks of {K_BLOCK}");
+        check_activation(x.view(), n);
+        (self.quantize)(x);
+    }
+
+    /// Rows `first_row..first_row + out.len()` of the product `w x`.
+    ///
+    /// Float matrices read the values of `x`, quantized ones its codes, scales and sums.
+    ///
+    /// # Panics
+    /// If `first_row` is not a multiple of [`ROW_INTERLEAVE`], the rows are not all in `w`, or the lengths in
+    /// `x` are not those of `w`'s padded columns.
+    pub fn matvec(&self, out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) {
+        assert!(first_row.is_multiple_of(ROW_INTERLEAVE), "row {first_row} does not start a block");
+        check_range("rows", first_row, out.len(), w.rows());
+        check_activation(x, padded_cols(w.cols()));
+        let kernel = match w.dtype() {
+            DType::F32 => self.matvec_f32,
+            DType::F16 => self.matvec_f16,
+            DType::Int8 => self.matvec_int8,
+            DType::Int4 => self.matvec_int4,
+        };
+        kernel(out, w, first_row, x);
+    }
+
+    /// Copies the non-zero elements of `x` and their positions, in order, and returns their number.
+    ///
+    /// A NaN counts as non-zero, a negative zero as zero. What the outputs hold past the number returned is
+    /// unspecified.
+    ///
+    /// # Panics
+    /// If an output is shorter than `x`, or `x` has more than 2^32 elements.
+    pub fn nonzero(&self, indices: &mut [u32], values: &mut [f32], x: &[f32]) -> usize {
+        let n = x.len();
+        assert!(u32::try_from(n).is_ok(), "{n} elements are too many");
+        assert!(indices.len() >= n && values.len() >= n, "the outputs are shorter than {n} elements");
+        (self.nonzero)(&mut indices[..n], &mut values[..n], x)
+    }
+
+    /// Outputs `first..first + out.len()` of the sum of `x_j` times record `j` over the entries of `x`.
+    ///
+    /// How outputs are cut into calls does not change them.
+    ///
+    /// # Panics
+    /// If `first` is not a multiple of [`GROUP_SIZE`], `out` is longer than [`SPARSE_TILE`], the outputs are not
+    /// all in the records, `x` has not as many values as indices, or an index is no record.
+    pub fn sparse_matvec(&self, out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) {
+        assert!(first.is_multiple_of(GROUP_SIZE), "output {first} does not start a group");
+        assert!(out.len() <= SPARSE_TILE, "{} outputs are more than {SPARSE_TILE}", out.len());
+        check_range("outputs", first, out.len(), w.value_count());
+        check_len("sparse values", x.values.len(), x.indices.len());
+        let last = x.indices.iter().copied().max().map_or(0, |j| j as usize);
+        assert!(last < w.count(), "record {last} of {}", w.count());
+        let kernel = match w.dtype() {
+            DType::F32 => self.sparse_f32,
+            DType::F16 => self.sparse_f16,
+            DType::Int8 => self.sparse_int8,
+            DType::Int4 => self.sparse_int4,
+        };
+        kernel(out, w, first, x);
+    }
+
+    /// The values of record `index`.
+    ///
+    /// # Panics
+    /// If `index` is no record or `out` has another length than a record.
+    pub fn dequantize_record(&self, out: &mut [f32], w: &Records<'_>, index: usize) {
+        assert!(index < w.count(), "record {index} of {}", w.count());
+        check_len("output", out.len(), w.value_count());
+        (self.dequantize_record)(out, w, index);
+    }
+
+    /// `(x - mean) / sqrt(variance + eps) * weight + bias`.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn layer_norm(&self, out: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32], eps: f32) {
+        let n = out.len();
+        check_len("input", x.len(), n);
+        check_len("weight", weight.len(), n);
+        check_len("bias", bias.len(), n);
+        (self.layer_norm)(out, x, weight, bias, eps);
+    }
+
+    /// `a + t (b - a)`.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn lerp(&self, out: &mut [f32], a: &[f32], b: &[f32], t: &[f32]) {
+        let n = out.len();
+        check_len("a", a.len(), n);
+        check_len("b", b.len(), n);
+        check_len("t", t.len(), n);
+        (self.lerp)(out, a, b, t);
+    }
+
+    /// One step of the RWKV-4 recurrence for every channel.
+    ///
+    /// `time_decay` is the logarithm of the decay per step and `time_first` the bonus of the current token.
+    /// The state starts with `aa = bb = 0` and `pp = -1e30`.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    #[allow(clippy::too_many_arguments, reason = "the recurrence has these operands")]
+    pub fn wkv4(
+        &self,
+        y: &mut [f32],
+        k: &[f32],
+        v: &[f32],
+        time_first: &[f32],
+        time_decay: &[f32],
+        aa: &mut [f32],
+        bb: &mut [f32],
+        pp: &mut [f32],
+    ) {
+        let n = y.len();
+        check_len("k", k.len(), n);
+        check_len("v", v.len(), n);
+        check_len("time_first", time_first.len(), n);
+        check_len("time_decay", time_decay.len(), n);
+        check_len("aa", aa.len(), n);
+        check_len("bb", bb.len(), n);
+        check_len("pp", pp.len(), n);
+        (self.wkv4)(y, k, v, time_first, time_decay, aa, bb, pp);
+    }
+
+    /// `sigmoid(gate) * x`.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn sigmoid_mul(&self, out: &mut [f32], gate: &[f32], x: &[f32]) {
+        check_len("gate", gate.len(), out.len());
+        check_len("input", x.len(), out.len());
+        (self.sigmoid_mul)(out, gate, x);
+    }
+
+    /// `max(x, 0)^2` in place. A NaN becomes 0.
+    pub fn relu_squared(&self, x: &mut [f32]) {
+        (self.relu_squared)(x);
+    }
+
+    /// `x + y` in place of `x`.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn add(&self, x: &mut [f32], y: &[f32]) {
+        check_len("y", y.len(), x.len());
+        (self.add)(x, y);
+    }
+
+    /// `exp(x - max) / sum`. Any NaN or positive infinity among the inputs makes every output a NaN.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn softmax(&self, out: &mut [f32], x: &[f32]) -> SoftmaxStats {
+        check_len("input", x.len(), out.len());
+        (self.softmax)(out, x)
+    }
+}
+
+#[track_caller]
+fn check_len(what: &str, found: usize, expected: usize) {
+    assert!(found == expected, "{what}: {found} elements, expected {expected}");
+}
+
+#[track_caller]
+fn check_range(what: &str, first: usize, count: usize, total: usize) {
+    assert!(first <= total && count <= total - first, "{what} {first} + {count} of {total}");
+}
+
+#[track_caller]
+fn check_activation(x: Activation<'_>, padded: usize) {
+    check_len("activation values", x.values.len(), padded);
+    check_len("activation codes", x.codes.len(), padded);
+    check_len("activation scales", x.scales.len(), padded / GROUP_SIZE);
+    check_len("activation sums", x.sums.len(), padded / GROUP_SIZE);
+}

@@ -1,0 +1,51 @@
+//! The list of live entries.
+
+use core::arch::x86_64::*;
+
+use super::memory::{load_f32, store_f32, store_u32};
+
+/// For every set of lanes, the lanes of the set one after the other.
+const COMPRESS: [[u8; 8]; 256] = {
+    let mut table = [[0; 8]; 256];
+    let mut set = 0;
+    while set < 256 {
+        let (mut lane, mut n) = (0, 0);
+        while lane < 8 {
+            if set >> lane & 1 == 1 {
+                table[set][n] = lane as u8;
+                n += 1;
+            }
+            lane += 1;
+        }
+        set += 1;
+    }
+    table
+};
+
+#[target_feature(enable = "avx2")]
+pub(super) fn nonzero(indices: &mut [u32], values: &mut [f32], x: &[f32]) -> usize {
+    let mut n = 0;
+    let mut positions = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    let (chunks, tail) = x.as_chunks::<8>();
+    for chunk in chunks {
+        let x = load_f32(chunk);
+        let live = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_NEQ_UQ>(x, _mm256_setzero_ps())) as usize;
+        let order = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(i64::from_ne_bytes(COMPRESS[live])));
+        // No more entries are live than were read, so 8 more fit.
+        if let (Some(indices), Some(values)) =
+            (indices[n..].first_chunk_mut::<8>(), values[n..].first_chunk_mut::<8>())
+        {
+            store_u32(indices, _mm256_permutevar8x32_epi32(positions, order));
+            store_f32(values, _mm256_permutevar8x32_ps(x, order));
+        }
+        n += live.count_ones() as usize;
+        positions = _mm256_add_epi32(positions, _mm256_set1_epi32(8));
+    }
+    let first = x.len() - tail.len();
+    for (i, &v) in tail.iter().enumerate() {
+        indices[n] = (first + i) as u32;
+        values[n] = v;
+        n += usize::from(v != 0.0);
+    }
+    n
+}

@@ -1,0 +1,80 @@
+//! Loads and stores whose length is in the type of their argument.
+
+use core::arch::x86_64::*;
+
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn load(from: &[u8; 32]) -> __m256i {
+    // SAFETY: 32 bytes are readable; the load needs no alignment.
+    unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn load_half(from: &[u8; 16]) -> __m128i {
+    // SAFETY: 16 bytes are readable; the load needs no alignment.
+    unsafe { _mm_loadu_si128(from.as_ptr().cast()) }
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn load_f32(from: &[f32; 8]) -> __m256 {
+    // SAFETY: 8 floats are readable; the load needs no alignment.
+    unsafe { _mm256_loadu_ps(from.as_ptr()) }
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn store_f32(to: &mut [f32; 8], value: __m256) {
+    // SAFETY: 8 floats are writable; the store needs no alignment.
+    unsafe { _mm256_storeu_ps(to.as_mut_ptr(), value) }
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn load_i32(from: &[i32; 8]) -> __m256i {
+    // SAFETY: 8 integers are readable; the load needs no alignment.
+    unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn store_i32(to: &mut [i32; 8], value: __m256i) {
+    // SAFETY: 8 integers are writable; the store needs no alignment.
+    unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), value) }
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn store_u32(to: &mut [u32; 8], value: __m256i) {
+    // SAFETY: 8 integers are writable; the store needs no alignment.
+    unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), value) }
+}
+
+/// Eight fp16 numbers.
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+pub(super) fn load_f16(from: &[u8; 16]) -> __m256 {
+    _mm256_cvtph_ps(load_half(from))
+}
+
+/// Four codes in every 32-bit lane.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn broadcast(codes: &[i8; 4]) -> __m256i {
+    _mm256_set1_epi32(i32::from_ne_bytes(codes.map(|code| code as u8)))
+}
+
+/// Asks for every cache line of `bytes`.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn prefetch(bytes: &[u8]) {
+    let start = bytes.as_ptr();
+    for line in 0..bytes.len().div_ceil(64) {
+        // SAFETY: a prefetch never faults, whatever the address.
+        #[allow(unused_unsafe, reason = "not an unsafe function in newer compilers")]
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(64 * line).cast())
+        };
+    }
+}

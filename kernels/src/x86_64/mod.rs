@@ -1,0 +1,81 @@
+//! Kernels for x86-64.
+//!
+//! The kernels are safe functions over slices. Unsafe are only the loads and stores of `memory`, whose lengths
+//! are in their argument types, and the calls from the table, which is handed out after detection.
+#![allow(unsafe_code, reason = "vector loads and stores, and calls of functions with target features")]
+
+mod float;
+mod int;
+mod live;
+mod memory;
+mod shared;
+mod sparse;
+mod sparse_float;
+mod streams;
+
+use crate::isa::Isa;
+use crate::layout::{Activation, ActivationMut, Matrix, Records, Sparse};
+use crate::table::{Kernels, SoftmaxStats};
+
+/// The kernels of [`Isa::Avx2`]; to be used only where that level is available.
+pub(crate) const AVX2: Kernels = Kernels {
+    isa: Isa::Avx2,
+    quantize: entry::quantize,
+    matvec_f32: entry::matvec_f32,
+    matvec_f16: entry::matvec_f16,
+    matvec_int8: entry::matvec_int8,
+    matvec_int4: entry::matvec_int4,
+    nonzero: entry::nonzero,
+    sparse_f32: entry::sparse_f32,
+    sparse_f16: entry::sparse_f16,
+    sparse_int8: entry::sparse_int8,
+    sparse_int4: entry::sparse_int4,
+    dequantize_record: entry::dequantize_record,
+    layer_norm: entry::layer_norm,
+    lerp: entry::lerp,
+    wkv4: entry::wkv4,
+    sigmoid_mul: entry::sigmoid_mul,
+    relu_squared: entry::relu_squared,
+    add: entry::add,
+    softmax: entry::softmax,
+};
+
+/// Functions that can be pointed to, for functions with target features, which cannot.
+macro_rules! entries {
+    ($(fn $name:ident($($arg:ident: $type:ty),*) $(-> $result:ty)? = $module:ident;)*) => {
+        mod entry {
+            use super::*;
+
+            $(#[allow(clippy::too_many_arguments, reason = "as many as the kernel has")]
+            pub(super) fn $name($($arg: $type),*) $(-> $result)? {
+                // SAFETY: only the AVX2 table points here, and `Kernels::for_isa` hands it out only if the
+                // processor has the features that the function asks for.
+                unsafe { super::$module::$name($($arg),*) }
+            })*
+        }
+    };
+}
+
+entries! {
+    fn quantize(x: &mut ActivationMut<'_>) = shared;
+    fn matvec_f32(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = float;
+    fn matvec_f16(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = float;
+    fn matvec_int8(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = int;
+    fn matvec_int4(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = int;
+    fn nonzero(indices: &mut [u32], values: &mut [f32], x: &[f32]) -> usize = live;
+    fn sparse_f32(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) = sparse_float;
+    fn sparse_f16(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) = sparse_float;
+    fn sparse_int8(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) = sparse;
+    fn sparse_int4(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) = sparse;
+    fn dequantize_record(out: &mut [f32], w: &Records<'_>, index: usize) = shared;
+    fn layer_norm(out: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32], eps: f32) = shared;
+    fn lerp(out: &mut [f32], a: &[f32], b: &[f32], t: &[f32]) = shared;
+    fn wkv4(
+        y: &mut [f32], k: &[f32], v: &[f32], time_first: &[f32], time_decay: &[f32],
+        aa: &mut [f32], bb: &mut [f32], pp: &mut [f32]
+    ) = shared;
+    fn sigmoid_mul(out: &mut [f32], gate: &[f32], x: &[f32]) = shared;
+    fn relu_squared(x: &mut [f32]) = shared;
+    fn add(x: &mut [f32], y: &[f32]) = shared;
+    fn softmax(out: &mut [f32], x: &[f32]) -> SoftmaxStats = shared;
+}

@@ -1,0 +1,473 @@
+//! Every available level against scalar: the same bits, nothing read or written outside.
+
+use rwkv_edge_kernels::{DType, GROUP_SIZE, Kernels, SPARSE_TILE, Sparse};
+
+use crate::guard::Guarded;
+use crate::support::{
+    Bytes, Element, Fill, Input, Output, Report, Rng, TestMatrix, TestRecords, lengths, scalar, vector_levels,
+};
+
+/// Runs `op` into a guarded output and into one between canaries, for scalar and every other level.
+fn check_f32(report: &mut Report, what: &str, shape: &str, start: &[f32], op: impl Fn(&Kernels, &mut [f32])) {
+    let mut wanted = start.to_vec();
+    op(scalar(), &mut wanted);
+    for kernels in vector_levels() {
+        let mut out = Output::new(start.len(), f32::CANARY);
+        out.slice().copy_from_slice(start);
+        op(kernels, out.slice());
+        report.compare(what, kernels.isa(), shape, &wanted, out.slice());
+        report.contained(what, kernels.isa(), shape, &out);
+        let mut out = Guarded::new(start);
+        op(kernels, &mut out);
+        report.compare(what, kernels.isa(), shape, &wanted, &out);
+    }
+}
+
+fn canaries(n: usize) -> Vec<f32> {
+    vec![f32::CANARY; n]
+}
+
+#[test]
+fn quantize() {
+    let mut report = Report::default();
+    let mut rng = Rng(1);
+    let sizes = if cfg!(miri) { vec![0, 64, 128] } else { vec![0, 64, 128, 192, 768, 2048, 2560] };
+    for n in sizes {
+        for fill in Fill::ALL {
+            let x = fill.vector(n, &mut rng);
+            let wanted = Input::new(&x, scalar());
+            for kernels in vector_levels() {
+                let got = Input::new(&x, kernels);
+                let shape = format!("{n} {fill:?}");
+                report.compare("quantize values", kernels.isa(), &shape, &wanted.values, &got.values);
+                report.compare("quantize codes", kernels.isa(), &shape, &wanted.codes, &got.codes);
+                report.compare("quantize scales", kernels.isa(), &shape, &wanted.scales, &got.scales);
+                report.compare("quantize sums", kernels.isa(), &shape, &wanted.sums, &got.sums);
+            }
+        }
+    }
+    report.finish();
+}
+
+#[test]
+fn quantize_rounds_ties_and_small_groups_alike() {
+    let mut report = Report::default();
+    // With a largest magnitude of 127 the codes are the values, so that halves are ties.
+    let mut x: Vec<f32> = (0..64).map(|i| i as f32 - 31.5).collect();
+    (x[0], x[32]) = (127.0, -127.0);
+    for magnitude in [1.0, f32::from_bits(27 << 23), f32::from_bits((27 << 23) - 1), f32::MIN_POSITIVE, 2e36]
+    {
+        let x: Vec<f32> = x.iter().map(|x| x * (magnitude / 127.0)).collect();
+        let wanted = Input::new(&x, scalar());
+        for kernels in vector_levels() {
+            let got = Input::new(&x, kernels);
+            let shape = format!("{magnitude:e}");
+            report.compare("quantize codes", kernels.isa(), &shape, &wanted.codes, &got.codes);
+            report.compare("quantize scales", kernels.isa(), &shape, &wanted.scales, &got.scales);
+        }
+    }
+    report.finish();
+}
+
+fn check_matvec(report: &mut Report, w: &TestMatrix, x: &Input, first: usize, n: usize, label: &str) {
+    let shape = format!("{} {}x{} rows {first}+{n} {label}", w.dtype, w.rows, w.cols);
+    check_f32(report, "matvec", &shape, &canaries(n), |kernels, out| {
+        kernels.matvec(out, &w.view(), first, x.view());
+    });
+}
+
+#[test]
+fn matvec_of_every_row_range() {
+    let mut report = Report::default();
+    let mut rng = Rng(2);
+    let rows = if cfg!(miri) { 35 } else { 147 };
+    for dtype in DType::ALL {
+        let w = TestMatrix::new(dtype, rows, 65, Bytes::Encoded, &mut rng);
+        let x = Input::new(&rng.normals(65), scalar());
+        for first in (0..rows).step_by(16) {
+            for n in 0..=rows - first {
+                if !cfg!(miri) || n % 7 == 0 {
+                    check_matvec(&mut report, &w, &x, first, n, "");
+                }
+            }
+        }
+    }
+    report.finish();
+}
+
+#[test]
+fn matvec_of_every_width() {
+    let mut report = Report::default();
+    let mut rng = Rng(3);
+    for dtype in DType::ALL {
+        for cols in lengths().into_iter().filter(|&n| n > 0) {
+            let rows = if cols > 300 { 17 } else { 83 };
+            let rows = if cfg!(miri) { 17 } else { rows };
+            let w = TestMatrix::new(dtype, rows, cols, Bytes::Encoded, &mut rng);
+            let x = Input::new(&rng.normals(cols), scalar());
+            check_matvec(&mut report, &w, &x, 0, rows, "");
+        }
+    }
+    report.finish();
+}
+
+#[test]
+fn matvec_of_real_shapes() {
+    let mut report = Report::default();
+    let mut rng = Rng(4);
+    let shapes: &[(usize, usize)] =
+        if cfg!(miri) { &[(16, 64)] } else { &[(80, 768), (80, 2048), (80, 2560), (80, 10240), (65536, 64)] };
+    for dtype in DType::ALL {
+        for &(rows, cols) in shapes {
+            let w = TestMatrix::new(dtype, rows, cols, Bytes::Hostile, &mut rng);
+            let x = Input::new(&rng.normals(cols), scalar());
+            check_matvec(&mut report, &w, &x, 0, rows, "");
+        }
+    }
+    report.finish();
+}
+
+#[test]
+fn matvec_of_every_input_and_any_bytes() {
+    let mut report = Report::default();
+    let mut rng = Rng(5);
+    let (rows, cols) = if cfg!(miri) { (18, 70) } else { (83, 200) };
+    for dtype in DType::ALL {
+        for bytes in Bytes::ALL {
+            let w = TestMatrix::new(dtype, rows, cols, bytes, &mut rng);
+            for fill in Fill::ALL {
+                let x = Input::new(&fill.vector(cols, &mut rng), scalar());
+                check_matvec(&mut report, &w, &x, 0, rows, &format!("{bytes:?} {fill:?}"));
+            }
+        }
+    }
+    report.finish();
+}
+
+#[test]
+fn matvec_of_one_hot_columns() {
+    let mut report = Report::default();
+    let mut rng = Rng(6);
+    for dtype in DType::ALL {
+        let w = TestMatrix::new(dtype, 20, 130, Bytes::Encoded, &mut rng);
+        for hot in (0..130).step_by(if cfg!(miri) { 13 } else { 1 }) {
+            let x: Vec<f32> = (0..130).map(|i| f32::from(u8::from(i == hot))).collect();
+            check_matvec(&mut report, &w, &Input::new(&x, scalar()), 0, 20, &format!("hot {hot}"));
+        }
+    }
+    report.finish();
+}
+
+#[test]
+fn matvec_of_largest_int4_sums_does_not_saturate() {
+    let mut report = Report::default();
+    let mut rng = Rng(7);
+    let w = TestMatrix::new(DType::Int4, 70, 64, Bytes::Constant(0xff), &mut rng);
+    for sign in [1.0, -1.0] {
+        let x = Input::new(&[sign * 127.0; 64], scalar());
+        check_matvec(&mut report, &w, &x, 0, 70, "all nibbles 15, all codes 127");
+    }
+    report.finish();
+}
+
+#[test]
+fn matvec_of_int8_code_minus_128() {
+    let mut report = Report::default();
+    let mut rng = Rng(8);
+    let mut w = TestMatrix::new(DType::Int8, 70, 64, Bytes::Constant(0x80), &mut rng);
+    for block in w.data.chunks_exact_mut(1088) {
+        for (i, byte) in block[..64].iter_mut().enumerate() {
+            *byte = [0x00, 0x3c][i % 2];
+        }
+    }
+    for fill in Fill::ALL {
+        let x = Input::new(&fill.vector(64, &mut rng), scalar());
+        check_matvec(&mut report, &w, &x, 0, 70, &format!("{fill:?}"));
+    }
+    for sign in [1.0, -1.0] {
+        check_matvec(&mut report, &w, &Input::new(&[sign; 64], scalar()), 0, 70, "codes of one sign");
+    }
+    report.finish();
+}
+
+#[test]
+fn matvec_of_unaligned_weights() {
+    let mut report = Report::default();
+    let mut rng = Rng(9);
+    for dtype in DType::ALL {
+        let w = TestMatrix::new(dtype, 70, 130, Bytes::Encoded, &mut rng);
+        let x = Input::new(&rng.normals(130), scalar());
+        let mut wanted = canaries(70);
+        scalar().matvec(&mut wanted, &w.view(), 0, x.view());
+        for offset in [1, 2, 33] {
+            let mut shifted = vec![0; offset];
+            shifted.extend_from_slice(&w.data);
+            let view = rwkv_edge_kernels::Matrix::new(dtype, 70, 130, w.view().scale(), &shifted[offset..]);
+            for kernels in vector_levels() {
+                let mut got = canaries(70);
+                kernels.matvec(&mut got, &view.unwrap(), 0, x.view());
+                report.compare("matvec", kernels.isa(), &format!("{dtype} at {offset}"), &wanted, &got);
+            }
+        }
+    }
+    report.finish();
+}
+
+#[test]
+fn nonzero() {
+    let mut report = Report::default();
+    let mut rng = Rng(10);
+    for n in lengths() {
+        for fill in Fill::ALL {
+            for live in [0, 1, 13, 50, 100] {
+                let mut x = fill.vector(n, &mut rng);
+                x.iter_mut()
+                    .for_each(|x| *x = if rng.below(100) < live { *x } else { [0.0, -0.0][rng.below(2)] });
+                check_nonzero(&mut report, &x, &format!("{n} {fill:?} live {live}"));
+            }
+        }
+    }
+    report.finish();
+}
+
+fn check_nonzero(report: &mut Report, x: &[f32], shape: &str) {
+    let x = Guarded::new(x);
+    let n = x.len();
+    let (mut indices, mut values) = (vec![0; n], vec![0.0; n]);
+    let live = scalar().nonzero(&mut indices, &mut values, &x);
+    for kernels in vector_levels() {
+        let mut got_indices = Output::new(n, u32::CANARY);
+        let mut got_values = Guarded::new(&canaries(n));
+        let got = kernels.nonzero(got_indices.slice(), &mut got_values, &x).min(n);
+        report.compare(
+            "nonzero indices",
+            kernels.isa(),
+            shape,
+            &indices[..live],
+            &got_indices.slice()[..got],
+        );
+        report.compare("nonzero values", kernels.isa(), shape, &values[..live], &got_values[..got]);
+        report.contained("nonzero", kernels.isa(), shape, &got_indices);
+    }
+}
+
+fn check_sparse(
+    report: &mut Report,
+    w: &TestRecords,
+    indices: &[u32],
+    values: &[f32],
+    first: usize,
+    n: usize,
+    label: &str,
+) {
+    let shape = format!("{} {}x{} {first}+{n} live {} {label}", w.dtype, w.count, w.len, indices.len());
+    let (indices, values) = (Guarded::new(indices), Guarded::new(values));
+    check_f32(report, "sparse_matvec", &shape, &canaries(n), |kernels, out| {
+        kernels.sparse_matvec(out, &w.view(), first, Sparse { indices: &indices, values: &values });
+    });
+}
+
+#[test]
+fn sparse_matvec_of_every_length_and_live_count() {
+    let mut report = Report::default();
+    let mut rng = Rng(11);
+    for dtype in DType::ALL {
+        for len in lengths().into_iter().filter(|&n| n > 0) {
+            let w = TestRecords::new(dtype, 19, len, Bytes::Encoded, &mut rng);
+            for live in if len < 70 && !cfg!(miri) { vec![0, 1, 7, 8, 9, 19] } else { vec![17] } {
+                let indices: Vec<u32> = (19 - live as u32..19).collect();
+                let values = rng.normals(live);
+                check_sparse(&mut report, &w, &indices, &values, 0, len.min(SPARSE_TILE), "");
+            }
+        }
+    }
+    report.finish();
+}
+
+#[test]
+fn sparse_matvec_of_every_output_range() {
+    let mut report = Report::default();
+    let mut rng = Rng(12);
+    let len = if cfg!(miri) { 70 } else { 390 };
+    for dtype in DType::ALL {
+        let w = TestRecords::new(dtype, 11, len, Bytes::Hostile, &mut rng);
+        let values = rng.normals(11);
+        let indices: Vec<u32> = (0..11).collect();
+        for first in (0..len).step_by(GROUP_SIZE) {
+            for n in 0..=len - first {
+                if !cfg!(miri) || n % 31 == 0 {
+                    check_sparse(&mut report, &w, &indices, &values, first, n, "");
+                }
+            }
+        }
+    }
+    report.finish();
+}
+
+#[test]
+fn sparse_matvec_of_every_input_and_any_bytes() {
+    let mut report = Report::default();
+    let mut rng = Rng(13);
+    for dtype in DType::ALL {
+        for bytes in Bytes::ALL {
+            let w = TestRecords::new(dtype, 41, 100, bytes, &mut rng);
+            for fill in Fill::ALL {
+                let values = fill.vector(41, &mut rng);
+                let indices: Vec<u32> = (0..41).collect();
+                check_sparse(&mut report, &w, &indices, &values, 0, 100, &format!("{bytes:?} {fill:?}"));
+            }
+        }
+    }
+    report.finish();
+}
+
+#[test]
+fn sparse_matvec_of_many_records() {
+    let mut report = Report::default();
+    let mut rng = Rng(14);
+    let count = if cfg!(miri) { 50 } else { 8192 };
+    for dtype in DType::ALL {
+        let w = TestRecords::new(dtype, count, 96, Bytes::Hostile, &mut rng);
+        let indices: Vec<u32> = (0..count as u32).collect();
+        let values = rng.normals(count);
+        check_sparse(&mut report, &w, &indices, &values, 32, 64, "dense");
+    }
+    report.finish();
+}
+
+#[test]
+fn sparse_matvec_of_largest_sums_wraps_nowhere() {
+    let mut report = Report::default();
+    let mut rng = Rng(15);
+    let count = if cfg!(miri) { 20 } else { 5000 };
+    for (dtype, byte) in [(DType::Int4, 0xff), (DType::Int4, 0x00), (DType::Int8, 0x7f), (DType::Int8, 0x81)]
+    {
+        let mut w = TestRecords::new(dtype, count, 64, Bytes::Constant(byte), &mut rng);
+        let stride = w.view().stride();
+        for record in w.data.chunks_exact_mut(stride) {
+            record[..4].copy_from_slice(&[0x00, 0x3c, 0x00, 0x3c]);
+        }
+        let indices: Vec<u32> = (0..count as u32).collect();
+        for sign in [1.0, -1.0] {
+            check_sparse(&mut report, &w, &indices, &vec![sign; count], 0, 64, "extreme");
+        }
+    }
+    report.finish();
+}
+
+#[test]
+fn dequantize_record() {
+    let mut report = Report::default();
+    let mut rng = Rng(16);
+    for dtype in DType::ALL {
+        for len in lengths().into_iter().filter(|&n| n > 0) {
+            for bytes in [Bytes::Encoded, Bytes::Hostile] {
+                let w = TestRecords::new(dtype, 2, len, bytes, &mut rng);
+                let shape = format!("{dtype} {len} {bytes:?}");
+                check_f32(&mut report, "dequantize_record", &shape, &canaries(len), |kernels, out| {
+                    kernels.dequantize_record(out, &w.view(), 1);
+                });
+            }
+        }
+    }
+    report.finish();
+}
+
+/// Calls `check` with three guarded vectors of every length and content.
+fn for_vectors(seed: u64, mut check: impl FnMut(&str, usize, [&Guarded<f32>; 3])) {
+    let mut rng = Rng(seed);
+    for n in lengths() {
+        for fill in Fill::ALL {
+            let [a, b, c] = [0; 3].map(|_| Guarded::new(&fill.vector(n, &mut rng)));
+            check(&format!("{n} {fill:?}"), n, [&a, &b, &c]);
+        }
+    }
+}
+
+#[test]
+fn layer_norm() {
+    let mut report = Report::default();
+    for_vectors(17, |shape, n, [x, weight, bias]| {
+        check_f32(&mut report, "layer_norm", shape, &canaries(n), |kernels, out| {
+            kernels.layer_norm(out, x, weight, bias, 1e-5);
+        });
+    });
+    report.finish();
+}
+
+#[test]
+fn lerp() {
+    let mut report = Report::default();
+    for_vectors(18, |shape, n, [a, b, t]| {
+        check_f32(&mut report, "lerp", shape, &canaries(n), |kernels, out| kernels.lerp(out, a, b, t));
+    });
+    report.finish();
+}
+
+#[test]
+fn sigmoid_mul() {
+    let mut report = Report::default();
+    for_vectors(19, |shape, n, [gate, x, _]| {
+        check_f32(&mut report, "sigmoid_mul", shape, &canaries(n), |kernels, out| {
+            kernels.sigmoid_mul(out, gate, x);
+        });
+    });
+    report.finish();
+}
+
+#[test]
+fn relu_squared() {
+    let mut report = Report::default();
+    for_vectors(20, |shape, _, [x, _, _]| {
+        check_f32(&mut report, "relu_squared", shape, x, |kernels, out| kernels.relu_squared(out));
+    });
+    report.finish();
+}
+
+#[test]
+fn add() {
+    let mut report = Report::default();
+    for_vectors(21, |shape, _, [x, y, _]| {
+        check_f32(&mut report, "add", shape, x, |kernels, out| kernels.add(out, y));
+    });
+    report.finish();
+}
+
+#[test]
+fn softmax() {
+    let mut report = Report::default();
+    for_vectors(22, |shape, n, [x, _, _]| {
+        check_f32(&mut report, "softmax", shape, &canaries(n), |kernels, out| {
+            kernels.softmax(out, x);
+        });
+        let wanted = scalar().softmax(&mut canaries(n), x);
+        for kernels in vector_levels() {
+            let got = kernels.softmax(&mut canaries(n), x);
+            let [wanted, got] = [wanted, got].map(|stats| [stats.max, stats.sum]);
+            report.compare("softmax stats", kernels.isa(), shape, &wanted, &got);
+        }
+    });
+    report.finish();
+}
+
+#[test]
+fn wkv4() {
+    let mut report = Report::default();
+    let mut rng = Rng(23);
+    for_vectors(23, |shape, n, [k, v, time_first]| {
+        let decay: Vec<f32> = rng.normals(n).iter().map(|w| -w.abs()).collect();
+        let decay = Guarded::new(&decay);
+        // y, aa, bb and pp one after the other.
+        let mut start = canaries(4 * n);
+        start[n..3 * n].fill(0.0);
+        start[3 * n..].fill(-1e30);
+        check_f32(&mut report, "wkv4", shape, &start, |kernels, out| {
+            let (y, out) = out.split_at_mut(n);
+            let (aa, out) = out.split_at_mut(n);
+            let (bb, pp) = out.split_at_mut(n);
+            kernels.wkv4(y, k, v, time_first, &decay, aa, bb, pp);
+            kernels.wkv4(y, v, k, time_first, &decay, aa, bb, pp);
+        });
+    });
+    report.finish();
+}

@@ -1,0 +1,268 @@
+//! Wrong shapes panic in every safe method, so that no kernel ever sees them.
+
+use rwkv_edge_kernels::quant::{
+    TENSOR_SCALE, decode_matrix_row, decode_record, encode_block_row, encode_record,
+};
+use rwkv_edge_kernels::{
+    Activation, ActivationMut, DType, Isa, Kernels, Matrix, Records, SPARSE_TILE, Sparse, matrix_bytes,
+    records_bytes,
+};
+
+/// Whether `op` panics on every available level.
+fn panics(op: impl Fn(&Kernels)) -> bool {
+    let levels = Isa::ALL.iter().filter_map(|&isa| Kernels::for_isa(isa));
+    levels.map(|kernels| caught(|| op(kernels))).reduce(|a, b| a && b).unwrap()
+}
+
+fn caught(op: impl FnOnce()) -> bool {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(op)).is_err()
+}
+
+/// Values, codes, scales and sums.
+type Parts = (Vec<f32>, Vec<i8>, Vec<f32>, Vec<i32>);
+
+/// A vector for 128 columns.
+fn activation() -> Parts {
+    (vec![0.0; 128], vec![0; 128], vec![0.0; 4], vec![0; 4])
+}
+
+fn with_matrix(op: impl Fn(&Kernels, &Matrix<'_>)) -> bool {
+    DType::ALL.into_iter().all(|dtype| {
+        let data = vec![0; matrix_bytes(dtype, 40, 100).unwrap()];
+        let w = Matrix::new(dtype, 40, 100, TENSOR_SCALE, &data).unwrap();
+        panics(|kernels| op(kernels, &w))
+    })
+}
+
+fn with_records(op: impl Fn(&Kernels, &Records<'_>)) -> bool {
+    DType::ALL.into_iter().all(|dtype| {
+        let data = vec![0; records_bytes(dtype, 5, 1100).unwrap()];
+        let w = Records::new(dtype, 5, 1100, TENSOR_SCALE, &data).unwrap();
+        panics(|kernels| op(kernels, &w))
+    })
+}
+
+fn matvec_panics(rows: usize, first: usize, resize: fn(&mut Parts)) -> bool {
+    with_matrix(|kernels, w| {
+        let mut parts = activation();
+        resize(&mut parts);
+        let (values, codes, scales, sums) = &parts;
+        kernels.matvec(&mut vec![0.0; rows], w, first, Activation { values, codes, scales, sums });
+    })
+}
+
+#[test]
+fn matvec_accepts_the_right_shape() {
+    for (rows, first) in [(40, 0), (24, 16), (8, 32), (0, 32)] {
+        assert!(!matvec_panics(rows, first, |_| ()));
+    }
+}
+
+#[test]
+fn matvec_rejects_rows_outside_the_matrix() {
+    for (rows, first) in [(41, 0), (25, 16), (9, 32), (1, 48), (0, 48), (16, usize::MAX - 15), (48, 0)] {
+        assert!(matvec_panics(rows, first, |_| ()), "{rows} from {first}");
+    }
+}
+
+#[test]
+fn matvec_rejects_a_row_inside_a_block() {
+    for first in [1, 8, 15, 17] {
+        assert!(matvec_panics(1, first, |_| ()), "{first}");
+    }
+}
+
+#[test]
+fn matvec_rejects_inputs_of_another_length() {
+    for n in [0, 64, 100, 127, 129, 192] {
+        assert!(match n {
+            0 => matvec_panics(40, 0, |x| x.0.clear()),
+            64 => matvec_panics(40, 0, |x| x.0.truncate(64)),
+            100 => matvec_panics(40, 0, |x| x.1.truncate(100)),
+            127 => matvec_panics(40, 0, |x| x.1.truncate(127)),
+            129 => matvec_panics(40, 0, |x| x.0.push(0.0)),
+            _ => matvec_panics(40, 0, |x| x.1.resize(192, 0)),
+        });
+    }
+    assert!(matvec_panics(40, 0, |x| x.2.truncate(3)));
+    assert!(matvec_panics(40, 0, |x| x.2.push(0.0)));
+    assert!(matvec_panics(40, 0, |x| x.3.truncate(3)));
+    assert!(matvec_panics(40, 0, |x| x.3.push(0)));
+}
+
+fn quantize_panics(values: usize, codes: usize, scales: usize, sums: usize) -> bool {
+    panics(|kernels| {
+        kernels.quantize(&mut ActivationMut {
+            values: &mut vec![1.0; values],
+            codes: &mut vec![0; codes],
+            scales: &mut vec![0.0; scales],
+            sums: &mut vec![0; sums],
+        });
+    })
+}
+
+#[test]
+fn quantize_rejects_lengths_that_do_not_fit() {
+    assert!(!quantize_panics(128, 128, 4, 4));
+    assert!(!quantize_panics(0, 0, 0, 0));
+    for (values, codes, scales, sums) in [
+        (100, 100, 4, 4),
+        (32, 32, 1, 1),
+        (128, 127, 4, 4),
+        (128, 192, 4, 4),
+        (128, 128, 3, 4),
+        (128, 128, 5, 4),
+        (128, 128, 4, 3),
+        (128, 128, 4, 5),
+        (64, 128, 4, 4),
+    ] {
+        assert!(quantize_panics(values, codes, scales, sums), "{values} {codes} {scales} {sums}");
+    }
+}
+
+#[test]
+fn nonzero_rejects_short_outputs() {
+    let run = |indices, values| {
+        panics(|kernels| {
+            kernels.nonzero(&mut vec![0; indices], &mut vec![0.0; values], &[0.0; 20]);
+        })
+    };
+    assert!(!run(20, 20) && !run(30, 21));
+    assert!(run(19, 20) && run(20, 19) && run(0, 0));
+}
+
+fn sparse_panics(n: usize, first: usize, indices: &[u32], values: usize) -> bool {
+    with_records(|kernels, w| {
+        let values = vec![1.0; values];
+        kernels.sparse_matvec(&mut vec![0.0; n], w, first, Sparse { indices, values: &values });
+    })
+}
+
+#[test]
+fn sparse_matvec_accepts_the_right_shape() {
+    assert!(!sparse_panics(SPARSE_TILE, 0, &[0, 4], 2));
+    assert!(!sparse_panics(76, 1024, &[], 0));
+    assert!(!sparse_panics(0, 1088, &[1], 1));
+}
+
+#[test]
+fn sparse_matvec_rejects_outputs_outside() {
+    for (n, first) in [(SPARSE_TILE + 1, 0), (77, 1024), (13, 1088), (1, 1120), (32, usize::MAX - 31)] {
+        assert!(sparse_panics(n, first, &[0], 1), "{n} from {first}");
+    }
+}
+
+#[test]
+fn sparse_matvec_rejects_an_output_inside_a_group() {
+    assert!(sparse_panics(8, 16, &[0], 1) && sparse_panics(8, 1, &[0], 1));
+}
+
+#[test]
+fn sparse_matvec_rejects_records_that_are_not_there() {
+    assert!(sparse_panics(8, 0, &[5], 1));
+    assert!(sparse_panics(8, 0, &[0, u32::MAX], 2));
+    assert!(sparse_panics(0, 0, &[5], 1));
+    assert!(sparse_panics(8, 0, &[9, 0, 0, 0, 0, 0, 0, 0, 0], 9));
+}
+
+#[test]
+fn sparse_matvec_rejects_values_without_indices() {
+    assert!(sparse_panics(8, 0, &[0], 0) && sparse_panics(8, 0, &[0], 2));
+}
+
+#[test]
+fn dequantize_record_rejects_wrong_shapes() {
+    let run = |n, i| with_records(|kernels, w| kernels.dequantize_record(&mut vec![0.0; n], w, i));
+    assert!(!run(1100, 4));
+    assert!(run(1099, 0) && run(1101, 0) && run(1100, 5) && run(1100, usize::MAX));
+}
+
+/// Calls an operation with vectors of 8 elements, one of which has another length.
+fn rejects_each_length(n: usize, op: impl Fn(&Kernels, &mut [Vec<f32>])) {
+    let run = |lengths: &[usize]| {
+        panics(|kernels| {
+            let mut vectors: Vec<Vec<f32>> = lengths.iter().map(|&n| vec![1.0; n]).collect();
+            op(kernels, &mut vectors);
+        })
+    };
+    assert!(!run(&vec![8; n]));
+    for odd in 0..n {
+        for length in [0, 7, 9, 16] {
+            let mut lengths = vec![8; n];
+            lengths[odd] = length;
+            assert!(run(&lengths), "argument {odd} of length {length}");
+        }
+    }
+}
+
+#[test]
+fn element_wise_operations_reject_differing_lengths() {
+    rejects_each_length(4, |kernels, v| {
+        let [out, x, weight, bias] = v else { unreachable!() };
+        kernels.layer_norm(out, x, weight, bias, 1e-5);
+    });
+    rejects_each_length(4, |kernels, v| {
+        let [out, a, b, t] = v else { unreachable!() };
+        kernels.lerp(out, a, b, t);
+    });
+    rejects_each_length(8, |kernels, v| {
+        let [y, k, x, u, w, aa, bb, pp] = v else { unreachable!() };
+        kernels.wkv4(y, k, x, u, w, aa, bb, pp);
+    });
+    rejects_each_length(3, |kernels, v| {
+        let [out, gate, x] = v else { unreachable!() };
+        kernels.sigmoid_mul(out, gate, x);
+    });
+    rejects_each_length(2, |kernels, v| {
+        let [x, y] = v else { unreachable!() };
+        kernels.add(x, y);
+    });
+    rejects_each_length(2, |kernels, v| {
+        let [out, x] = v else { unreachable!() };
+        kernels.softmax(out, x);
+    });
+}
+
+#[test]
+fn encoders_reject_wrong_shapes() {
+    for dtype in DType::ALL {
+        let block_row = |values: usize, cols: usize, bytes: usize, scale: f32| {
+            caught(|| {
+                let _ = encode_block_row(dtype, &vec![0.0; values], cols, scale, &mut vec![0; bytes]);
+            })
+        };
+        let bytes = matrix_bytes(dtype, 16, 100).unwrap();
+        assert!(!block_row(1600, 100, bytes, 1.0) && !block_row(100, 100, bytes, 1.0));
+        assert!(block_row(1700, 100, bytes, 1.0) && block_row(0, 100, bytes, 1.0));
+        assert!(block_row(150, 100, bytes, 1.0) && block_row(100, 0, bytes, 1.0));
+        assert!(block_row(100, 100, bytes - 1, 1.0) && block_row(100, 100, bytes + 64, 1.0));
+        let record = |values: usize, bytes: usize, scale: f32| {
+            caught(|| {
+                let _ = encode_record(dtype, &vec![0.0; values], scale, &mut vec![0; bytes]);
+            })
+        };
+        let bytes = records_bytes(dtype, 1, 100).unwrap();
+        assert!(!record(100, bytes, 1.0));
+        assert!(record(0, bytes, 1.0) && record(100, bytes - 1, 1.0) && record(100, 0, 1.0));
+        for scale in [0.0, -1.0, 3.0, 1e-40, f32::NAN, f32::INFINITY] {
+            assert!(record(100, bytes, scale), "{scale}");
+            assert!(block_row(100, 100, matrix_bytes(dtype, 16, 100).unwrap(), scale), "{scale}");
+        }
+    }
+}
+
+#[test]
+fn decoders_reject_wrong_shapes() {
+    for dtype in DType::ALL {
+        let data = vec![0; matrix_bytes(dtype, 40, 100).unwrap()];
+        let w = Matrix::new(dtype, 40, 100, 1.0, &data).unwrap();
+        let row = |row, n| caught(|| decode_matrix_row(&w, row, &mut vec![0.0; n]));
+        assert!(!row(39, 100));
+        assert!(row(40, 100) && row(0, 99) && row(0, 128));
+        let data = vec![0; records_bytes(dtype, 5, 100).unwrap()];
+        let w = Records::new(dtype, 5, 100, 1.0, &data).unwrap();
+        let record = |i, n| caught(|| decode_record(&w, i, &mut vec![0.0; n]));
+        assert!(!record(4, 100));
+        assert!(record(5, 100) && record(0, 99) && record(0, 128));
+    }
+}

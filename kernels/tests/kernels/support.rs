@@ -1,0 +1,333 @@
+//! Random numbers, test vectors, and comparison with a report.
+
+use std::fmt::Debug;
+
+use rwkv_edge_kernels::quant::{TENSOR_SCALE, encode_block_row, encode_record};
+use rwkv_edge_kernels::{
+    Activation, ActivationMut, DType, GROUP_SIZE, Isa, Kernels, Matrix, Records, matrix_bytes, padded_cols,
+    records_bytes,
+};
+
+use crate::guard::Guarded;
+
+/// splitmix64.
+pub(crate) struct Rng(pub(crate) u64);
+
+impl Rng {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform in -1..1.
+    pub(crate) fn uniform(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    /// About normal, with standard deviation 1.
+    pub(crate) fn normal(&mut self) -> f32 {
+        (0..12).map(|_| 0.5 * self.uniform()).sum()
+    }
+
+    pub(crate) fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+
+    pub(crate) fn normals(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.normal()).collect()
+    }
+
+    pub(crate) fn bytes(&mut self, n: usize) -> Vec<u8> {
+        (0..n).map(|_| self.next() as u8).collect()
+    }
+}
+
+/// What a vector is filled with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Fill {
+    Normal,
+    Zero,
+    /// The largest values, with alternating signs.
+    Extremes,
+    /// Subnormal numbers and zeros of both signs.
+    Denormal,
+    /// A single one; the position follows the seed.
+    OneHot,
+    /// Magnitudes near the ends of the exponent range, mixed with ordinary ones.
+    Huge,
+    /// Ordinary numbers with infinities and NaNs between them.
+    NonFinite,
+}
+
+impl Fill {
+    pub(crate) const ALL: [Fill; 7] =
+        [Fill::Normal, Fill::Zero, Fill::Extremes, Fill::Denormal, Fill::OneHot, Fill::Huge, Fill::NonFinite];
+
+    pub(crate) fn vector(self, n: usize, rng: &mut Rng) -> Vec<f32> {
+        let hot = rng.below(n.max(1));
+        (0..n)
+            .map(|i| match self {
+                Fill::Normal => rng.normal(),
+                Fill::Zero => 0.0,
+                Fill::Extremes => [3.0, -3.0][i % 2],
+                Fill::Denormal => f32::from_bits(rng.next() as u32 & 0x8000_ffff),
+                Fill::OneHot => f32::from(u8::from(i == hot)),
+                Fill::Huge => rng.normal() * [1e38, 1.0, 1e-38, 1e19][rng.below(4)],
+                Fill::NonFinite => {
+                    [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.0, rng.normal()][rng.below(5)]
+                }
+            })
+            .collect()
+    }
+}
+
+/// The levels to hold against scalar.
+pub(crate) fn vector_levels() -> Vec<&'static Kernels> {
+    Isa::ALL.iter().filter(|&&isa| isa != Isa::Scalar).filter_map(|&isa| Kernels::for_isa(isa)).collect()
+}
+
+pub(crate) fn scalar() -> &'static Kernels {
+    Kernels::for_isa(Isa::Scalar).unwrap()
+}
+
+/// The vector lengths worth testing: all short ones, one element around whole lanes and groups, real ones.
+pub(crate) fn lengths() -> Vec<usize> {
+    if cfg!(miri) {
+        return vec![0, 1, 7, 8, 9, 15, 16, 17, 31, 33, 67];
+    }
+    (0..=67).chain([95, 96, 97, 127, 128, 129, 255, 257, 768, 1024, 1025, 2048, 2560]).collect()
+}
+
+/// An [`Activation`] in guarded memory.
+pub(crate) struct Input {
+    pub(crate) values: Guarded<f32>,
+    pub(crate) codes: Guarded<i8>,
+    pub(crate) scales: Guarded<f32>,
+    pub(crate) sums: Guarded<i32>,
+}
+
+impl Input {
+    pub(crate) fn unquantized(x: &[f32]) -> Self {
+        let padded = padded_cols(x.len());
+        let mut values = x.to_vec();
+        values.resize(padded, 0.0);
+        Self {
+            values: Guarded::new(&values),
+            codes: Guarded::new(&vec![99; padded]),
+            scales: Guarded::new(&vec![9.9; padded / GROUP_SIZE]),
+            sums: Guarded::new(&vec![99; padded / GROUP_SIZE]),
+        }
+    }
+
+    pub(crate) fn new(x: &[f32], kernels: &Kernels) -> Self {
+        let mut new = Self::unquantized(x);
+        new.quantize(kernels);
+        new
+    }
+
+    pub(crate) fn quantize(&mut self, kernels: &Kernels) {
+        kernels.quantize(&mut ActivationMut {
+            values: &mut self.values,
+            codes: &mut self.codes,
+            scales: &mut self.scales,
+            sums: &mut self.sums,
+        });
+    }
+
+    pub(crate) fn view(&self) -> Activation<'_> {
+        Activation { values: &self.values, codes: &self.codes, scales: &self.scales, sums: &self.sums }
+    }
+}
+
+/// What the bytes of a tensor are made from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Bytes {
+    /// Encoded normal values.
+    Encoded,
+    /// Noise: every scale and code there can be.
+    Hostile,
+    /// One byte everywhere.
+    Constant(u8),
+}
+
+impl Bytes {
+    pub(crate) const ALL: [Bytes; 6] = [
+        Bytes::Encoded,
+        Bytes::Hostile,
+        Bytes::Constant(0),
+        Bytes::Constant(0xff),
+        Bytes::Constant(0x80),
+        Bytes::Constant(0x3c),
+    ];
+}
+
+/// A matrix in guarded memory.
+pub(crate) struct TestMatrix {
+    pub(crate) dtype: DType,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) data: Guarded<u8>,
+}
+
+impl TestMatrix {
+    pub(crate) fn new(dtype: DType, rows: usize, cols: usize, bytes: Bytes, rng: &mut Rng) -> Self {
+        let n = matrix_bytes(dtype, rows, cols).unwrap();
+        let data = match bytes {
+            Bytes::Encoded => encode_matrix(dtype, &rng.normals(rows * cols), cols, TENSOR_SCALE),
+            Bytes::Hostile => rng.bytes(n),
+            Bytes::Constant(byte) => vec![byte; n],
+        };
+        Self { dtype, rows, cols, data: Guarded::new(&data) }
+    }
+
+    pub(crate) fn view(&self) -> Matrix<'_> {
+        Matrix::new(self.dtype, self.rows, self.cols, TENSOR_SCALE, &self.data).unwrap()
+    }
+}
+
+pub(crate) fn encode_matrix(dtype: DType, values: &[f32], cols: usize, tensor_scale: f32) -> Vec<u8> {
+    let mut data = vec![0; matrix_bytes(dtype, values.len() / cols, cols).unwrap()];
+    let block_row = matrix_bytes(dtype, 16, cols).unwrap();
+    for (rows, out) in values.chunks(16 * cols).zip(data.chunks_exact_mut(block_row)) {
+        encode_block_row(dtype, rows, cols, tensor_scale, out).unwrap();
+    }
+    data
+}
+
+/// Records in guarded memory.
+pub(crate) struct TestRecords {
+    pub(crate) dtype: DType,
+    pub(crate) count: usize,
+    pub(crate) len: usize,
+    pub(crate) data: Guarded<u8>,
+}
+
+impl TestRecords {
+    pub(crate) fn new(dtype: DType, count: usize, len: usize, bytes: Bytes, rng: &mut Rng) -> Self {
+        let n = records_bytes(dtype, count, len).unwrap();
+        let data = match bytes {
+            Bytes::Encoded => encode_records(dtype, &rng.normals(count * len), len, TENSOR_SCALE),
+            Bytes::Hostile => rng.bytes(n),
+            Bytes::Constant(byte) => vec![byte; n],
+        };
+        Self { dtype, count, len, data: Guarded::new(&data) }
+    }
+
+    pub(crate) fn view(&self) -> Records<'_> {
+        Records::new(self.dtype, self.count, self.len, TENSOR_SCALE, &self.data).unwrap()
+    }
+}
+
+pub(crate) fn encode_records(dtype: DType, values: &[f32], len: usize, tensor_scale: f32) -> Vec<u8> {
+    let mut data = vec![0; records_bytes(dtype, values.len() / len, len).unwrap()];
+    let stride = data.len() / (values.len() / len);
+    for (values, out) in values.chunks(len).zip(data.chunks_exact_mut(stride)) {
+        encode_record(dtype, values, tensor_scale, out).unwrap();
+    }
+    data
+}
+
+/// An output between canaries.
+pub(crate) struct Output<T> {
+    buffer: Vec<T>,
+    len: usize,
+    canary: T,
+}
+
+const CANARIES: usize = 32;
+
+impl<T: Copy + PartialEq> Output<T> {
+    pub(crate) fn new(len: usize, canary: T) -> Self {
+        Self { buffer: vec![canary; len + 2 * CANARIES], len, canary }
+    }
+
+    pub(crate) fn slice(&mut self) -> &mut [T] {
+        &mut self.buffer[CANARIES..][..self.len]
+    }
+
+    /// Whether everything outside the output is as it was.
+    pub(crate) fn is_contained(&self) -> bool {
+        let (before, rest) = self.buffer.split_at(CANARIES);
+        before.iter().chain(&rest[self.len..]).all(|&v| v == self.canary)
+    }
+}
+
+/// Elements that kernels write, with the equality that they promise.
+pub(crate) trait Element: Copy + Debug + PartialEq {
+    const CANARY: Self;
+
+    /// Equal bits, or both NaNs.
+    fn same(self, other: Self) -> bool;
+}
+
+impl Element for f32 {
+    const CANARY: f32 = 12345.678;
+
+    fn same(self, other: Self) -> bool {
+        self.to_bits() == other.to_bits() || self.is_nan() && other.is_nan()
+    }
+}
+
+impl Element for i8 {
+    const CANARY: i8 = 0x5a;
+
+    fn same(self, other: Self) -> bool {
+        self == other
+    }
+}
+
+impl Element for i32 {
+    const CANARY: i32 = 0x5a5a_5a5a;
+
+    fn same(self, other: Self) -> bool {
+        self == other
+    }
+}
+
+impl Element for u32 {
+    const CANARY: u32 = 0x5a5a_5a5a;
+
+    fn same(self, other: Self) -> bool {
+        self == other
+    }
+}
+
+/// Collects failures, to print them together.
+#[derive(Default)]
+pub(crate) struct Report {
+    failures: Vec<String>,
+    compared: usize,
+}
+
+impl Report {
+    pub(crate) fn compare<T: Element>(&mut self, what: &str, isa: Isa, shape: &str, wanted: &[T], got: &[T]) {
+        self.compared += 1;
+        if wanted.len() != got.len() {
+            self.failures.push(format!("{what} {isa} {shape}: wanted {} got {}", wanted.len(), got.len()));
+        } else if let Some(i) = (0..wanted.len()).find(|&i| !wanted[i].same(got[i])) {
+            self.failures
+                .push(format!("{what} {isa} {shape} [{i}]: wanted {:?} got {:?}", wanted[i], got[i]));
+        }
+    }
+
+    pub(crate) fn contained<T: Copy + PartialEq>(
+        &mut self,
+        what: &str,
+        isa: Isa,
+        shape: &str,
+        out: &Output<T>,
+    ) {
+        if !out.is_contained() {
+            self.failures.push(format!("{what} {isa} {shape}: wrote outside the output"));
+        }
+    }
+
+    /// Fails with what was collected, or if nothing was compared although there are levels to compare.
+    pub(crate) fn finish(self) {
+        let shown = self.failures.iter().take(20).map(String::as_str).collect::<Vec<_>>().join("\n");
+        assert!(self.failures.is_empty(), "{} failures, the first ones:\n{shown}", self.failures.len());
+        assert!(self.compared > 0 || vector_levels().is_empty(), "nothing was compared");
+    }
+}

@@ -1,0 +1,136 @@
+//! `rwkv-edge info`: everything in the header, the memory plan, and the kernels that would run.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use anyhow::Result;
+use clap::Args;
+use rwkv_edge::format::{Chat, ModelFile};
+use rwkv_edge::kernels::Isa;
+use rwkv_edge::{LoadOptions, Model, Session, SessionOptions, self_test};
+
+use super::ModelArgs;
+
+#[derive(Args)]
+pub(super) struct InfoArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// List every tensor
+    #[arg(long)]
+    tensors: bool,
+    /// Check every byte, and that this machine computes the recorded logits
+    #[arg(long)]
+    verify: bool,
+}
+
+pub(super) fn run(args: &InfoArgs) -> Result<()> {
+    let compute = &args.model.compute;
+    let options = LoadOptions { isa: compute.isa, verify: false, transient: false };
+    let model = match &args.model.model {
+        Some(path) => Model::open(path, &options)?,
+        None => super::builtin_model(&options)?,
+    };
+    let model = Arc::new(model);
+    let out = &mut io::stdout().lock();
+    writeln!(out, "model             {}", args.model.name())?;
+    header(out, model.file())?;
+    chat(out, model.chat())?;
+    if args.tensors {
+        tensors(out, model.file())?;
+    }
+    let session = SessionOptions { threads: compute.threads(), ..Default::default() };
+    writeln!(out, "memory plan")?;
+    write!(out, "{}", Session::plan(&model, &session))?;
+    let available: Vec<_> = Isa::ALL.iter().filter(|isa| isa.is_available()).map(|isa| isa.name()).collect();
+    writeln!(out, "kernels           {} (this CPU has: {})", model.kernels().isa(), available.join(", "))?;
+    writeln!(out, "threads           {}", session.thread_count())?;
+    if args.verify {
+        model.file().verify_all()?;
+        model.file().verify_embedding()?;
+        writeln!(out, "checksums         ok")?;
+        self_test::run(&model, compute.threads())?;
+        writeln!(out, "self-test         ok")?;
+    }
+    Ok(())
+}
+
+fn header(out: &mut impl Write, file: &ModelFile) -> io::Result<()> {
+    let config = file.config();
+    let (major, minor) = file.format_version();
+    writeln!(
+        out,
+        "format            {major}.{minor}, {} bytes, id {:016x}",
+        file.file_len(),
+        file.model_id()
+    )?;
+    writeln!(out, "version           {}", config.version)?;
+    writeln!(out, "layers            {}", config.n_layer)?;
+    writeln!(out, "n_embd            {}", config.n_embd)?;
+    writeln!(out, "n_att             {}", config.n_att)?;
+    writeln!(out, "n_ffn             {}", config.n_ffn)?;
+    writeln!(out, "n_vocab           {}", config.n_vocab)?;
+    writeln!(out, "layer norm eps    {:e}", config.layer_norm_eps)?;
+    if let Some(heads) = &config.heads {
+        writeln!(out, "heads             {} of {}", heads.n_head, heads.head_size)?;
+        writeln!(out, "group norm eps    {:e}", heads.group_norm_eps)?;
+    }
+    let ranks = [
+        ("mix rank", config.mix_rank),
+        ("decay rank", config.decay_rank),
+        ("iclr rank", config.iclr_rank),
+        ("value rank", config.value_rank),
+        ("gate rank", config.gate_rank),
+    ];
+    for (name, rank) in ranks {
+        if let Some(rank) = rank {
+            writeln!(out, "{name:<18}{rank}")?;
+        }
+    }
+    let source = file.provenance();
+    writeln!(
+        out,
+        "source            {} ({}, {} bytes)",
+        source.source_name, source.source_format, source.source_bytes
+    )?;
+    let sha256: String = source.source_sha256.iter().map(|byte| format!("{byte:02x}")).collect();
+    writeln!(out, "source SHA-256    {sha256}")?;
+    writeln!(out, "converter         {}, {}", source.converter, source.settings)?;
+    writeln!(out, "weight error      {:.5} (relative rms over all quantized tensors)", source.rel_error)
+}
+
+fn chat(out: &mut impl Write, chat: &Chat) -> io::Result<()> {
+    writeln!(out, "chat template     {}", if chat.name.is_empty() { "none" } else { &chat.name })?;
+    for (name, text) in [("  system", &chat.system), ("  user", &chat.user), ("  assistant", &chat.assistant)]
+    {
+        if let Some(text) = text {
+            writeln!(out, "{name:<18}{text:?}")?;
+        }
+    }
+    writeln!(out, "start tokens      {:?}", chat.start_tokens)?;
+    writeln!(out, "stop tokens       {:?}", chat.stop_tokens)?;
+    writeln!(out, "stop texts        {:?}", chat.stop_texts)?;
+    let s = &chat.sampling;
+    writeln!(
+        out,
+        "sampling          temperature {}, top-p {}, top-k {}, presence {}, frequency {}, decay {}",
+        s.temperature, s.top_p, s.top_k, s.presence_penalty, s.frequency_penalty, s.penalty_decay
+    )
+}
+
+fn tensors(out: &mut impl Write, file: &ModelFile) -> io::Result<()> {
+    writeln!(out, "tensors")?;
+    for tensor in file.tensors() {
+        let [rows, cols] = tensor.shape;
+        writeln!(
+            out,
+            "  {:<36} {:<5} {:<12} [{rows}, {cols}] {} bytes at {}, error {:.5}",
+            tensor.name,
+            tensor.dtype.to_string(),
+            tensor.layout.to_string(),
+            tensor.len,
+            tensor.offset,
+            tensor.rel_error
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,123 @@
+//! The command line: arguments, exit codes, and one module per subcommand.
+
+mod bench;
+mod eval;
+mod info;
+mod logits;
+mod run;
+
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+use rwkv_edge::kernels::Isa;
+use rwkv_edge::{LoadOptions, Model};
+
+/// Run RWKV language models on small CPUs
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Continue a text, streaming to standard output
+    Run(run::RunArgs),
+    /// Print a model's header, its memory plan and the kernels that would run
+    Info(info::InfoArgs),
+    /// Print the logits after a list of tokens
+    Logits(logits::LogitsArgs),
+    /// Measure how well a model predicts a text, and how far it is from another file of the same model
+    Eval(eval::EvalArgs),
+    /// Measure decoding speed against the machine's own read bandwidth
+    Bench(bench::BenchArgs),
+}
+
+/// Which model to load and how to compute.
+#[derive(Args)]
+struct ModelArgs {
+    /// Model file (.rwkv); without it the built-in model is used
+    model: Option<PathBuf>,
+    #[command(flatten)]
+    compute: ComputeArgs,
+}
+
+#[derive(Args)]
+struct ComputeArgs {
+    /// Threads [default: the physical performance cores, at most 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    threads: Option<u16>,
+    /// Instruction set of the kernels: scalar, avx2 [default: $RWKV_EDGE_ISA, or the best this CPU has]
+    #[arg(long)]
+    isa: Option<Isa>,
+    /// Do not check the weights' checksums while loading
+    #[arg(long)]
+    no_verify: bool,
+}
+
+impl ModelArgs {
+    fn load(&self) -> Result<Arc<Model>> {
+        self.compute.load(self.model.as_ref())
+    }
+
+    /// The model's name for people.
+    fn name(&self) -> String {
+        self.model.as_ref().map_or("built-in".into(), |path| path.display().to_string())
+    }
+}
+
+impl ComputeArgs {
+    fn load(&self, path: Option<&PathBuf>) -> Result<Arc<Model>> {
+        let options = LoadOptions { isa: self.isa, verify: !self.no_verify, transient: false };
+        let model = match path {
+            Some(path) => Model::open(path, &options)?,
+            None => builtin_model(&options)?,
+        };
+        Ok(Arc::new(model))
+    }
+
+    fn threads(&self) -> Option<usize> {
+        self.threads.map(usize::from)
+    }
+}
+
+#[cfg(feature = "builtin-model")]
+fn builtin_model(options: &LoadOptions) -> Result<Model> {
+    Ok(Model::from_static(rwkv_edge::builtin::fairy(), options)?)
+}
+
+#[cfg(not(feature = "builtin-model"))]
+fn builtin_model(_options: &LoadOptions) -> Result<Model> {
+    anyhow::bail!("this build has no built-in model: name a .rwkv file")
+}
+
+/// Runs the program. 0 is success, also when the reader of the output went away; 1 an error; 2 wrong usage.
+pub(crate) fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run(args) => run::run(&args),
+        Command::Info(args) => info::run(&args),
+        Command::Logits(args) => logits::run(&args),
+        Command::Eval(args) => eval::run(&args),
+        Command::Bench(args) => bench::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("rwkv-edge: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}

@@ -1,0 +1,186 @@
+//! `rwkv-edge run`: continue a text.
+
+use std::fs;
+use std::io::{self, IsTerminal, Read, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use rwkv_edge::text::{Status, TextStream};
+use rwkv_edge::{Model, SamplingParams, Session, SessionOptions, cpu};
+use signal_hook::consts::SIGINT;
+
+use super::ModelArgs;
+
+#[derive(Args)]
+pub(super) struct RunArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Text to continue [default: standard input, unless that is a terminal]
+    #[arg(short, long, conflicts_with = "prompt_file")]
+    prompt: Option<String>,
+    /// File with the text to continue
+    #[arg(short = 'f', long, value_name = "FILE")]
+    prompt_file: Option<PathBuf>,
+    /// Stop after N tokens; 0 means no limit
+    #[arg(short = 'n', long = "tokens", value_name = "N", default_value_t = 256)]
+    n_tokens: u64,
+    /// Randomness: 0 always takes the likeliest token [default: the model's]
+    #[arg(long)]
+    temperature: Option<f32>,
+    /// Keep the likeliest tokens that together reach this probability [default: the model's]
+    #[arg(long)]
+    top_p: Option<f32>,
+    /// Keep at most this many tokens; 0 means all [default: the model's]
+    #[arg(long)]
+    top_k: Option<u32>,
+    /// Subtracted from the logit of a token that occurred [default: the model's]
+    #[arg(long, allow_negative_numbers = true)]
+    presence_penalty: Option<f32>,
+    /// Subtracted from a token's logit for each time it occurred [default: the model's]
+    #[arg(long, allow_negative_numbers = true)]
+    frequency_penalty: Option<f32>,
+    /// Factor by which occurrences fade with every token [default: the model's]
+    #[arg(long)]
+    penalty_decay: Option<f32>,
+    /// Seed of the random numbers; the same seed gives the same text on every machine [default: the clock]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Stop before this text; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+}
+
+pub(super) fn run(args: &RunArgs) -> Result<()> {
+    let model = args.model.load()?;
+    let prompt = args.prompt()?;
+    let mut session = Session::new(Arc::clone(&model), &args.session_options(&model))?;
+    let interrupted = catch_interrupts()?;
+
+    let started = Instant::now();
+    let mut tokens = model.chat().start_tokens.clone();
+    model.tokenizer()?.encode(&prompt, &mut tokens)?;
+    let mut fed = 0;
+    for (i, &token) in tokens.iter().enumerate() {
+        if interrupted.load(Ordering::Relaxed) {
+            break;
+        }
+        if i + 1 < tokens.len() {
+            session.feed(token)?
+        } else {
+            session.prompt(&[token])?
+        }
+        fed += 1;
+    }
+    let prompt_rate = Rate { tokens: fed, time: started.elapsed() };
+
+    let started = Instant::now();
+    let generated = args.generate(&mut session, &model, &interrupted)?;
+    let generation_rate = Rate { tokens: generated, time: started.elapsed() };
+    args.summary(&session, prompt_rate, generation_rate);
+    Ok(())
+}
+
+impl RunArgs {
+    fn prompt(&self) -> Result<Vec<u8>> {
+        if let Some(prompt) = &self.prompt {
+            return Ok(prompt.clone().into_bytes());
+        }
+        if let Some(path) = &self.prompt_file {
+            return fs::read(path).with_context(|| path.display().to_string());
+        }
+        let mut prompt = Vec::new();
+        if !io::stdin().is_terminal() {
+            io::stdin().lock().read_to_end(&mut prompt).context("standard input")?;
+        }
+        Ok(prompt)
+    }
+
+    fn session_options(&self, model: &Model) -> SessionOptions {
+        let defaults = model.chat().sampling;
+        SessionOptions {
+            threads: self.model.compute.threads(),
+            sampling: Some(SamplingParams {
+                temperature: self.temperature.unwrap_or(defaults.temperature),
+                top_p: self.top_p.unwrap_or(defaults.top_p),
+                top_k: self.top_k.unwrap_or(defaults.top_k),
+                presence_penalty: self.presence_penalty.unwrap_or(defaults.presence_penalty),
+                frequency_penalty: self.frequency_penalty.unwrap_or(defaults.frequency_penalty),
+                penalty_decay: self.penalty_decay.unwrap_or(defaults.penalty_decay),
+            }),
+            seed: self.seed.unwrap_or_else(clock_seed),
+        }
+    }
+
+    /// Streams text to standard output until a stop rule, the limit or Ctrl-C; returns the tokens generated.
+    fn generate(&self, session: &mut Session, model: &Model, interrupted: &AtomicBool) -> Result<u64> {
+        let tokenizer = model.tokenizer()?;
+        let stops: Vec<&str> = self.stop.iter().map(String::as_str).collect();
+        let mut text = TextStream::new(&stops)?;
+        let mut out = io::stdout().lock();
+        let mut generated = 0;
+        while self.n_tokens == 0 || generated < self.n_tokens {
+            if interrupted.load(Ordering::Relaxed) {
+                break;
+            }
+            let Some(token) = session.next_token()? else { break };
+            generated += 1;
+            let status = text.push(tokenizer.token(token), &mut |piece| out.write_all(piece.as_bytes()))?;
+            out.flush()?;
+            if status == Status::Stopped {
+                break;
+            }
+        }
+        text.finish(&mut |piece| out.write_all(piece.as_bytes()))?;
+        if io::stdout().is_terminal() {
+            writeln!(out)?;
+        }
+        out.flush()?;
+        Ok(generated)
+    }
+
+    fn summary(&self, session: &Session, prompt: Rate, generation: Rate) {
+        let rss =
+            cpu::peak_rss_bytes().map_or("unknown".into(), |b| format!("{:.1} MiB", b as f64 / 1048576.0));
+        let model = session.model();
+        eprintln!("prompt:     {prompt}");
+        eprintln!("generation: {generation}");
+        eprintln!(
+            "model: {} ({}), isa: {}, threads: {}, peak RSS: {rss}",
+            self.model.name(),
+            model.config().version,
+            model.kernels().isa(),
+            session.threads(),
+        );
+    }
+}
+
+/// Tokens and the time they took.
+struct Rate {
+    tokens: u64,
+    time: Duration,
+}
+
+impl std::fmt::Display for Rate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let seconds = self.time.as_secs_f64();
+        let rate = if self.tokens > 0 { self.tokens as f64 / seconds } else { 0.0 };
+        write!(f, "{} tokens in {seconds:.3} s, {rate:.1} tokens/s", self.tokens)
+    }
+}
+
+fn clock_seed() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |time| time.as_nanos() as u64)
+}
+
+/// The first Ctrl-C sets the flag that is returned; a second one ends the process.
+fn catch_interrupts() -> Result<Arc<AtomicBool>> {
+    let flag = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register_conditional_default(SIGINT, Arc::clone(&flag))?;
+    signal_hook::flag::register(SIGINT, Arc::clone(&flag))?;
+    Ok(flag)
+}

@@ -1,0 +1,124 @@
+//! The library's error type: what went wrong, in which file.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Result with the library's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error, with the file it concerns where there is one.
+///
+/// Displays as one line: `path: what was expected and what was found`.
+#[derive(Debug)]
+pub struct Error {
+    path: Option<PathBuf>,
+    kind: ErrorKind,
+}
+
+/// What went wrong.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The operating system refused to open, map, read or write.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// The file is something else than an rwkv-edge model; says what it looks like and what to do.
+    #[error("not an rwkv-edge model: {0}")]
+    NotAModel(String),
+    /// The file was written for a newer reader.
+    #[error(
+        "format version {found} is newer than {supported}, the newest this program reads; update rwkv-edge"
+    )]
+    NewerFormat {
+        /// Major version in the file.
+        found: u16,
+        /// Newest major version understood.
+        supported: u16,
+    },
+    /// The file is shorter (or longer) than its header says.
+    #[error("the file has {found} bytes, its header says {expected}; it was not copied completely")]
+    Truncated {
+        /// Bytes the header promises.
+        expected: u64,
+        /// Bytes there are.
+        found: u64,
+    },
+    /// A checksum does not match: the bytes changed after the file was written.
+    #[error("checksum mismatch in {what}; the file is damaged")]
+    Checksum {
+        /// The section, tensor or row.
+        what: String,
+    },
+    /// A structure of the file is inconsistent.
+    #[error("damaged model file: {0}")]
+    Malformed(String),
+    /// A tensor is not what the model's hyperparameters ask for.
+    #[error("tensor {name}: expected {expected}, found {found}")]
+    Tensor {
+        /// Tensor name.
+        name: String,
+        /// What the model needs.
+        expected: String,
+        /// What the file has.
+        found: String,
+    },
+    /// The file is well-formed but needs something this build does not have.
+    #[error("unsupported: {0}")]
+    Unsupported(String),
+    /// An argument of the caller is out of range.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+impl Error {
+    /// The kind of error.
+    pub fn kind(&self) -> &ErrorKind {
+        &self.kind
+    }
+
+    /// The file concerned, if any.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// The same error, about `path`; a path already there stays.
+    pub fn with_path(mut self, path: impl Into<PathBuf>) -> Self {
+        self.path.get_or_insert_with(|| path.into());
+        self
+    }
+
+    /// A structure of the file is inconsistent.
+    pub(crate) fn malformed(what: impl Into<String>) -> Self {
+        ErrorKind::Malformed(what.into()).into()
+    }
+
+    /// An argument of the caller is out of range.
+    pub(crate) fn invalid(what: impl Into<String>) -> Self {
+        ErrorKind::Invalid(what.into()).into()
+    }
+}
+
+impl<K: Into<ErrorKind>> From<K> for Error {
+    fn from(kind: K) -> Self {
+        Self { path: None, kind: kind.into() }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(path) = &self.path {
+            write!(f, "{}: ", path.display())?;
+        }
+        self.kind.fmt(f)
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match &self.kind {
+            ErrorKind::Io(error) => Some(error),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! The bytes of a model file: mapped, built in, or read into memory.
+#![allow(unsafe_code)]
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::ops::{Deref, Range};
+use std::path::Path;
+
+use memmap2::Mmap;
+
+use super::LINE_ALIGN;
+use crate::error::{Error, ErrorKind, Result};
+
+/// The bytes of a whole file, starting on a 64-byte line.
+///
+/// Where the file is mapped, another process that shortens it makes later reads beyond its new end raise
+/// `SIGBUS`, and one that writes to it changes the weights under the model. The writer of this crate never does
+/// either: it replaces files by renaming. Use [`Mapping::read`] for files that others may change in place.
+pub struct Mapping {
+    storage: Storage,
+}
+
+enum Storage {
+    Mapped(Mmap),
+    Static(&'static [u8]),
+    Owned(AlignedBytes),
+}
+
+impl Mapping {
+    /// Maps a file, or reads it into memory where mapping fails.
+    ///
+    /// # Errors
+    /// If `path` is no regular file, is empty, or can neither be mapped nor read.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::open_with(path, map)
+    }
+
+    /// Reads a file into memory.
+    ///
+    /// # Errors
+    /// If `path` is no regular file, is empty, cannot be read or does not fit the memory.
+    pub fn read(path: &Path) -> Result<Self> {
+        Self::open_with(path, |_| Err(io::ErrorKind::Unsupported.into()))
+    }
+
+    /// Uses bytes that are part of the program.
+    ///
+    /// # Errors
+    /// If they do not start on a 64-byte line. `include_bytes!` alone does not ensure this; put the bytes in
+    /// a struct with `#[repr(C, align(64))]`.
+    pub fn from_static(bytes: &'static [u8]) -> Result<Self> {
+        if !bytes.as_ptr().addr().is_multiple_of(LINE_ALIGN as usize) {
+            return Err(Error::invalid("a built-in model must be aligned to 64 bytes"));
+        }
+        Ok(Self { storage: Storage::Static(bytes) })
+    }
+
+    /// Uses bytes in memory; copies them if they do not start on a 64-byte line.
+    ///
+    /// # Errors
+    /// If there is no memory for the copy.
+    pub fn from_vec(bytes: Vec<u8>) -> Result<Self> {
+        let len = bytes.len();
+        let owned = if bytes.as_ptr().addr().is_multiple_of(LINE_ALIGN as usize) {
+            AlignedBytes { start: 0, len, bytes }
+        } else {
+            AlignedBytes::read(&mut bytes.as_slice(), len)?
+        };
+        Ok(Self { storage: Storage::Owned(owned) })
+    }
+
+    /// Whether the bytes are pages of a file that the system may drop and read again.
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.storage, Storage::Mapped(_))
+    }
+
+    /// Asks the system to read a range ahead. Whole pages around the range are meant; failure is ignored.
+    pub fn will_need(&self, range: Range<usize>) {
+        self.advise(range, Advice::WillNeed);
+    }
+
+    /// Tells the system that a range is read in random order. Whole pages around the range are meant; failure
+    /// is ignored.
+    pub fn random(&self, range: Range<usize>) {
+        self.advise(range, Advice::Random);
+    }
+
+    /// Takes the pages around a range out of this process. They come back from the file when they are read
+    /// again. Does nothing for bytes that are not mapped from a file; failure is ignored.
+    pub fn release(&self, range: Range<usize>) {
+        self.advise(range, Advice::Release);
+    }
+
+    fn open_with(path: &Path, map: impl FnOnce(&File) -> io::Result<Mmap>) -> Result<Self> {
+        Self::load(path, map).map_err(|error| error.with_path(path))
+    }
+
+    fn load(path: &Path, map: impl FnOnce(&File) -> io::Result<Mmap>) -> Result<Self> {
+        let found = fs::metadata(path)?;
+        if found.is_dir() {
+            return Err(ErrorKind::NotAModel("it is a directory; give the .rwkv file".into()).into());
+        }
+        if !found.is_file() {
+            return Err(ErrorKind::NotAModel("it is not a regular file".into()).into());
+        }
+        let mut file = File::open(path)?;
+        let len = file.metadata()?.len();
+        if len == 0 {
+            return Err(ErrorKind::NotAModel("the file is empty".into()).into());
+        }
+        let len = usize::try_from(len)
+            .map_err(|_| ErrorKind::Unsupported(format!("{len} bytes are too many for this machine")))?;
+        let storage = match map(&file) {
+            Ok(mapped) => Storage::Mapped(mapped),
+            Err(_) => Storage::Owned(AlignedBytes::read(&mut file, len)?),
+        };
+        Ok(Self { storage })
+    }
+
+    fn advise(&self, range: Range<usize>, advice: Advice) {
+        let Storage::Mapped(mapped) = &self.storage else { return };
+        if range.start >= range.end || range.end > mapped.len() {
+            return;
+        }
+        advice.give(mapped, range);
+    }
+}
+
+impl fmt::Debug for Mapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let storage = match self.storage {
+            Storage::Mapped(_) => "mapped",
+            Storage::Static(_) => "static",
+            Storage::Owned(_) => "owned",
+        };
+        write!(f, "Mapping({storage}, {} bytes)", self.len())
+    }
+}
+
+impl Deref for Mapping {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &self.storage {
+            Storage::Mapped(mapped) => mapped,
+            Storage::Static(bytes) => bytes,
+            Storage::Owned(owned) => owned.as_slice(),
+        }
+    }
+}
+
+fn map(file: &File) -> io::Result<Mmap> {
+    if cfg!(miri) {
+        // Miri cannot map files.
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    // SAFETY: the mapping is read-only and private to this type. Its bytes are only valid as long as nobody
+    // changes or shortens the file; `Mapping` documents that as a condition of its use. Readers check every
+    // bound against the length at this moment, so changed bytes can give wrong numbers but no access outside
+    // the mapping; a shortened file ends the process with SIGBUS.
+    unsafe { Mmap::map(file) }
+}
+
+#[derive(Clone, Copy)]
+enum Advice {
+    WillNeed,
+    Random,
+    Release,
+}
+
+impl Advice {
+    /// Advises about the pages around a non-empty range. memmap2 rounds the start down to the system's real
+    /// page size and the system rounds the end up.
+    #[cfg(unix)]
+    fn give(self, mapped: &Mmap, range: Range<usize>) {
+        let len = range.end - range.start;
+        let _ = match self {
+            Advice::WillNeed => mapped.advise_range(memmap2::Advice::WillNeed, range.start, len),
+            Advice::Random => mapped.advise_range(memmap2::Advice::Random, range.start, len),
+            // SAFETY: the range lies inside the mapping, which is read-only and backed by a file. Its pages
+            // are clean, so dropping them loses nothing: the next read brings the same bytes back.
+            Advice::Release => unsafe {
+                mapped.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, len)
+            },
+        };
+    }
+
+    #[cfg(not(unix))]
+    fn give(self, _mapped: &Mmap, _range: Range<usize>) {}
+}
+
+/// Bytes read at a time, on the stack.
+const CHUNK_BYTES: usize = 16 * 1024;
+
+/// Bytes in memory that start on a 64-byte line.
+struct AlignedBytes {
+    bytes: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+impl AlignedBytes {
+    /// Reads exactly `len` bytes.
+    fn read(source: &mut dyn Read, len: usize) -> Result<Self> {
+        let align = LINE_ALIGN as usize;
+        let mut bytes: Vec<u8> = Vec::new();
+        let capacity = len.saturating_add(align);
+        if bytes.try_reserve_exact(capacity).is_err() {
+            return Err(
+                io::Error::new(io::ErrorKind::OutOfMemory, format!("no memory for {len} bytes")).into()
+            );
+        }
+        let start = bytes.as_ptr().addr().next_multiple_of(align) - bytes.as_ptr().addr();
+        bytes.resize(start, 0);
+        let mut chunk = [0; CHUNK_BYTES];
+        while bytes.len() < start + len {
+            let wanted = (start + len - bytes.len()).min(CHUNK_BYTES);
+            match source.read(&mut chunk[..wanted]) {
+                Ok(0) => return Err(Error::malformed("the file became shorter while it was read")),
+                // Never beyond the capacity, so that the start stays aligned.
+                Ok(n) => bytes.extend_from_slice(&chunk[..n]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(Self { bytes, start, len })
+    }
+
+    fn as_slice(&self) -> &[u8] {
+        &self.bytes[self.start..self.start + self.len]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[repr(C, align(64))]
+    struct Aligned<const N: usize>([u8; N]);
+
+    static BYTES: Aligned<128> = Aligned([7; 128]);
+
+    fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), bytes).unwrap();
+        file
+    }
+
+    fn is_aligned(mapping: &Mapping) -> bool {
+        mapping.as_ptr().addr().is_multiple_of(64)
+    }
+
+    #[test]
+    fn mapped_and_read_files_have_the_same_aligned_bytes() {
+        let bytes: Vec<u8> = (0..100_000u32).map(|i| i as u8).collect();
+        let file = file(&bytes);
+        let (mapped, read) = (Mapping::open(file.path()).unwrap(), Mapping::read(file.path()).unwrap());
+        assert!(mapped.is_mapped() != cfg!(miri) && !read.is_mapped());
+        assert!(mapped[..] == bytes && read[..] == bytes);
+        assert!(is_aligned(&mapped) && is_aligned(&read));
+    }
+
+    #[test]
+    fn advice_changes_no_byte_and_ignores_bad_ranges() {
+        let bytes: Vec<u8> = (0..100_000u32).map(|i| (i / 7) as u8).collect();
+        let file = file(&bytes);
+        for mapping in [Mapping::open(file.path()).unwrap(), Mapping::read(file.path()).unwrap()] {
+            for range in [
+                0..100_000,
+                5..6,
+                4095..70_000,
+                99_999..100_000,
+                3..3,
+                9..100_001,
+                usize::MAX - 1..usize::MAX,
+            ] {
+                mapping.will_need(range.clone());
+                mapping.random(range.clone());
+                mapping.release(range);
+                assert!(mapping[..] == bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn a_vec_is_moved_to_an_aligned_place() {
+        for skip in 0..3 {
+            let mut bytes = vec![1; 1000 + skip];
+            bytes.drain(..skip);
+            let mapping = Mapping::from_vec(bytes).unwrap();
+            assert!(is_aligned(&mapping) && mapping.len() == 1000);
+        }
+    }
+
+    #[test]
+    fn unaligned_static_bytes_are_refused() {
+        assert_eq!(Mapping::from_static(&BYTES.0).unwrap().len(), 128);
+        assert!(Mapping::from_static(&BYTES.0[1..]).is_err());
+    }
+
+    #[test]
+    fn directories_empty_and_missing_files_are_refused_with_the_path() {
+        let directory = tempfile::tempdir().unwrap();
+        let empty = file(b"");
+        for (path, word) in [
+            (directory.path().to_owned(), "directory"),
+            (empty.path().to_owned(), "empty"),
+            (directory.path().join("none.rwkv"), "No such file"),
+            ("/dev/null".into(), "regular"),
+        ] {
+            for error in [Mapping::open(&path).unwrap_err(), Mapping::read(&path).unwrap_err()] {
+                assert_eq!(error.path(), Some(path.as_path()));
+                assert!(error.to_string().contains(word), "{error}");
+            }
+        }
+    }
+}

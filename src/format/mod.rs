@@ -1,0 +1,48 @@
+//! The `.rwkv` model file: one memory-mapped file with hyperparameters, tokenizer, chat settings, provenance,
+//! self-test and weights. `docs/FORMAT.md` is the normative description of every byte.
+//!
+//! [`ModelFile`] checks a file completely before it hands out anything, except the weights' own checksums,
+//! which [`ModelFile::verify`] checks on demand. [`FilePlan`] lays out a file without touching the disk and
+//! [`ModelWriter`] streams it. Model files are untrusted: any byte string may give an error, never a panic.
+
+mod bytes;
+mod chat;
+mod config;
+mod fields;
+mod foreign;
+mod header;
+mod mapping;
+mod metadata;
+mod plan;
+mod reader;
+#[cfg(test)]
+mod round_trip;
+mod tensor;
+mod tensor_table;
+#[cfg(test)]
+mod testing;
+mod views;
+mod writer;
+
+pub use chat::{Chat, SamplingParams};
+pub use config::{Config, Heads, Version};
+pub use header::{MAJOR_VERSION, MINOR_VERSION, Section, SectionKind};
+pub use mapping::Mapping;
+pub use metadata::{Provenance, SelfTest};
+pub use plan::{FileContents, FilePlan, WriteSpec};
+pub use reader::ModelFile;
+pub use tensor::{ElementType, TensorInfo, TensorLayout};
+pub use views::{MatrixRef, RecordsRef, U32Ref, VectorRef};
+pub use writer::ModelWriter;
+
+#[cfg(target_endian = "big")]
+compile_error!(
+    "rwkv-edge reads weights in place, which are little-endian; big-endian targets are not supported"
+);
+
+/// Alignment of sections and of small tensors: a cache line.
+pub const LINE_ALIGN: u64 = 64;
+/// Alignment of the DATA section and of large tensors: the largest page size of common ARM systems.
+pub const PAGE_ALIGN: u64 = 16 * 1024;
+/// Tensors of at least this many bytes start on [`PAGE_ALIGN`].
+pub const LARGE_TENSOR_BYTES: u64 = 64 * 1024;

@@ -1,0 +1,282 @@
+//! A checked model file.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use super::bytes::all_zero;
+use super::foreign::recognise;
+use super::header::{Header, MUST_UNDERSTAND};
+use super::tensor_table;
+use super::{Chat, Config, Mapping, Provenance, Section, SectionKind, SelfTest, TensorInfo};
+use crate::error::{Error, ErrorKind, Result};
+
+/// A model file of which everything but the tensors' bytes has been checked.
+#[derive(Debug)]
+pub struct ModelFile {
+    mapping: Mapping,
+    path: Option<PathBuf>,
+    front: Front,
+    /// Indices into `front.tensors`, by ascending name.
+    by_name: Vec<usize>,
+}
+
+/// What the sections before DATA say.
+#[derive(Debug)]
+struct Front {
+    header: Header,
+    config: Config,
+    chat: Chat,
+    provenance: Provenance,
+    self_test: SelfTest,
+    tensors: Vec<TensorInfo>,
+    tokenizer: Range<usize>,
+    /// Bounds of section DATA.
+    data: Range<u64>,
+    model_id: u64,
+}
+
+impl ModelFile {
+    /// Maps and checks a file.
+    ///
+    /// # Errors
+    /// If it cannot be opened, is no model file, was written for a newer reader, is cut short or damaged.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::from_mapping(Mapping::open(path)?, Some(path.to_owned()))
+    }
+
+    /// Checks a file that is part of the program.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open), and if the bytes do not start on a 64-byte line.
+    pub fn from_static(bytes: &'static [u8]) -> Result<Self> {
+        Self::from_mapping(Mapping::from_static(bytes)?, None)
+    }
+
+    /// Checks a file in memory.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub fn from_vec(bytes: Vec<u8>) -> Result<Self> {
+        Self::from_mapping(Mapping::from_vec(bytes)?, None)
+    }
+
+    /// Checks the bytes of a file that came from `path`, if from anywhere.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub fn from_mapping(mapping: Mapping, path: Option<PathBuf>) -> Result<Self> {
+        match Front::parse(&mapping) {
+            Ok(front) => {
+                let mut by_name: Vec<usize> = (0..front.tensors.len()).collect();
+                by_name.sort_unstable_by_key(|&i| front.tensors[i].name.as_str());
+                Ok(Self { mapping, path, front, by_name })
+            }
+            Err(error) => Err(with_path(error, path)),
+        }
+    }
+
+    /// Where the file is, unless it is in memory.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// Hyperparameters.
+    pub fn config(&self) -> &Config {
+        &self.front.config
+    }
+
+    /// Chat template, stop rules and sampling defaults.
+    pub fn chat(&self) -> &Chat {
+        &self.front.chat
+    }
+
+    /// Origin of the weights.
+    pub fn provenance(&self) -> &Provenance {
+        &self.front.provenance
+    }
+
+    /// Tokens and the digest of the logits they must give.
+    pub fn self_test(&self) -> &SelfTest {
+        &self.front.self_test
+    }
+
+    /// The tokenizer section; `docs/TOKENIZER.md` describes it.
+    pub fn tokenizer_bytes(&self) -> &[u8] {
+        self.mapping.get(self.front.tokenizer.clone()).unwrap_or_default()
+    }
+
+    /// Major and minor format version of the file.
+    pub fn format_version(&self) -> (u16, u16) {
+        (super::MAJOR_VERSION, self.front.header.minor)
+    }
+
+    /// The section table.
+    pub fn sections(&self) -> &[Section] {
+        &self.front.header.sections
+    }
+
+    /// Bytes of the file.
+    pub fn file_len(&self) -> u64 {
+        self.front.header.file_len
+    }
+
+    /// A number that differs, but for chance, between any two files with different contents. It is made of
+    /// checksums, so it recognises files and does not authenticate them.
+    pub fn model_id(&self) -> u64 {
+        self.front.model_id
+    }
+
+    /// The bytes of the file.
+    pub fn mapping(&self) -> &Mapping {
+        &self.mapping
+    }
+
+    /// All tensors, in the order in which they lie in the file.
+    pub fn tensors(&self) -> &[TensorInfo] {
+        &self.front.tensors
+    }
+
+    /// The tensor of a name.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn tensor(&self, name: &str) -> Result<&TensorInfo> {
+        let tensors = &self.front.tensors;
+        match self.by_name.binary_search_by_key(&name, |&i| tensors[i].name.as_str()) {
+            Ok(at) => Ok(&tensors[self.by_name[at]]),
+            Err(_) => Err(self.annotate(Error::malformed(format!("tensor {name} is missing")))),
+        }
+    }
+
+    /// Where a tensor of this file lies in [`mapping`](Self::mapping).
+    pub fn range(&self, tensor: &TensorInfo) -> Range<usize> {
+        let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX).min(self.mapping.len());
+        at(tensor.offset)..at(tensor.end())
+    }
+
+    /// The bytes of a tensor of this file.
+    pub fn bytes(&self, tensor: &TensorInfo) -> &[u8] {
+        self.mapping.get(self.range(tensor)).unwrap_or_default()
+    }
+
+    /// Bytes of all tensors together, padding included.
+    pub fn data_bytes(&self) -> u64 {
+        self.front.data.end - self.front.data.start
+    }
+
+    /// Bytes of the embedding, of which only single records are read, and of its record checksums.
+    pub fn embedding_bytes(&self) -> u64 {
+        let by_record = self.tensors().iter().filter(|tensor| tensor.checked_by_record);
+        by_record.map(|tensor| tensor.len + 4 * tensor.shape[0] as u64).sum()
+    }
+
+    /// Gives the pages of a view into this file back to the system; see [`Mapping::release`].
+    pub fn release(&self, view: &[u8]) {
+        let start = view.as_ptr().addr().wrapping_sub(self.mapping.as_ptr().addr());
+        self.mapping.release(start..start.saturating_add(view.len()));
+    }
+
+    /// Checks the bytes of a tensor against its checksum or against those of its records.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Checksum`] naming the tensor, or the first damaged record.
+    pub fn verify(&self, tensor: &TensorInfo) -> Result<()> {
+        if tensor.checked_by_record {
+            self.verify(self.tensor(&tensor.record_crc_name())?)?;
+            let records = self.records_ref(&tensor.name, tensor.layout, tensor.shape)?;
+            return (0..tensor.shape[0]).try_for_each(|index| self.verify_record(records, index));
+        }
+        if crc32fast::hash(self.bytes(tensor)) == tensor.crc32 {
+            return Ok(());
+        }
+        let what = format!("tensor {}", tensor.name);
+        Err(self.annotate(ErrorKind::Checksum { what }.into()))
+    }
+
+    /// Checks every tensor that has a checksum of its own, and that there are only zeros between tensors.
+    /// What is left is [`verify_embedding`](Self::verify_embedding).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Checksum`] naming the first damaged tensor.
+    pub fn verify_all(&self) -> Result<()> {
+        let mut end = self.front.data.start as usize;
+        for tensor in self.tensors() {
+            let range = self.range(tensor);
+            if !self.mapping.get(end..range.start).is_some_and(all_zero) {
+                let what = format!("the padding before tensor {}", tensor.name);
+                return Err(self.annotate(ErrorKind::Checksum { what }.into()));
+            }
+            end = range.end;
+        }
+        self.tensors().iter().filter(|tensor| !tensor.checked_by_record).try_for_each(|t| self.verify(t))
+    }
+
+    /// Checks every record of the tensors that are checked by record: the embedding.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Checksum`] naming the first damaged record.
+    pub fn verify_embedding(&self) -> Result<()> {
+        self.tensors().iter().filter(|tensor| tensor.checked_by_record).try_for_each(|t| self.verify(t))
+    }
+
+    /// Puts the path of the file into an error about it.
+    pub(super) fn annotate(&self, error: Error) -> Error {
+        with_path(error, self.path.clone())
+    }
+}
+
+fn with_path(error: Error, path: Option<PathBuf>) -> Error {
+    match path {
+        Some(path) => error.with_path(path),
+        None => error,
+    }
+}
+
+impl Front {
+    fn parse(file: &[u8]) -> Result<Self> {
+        if let Some(what) = recognise(file) {
+            return Err(ErrorKind::NotAModel(what.into()).into());
+        }
+        let header = Header::parse(file)?;
+        header.sections.iter().try_for_each(|section| check_section(file, section))?;
+        let read = |kind| header.section(kind).map(|section| section_bytes(file, section));
+        let data = header.section(SectionKind::DATA)?;
+        let data = data.offset..data.offset.saturating_add(data.len);
+        let tens = header.section(SectionKind::TENS)?;
+        let tokenizer = section_range(header.section(SectionKind::TOKN)?);
+        let config = Config::parse(read(SectionKind::CONF)?)?;
+        let n_vocab = config.n_vocab;
+        Ok(Self {
+            chat: Chat::parse(read(SectionKind::CHAT)?, n_vocab)?,
+            provenance: Provenance::parse(read(SectionKind::PROV)?)?,
+            self_test: SelfTest::parse(read(SectionKind::TEST)?, n_vocab)?,
+            tensors: tensor_table::parse(section_bytes(file, tens), data.clone())?,
+            tokenizer,
+            data,
+            model_id: u64::from(tens.crc32) << 32 | u64::from(header.crc32),
+            config,
+            header,
+        })
+    }
+}
+
+/// Checks a section's own checksum, and that its kind is known or may be skipped.
+fn check_section(file: &[u8], section: &Section) -> Result<()> {
+    let kind = section.kind;
+    if kind != SectionKind::DATA && crc32fast::hash(section_bytes(file, section)) != section.crc32 {
+        return Err(ErrorKind::Checksum { what: format!("section {kind}") }.into());
+    }
+    if section.flags & MUST_UNDERSTAND != 0 && !SectionKind::ALL.contains(&kind) {
+        return Err(ErrorKind::Unsupported(format!("section {kind} is not known here")).into());
+    }
+    Ok(())
+}
+
+/// The header has checked that sections lie inside the file, so no bound is lost here.
+fn section_range(section: &Section) -> Range<usize> {
+    section.offset as usize..section.offset.saturating_add(section.len) as usize
+}
+
+fn section_bytes<'a>(file: &'a [u8], section: &Section) -> &'a [u8] {
+    file.get(section_range(section)).unwrap_or_default()
+}

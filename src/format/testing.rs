@@ -1,0 +1,91 @@
+//! A small valid model file for tests. `tests/format_corrupt.rs` includes this module too, so it uses only
+//! the public interface, through its parent.
+
+use std::path::Path;
+
+use super::{
+    Chat, Config, ElementType, FileContents, FilePlan, ModelWriter, Provenance, SelfTest, TensorLayout,
+    Version, WriteSpec,
+};
+
+pub(crate) const N_VOCAB: usize = 16;
+/// Enough that no two types of records have the same size.
+pub(crate) const N_EMBD: usize = 130;
+pub(crate) const N_ATT: usize = 20;
+pub(crate) const N_FFN: usize = 24;
+
+/// Everything but the tensors' bytes. The tensors are one of each layout and type.
+pub(crate) fn contents() -> FileContents {
+    let spec = |name: &str, dtype, layout, shape| WriteSpec { name: name.into(), dtype, layout, shape };
+    FileContents {
+        config: Config {
+            version: Version::V4,
+            n_layer: 1,
+            n_embd: N_EMBD,
+            n_att: N_ATT,
+            n_ffn: N_FFN,
+            n_vocab: N_VOCAB,
+            layer_norm_eps: 1e-5,
+            heads: None,
+            mix_rank: None,
+            decay_rank: None,
+            iclr_rank: None,
+            value_rank: None,
+            gate_rank: None,
+        },
+        tokenizer: b"a tokenizer".to_vec(),
+        chat: Chat {
+            name: "world".into(),
+            user: Some("User: {user}\n\nAssistant:".into()),
+            stop_tokens: vec![0],
+            stop_texts: vec!["\n\n".into()],
+            ..Chat::default()
+        },
+        provenance: Provenance {
+            source_name: "tiny.pth".into(),
+            source_format: "pth".into(),
+            converter: "test".into(),
+            ..Provenance::default()
+        },
+        self_test: SelfTest { tokens: vec![1, 2, 3], logits_sha256: [0; 32] },
+        tensors: vec![
+            spec("ln.weight", ElementType::F32, TensorLayout::Vector, [N_EMBD, 1]),
+            spec("att.key.weight", ElementType::Int8, TensorLayout::Interleaved, [N_ATT, N_EMBD]),
+            spec("ffn.value.weight", ElementType::Int4, TensorLayout::ColumnRecords, [N_EMBD, N_FFN]),
+            spec("head.weight", ElementType::F16, TensorLayout::Interleaved, [N_VOCAB, N_EMBD]),
+            spec("emb.weight", ElementType::Int8, TensorLayout::RowRecords, [N_VOCAB, N_EMBD]),
+        ],
+    }
+}
+
+/// Arbitrary bytes that are small positive numbers as f32.
+pub(crate) fn tensor_bytes(index: usize, len: usize) -> Vec<u8> {
+    (0..len).map(|i| if i % 4 == 3 { 0x3f } else { (i * 7 + index * 31) as u8 }).collect()
+}
+
+/// The tensor scale that the test file gives to a tensor.
+pub(crate) fn scale(dtype: ElementType) -> f32 {
+    if matches!(dtype, ElementType::Int8 | ElementType::Int4) { 0.25 } else { 1.0 }
+}
+
+/// A writer for `target` to which all tensors have been written, in pieces of `piece` bytes.
+pub(crate) fn writer_with_data(target: &Path, piece: usize) -> ModelWriter {
+    let mut writer = ModelWriter::create(target, FilePlan::new(contents()).unwrap()).unwrap();
+    for (i, spec) in contents().tensors.iter().enumerate() {
+        let len = writer.plan().tensors().iter().find(|tensor| tensor.name == spec.name).unwrap().len;
+        writer.begin(i, scale(spec.dtype)).unwrap();
+        tensor_bytes(i, len as usize).chunks(piece).for_each(|bytes| writer.write(bytes).unwrap());
+        writer.end(0.001 * i as f32).unwrap();
+    }
+    writer
+}
+
+/// The bytes of the file.
+pub(crate) fn model_bytes() -> Vec<u8> {
+    let directory = tempfile::tempdir().unwrap();
+    let target = directory.path().join("tiny.rwkv");
+    let provenance = Provenance { source_bytes: 99, rel_error: 0.5, ..contents().provenance };
+    let self_test = SelfTest { logits_sha256: [9; 32], ..contents().self_test };
+    writer_with_data(&target, 1000).finish(provenance, self_test).unwrap();
+    std::fs::read(target).unwrap()
+}

@@ -1,0 +1,198 @@
+//! Handles of checked tensors, and the views they give.
+
+use rwkv_edge_kernels::layout::{DType, LayoutError, Matrix, Records};
+
+use super::reader::ModelFile;
+use super::tensor::{ElementType, TensorInfo, TensorLayout, describe};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Where a tensor lies in the file it was looked up in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    start: usize,
+    len: usize,
+}
+
+/// A matrix whose type, layout and shape have been checked.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MatrixRef {
+    place: Place,
+    dtype: DType,
+    rows: usize,
+    cols: usize,
+    scale: f32,
+}
+
+/// Records whose type, layout and shape have been checked.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RecordsRef {
+    place: Place,
+    dtype: DType,
+    count: usize,
+    value_count: usize,
+    scale: f32,
+    checksums: Option<U32Ref>,
+}
+
+/// A vector of f32 whose length has been checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VectorRef {
+    place: Place,
+}
+
+/// A vector of u32 whose length has been checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct U32Ref {
+    place: Place,
+}
+
+impl ModelFile {
+    /// The interleaved matrix `name` of any weight type.
+    ///
+    /// # Errors
+    /// If there is none or it is not `[rows, cols]`.
+    pub fn matrix_ref(&self, name: &str, rows: usize, cols: usize) -> Result<MatrixRef> {
+        let (tensor, dtype) = self.weight(name, TensorLayout::Interleaved, [rows, cols])?;
+        Ok(MatrixRef { place: self.place(tensor), dtype, rows, cols, scale: tensor.scale })
+    }
+
+    /// The records `name` of any weight type and the logical shape `[out, in]`.
+    ///
+    /// # Errors
+    /// If there are none or they have another layout or shape.
+    pub fn records_ref(&self, name: &str, layout: TensorLayout, shape: [usize; 2]) -> Result<RecordsRef> {
+        let (tensor, dtype) = self.weight(name, layout, shape)?;
+        let (count, value_count) =
+            layout.records(shape).ok_or_else(|| Error::invalid(format!("layout {layout} has no records")))?;
+        let checksums = match tensor.checked_by_record {
+            true => Some(self.u32_ref(&tensor.record_crc_name(), count)?),
+            false => None,
+        };
+        Ok(RecordsRef {
+            place: self.place(tensor),
+            dtype,
+            count,
+            value_count,
+            scale: tensor.scale,
+            checksums,
+        })
+    }
+
+    /// The f32 vector `name`.
+    ///
+    /// # Errors
+    /// If there is none or it does not have `len` elements.
+    pub fn vector_ref(&self, name: &str, len: usize) -> Result<VectorRef> {
+        let tensor = self.typed(name, Some(ElementType::F32), TensorLayout::Vector, [len, 1])?;
+        Ok(VectorRef { place: self.place(tensor) })
+    }
+
+    /// The u32 vector `name`.
+    ///
+    /// # Errors
+    /// If there is none or it does not have `len` elements.
+    pub fn u32_ref(&self, name: &str, len: usize) -> Result<U32Ref> {
+        let tensor = self.typed(name, Some(ElementType::U32), TensorLayout::Vector, [len, 1])?;
+        Ok(U32Ref { place: self.place(tensor) })
+    }
+
+    /// The matrix behind a handle of this file.
+    ///
+    /// # Errors
+    /// If the handle is of another file.
+    pub fn matrix(&self, r: MatrixRef) -> Result<Matrix<'_>> {
+        let bytes = self.at(r.place)?;
+        Matrix::new(r.dtype, r.rows, r.cols, r.scale, bytes).map_err(|error| self.foreign(error))
+    }
+
+    /// The records behind a handle of this file.
+    ///
+    /// # Errors
+    /// If the handle is of another file.
+    pub fn records(&self, r: RecordsRef) -> Result<Records<'_>> {
+        let bytes = self.at(r.place)?;
+        Records::new(r.dtype, r.count, r.value_count, r.scale, bytes).map_err(|error| self.foreign(error))
+    }
+
+    /// The f32 vector behind a handle of this file.
+    ///
+    /// # Errors
+    /// If the handle is of another file.
+    pub fn vector(&self, r: VectorRef) -> Result<&[f32]> {
+        bytemuck::try_cast_slice(self.at(r.place)?).map_err(|error| self.foreign(error))
+    }
+
+    /// The u32 vector behind a handle of this file.
+    ///
+    /// # Errors
+    /// If the handle is of another file.
+    pub fn u32s(&self, r: U32Ref) -> Result<&[u32]> {
+        bytemuck::try_cast_slice(self.at(r.place)?).map_err(|error| self.foreign(error))
+    }
+
+    /// Checks one record against its checksum. Records without checksums of their own pass: the tensor as a
+    /// whole has one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Checksum`] if it does not match, or if there is no such record.
+    pub fn verify_record(&self, r: RecordsRef, index: usize) -> Result<()> {
+        let Some(checksums) = r.checksums else { return Ok(()) };
+        let records = self.records(r)?;
+        let expected = self.u32s(checksums)?.get(index).filter(|_| index < records.count());
+        let Some(&expected) = expected else {
+            let count = records.count();
+            return Err(self.annotate(Error::invalid(format!("there is no record {index} in {count}"))));
+        };
+        if crc32fast::hash(records.record(index)) == expected {
+            return Ok(());
+        }
+        let what = format!("record {index} of the embedding");
+        Err(self.annotate(ErrorKind::Checksum { what }.into()))
+    }
+
+    fn weight(&self, name: &str, layout: TensorLayout, shape: [usize; 2]) -> Result<(&TensorInfo, DType)> {
+        let tensor = self.typed(name, None, layout, shape)?;
+        match tensor.dtype.weight() {
+            Some(dtype) => Ok((tensor, dtype)),
+            None => Err(self.mismatch(tensor, "weights".into())),
+        }
+    }
+
+    fn typed(
+        &self,
+        name: &str,
+        dtype: Option<ElementType>,
+        layout: TensorLayout,
+        shape: [usize; 2],
+    ) -> Result<&TensorInfo> {
+        let tensor = self.tensor(name)?;
+        let dtype_fits = dtype.is_none_or(|dtype| dtype == tensor.dtype);
+        if dtype_fits && tensor.layout == layout && tensor.shape == shape {
+            return Ok(tensor);
+        }
+        let expected = match dtype {
+            Some(dtype) => describe(dtype, layout, shape),
+            None => format!("{layout} [{}, {}]", shape[0], shape[1]),
+        };
+        Err(self.mismatch(tensor, expected))
+    }
+
+    fn mismatch(&self, tensor: &TensorInfo, expected: String) -> Error {
+        let found = tensor.describe();
+        self.annotate(ErrorKind::Tensor { name: tensor.name.clone(), expected, found }.into())
+    }
+
+    fn place(&self, tensor: &TensorInfo) -> Place {
+        let range = self.range(tensor);
+        Place { start: range.start, len: range.len() }
+    }
+
+    fn at(&self, place: Place) -> Result<&[u8]> {
+        let bytes = self.mapping().get(place.start..).and_then(|bytes| bytes.get(..place.len));
+        bytes.ok_or_else(|| self.foreign(LayoutError::Shape))
+    }
+
+    fn foreign(&self, error: impl std::fmt::Display) -> Error {
+        self.annotate(Error::invalid(format!("a tensor handle of another model file was used: {error}")))
+    }
+}

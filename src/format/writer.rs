@@ -1,0 +1,321 @@
+//! Streams a model file to disk.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+use std::mem;
+use std::path::{Path, PathBuf};
+use std::process;
+
+use super::metadata::check_rel_error;
+use super::tensor::scale_fits;
+use super::{FilePlan, Provenance, SelfTest, TensorInfo};
+use crate::error::{Error, Result};
+
+const BUFFER_BYTES: usize = 1 << 20;
+/// Names tried for the temporary file.
+const MAX_ATTEMPTS: u32 = 100;
+
+/// Writes a planned file: tensors strictly in order, into a temporary file beside the target that replaces it
+/// at the end. The target is never seen half-written, and an abandoned writer removes its temporary file.
+///
+/// For each tensor: [`begin`](Self::begin), any number of [`write`](Self::write), [`end`](Self::end). After
+/// the last: [`finish_data`](Self::finish_data), then the temporary file is a complete model with the
+/// digests of the plan, and [`finish`](Self::finish) puts in the final ones.
+#[derive(Debug)]
+pub struct ModelWriter {
+    plan: FilePlan,
+    target: PathBuf,
+    file: BufWriter<File>,
+    /// After `file`, so that the file is closed before it is removed.
+    temp: TempFile,
+    /// Offset of the next byte written, from the start of the file.
+    position: u64,
+    /// Index of the next spec to begin.
+    next: usize,
+    current: Option<Current>,
+    data_complete: bool,
+}
+
+/// The tensor being written.
+#[derive(Debug)]
+struct Current {
+    /// Index in the plan's tensors.
+    slot: usize,
+    written: u64,
+    hasher: crc32fast::Hasher,
+    /// Bytes of one record, for a tensor checked by record; else 0.
+    record_bytes: u64,
+    record_crcs: Vec<u32>,
+}
+
+impl ModelWriter {
+    /// Creates the temporary file. A symbolic link at `target` will be replaced, not followed.
+    ///
+    /// # Errors
+    /// If `target` is a directory or no file can be created beside it.
+    pub fn create(target: &Path, plan: FilePlan) -> Result<Self> {
+        let at_target = |error: Error| error.with_path(target);
+        if target.is_dir() {
+            return Err(at_target(Error::invalid("it is a directory")));
+        }
+        let (temp, file) = TempFile::create_beside(target).map_err(at_target)?;
+        let mut writer = Self {
+            position: plan.data_start,
+            plan,
+            target: target.to_owned(),
+            file: BufWriter::with_capacity(BUFFER_BYTES, file),
+            temp,
+            next: 0,
+            current: None,
+            data_complete: false,
+        };
+        writer.seek(writer.position).map_err(at_target)?;
+        Ok(writer)
+    }
+
+    /// The layout of the file; scales, errors and checksums are those of the tensors already written.
+    pub fn plan(&self) -> &FilePlan {
+        &self.plan
+    }
+
+    /// The file that is being written.
+    pub fn temp_path(&self) -> &Path {
+        &self.temp.path
+    }
+
+    /// Starts tensor `index` of [`FileContents::tensors`](super::FileContents::tensors), which must be the
+    /// next. `scale` is its tensor scale, 1 for types without group scales.
+    ///
+    /// # Errors
+    /// If it is another tensor's turn, the scale does not go with the type, or on a write error.
+    pub fn begin(&mut self, index: usize, scale: f32) -> Result<()> {
+        if self.current.is_some() || self.data_complete {
+            return Err(self.misuse("begin: the tensor before has not ended, or the data is complete"));
+        }
+        let slot =
+            *self.plan.slots.get(index).ok_or_else(|| self.misuse("begin: there is no such tensor"))?;
+        if index != self.next {
+            return Err(self.misuse(&format!("begin: tensor {index} instead of {}", self.next)));
+        }
+        self.begin_slot(slot, scale)
+    }
+
+    /// Appends bytes to the current tensor.
+    ///
+    /// # Errors
+    /// If there is no current tensor, it would become longer than planned, or on a write error.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let Some(mut current) = self.current.take() else { return Err(self.misuse("write: no tensor")) };
+        let planned = self.plan.tensors[current.slot].len;
+        if planned - current.written < bytes.len() as u64 {
+            let name = &self.plan.tensors[current.slot].name;
+            return Err(self.misuse(&format!("tensor {name} is longer than the planned {planned} bytes")));
+        }
+        self.file.write_all(bytes).map_err(|error| self.io(error))?;
+        self.position += bytes.len() as u64;
+        current.update(bytes);
+        self.current = Some(current);
+        Ok(())
+    }
+
+    /// Takes back everything written of the current tensor, which is then the next to begin again.
+    ///
+    /// # Errors
+    /// If there is no current tensor, or on a write error.
+    pub fn rewind(&mut self) -> Result<()> {
+        let Some(current) = self.current.take() else { return Err(self.misuse("rewind: no tensor")) };
+        let offset = self.plan.tensors[current.slot].offset;
+        self.position = offset;
+        self.seek(offset).map_err(|error| error.with_path(&self.target))
+    }
+
+    /// Ends the current tensor. `rel_error` is the relative error of its weights against the checkpoint's.
+    ///
+    /// # Errors
+    /// If it is shorter than planned, or on a write error.
+    pub fn end(&mut self, rel_error: f32) -> Result<()> {
+        let Some(current) = self.current.take() else { return Err(self.misuse("end: no tensor")) };
+        let crcs = self.end_slot(current, rel_error)?;
+        if let Some((slot, crcs)) = crcs {
+            self.begin_slot(slot, 1.0)?;
+            self.write(bytemuck::cast_slice(&crcs))?;
+            let Some(current) = self.current.take() else { return Err(self.misuse("end: no table")) };
+            self.end_slot(current, 0.0)?;
+        }
+        self.next += 1;
+        Ok(())
+    }
+
+    /// Completes the data and makes the temporary file a readable model, with provenance and self-test as
+    /// planned. A model opened from it must be closed before [`finish`](Self::finish).
+    ///
+    /// # Errors
+    /// If a tensor has not been written, or on a write error.
+    pub fn finish_data(&mut self) -> Result<()> {
+        if self.current.is_some() || self.next != self.plan.slots.len() {
+            return Err(self.misuse("finish_data: not all tensors have been written"));
+        }
+        self.data_complete = true;
+        self.write_front()
+    }
+
+    /// Writes the final provenance and self-test, makes the file durable and moves it to the target.
+    ///
+    /// # Errors
+    /// If the data is not complete, a text or the number of tokens is not as planned, or on a write error. The
+    /// temporary file is removed.
+    pub fn finish(mut self, provenance: Provenance, self_test: SelfTest) -> Result<()> {
+        if !self.data_complete {
+            self.finish_data()?;
+        }
+        provenance.validate()?;
+        self_test.validate(self.plan.contents.config.n_vocab)?;
+        let old = &self.plan.contents;
+        if provenance.emit().len() != old.provenance.emit().len()
+            || self_test.emit().len() != old.self_test.emit().len()
+        {
+            return Err(self.misuse("finish: texts or tokens differ from the planned ones"));
+        }
+        self.plan.contents.provenance = provenance;
+        self.plan.contents.self_test = self_test;
+        self.write_front()?;
+        self.publish().map_err(|error| self.io(error))
+    }
+
+    fn publish(&mut self) -> io::Result<()> {
+        self.file.get_ref().sync_all()?;
+        fs::rename(&self.temp.path, &self.target)?;
+        self.temp.path = PathBuf::new();
+        sync_directory(&self.target)
+    }
+
+    fn begin_slot(&mut self, slot: usize, scale: f32) -> Result<()> {
+        let tensor = &self.plan.tensors[slot];
+        if !scale_fits(tensor.dtype, scale) {
+            let what = format!("tensor {}: scale {scale} does not go with {}", tensor.name, tensor.dtype);
+            return Err(self.misuse(&what));
+        }
+        let Some(padding) = tensor.offset.checked_sub(self.position) else {
+            return Err(self.misuse("an earlier error left a tensor incomplete"));
+        };
+        let current = Current::new(slot, tensor);
+        self.plan.tensors[slot].scale = scale;
+        io::copy(&mut io::repeat(0).take(padding), &mut self.file).map_err(|error| self.io(error))?;
+        self.position += padding;
+        self.current = Some(current);
+        Ok(())
+    }
+
+    /// Records checksum and error; returns the slot and contents of the table of record checksums, if any.
+    fn end_slot(&mut self, current: Current, rel_error: f32) -> Result<Option<(usize, Vec<u32>)>> {
+        let tensor = &mut self.plan.tensors[current.slot];
+        if current.written != tensor.len {
+            let what = format!("tensor {}: {} of {} bytes written", tensor.name, current.written, tensor.len);
+            return Err(self.misuse(&what));
+        }
+        check_rel_error(rel_error)?;
+        tensor.rel_error = rel_error;
+        if tensor.checked_by_record {
+            return Ok(Some((current.slot + 1, current.record_crcs)));
+        }
+        tensor.crc32 = current.hasher.finalize();
+        Ok(None)
+    }
+
+    fn write_front(&mut self) -> Result<()> {
+        let front = self.plan.emit_front().map_err(|error| error.with_path(&self.target))?;
+        self.seek(0).map_err(|error| error.with_path(&self.target))?;
+        self.file.write_all(&front).and_then(|()| self.file.flush()).map_err(|error| self.io(error))
+    }
+
+    fn seek(&mut self, offset: u64) -> Result<()> {
+        self.file.seek(SeekFrom::Start(offset))?;
+        Ok(())
+    }
+
+    fn misuse(&self, what: &str) -> Error {
+        Error::invalid(format!("writing the model: {what}")).with_path(&self.target)
+    }
+
+    fn io(&self, error: io::Error) -> Error {
+        Error::from(error).with_path(&self.target)
+    }
+}
+
+impl Current {
+    fn new(slot: usize, tensor: &TensorInfo) -> Self {
+        let records = if tensor.checked_by_record { tensor.shape[0] } else { 0 };
+        Self {
+            slot,
+            written: 0,
+            hasher: crc32fast::Hasher::new(),
+            record_bytes: tensor.len.checked_div(records as u64).unwrap_or(0),
+            record_crcs: Vec::with_capacity(records),
+        }
+    }
+
+    /// Takes bytes into the checksum, or into those of the records that they belong to.
+    fn update(&mut self, mut bytes: &[u8]) {
+        if self.record_bytes == 0 {
+            self.written += bytes.len() as u64;
+            self.hasher.update(bytes);
+            return;
+        }
+        while !bytes.is_empty() {
+            let left = self.record_bytes - self.written % self.record_bytes;
+            let take = bytes.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            let (head, rest) = bytes.split_at(take);
+            self.hasher.update(head);
+            self.written += take as u64;
+            bytes = rest;
+            if take as u64 == left {
+                self.record_crcs.push(mem::take(&mut self.hasher).finalize());
+            }
+        }
+    }
+}
+
+/// A file that is removed unless its path is cleared.
+#[derive(Debug)]
+struct TempFile {
+    path: PathBuf,
+}
+
+impl TempFile {
+    /// A new file in the directory of `target`, under a name that no other process uses.
+    fn create_beside(target: &Path) -> Result<(Self, File)> {
+        let name = target.file_name().ok_or_else(|| Error::invalid("it is not the name of a file"))?;
+        for attempt in 0..MAX_ATTEMPTS {
+            let mut temp_name = std::ffi::OsString::from(".");
+            temp_name.push(name);
+            temp_name.push(format!(".{}.{attempt}.tmp", process::id()));
+            let path = target.with_file_name(temp_name);
+            match OpenOptions::new().write(true).create_new(true).open(&path) {
+                Ok(file) => return Ok((Self { path }, file)),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(Error::invalid("too many temporary files beside it"))
+    }
+}
+
+impl Drop for TempFile {
+    fn drop(&mut self) {
+        if !self.path.as_os_str().is_empty() {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Makes the new name of a file durable.
+fn sync_directory(file: &Path) -> io::Result<()> {
+    #[cfg(unix)]
+    {
+        let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty());
+        File::open(directory.unwrap_or(Path::new(".")))?.sync_all()?;
+    }
+    #[cfg(not(unix))]
+    let _ = file;
+    Ok(())
+}

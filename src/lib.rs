@@ -1,0 +1,27 @@
+#![doc = include_str!("../README.md")]
+#![deny(unsafe_code)]
+
+#[cfg(feature = "builtin-model")]
+pub mod builtin;
+pub mod cpu;
+pub mod error;
+pub mod format;
+pub mod knobs;
+pub mod memory;
+pub mod model;
+pub mod sampler;
+pub mod self_test;
+pub mod session;
+pub mod state;
+pub mod text;
+pub mod threads;
+pub mod tokenizer;
+
+pub use error::{Error, ErrorKind, Result};
+pub use format::{Config, SamplingParams, Version};
+pub use memory::Plan;
+pub use model::{LoadOptions, Model};
+pub use rwkv_edge_kernels as kernels;
+pub use session::{Session, SessionOptions};
+pub use state::State;
+pub use tokenizer::Tokenizer;

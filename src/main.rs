@@ -1,0 +1,9 @@
+//! `rwkv-edge`: run, inspect and measure RWKV models.
+
+use std::process::ExitCode;
+
+mod cli;
+
+fn main() -> ExitCode {
+    cli::main()
+}

@@ -1,0 +1,108 @@
+//! The memory plan: every buffer of a session with its size, known from the model's header alone.
+
+use std::fmt;
+
+use super::Buffers;
+use super::arena::lines_bytes;
+
+/// A named buffer of the arena.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// What the buffer holds.
+    pub name: &'static str,
+    /// Bytes, padded to whole 64-byte lines.
+    pub bytes: usize,
+}
+
+/// What a session will use, in bytes. Nothing is allocated beyond it once the session exists.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Buffers of the arena in order; equal names are one entry.
+    pub regions: Vec<Region>,
+    /// Weights that every token reads, mapped from the file (or part of the program).
+    pub weights_bytes: u64,
+    /// Embedding rows, mapped from the file; only rows of tokens that occur become resident.
+    pub embedding_bytes: u64,
+    /// Tokenizer tables and headers, mapped from the file.
+    pub tables_bytes: u64,
+    /// Stacks of the worker threads (reserved; a few KiB of each become resident).
+    pub stack_bytes: usize,
+}
+
+impl Plan {
+    /// Bytes of the arena: the one allocation of a session.
+    pub fn arena_bytes(&self) -> usize {
+        self.regions.iter().map(|region| region.bytes).sum()
+    }
+
+    /// Memory that must stay resident for steady speed: weights, tables, arena and stacks.
+    pub fn resident_bytes(&self) -> u64 {
+        self.weights_bytes + self.tables_bytes + (self.arena_bytes() + self.stack_bytes) as u64
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut row = |name: &str, bytes: u64, note: &str| {
+            writeln!(f, "  {name:<24} {:>14} B  {}{note}", bytes, Mib(bytes))
+        };
+        row("weights", self.weights_bytes, "  mapped, read by every token")?;
+        row("embedding", self.embedding_bytes, "  mapped, one row per token")?;
+        row("tokenizer and header", self.tables_bytes, "  mapped")?;
+        for region in &self.regions {
+            row(region.name, region.bytes as u64, "  arena")?;
+        }
+        row("worker stacks", self.stack_bytes as u64, "  reserved")?;
+        row("arena in total", self.arena_bytes() as u64, "  one allocation")?;
+        row("resident", self.resident_bytes(), "  everything but the embedding")
+    }
+}
+
+/// Bytes shown in MiB.
+struct Mib(u64);
+
+impl fmt::Display for Mib {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:>10.2} MiB", self.0 as f64 / (1 << 20) as f64)
+    }
+}
+
+/// Adds up the buffers that are asked for, without memory behind them.
+#[derive(Default)]
+pub(crate) struct Measure {
+    regions: Vec<Region>,
+}
+
+impl Measure {
+    /// The buffers asked for so far.
+    pub(crate) fn into_regions(self) -> Vec<Region> {
+        self.regions
+    }
+
+    fn add<'a, T>(&mut self, name: &'static str, len: usize) -> &'a mut [T] {
+        let bytes = lines_bytes::<T>(len);
+        match self.regions.last_mut() {
+            Some(last) if last.name == name => last.bytes += bytes,
+            _ => self.regions.push(Region { name, bytes }),
+        }
+        &mut []
+    }
+}
+
+impl<'a> Buffers<'a> for Measure {
+    fn f32s(&mut self, name: &'static str, len: usize) -> &'a mut [f32] {
+        self.add(name, len)
+    }
+
+    fn u32s(&mut self, name: &'static str, len: usize) -> &'a mut [u32] {
+        self.add(name, len)
+    }
+
+    fn i32s(&mut self, name: &'static str, len: usize) -> &'a mut [i32] {
+        self.add(name, len)
+    }
+
+    fn i8s(&mut self, name: &'static str, len: usize) -> &'a mut [i8] {
+        self.add(name, len)
+    }
+}

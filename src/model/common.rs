@@ -1,0 +1,176 @@
+//! What all RWKV versions share: weights as handles into the file, operations that run on the thread pool,
+//! input vectors in quantized form, and the sparse product of channel mixing.
+
+use rwkv_edge_kernels::layout::{Activation, ActivationMut, GROUP_SIZE, Sparse, padded_cols};
+use rwkv_edge_kernels::{Kernels, SPARSE_TILE};
+
+use crate::error::Result;
+use crate::format::{MatrixRef, ModelFile, RecordsRef, VectorRef};
+use crate::memory::Buffers;
+use crate::threads::Pool;
+
+/// Rows that a thread takes at a time: four blocks of 16, which the kernels read as four streams.
+const MATVEC_CHUNK: usize = 64;
+
+/// Weight and bias of a layer norm, `[n]` each.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Norm {
+    weight: VectorRef,
+    bias: VectorRef,
+}
+
+impl Norm {
+    pub(crate) fn load(file: &ModelFile, name: &str, len: usize) -> Result<Self> {
+        Ok(Self {
+            weight: file.vector_ref(&format!("{name}.weight"), len)?,
+            bias: file.vector_ref(&format!("{name}.bias"), len)?,
+        })
+    }
+}
+
+/// An input vector of matrices: its values and their quantized form, padded to whole blocks.
+pub(crate) struct Input<'a> {
+    len: usize,
+    padded: ActivationMut<'a>,
+}
+
+impl<'a> Input<'a> {
+    pub(crate) fn take(buffers: &mut impl Buffers<'a>, name: &'static str, len: usize) -> Self {
+        let padded = padded_cols(len);
+        let padded = ActivationMut {
+            values: buffers.f32s(name, padded),
+            codes: buffers.i8s(name, padded),
+            scales: buffers.f32s(name, padded / GROUP_SIZE),
+            sums: buffers.i32s(name, padded / GROUP_SIZE),
+        };
+        Self { len, padded }
+    }
+
+    /// The values without padding, to be written before [`Ops::quantize`].
+    pub(crate) fn values(&mut self) -> &mut [f32] {
+        &mut self.padded.values[..self.len]
+    }
+
+    pub(crate) fn view(&self) -> Activation<'_> {
+        self.padded.view()
+    }
+}
+
+/// Indices and values of the live inputs of `ffn.value`, `[n_ffn]` each.
+pub(crate) struct Live<'a> {
+    indices: &'a mut [u32],
+    values: &'a mut [f32],
+}
+
+impl<'a> Live<'a> {
+    pub(crate) fn take(buffers: &mut impl Buffers<'a>, len: usize) -> Self {
+        let name = "live ffn channels";
+        Self { indices: buffers.u32s(name, len), values: buffers.f32s(name, len) }
+    }
+}
+
+/// What a session has read of its weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Bytes of matrices read, live columns of sparse ones included.
+    pub weight_bytes: u64,
+    /// Inputs of `ffn.value` that were not zero, so that their columns were read.
+    pub live_columns: u64,
+    /// All inputs of `ffn.value`.
+    pub columns: u64,
+}
+
+/// Operations on a model's weights: kernels, threads and the file that the handles point into.
+pub(crate) struct Ops<'a> {
+    pub(crate) file: &'a ModelFile,
+    pub(crate) kernels: &'static Kernels,
+    pub(crate) pool: &'a mut Pool,
+    /// Give the pages of a matrix back to the system after its use.
+    pub(crate) transient: bool,
+    pub(crate) layer_norm_eps: f32,
+    pub(crate) traffic: &'a mut Traffic,
+}
+
+impl Ops<'_> {
+    /// `out = layer_norm(x)`.
+    pub(crate) fn layer_norm(&self, out: &mut [f32], x: &[f32], norm: Norm) -> Result<()> {
+        let (weight, bias) = (self.file.vector(norm.weight)?, self.file.vector(norm.bias)?);
+        self.kernels.layer_norm(out, x, weight, bias, self.layer_norm_eps);
+        Ok(())
+    }
+
+    /// `out = from + mix * (to - from)`, quantized for the matrices that read it.
+    pub(crate) fn token_shift(
+        &self,
+        out: &mut Input<'_>,
+        from: &[f32],
+        to: &[f32],
+        mix: VectorRef,
+    ) -> Result<()> {
+        self.kernels.lerp(out.values(), from, to, self.file.vector(mix)?);
+        self.kernels.quantize(&mut out.padded);
+        Ok(())
+    }
+
+    /// Makes the quantized form of `input` from its values.
+    pub(crate) fn quantize(&self, input: &mut Input<'_>) {
+        self.kernels.quantize(&mut input.padded);
+    }
+
+    /// `out = matrix @ input` for all jobs at once, rows shared among the threads.
+    pub(crate) fn matvec<const N: usize>(
+        &mut self,
+        outs: [&mut [f32]; N],
+        jobs: [(MatrixRef, &Input<'_>); N],
+    ) -> Result<()> {
+        let mut views = [None; N];
+        for (view, (matrix, input)) in views.iter_mut().zip(jobs) {
+            *view = Some((self.file.matrix(matrix)?, input.view()));
+        }
+        self.traffic.weight_bytes +=
+            views.iter().flatten().map(|(matrix, _)| matrix.data().len() as u64).sum::<u64>();
+        let kernels = self.kernels;
+        self.pool.for_each_chunk(outs, MATVEC_CHUNK, &|job, row, out| {
+            if let Some((matrix, input)) = &views[job] {
+                kernels.matvec(out, matrix, row, *input);
+            }
+        });
+        if self.transient {
+            views.iter().flatten().for_each(|(matrix, _)| self.release(matrix.data()));
+        }
+        Ok(())
+    }
+
+    /// `out = columns @ relu(x)^2`, reading only the columns of positive inputs; `x` is overwritten.
+    pub(crate) fn relu_squared_matvec(
+        &mut self,
+        out: &mut [f32],
+        columns: RecordsRef,
+        x: &mut [f32],
+        live: &mut Live<'_>,
+    ) -> Result<()> {
+        let columns = self.file.records(columns)?;
+        let kernels = self.kernels;
+        kernels.relu_squared(x);
+        let count = kernels.nonzero(live.indices, live.values, x);
+        self.traffic.weight_bytes += (count * columns.stride()) as u64;
+        self.traffic.live_columns += count as u64;
+        self.traffic.columns += x.len() as u64;
+        let sparse = Sparse { indices: &live.indices[..count], values: &live.values[..count] };
+        let chunk = out.len().div_ceil(self.pool.threads()).next_multiple_of(64).min(SPARSE_TILE);
+        self.pool.for_each_chunk([out], chunk, &|_, first, out| {
+            kernels.sparse_matvec(out, &columns, first, sparse);
+        });
+        if self.transient {
+            self.release(columns.data());
+        }
+        Ok(())
+    }
+
+    /// Lets the system take back the pages of `bytes`, which lie in the file.
+    fn release(&self, bytes: &[u8]) {
+        let mapping = self.file.mapping();
+        let start = bytes.as_ptr() as usize - mapping.as_ptr() as usize;
+        mapping.release(start..start + bytes.len());
+    }
+}

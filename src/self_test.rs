@@ -1,0 +1,44 @@
+//! The self-test: every model file records the digest of some logits, which any machine must reproduce.
+//!
+//! Since logits have the same bits on every instruction set and thread count, a mismatch means damaged
+//! memory, a damaged file or a miscompiled kernel.
+
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use crate::error::{ErrorKind, Result};
+use crate::model::Model;
+use crate::session::{Session, SessionOptions};
+
+/// SHA-256 of the little-endian logits after feeding `tokens` to a fresh session of `model`.
+///
+/// # Errors
+/// If a token is not in the vocabulary or the session cannot be made.
+pub fn logits_digest(model: &Arc<Model>, tokens: &[u32], threads: Option<usize>) -> Result<[u8; 32]> {
+    let mut session = Session::new(Arc::clone(model), &SessionOptions { threads, ..Default::default() })?;
+    let mut digest = Sha256::new();
+    if let Some((&last, rest)) = tokens.split_last() {
+        for &token in rest {
+            session.feed(token)?;
+        }
+        for logit in session.forward(last)? {
+            digest.update(logit.to_le_bytes());
+        }
+    }
+    Ok(digest.finalize().into())
+}
+
+/// Repeats the computation that the model file records.
+///
+/// # Errors
+/// [`ErrorKind::Checksum`] if the logits differ from those of the machine that made the file.
+pub fn run(model: &Arc<Model>, threads: Option<usize>) -> Result<()> {
+    let record = model.file().self_test();
+    if logits_digest(model, &record.tokens, threads)? == record.logits_sha256 {
+        Ok(())
+    } else {
+        Err(ErrorKind::Checksum { what: "the self-test: the logits differ from the recorded ones".into() }
+            .into())
+    }
+}

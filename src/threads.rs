@@ -1,0 +1,382 @@
+//! A fork-join pool for row-partitioned kernels.
+//!
+//! One call hands every thread the same closure and returns when all have finished it. Work is split into
+//! chunks of output rows that threads take from a shared counter, so uneven cores balance themselves; since a
+//! row is computed by one thread from start to end, the result does not depend on who took it.
+//!
+//! A call never waits for a worker that has not started: the caller takes chunks itself, closes the job when none
+//! is left, and waits only for workers in the middle of one. So a worker that the system keeps from running, on
+//! a busy machine, costs its help and nothing more. Idle threads spin for a short time and then sleep.
+
+#![allow(unsafe_code)]
+
+use std::cell::UnsafeCell;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle, Thread};
+use std::time::{Duration, Instant};
+
+/// Stack of one worker: kernels keep a few KiB of scratch there.
+pub const WORKER_STACK_BYTES: usize = 256 * 1024;
+
+/// How long an idle thread spins before it sleeps: longer than the serial part between two matvecs.
+const SPIN: Duration = Duration::from_micros(40);
+
+type Work = dyn Fn() + Sync;
+
+/// Keeps what it holds on cache lines of its own, two for CPUs that fetch lines in pairs.
+#[repr(align(128))]
+struct Line<T>(T);
+
+/// The state word: number of the job, whether workers may still join it, and how many are in it.
+mod word {
+    pub(super) const ONE_ACTIVE: u64 = 1;
+    pub(super) const OPEN: u64 = 1 << 32;
+    pub(super) const NEXT_JOB: u64 = 1 << 33;
+
+    pub(super) fn job(word: u64) -> u64 {
+        word / NEXT_JOB
+    }
+
+    pub(super) fn active(word: u64) -> u32 {
+        word as u32
+    }
+}
+
+struct Shared {
+    state: Line<AtomicU64>,
+    /// Threads asleep, or about to be.
+    sleepers: Line<AtomicU32>,
+    /// Workers that are ready for their first job.
+    started: AtomicUsize,
+    panicked: AtomicBool,
+    stop: AtomicBool,
+    /// The current job. Written by the owner while the job is closed and no worker active; read by workers
+    /// that have joined the open job.
+    work: UnsafeCell<Option<*const Work>>,
+    /// The thread that waits for the active workers.
+    owner: UnsafeCell<Option<Thread>>,
+}
+
+// SAFETY: `work` and `owner` are written only by the pool's owner while no worker is active and none can
+// become so, and read only by active workers.
+unsafe impl Sync for Shared {}
+// SAFETY: the raw pointer in `work` is only followed during the call of `Pool::run` that set it, and its
+// target is `Sync`.
+unsafe impl Send for Shared {}
+
+/// Threads that run the same closure together; see the module documentation.
+pub struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+impl Pool {
+    /// A pool of `threads` threads, the caller's included; 0 counts as 1.
+    ///
+    /// # Errors
+    /// If the operating system cannot start a thread.
+    pub fn new(threads: usize) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            state: Line(AtomicU64::new(0)),
+            sleepers: Line(AtomicU32::new(0)),
+            started: AtomicUsize::new(0),
+            panicked: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            work: UnsafeCell::new(None),
+            owner: UnsafeCell::new(None),
+        });
+        let mut pool = Self { shared, workers: Vec::with_capacity(threads.saturating_sub(1)) };
+        for index in 1..threads {
+            let shared = Arc::clone(&pool.shared);
+            let worker = thread::Builder::new()
+                .name(format!("rwkv-{index}"))
+                .stack_size(WORKER_STACK_BYTES)
+                .spawn(move || {
+                    // A thread allocates its handle when it first asks for it: here, not in the first job.
+                    drop(thread::current());
+                    shared.started.fetch_add(1, Ordering::SeqCst);
+                    work_loop(&shared);
+                })?;
+            pool.workers.push(worker);
+        }
+        while pool.shared.started.load(Ordering::SeqCst) < pool.workers.len() {
+            thread::yield_now();
+        }
+        Ok(pool)
+    }
+
+    /// Threads that take part, the caller's included.
+    pub fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Runs `work` on the calling thread and on every worker that is ready before the caller has finished,
+    /// and returns when all have. `work` must share out what there is to do by itself.
+    ///
+    /// # Panics
+    /// If `work` panics on any thread.
+    pub fn run(&mut self, work: &(dyn Fn() + Sync)) {
+        if self.workers.is_empty() {
+            return work();
+        }
+        let shared = &*self.shared;
+        // SAFETY: extends the lifetime of `work` in the type only; `Close` below does not let this function
+        // return or unwind before every worker has finished with it and no other can begin.
+        let erased = unsafe { std::mem::transmute::<&(dyn Fn() + Sync), *const Work>(work) };
+        // SAFETY: the previous job is closed and nobody is active, so nobody reads `work`.
+        unsafe { *shared.work.get() = Some(erased) };
+        // SAFETY: as above, for `owner`.
+        let owner = unsafe { &mut *shared.owner.get() };
+        if owner.as_ref().is_none_or(|owner| owner.id() != thread::current().id()) {
+            *owner = Some(thread::current());
+        }
+        shared.state.0.fetch_add(word::NEXT_JOB | word::OPEN, Ordering::SeqCst);
+        if shared.sleepers.0.load(Ordering::SeqCst) > 0 {
+            self.workers.iter().for_each(|worker| worker.thread().unpark());
+        }
+        let close = Close(shared);
+        work();
+        drop(close);
+        assert!(!shared.panicked.swap(false, Ordering::Relaxed), "a worker thread panicked");
+    }
+
+    /// Cuts every slice of `outs` into chunks of `chunk_len` values (the last may be shorter) and calls
+    /// `work(slice index, offset of the chunk in its slice, chunk)` for each, on all threads.
+    ///
+    /// # Panics
+    /// If `chunk_len` is 0 or `work` panics.
+    pub fn for_each_chunk<const N: usize>(
+        &mut self,
+        outs: [&mut [f32]; N],
+        chunk_len: usize,
+        work: &(dyn Fn(usize, usize, &mut [f32]) + Sync),
+    ) {
+        let parts = outs.map(|out| Part {
+            chunks: out.len().div_ceil(chunk_len),
+            len: out.len(),
+            ptr: out.as_mut_ptr(),
+        });
+        let total: usize = parts.iter().map(|part| part.chunks).sum();
+        let next = AtomicUsize::new(0);
+        let parts = &parts;
+        let take_chunks = || {
+            loop {
+                let mut index = next.fetch_add(1, Ordering::Relaxed);
+                if index >= total {
+                    return;
+                }
+                let mut slice = 0;
+                while index >= parts[slice].chunks {
+                    index -= parts[slice].chunks;
+                    slice += 1;
+                }
+                let part = &parts[slice];
+                let offset = index * chunk_len;
+                let len = chunk_len.min(part.len - offset);
+                // SAFETY: `offset < part.len`, so the pointer stays inside the slice.
+                let start = unsafe { part.ptr.add(offset) };
+                // SAFETY: `next` gives every chunk to one thread only, chunks do not overlap, and the
+                // exclusive borrows in `outs` last until `run` returns.
+                let chunk = unsafe { std::slice::from_raw_parts_mut(start, len) };
+                work(slice, offset, chunk);
+            }
+        };
+        if total <= 1 { take_chunks() } else { self.run(&take_chunks) }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        self.shared.state.0.fetch_add(word::NEXT_JOB, Ordering::SeqCst);
+        for worker in self.workers.drain(..) {
+            worker.thread().unpark();
+            // A worker catches the panics of its jobs, so it always ends normally.
+            let _ = worker.join();
+        }
+    }
+}
+
+struct Part {
+    ptr: *mut f32,
+    len: usize,
+    chunks: usize,
+}
+
+// SAFETY: the pointer stands for an exclusive borrow that `for_each_chunk` splits into disjoint chunks.
+unsafe impl Sync for Part {}
+
+/// Closes the job and waits for its active workers when dropped, also while unwinding.
+struct Close<'a>(&'a Shared);
+
+impl Drop for Close<'_> {
+    fn drop(&mut self) {
+        let state = &self.0.state.0;
+        state.fetch_and(!word::OPEN, Ordering::SeqCst);
+        wait(self.0, || word::active(state.load(Ordering::SeqCst)) == 0);
+    }
+}
+
+/// Spins, then sleeps, until `done` says so. Whoever makes `done` true must unpark sleepers.
+fn wait(shared: &Shared, done: impl Fn() -> bool) {
+    let start = Instant::now();
+    loop {
+        for _ in 0..64 {
+            if done() {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+        if start.elapsed() > SPIN {
+            break;
+        }
+    }
+    shared.sleepers.0.fetch_add(1, Ordering::SeqCst);
+    while !done() {
+        thread::park();
+    }
+    shared.sleepers.0.fetch_sub(1, Ordering::SeqCst);
+}
+
+fn work_loop(shared: &Shared) {
+    let state = &shared.state.0;
+    let mut seen = 0;
+    loop {
+        wait(shared, || word::job(state.load(Ordering::SeqCst)) != seen);
+        if shared.stop.load(Ordering::Relaxed) {
+            return;
+        }
+        let join = |word| (word & word::OPEN != 0).then_some(word + word::ONE_ACTIVE);
+        match state.fetch_update(Ordering::SeqCst, Ordering::SeqCst, join) {
+            Ok(word) => {
+                seen = word::job(word);
+                work_on(shared);
+            }
+            Err(closed) => seen = word::job(closed),
+        }
+    }
+}
+
+/// Runs the current job, which the calling worker has joined, and leaves it.
+fn work_on(shared: &Shared) {
+    // SAFETY: this worker is active, so the owner does not write `work`.
+    let work = unsafe { *shared.work.get() };
+    if let Some(work) = work {
+        // SAFETY: the owner keeps the closure alive while a worker is active.
+        let work = unsafe { &*work };
+        if catch_unwind(AssertUnwindSafe(work)).is_err() {
+            shared.panicked.store(true, Ordering::Relaxed);
+        }
+    }
+    // SAFETY: as for `work`; cloned before this worker stops being active.
+    let owner = unsafe { &*shared.owner.get() }.clone();
+    let before = shared.state.0.fetch_sub(word::ONE_ACTIVE, Ordering::SeqCst);
+    let last = word::active(before) == 1 && before & word::OPEN == 0;
+    if last && shared.sleepers.0.load(Ordering::SeqCst) > 0 {
+        owner.iter().for_each(Thread::unpark);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn squares(threads: usize, lens: [usize; 3], chunk: usize) -> Vec<Vec<f32>> {
+        let mut pool = Pool::new(threads).unwrap();
+        let mut outs = lens.map(|len| vec![-1.0; len]);
+        let [a, b, c] = &mut outs;
+        pool.for_each_chunk([a, b, c], chunk, &|slice, offset, out| {
+            for (i, value) in out.iter_mut().enumerate() {
+                *value = (slice * 10_000 + offset + i) as f32;
+            }
+        });
+        outs.to_vec()
+    }
+
+    #[test]
+    fn every_value_is_written_once_whatever_the_threads() {
+        let lens = [130, 0, 64];
+        let expected = squares(1, lens, 64);
+        for (slice, out) in expected.iter().enumerate() {
+            assert!(out.iter().enumerate().all(|(i, &v)| v == (slice * 10_000 + i) as f32));
+        }
+        for threads in 2..=5 {
+            for chunk in [1, 7, 64, 1000] {
+                assert_eq!(squares(threads, lens, chunk), expected, "{threads} threads, chunk {chunk}");
+            }
+        }
+    }
+
+    /// Waits in a job until `n` threads are in it.
+    fn meet(pool: &mut Pool, n: usize) {
+        let arrived = AtomicUsize::new(0);
+        pool.run(&|| {
+            arrived.fetch_add(1, Ordering::SeqCst);
+            while arrived.load(Ordering::SeqCst) < n {
+                thread::yield_now();
+            }
+        });
+    }
+
+    #[test]
+    fn all_threads_take_part_in_a_job_that_lasts() {
+        let mut pool = Pool::new(4).unwrap();
+        for _ in 0..if cfg!(miri) { 3 } else { 200 } {
+            meet(&mut pool, 4);
+        }
+    }
+
+    #[test]
+    fn sleeping_workers_wake_up() {
+        let mut pool = Pool::new(3).unwrap();
+        for _ in 0..5 {
+            thread::sleep(Duration::from_millis(2));
+            meet(&mut pool, 3);
+        }
+    }
+
+    #[test]
+    fn nothing_of_a_job_runs_after_it_returned() {
+        let mut pool = Pool::new(3).unwrap();
+        for _ in 0..if cfg!(miri) { 20 } else { 5000 } {
+            let running = AtomicUsize::new(0);
+            pool.run(&|| {
+                running.fetch_add(1, Ordering::SeqCst);
+                running.fetch_sub(1, Ordering::SeqCst);
+            });
+            assert_eq!(running.into_inner(), 0);
+        }
+    }
+
+    #[test]
+    fn a_panic_in_a_job_reaches_the_caller_and_the_pool_survives() {
+        let mut pool = Pool::new(2).unwrap();
+        let panics = catch_unwind(AssertUnwindSafe(|| pool.run(&|| panic!("in the job"))));
+        assert!(panics.is_err());
+        pool.shared.panicked.store(false, Ordering::Relaxed);
+        meet(&mut pool, 2);
+    }
+
+    #[test]
+    fn a_panic_on_a_worker_reaches_the_caller() {
+        let mut pool = Pool::new(2).unwrap();
+        let caller = thread::current().id();
+        let joined = AtomicBool::new(false);
+        let panics = catch_unwind(AssertUnwindSafe(|| {
+            pool.run(&|| {
+                if thread::current().id() != caller {
+                    joined.store(true, Ordering::SeqCst);
+                    panic!("on the worker");
+                }
+                while !joined.load(Ordering::SeqCst) {
+                    thread::yield_now();
+                }
+            });
+        }));
+        assert!(panics.is_err());
+        meet(&mut pool, 2);
+    }
+}

@@ -1,0 +1,260 @@
+//! Builds tokenizer sections from vocabularies; used by the converter.
+
+use std::collections::{HashMap, HashSet};
+
+use unicode_normalization::UnicodeNormalization;
+
+use super::bpe::{FLAG_NFC, is_in_utf8};
+use super::section::{KIND_BPE, KIND_BYTES, KIND_GREEDY, MAGIC, MAX_TOKEN_LEN, MAX_TOKENS, NONE};
+use crate::error::{Error, Result};
+
+/// A byte-level BPE vocabulary.
+#[derive(Clone, Debug, Default)]
+pub struct BpeSource {
+    /// Ids and bytes of the vocabulary that merges refer to. It has every byte that occurs in UTF-8 by itself.
+    pub tokens: Vec<(u32, Vec<u8>)>,
+    /// The merges; earlier ones go first.
+    pub merges: Vec<Merge>,
+    /// Tokens that are cut out of the text before anything else. They may repeat ids of `tokens`.
+    pub added: Vec<AddedToken>,
+    /// Text is brought to normalisation form C.
+    pub nfc: bool,
+}
+
+/// Two adjacent tokens that become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Merge {
+    /// Id of the left token.
+    pub left: u32,
+    /// Id of the right token.
+    pub right: u32,
+    /// Id of the token that replaces both.
+    pub merged: u32,
+}
+
+/// A token that is found in the text before anything else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AddedToken {
+    /// Its id.
+    pub id: u32,
+    /// Its text.
+    pub content: String,
+    /// It is a control token: it decodes to nothing.
+    pub special: bool,
+    /// It is searched in the normalised text, after the ones that are searched in the text as it is.
+    pub normalized: bool,
+}
+
+/// The section of models with 256 tokens whose ids are the bytes.
+pub fn bytes() -> Vec<u8> {
+    Writer::new(KIND_BYTES, 256, 1).section
+}
+
+/// The section of a greedy longest-match vocabulary, from ids and bytes of its tokens.
+///
+/// Ids may leave gaps, and a byte may have no token; [`Tokenizer::encode`](super::Tokenizer::encode) then refuses text
+/// with that byte.
+///
+/// # Errors
+/// There is no token; an id or a token occurs twice; an id is above 1,048,575; a token is empty or longer than 1024
+/// bytes.
+pub fn greedy(tokens: &[(u32, Vec<u8>)]) -> Result<Vec<u8>> {
+    let tokens: Vec<Entry<'_>> = tokens.iter().map(|(id, bytes)| (*id, bytes.as_slice())).collect();
+    check_tokens(&tokens)?;
+    let mut writer = Writer::with_table(KIND_GREEDY, &tokens);
+    writer.trie(tokens);
+    Ok(writer.section)
+}
+
+/// The section of a byte-level BPE vocabulary.
+///
+/// # Errors
+/// As [`greedy`]; or a byte of UTF-8 has no token, a merge refers to an unknown token or does not give the
+/// concatenation of its sides, or two merges have the same sides.
+pub fn bpe(source: &BpeSource) -> Result<Vec<u8>> {
+    let tokens: Vec<Entry<'_>> = source.tokens.iter().map(|(id, bytes)| (*id, bytes.as_slice())).collect();
+    check_tokens(&tokens)?;
+    let added: Vec<Entry<'_>> =
+        source.added.iter().map(|token| (token.id, token.content.as_bytes())).collect();
+    check_tokens_allowing_none(&added)?;
+    let bytes_of: HashMap<u32, &[u8]> = tokens.iter().copied().collect();
+    check_merges(&source.merges, &bytes_of)?;
+
+    let mut writer = Writer::with_table(KIND_BPE, &decoded(source, bytes_of));
+    writer.u32(if source.nfc { FLAG_NFC } else { 0 });
+    writer.u32s(byte_tokens(&tokens)?);
+    let n_tokens = writer.n_tokens;
+    writer.merges(&source.merges, n_tokens);
+    let (normalized, exact): (Vec<_>, Vec<_>) = source.added.iter().partition(|token| token.normalized);
+    writer.trie(exact.iter().map(|token| (token.id, token.content.as_bytes())).collect());
+    let normalize = |text: &str| if source.nfc { text.nfc().collect() } else { text.to_owned() };
+    let normalized: Vec<(u32, String)> = normalized.iter().map(|t| (t.id, normalize(&t.content))).collect();
+    let normalized: Vec<Entry<'_>> = normalized.iter().map(|(id, text)| (*id, text.as_bytes())).collect();
+    check_tokens_allowing_none(&normalized)?;
+    writer.trie(normalized);
+    Ok(writer.section)
+}
+
+/// Id and bytes of a token.
+type Entry<'t> = (u32, &'t [u8]);
+
+fn check_tokens(tokens: &[Entry<'_>]) -> Result<()> {
+    if tokens.is_empty() {
+        return Err(Error::invalid("the vocabulary is empty"));
+    }
+    check_tokens_allowing_none(tokens)
+}
+
+fn check_tokens_allowing_none(tokens: &[Entry<'_>]) -> Result<()> {
+    let (mut ids, mut texts) = (HashSet::new(), HashSet::new());
+    for &(id, bytes) in tokens {
+        let problem = if id as usize >= MAX_TOKENS {
+            "its id is too large"
+        } else if bytes.is_empty() {
+            "it is empty"
+        } else if bytes.len() > MAX_TOKEN_LEN {
+            "it is too long"
+        } else if !ids.insert(id) {
+            "its id occurs twice"
+        } else if !texts.insert(bytes) {
+            "its bytes occur twice"
+        } else {
+            continue;
+        };
+        return Err(Error::invalid(format!("token {id} {:?}: {problem}", String::from_utf8_lossy(bytes))));
+    }
+    Ok(())
+}
+
+fn check_merges(merges: &[Merge], bytes_of: &HashMap<u32, &[u8]>) -> Result<()> {
+    let mut sides = HashSet::new();
+    for (rank, merge) in merges.iter().enumerate() {
+        let bytes = |id| bytes_of.get(&id).copied();
+        let (left, right, merged) = (bytes(merge.left), bytes(merge.right), bytes(merge.merged));
+        let (Some(left), Some(right), Some(merged)) = (left, right, merged) else {
+            return Err(Error::invalid(format!("merge {rank}: unknown token in {merge:?}")));
+        };
+        if merged.strip_prefix(left) != Some(right) {
+            return Err(Error::invalid(format!("merge {rank}: the result is not both sides in {merge:?}")));
+        }
+        if !sides.insert((merge.left, merge.right)) {
+            return Err(Error::invalid(format!("merge {rank}: an earlier one has the sides of {merge:?}")));
+        }
+    }
+    Ok(())
+}
+
+/// What each id decodes to.
+fn decoded<'s>(source: &'s BpeSource, mut bytes_of: HashMap<u32, &'s [u8]>) -> Vec<Entry<'s>> {
+    for token in &source.added {
+        bytes_of.insert(token.id, if token.special { &[] } else { token.content.as_bytes() });
+    }
+    bytes_of.into_iter().collect()
+}
+
+fn byte_tokens(tokens: &[Entry<'_>]) -> Result<[u32; 256]> {
+    let mut of_byte = [NONE; 256];
+    for (id, bytes) in tokens {
+        if let [byte] = bytes {
+            of_byte[usize::from(*byte)] = *id;
+        }
+    }
+    match (0..=255).find(|byte| is_in_utf8(*byte) && of_byte[usize::from(*byte)] == NONE) {
+        Some(byte) => {
+            Err(Error::invalid(format!("byte {byte:#04x} has no token: not a byte-level vocabulary")))
+        }
+        None => Ok(of_byte),
+    }
+}
+
+struct Writer {
+    section: Vec<u8>,
+    n_tokens: usize,
+}
+
+impl Writer {
+    fn new(kind: u32, n_tokens: usize, max_token_len: usize) -> Self {
+        let mut writer = Self { section: MAGIC.to_vec(), n_tokens };
+        writer.u32s([kind, n_tokens as u32, max_token_len as u32]);
+        writer
+    }
+
+    /// A section that begins with header and decode table.
+    fn with_table(kind: u32, tokens: &[Entry<'_>]) -> Self {
+        let n_tokens = tokens.iter().map(|(id, _)| *id as usize + 1).max().unwrap_or(0);
+        let mut by_id: Vec<&[u8]> = vec![&[]; n_tokens];
+        for (id, bytes) in tokens {
+            by_id[*id as usize] = bytes;
+        }
+        let mut writer = Self::new(kind, n_tokens, by_id.iter().map(|bytes| bytes.len()).max().unwrap_or(0));
+        let blob = by_id.concat();
+        writer.u32(blob.len() as u32);
+        writer.u32s(offsets(by_id.iter().map(|bytes| bytes.len())));
+        writer.bytes(&blob);
+        writer
+    }
+
+    fn u32(&mut self, value: u32) {
+        self.section.extend_from_slice(&value.to_le_bytes());
+    }
+
+    fn u32s(&mut self, values: impl IntoIterator<Item = u32>) {
+        values.into_iter().for_each(|value| self.u32(value));
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.section.extend_from_slice(bytes);
+        self.section.resize(self.section.len().next_multiple_of(4), 0);
+    }
+
+    fn merges(&mut self, merges: &[Merge], n_tokens: usize) {
+        let mut ranked: Vec<(Merge, u32)> = merges.iter().copied().zip(0..).collect();
+        ranked.sort_unstable_by_key(|(merge, _)| (merge.left, merge.right));
+        let mut per_left = vec![0; n_tokens];
+        for merge in merges {
+            per_left[merge.left as usize] += 1;
+        }
+        self.u32(merges.len() as u32);
+        self.u32s(offsets(per_left));
+        self.u32s(ranked.iter().map(|(merge, _)| merge.right));
+        self.u32s(ranked.iter().map(|(merge, _)| merge.merged));
+        self.u32s(ranked.iter().map(|(_, rank)| *rank));
+    }
+
+    fn trie(&mut self, mut tokens: Vec<Entry<'_>>) {
+        /// The tokens that begin with the bytes that lead to this node: a range of the sorted ones.
+        struct Node {
+            label: u8,
+            depth: usize,
+            from: usize,
+            to: usize,
+        }
+        tokens.sort_unstable_by_key(|(_, bytes)| *bytes);
+        let mut nodes = vec![Node { label: 0, depth: 0, from: 0, to: tokens.len() }];
+        let (mut first_child, mut ends_here) = (Vec::new(), Vec::new());
+        while let Some(&Node { depth, mut from, to, .. }) = nodes.get(first_child.len()) {
+            first_child.push(nodes.len() as u32);
+            let token = tokens[from..to].first().filter(|(_, bytes)| bytes.len() == depth);
+            ends_here.push(token.map_or(NONE, |(id, _)| *id));
+            from += usize::from(token.is_some());
+            for group in tokens[from..to].chunk_by(|a, b| a.1[depth] == b.1[depth]) {
+                nodes.push(Node { label: group[0].1[depth], depth: depth + 1, from, to: from + group.len() });
+                from += group.len();
+            }
+        }
+        first_child.push(nodes.len() as u32);
+        self.u32(nodes.len() as u32);
+        self.u32s(first_child);
+        self.u32s(ends_here);
+        self.bytes(&nodes.iter().map(|node| node.label).collect::<Vec<u8>>());
+    }
+}
+
+/// Where each of several adjacent things begins, and where the last one ends.
+fn offsets(lens: impl IntoIterator<Item = usize>) -> impl Iterator<Item = u32> {
+    let mut end = 0;
+    std::iter::once(0).chain(lens.into_iter().map(move |len| {
+        end += len as u32;
+        end
+    }))
+}

@@ -1,0 +1,150 @@
+//! Tokenizers, used in place from the TOKN section of a model file.
+//!
+//! `docs/TOKENIZER.md` defines the section and the encoding of each kind. A section is untrusted: [`Tokenizer::parse`]
+//! checks every offset and index once, and later accesses are checked all the same.
+
+mod bpe;
+pub mod compile;
+mod merge;
+mod pattern;
+mod section;
+mod trie;
+
+use crate::error::{Error, Result};
+use bpe::Bpe;
+use section::{DecodeTable, Reader};
+use trie::Trie;
+
+/// How text becomes tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Every byte is a token, its id the value of the byte.
+    Bytes,
+    /// The longest token that fits, over bytes, from left to right: RWKV World.
+    Greedy,
+    /// Byte-level byte pair encoding: GPT-NeoX 20B.
+    Bpe,
+}
+
+/// A tokenizer: a view into its section, cheap to copy.
+#[derive(Clone, Copy, Debug)]
+pub struct Tokenizer<'a> {
+    rules: Rules<'a>,
+    n_tokens: usize,
+    max_token_len: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Rules<'a> {
+    Bytes,
+    Greedy(DecodeTable<'a>, Trie<'a>),
+    Bpe(DecodeTable<'a>, Bpe<'a>),
+}
+
+impl<'a> Tokenizer<'a> {
+    /// Reads a section, of any alignment. Scans all of it once, allocates nothing.
+    ///
+    /// # Errors
+    /// The section is damaged, or of a kind this program does not know.
+    pub fn parse(section: &'a [u8]) -> Result<Self> {
+        let mut reader = Reader::new(section);
+        let header = reader.header()?;
+        let (n_tokens, max_token_len) = (header.n_tokens, header.max_token_len);
+        let rules = match header.kind {
+            section::KIND_BYTES if n_tokens == 256 && max_token_len == 1 => Rules::Bytes,
+            section::KIND_BYTES => {
+                return Err(Error::malformed("tokenizer: a byte vocabulary has 256 tokens"));
+            }
+            section::KIND_GREEDY => {
+                let table = DecodeTable::read(&mut reader, n_tokens, max_token_len)?;
+                Rules::Greedy(table, Trie::read(&mut reader, n_tokens, max_token_len)?)
+            }
+            section::KIND_BPE => {
+                let table = DecodeTable::read(&mut reader, n_tokens, max_token_len)?;
+                Rules::Bpe(table, Bpe::read(&mut reader, n_tokens)?)
+            }
+            kind => return Err(section::unsupported(format!("tokenizer kind {kind}"))),
+        };
+        reader.finish()?;
+        Ok(Self { rules, n_tokens, max_token_len })
+    }
+
+    /// The kind.
+    pub fn kind(&self) -> Kind {
+        match self.rules {
+            Rules::Bytes => Kind::Bytes,
+            Rules::Greedy(..) => Kind::Greedy,
+            Rules::Bpe(..) => Kind::Bpe,
+        }
+    }
+
+    /// Highest id + 1. A model may have more logits than that.
+    pub fn n_tokens(&self) -> usize {
+        self.n_tokens
+    }
+
+    /// The largest number of bytes that [`Self::token`] returns.
+    pub fn max_token_len(&self) -> usize {
+        self.max_token_len
+    }
+
+    /// Appends the ids of `text` to `out`.
+    ///
+    /// Bytes and Greedy use no memory besides `out`. Bpe needs up to 64 bytes per byte of the longest word, and copies
+    /// text that is not in normalisation form C.
+    ///
+    /// # Errors
+    /// A byte of `text` is in no token; the message gives its offset. `out` is then as before. Vocabularies with all
+    /// 256 bytes, as World has them, take any text. The 20B vocabulary has the 243 bytes that UTF-8 uses.
+    pub fn encode(&self, text: &[u8], out: &mut Vec<u32>) -> Result<()> {
+        let start = out.len();
+        let result = match &self.rules {
+            Rules::Bytes => {
+                out.extend(text.iter().map(|&byte| u32::from(byte)));
+                Ok(())
+            }
+            Rules::Greedy(_, trie) => encode_greedy(trie, text, out),
+            Rules::Bpe(_, bpe) => bpe.encode(text, out),
+        };
+        if result.is_err() {
+            out.truncate(start);
+        }
+        result
+    }
+
+    /// The bytes of a token, which may end inside a character. Empty for ids outside the vocabulary and for control
+    /// tokens such as the end of a document.
+    pub fn token(&self, id: u32) -> &'a [u8] {
+        match &self.rules {
+            Rules::Bytes => ALL_BYTES.get(id as usize).map_or(&[], std::slice::from_ref),
+            Rules::Greedy(table, _) | Rules::Bpe(table, _) => table.get(id),
+        }
+    }
+}
+
+static ALL_BYTES: [u8; 256] = {
+    let mut bytes = [0; 256];
+    let mut i = 0;
+    while i < 256 {
+        bytes[i] = i as u8;
+        i += 1;
+    }
+    bytes
+};
+
+fn encode_greedy(trie: &Trie<'_>, text: &[u8], out: &mut Vec<u32>) -> Result<()> {
+    let mut rest = text;
+    while !rest.is_empty() {
+        let Some((id, len)) = trie.longest_match(rest) else {
+            return Err(no_token(rest[0], text.len() - rest.len()));
+        };
+        out.push(id);
+        rest = &rest[len..];
+    }
+    Ok(())
+}
+
+/// The error of [`Tokenizer::encode`].
+fn no_token(byte: u8, offset: usize) -> Error {
+    Error::invalid(format!("no token for byte {byte:#04x} at offset {offset} of the text"))
+}

@@ -1,0 +1,109 @@
+//! Shared by the integration tests: models converted on the fly.
+
+#![allow(dead_code)] // every test binary uses a part of this
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use rwkv_edge::kernels::{DType, Isa};
+use rwkv_edge::{LoadOptions, Model, Session, SessionOptions};
+use rwkv_quantize::convert::{Conversion, Options, Progress};
+use tempfile::TempDir;
+
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+pub(crate) fn fixture(name: &str) -> PathBuf {
+    root().join("tests/fixtures").join(name)
+}
+
+/// A file of the reference material beside the project, or `None` with a message where it is missing.
+pub(crate) fn shared(name: &str) -> Option<PathBuf> {
+    let path = root().join("../shared").join(name);
+    if path.exists() {
+        return Some(path);
+    }
+    eprintln!("skipped: {} is missing", path.display());
+    None
+}
+
+struct Quiet;
+
+impl Progress for Quiet {
+    fn update(&mut self, _done: u64, _total: u64, _tensor: &str) {}
+}
+
+pub(crate) fn options(dtype: DType) -> Options {
+    Options { dtype, tokenizer: None, template: None, start_tokens: vec![], sampling: vec![], threads: 2 }
+}
+
+/// Converts `input` into a file of its own folder, which lives as long as the returned guard.
+pub(crate) fn convert(input: &Path, options: &Options) -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("model.rwkv");
+    let conversion = Conversion::prepare(input, options).unwrap();
+    conversion.run(&output, &mut Quiet, &AtomicBool::new(false)).unwrap();
+    (folder, output)
+}
+
+/// Converts `input` and loads the result. The file is gone, but stays mapped.
+pub(crate) fn model(input: &Path, dtype: DType, isa: Option<Isa>) -> Arc<Model> {
+    let (_folder, path) = convert(input, &options(dtype));
+    open(&path, isa)
+}
+
+pub(crate) fn open(path: &Path, isa: Option<Isa>) -> Arc<Model> {
+    Arc::new(Model::open(path, &LoadOptions { isa, ..Default::default() }).unwrap())
+}
+
+pub(crate) fn session(model: &Arc<Model>, threads: usize) -> Session {
+    Session::new(Arc::clone(model), &SessionOptions { threads: Some(threads), ..Default::default() }).unwrap()
+}
+
+/// Logits after each of `tokens`.
+pub(crate) fn all_logits(session: &mut Session, tokens: &[u32]) -> Vec<Vec<f32>> {
+    tokens.iter().map(|&token| session.forward(token).unwrap().to_vec()).collect()
+}
+
+pub(crate) fn read_f32(path: &Path) -> Vec<f32> {
+    let bytes = std::fs::read(path).unwrap();
+    bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+}
+
+pub(crate) fn read_u16(path: &Path) -> Vec<u32> {
+    let bytes = std::fs::read(path).unwrap();
+    bytes.as_chunks::<2>().0.iter().map(|b| u32::from(u16::from_le_bytes(*b))).collect()
+}
+
+/// Largest difference, in units of the range of `expected`.
+pub(crate) fn error_of_range(found: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(found.len(), expected.len());
+    let max = expected.iter().copied().fold(f32::MIN, f32::max);
+    let min = expected.iter().copied().fold(f32::MAX, f32::min);
+    let error =
+        found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, |a, b| if b > a { b } else { a });
+    assert!(found.iter().all(|x| x.is_finite()));
+    error / (max - min)
+}
+
+/// `KL(p || q)` in nats of the distributions that two vectors of logits stand for.
+pub(crate) fn kl(p: &[f32], q: &[f32]) -> f64 {
+    let log_softmax = |x: &[f32]| {
+        let max = f64::from(x.iter().copied().fold(f32::MIN, f32::max));
+        let sum: f64 = x.iter().map(|&x| (f64::from(x) - max).exp()).sum();
+        x.iter().map(|&x| f64::from(x) - max - sum.ln()).collect::<Vec<_>>()
+    };
+    log_softmax(p).iter().zip(log_softmax(q)).map(|(&p, q)| p.exp() * (p - q)).sum()
+}
+
+/// `n` tokens below `n_vocab`, the same every time.
+pub(crate) fn token_walk(n: usize, n_vocab: usize) -> Vec<u32> {
+    let mut x = 12345u32;
+    let mut next = || {
+        x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (x >> 8) % n_vocab as u32
+    };
+    (0..n).map(|_| next()).collect()
+}

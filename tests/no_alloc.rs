@@ -1,0 +1,83 @@
+//! After a session exists, reading and writing text allocates nothing; and the plan states what was allocated.
+
+mod common;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use common::{model, root};
+use rwkv_edge::format::SamplingParams;
+use rwkv_edge::kernels::DType;
+use rwkv_edge::text::TextStream;
+use rwkv_edge::{LoadOptions, Model, Session, SessionOptions};
+
+/// Counts what is allocated by any thread.
+struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+static BYTES: AtomicU64 = AtomicU64::new(0);
+
+// SAFETY: every call is passed on to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        BYTES.fetch_add(layout.size() as u64, Ordering::Relaxed);
+        // SAFETY: the caller's promises are those of `alloc`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promises are those of `dealloc`.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// One test, so that no other allocates at the same time.
+#[test]
+fn a_session_allocates_its_plan_and_then_nothing() {
+    let options = LoadOptions::default();
+    let path = root().join("models/fairy-int8.rwkv");
+    generate_without_allocating(&Arc::new(Model::open(&path, &options).unwrap()), 1000);
+    for dtype in DType::ALL {
+        generate_without_allocating(&model(&common::fixture("v4-tiny.pth"), dtype, None), 1000);
+    }
+}
+
+fn generate_without_allocating(model: &Arc<Model>, n: usize) {
+    let sampling = SamplingParams {
+        temperature: 1.1,
+        top_p: 0.9,
+        top_k: 50,
+        presence_penalty: 0.3,
+        frequency_penalty: 0.3,
+        penalty_decay: 0.99,
+    };
+    let options = SessionOptions { threads: Some(2), sampling: Some(sampling), seed: 3 };
+    let before = BYTES.load(Ordering::Relaxed);
+    let mut session = Session::new(Arc::clone(model), &options).unwrap();
+    let allocated = BYTES.load(Ordering::Relaxed) - before;
+    let arena = session.memory_plan().arena_bytes() as u64;
+    // Beside the arena: the plan itself and a few hundred bytes for each thread's handle.
+    assert!((arena..arena + 8192).contains(&allocated), "planned {arena}, allocated {allocated}");
+
+    let mut text = TextStream::new(&["a stop text that does not occur"]).unwrap();
+    let mut sink = [0u8; 256];
+    session.prompt(&[1, 2, 3]).unwrap();
+    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    let tokenizer = model.tokenizer().unwrap();
+    for _ in 0..n {
+        match session.next_token().unwrap() {
+            Some(token) => {
+                text.push(tokenizer.token(token), &mut |piece| (&mut sink[..]).write_all(piece.as_bytes()))
+                    .unwrap();
+            }
+            None => session.prompt(&[1]).unwrap(),
+        }
+    }
+    assert_eq!(ALLOCATIONS.load(Ordering::Relaxed) - before, 0, "allocations during {n} tokens");
+}

@@ -1,0 +1,220 @@
+//! From a checkpoint to a `.rwkv` file.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use rwkv_edge::format::{Config, FileContents, FilePlan, ModelWriter, Provenance, SelfTest};
+use rwkv_edge::kernels::DType;
+use rwkv_edge::kernels::quant::ErrorSums;
+use rwkv_edge::{LoadOptions, Model, Tokenizer, self_test};
+use sha2::{Digest, Sha256};
+
+use crate::chat::{self, Template};
+use crate::dims;
+use crate::encode::Encoder;
+use crate::policy;
+use crate::report::Report;
+use crate::source::{self, Checkpoint};
+use crate::vocab;
+
+/// Ids that the model's vocabulary may have beyond the tokenizer's: released models are padded by up to 50.
+const MAX_UNUSED_IDS: usize = 256;
+
+/// What to make of a checkpoint.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Type of the projections.
+    pub dtype: DType,
+    /// Vocabulary file; `None` takes the one that the vocabulary size implies.
+    pub tokenizer: Option<PathBuf>,
+    /// Chat template; `None` takes the one that the vocabulary size implies.
+    pub template: Option<Template>,
+    /// Tokens fed before any text.
+    pub start_tokens: Vec<u32>,
+    /// Sampling defaults as `key=value`.
+    pub sampling: Vec<String>,
+    /// Threads that quantize.
+    pub threads: usize,
+}
+
+/// Receives the progress of a conversion.
+pub trait Progress {
+    /// `done` of `total` weights are converted; `tensor` comes next.
+    fn update(&mut self, done: u64, total: u64, tensor: &str);
+}
+
+/// A checkpoint that was found fit, and the file it would become.
+pub struct Conversion {
+    checkpoint: Checkpoint,
+    plan: FilePlan,
+    input: PathBuf,
+    threads: usize,
+}
+
+impl Conversion {
+    /// Opens `input`, checks every name and shape, and lays out the file. Reads no weights.
+    ///
+    /// # Errors
+    /// If the checkpoint cannot be read, is of an unsupported kind, or does not have exactly the tensors that
+    /// its version has; or if the tokenizer is missing or another model's.
+    pub fn prepare(input: &Path, options: &Options) -> Result<Self> {
+        let checkpoint = Checkpoint::open(input)?;
+        let with_path = || input.display().to_string();
+        let version = source::detect(&checkpoint)?;
+        let config = dims::config(&checkpoint, version).with_context(with_path)?;
+        let tensors = dims::tensors(&checkpoint, &config).with_context(with_path)?;
+        let tokenizer = tokenizer(options.tokenizer.as_deref(), config.n_vocab)?;
+        let stop_tokens = stop_tokens(&tokenizer)?;
+        let template = options.template.unwrap_or_else(|| Template::for_vocab(config.n_vocab));
+        let contents = FileContents {
+            chat: chat::chat(template, options.start_tokens.clone(), stop_tokens, &options.sampling)?,
+            provenance: Provenance {
+                source_name: checkpoint.file_name(),
+                source_format: checkpoint.container().to_string(),
+                source_bytes: checkpoint.file_len(),
+                source_sha256: [0; 32],
+                converter: format!("{} {}", env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION")),
+                settings: format!("--type {}", options.dtype),
+                rel_error: 0.0,
+            },
+            self_test: SelfTest {
+                tokens: self_test_tokens(&config, &options.start_tokens),
+                logits_sha256: [0; 32],
+            },
+            tensors: tensors.iter().map(|tensor| policy::spec(tensor, options.dtype)).collect(),
+            tokenizer,
+            config,
+        };
+        let plan = FilePlan::new(contents)?;
+        Ok(Self { checkpoint, plan, input: input.into(), threads: options.threads })
+    }
+
+    /// The checkpoint.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// The file that [`run`](Self::run) would write.
+    pub fn plan(&self) -> &FilePlan {
+        &self.plan
+    }
+
+    /// Writes the file. It appears under its name when it is complete; on an error, or when `interrupted`
+    /// becomes true, nothing is left behind.
+    ///
+    /// # Errors
+    /// If reading or writing fails, a weight is not finite or too large, or the run was interrupted.
+    pub fn run(self, output: &Path, progress: &mut dyn Progress, interrupted: &AtomicBool) -> Result<Report> {
+        let Self { checkpoint, plan, input, threads } = self;
+        let FileContents { mut provenance, mut self_test, config, .. } = plan.contents().clone();
+        let mut writer = ModelWriter::create(output, plan)?;
+        let (sha256, written) = thread::scope(|scope| {
+            let hash = scope.spawn(|| sha256(&input, interrupted));
+            let written = write_tensors(&checkpoint, &mut writer, &config, threads, progress, interrupted);
+            if written.is_err() {
+                interrupted.store(true, Ordering::Relaxed);
+            }
+            (hash.join(), written)
+        });
+        let (errors, total) = written.with_context(|| input.display().to_string())?;
+        provenance.source_sha256 =
+            sha256.map_err(|_| anyhow!("the thread that hashes the input panicked"))??;
+        provenance.rel_error = total.relative() as f32;
+        let report = Report::new(writer.plan(), &errors, provenance.rel_error);
+        writer.finish_data()?;
+        self_test.logits_sha256 = logits_digest(writer.temp_path(), &self_test.tokens, threads)?;
+        writer.finish(provenance, self_test)?;
+        Ok(report)
+    }
+}
+
+/// Encodes every tensor; returns the relative error of each, and the sums over all.
+fn write_tensors(
+    checkpoint: &Checkpoint,
+    writer: &mut ModelWriter,
+    config: &Config,
+    threads: usize,
+    progress: &mut dyn Progress,
+    interrupted: &AtomicBool,
+) -> Result<(Vec<f32>, ErrorSums)> {
+    let specs = writer.plan().contents().tensors.clone();
+    let total: u64 = specs.iter().map(|spec| spec.shape[0] as u64 * spec.shape[1] as u64).sum();
+    let mut encoder = Encoder::new(checkpoint, config.layer_norm_eps, threads, interrupted)?;
+    let mut sums = ErrorSums::default();
+    let mut errors = Vec::with_capacity(specs.len());
+    let mut done = 0;
+    for (index, spec) in specs.iter().enumerate() {
+        let tensor_sums = encoder.tensor(writer, index, spec, &mut |elements| {
+            done += elements as u64;
+            progress.update(done.min(total), total, &spec.name);
+        })?;
+        errors.push(tensor_sums.relative() as f32);
+        sums += tensor_sums;
+    }
+    progress.update(total, total, "");
+    Ok((errors, sums))
+}
+
+fn sha256(path: &Path, interrupted: &AtomicBool) -> Result<[u8; 32]> {
+    let mut file = File::open(path).with_context(|| path.display().to_string())?;
+    let mut digest = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        ensure!(!interrupted.load(Ordering::Relaxed), "interrupted");
+        let n = file.read(&mut buffer).with_context(|| path.display().to_string())?;
+        if n == 0 {
+            return Ok(digest.finalize().into());
+        }
+        digest.update(&buffer[..n]);
+    }
+}
+
+/// The compiled tokenizer for a model of `n_vocab` tokens.
+fn tokenizer(path: Option<&Path>, n_vocab: usize) -> Result<Vec<u8>> {
+    let section = match (path, n_vocab) {
+        (Some(path), _) => vocab::load(path)?,
+        (None, 65_536) => vocab::world_builtin(),
+        (None, 256) => rwkv_edge::tokenizer::compile::bytes(),
+        (None, 50_277 | 50_304) => bail!(
+            "the model has {n_vocab} tokens, as Pile and Raven models have: pass their tokenizer with \
+             --tokenizer 20B_tokenizer.json"
+        ),
+        (None, _) => bail!(
+            "the model has {n_vocab} tokens, which no built-in tokenizer has: pass its vocabulary with \
+             --tokenizer FILE (World-format .txt, or tokenizer.json of a byte-level BPE)"
+        ),
+    };
+    let n_tokens = Tokenizer::parse(&section)?.n_tokens();
+    let fits = n_tokens <= n_vocab && n_vocab - n_tokens <= MAX_UNUSED_IDS;
+    ensure!(
+        fits,
+        "the tokenizer has {n_tokens} tokens, the model {n_vocab}: this is another model's tokenizer"
+    );
+    Ok(section)
+}
+
+/// Token 0 ends a document wherever it stands for no text.
+fn stop_tokens(tokenizer: &[u8]) -> Result<Vec<u32>> {
+    let end_of_text: &[&[u8]] = &[b"", b"<|endoftext|>"];
+    let tokenizer = Tokenizer::parse(tokenizer)?;
+    Ok(if end_of_text.contains(&tokenizer.token(0)) { vec![0] } else { Vec::new() })
+}
+
+/// A few tokens spread over the vocabulary, after the start tokens.
+fn self_test_tokens(config: &Config, start_tokens: &[u32]) -> Vec<u32> {
+    let n_vocab = config.n_vocab as u64;
+    let spread = (1..=4u64).map(|i| (i * 2_654_435_761 % n_vocab) as u32);
+    start_tokens.iter().copied().chain(spread).collect()
+}
+
+/// What the finished file computes, giving back pages as it goes so that memory stays bounded.
+fn logits_digest(path: &Path, tokens: &[u32], threads: usize) -> Result<[u8; 32]> {
+    let options = LoadOptions { isa: None, verify: false, transient: true };
+    let model = Arc::new(Model::open(path, &options)?);
+    Ok(self_test::logits_digest(&model, tokens, Some(threads))?)
+}

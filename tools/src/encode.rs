@@ -1,0 +1,335 @@
+//! Streams one tensor from the checkpoint into the file: read a slice, transform, quantize, write.
+//!
+//! Memory is bounded by the slice, whatever the tensor's size. Slices are encoded by several threads; every
+//! unit (a block of 16 rows, a row, or a column) is encoded on its own, so bytes and error sums do not depend
+//! on how many.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use anyhow::{Context, Result, bail, ensure};
+use rwkv_edge::format::{ModelWriter, TensorLayout, WriteSpec};
+use rwkv_edge::kernels::layout::{ROW_INTERLEAVE, matrix_bytes, record_bytes};
+use rwkv_edge::kernels::quant::{self, ErrorSums, ScaleOverflow, TENSOR_SCALE};
+use rwkv_edge::kernels::{DType, Kernels};
+
+use crate::source::{Checkpoint, Container, SourceTensor};
+
+/// Floats that one thread holds of a slice: 16 MiB, so that a slice of the columns of a large matrix still
+/// reads a few hundred neighbouring values of each row.
+const SLICE_FLOATS: usize = 4 << 20;
+
+/// Factor on the tensor scale after a group scale did not fit fp16, and how often to try.
+const SCALE_STEP: f32 = 64.0;
+const SCALE_TRIES: usize = 8;
+
+/// Called with the number of source elements that were encoded.
+pub(crate) type Advance<'a> = dyn FnMut(usize) + 'a;
+
+/// Encodes tensors of one checkpoint.
+pub(crate) struct Encoder<'a> {
+    checkpoint: &'a Checkpoint,
+    interrupted: &'a AtomicBool,
+    kernels: &'static Kernels,
+    layer_norm_eps: f32,
+    /// Weight and bias of `ln0`, folded into the embedding.
+    ln0: [Vec<f32>; 2],
+    /// One slice of floats per thread.
+    slices: Vec<Vec<f32>>,
+}
+
+/// A unit could not be encoded.
+enum UnitError {
+    /// A group scale does not fit fp16 at this tensor scale.
+    Overflow,
+    Other(anyhow::Error),
+}
+
+impl From<ScaleOverflow> for UnitError {
+    fn from(_: ScaleOverflow) -> Self {
+        UnitError::Overflow
+    }
+}
+
+impl From<anyhow::Error> for UnitError {
+    fn from(error: anyhow::Error) -> Self {
+        UnitError::Other(error)
+    }
+}
+
+impl From<rwkv_edge::Error> for UnitError {
+    fn from(error: rwkv_edge::Error) -> Self {
+        UnitError::Other(error.into())
+    }
+}
+
+/// What a tensor is cut into: `count` pieces that are encoded independently.
+struct Units {
+    count: usize,
+    /// Source elements of each; the last block of rows may have fewer.
+    floats: usize,
+    /// Encoded bytes of each.
+    bytes: usize,
+}
+
+impl<'a> Encoder<'a> {
+    pub(crate) fn new(
+        checkpoint: &'a Checkpoint,
+        layer_norm_eps: f32,
+        threads: usize,
+        interrupted: &'a AtomicBool,
+    ) -> Result<Self> {
+        let vector = |name: &str| {
+            let tensor = checkpoint.get(name).with_context(|| format!("tensor {name} is missing"))?;
+            let mut values = vec![0.0; tensor.elements()];
+            read_finite(checkpoint, tensor, 0, &mut values)?;
+            anyhow::Ok(values)
+        };
+        Ok(Self {
+            checkpoint,
+            interrupted,
+            kernels: Kernels::best(),
+            layer_norm_eps,
+            ln0: [vector("blocks.0.ln0.weight")?, vector("blocks.0.ln0.bias")?],
+            slices: vec![Vec::new(); threads.max(1)],
+        })
+    }
+
+    /// Writes tensor number `index` of the file; returns its error against the checkpoint.
+    pub(crate) fn tensor(
+        &mut self,
+        writer: &mut ModelWriter,
+        index: usize,
+        spec: &WriteSpec,
+        advance: &mut Advance<'_>,
+    ) -> Result<ErrorSums> {
+        let checkpoint = self.checkpoint;
+        let name = &spec.name;
+        let tensor = checkpoint.get(name).with_context(|| format!("tensor {name} is missing"))?;
+        if spec.layout == TensorLayout::Vector {
+            writer.begin(index, 1.0)?;
+            writer.write(&self.vector(tensor)?)?;
+            writer.end(0.0)?;
+            advance(tensor.elements());
+            return Ok(ErrorSums::default());
+        }
+        let dtype =
+            spec.dtype.weight().with_context(|| format!("tensor {name}: {} is no weight", spec.dtype))?;
+        let mut scale = if dtype.is_quantized() { TENSOR_SCALE } else { 1.0 };
+        for _ in 0..SCALE_TRIES {
+            writer.begin(index, scale)?;
+            match self.units(writer, tensor, spec, dtype, scale, advance) {
+                Ok(sums) => {
+                    writer.end(sums.relative() as f32)?;
+                    return Ok(sums);
+                }
+                Err(UnitError::Other(error)) => return Err(error),
+                Err(UnitError::Overflow) if !dtype.is_quantized() => break,
+                Err(UnitError::Overflow) => {
+                    writer.rewind()?;
+                    scale *= SCALE_STEP;
+                }
+            }
+        }
+        bail!("tensor {name}: a weight is too large for {dtype}")
+    }
+
+    /// A vector as it is stored.
+    fn vector(&self, tensor: &SourceTensor) -> Result<Vec<u8>> {
+        let mut values = vec![0.0; tensor.elements()];
+        read_finite(self.checkpoint, tensor, 0, &mut values)?;
+        let raw_decay = tensor.name.ends_with(".att.time_decay");
+        if raw_decay && self.checkpoint.container() != Container::RwkvCpp {
+            // f64 and a portable exp, so that every machine writes the same bytes.
+            values.iter_mut().for_each(|x| *x = -libm::exp(f64::from(*x)) as f32);
+            ensure!(values.iter().all(|x| x.is_finite()), "tensor {}: a decay overflows", tensor.name);
+        }
+        Ok(values.iter().flat_map(|x| x.to_le_bytes()).collect())
+    }
+
+    /// Encodes all units of a tensor in order, a slice at a time.
+    fn units(
+        &mut self,
+        writer: &mut ModelWriter,
+        tensor: &SourceTensor,
+        spec: &WriteSpec,
+        dtype: DType,
+        scale: f32,
+        advance: &mut Advance<'_>,
+    ) -> Result<ErrorSums, UnitError> {
+        let units = Units::of(spec, dtype)?;
+        let per_thread = (SLICE_FLOATS / units.floats).clamp(1, units.count.div_ceil(self.slices.len()));
+        let per_slice = per_thread * self.slices.len();
+        let mut bytes = vec![0; per_slice * units.bytes];
+        let mut sums = vec![ErrorSums::default(); per_slice];
+        let mut slices = std::mem::take(&mut self.slices);
+        let mut total = ErrorSums::default();
+        let mut first = 0;
+        let mut result = Ok(());
+        while first < units.count && result.is_ok() {
+            if self.interrupted.load(Ordering::Relaxed) {
+                result = Err(anyhow::anyhow!("interrupted").into());
+                break;
+            }
+            let count = per_slice.min(units.count - first);
+            let bytes = &mut bytes[..count * units.bytes];
+            let sums = &mut sums[..count];
+            let job = Job { encoder: self, tensor, spec, dtype, scale, units: &units };
+            result = job.slice(first, per_thread, bytes, sums, &mut slices);
+            if result.is_ok() {
+                writer.write(bytes)?;
+                sums.iter().for_each(|&unit| total += unit);
+                advance(count * units.floats);
+            }
+            first += count;
+        }
+        self.slices = slices;
+        result.map(|()| total)
+    }
+}
+
+impl Units {
+    fn of(spec: &WriteSpec, dtype: DType) -> Result<Self> {
+        let [rows, cols] = spec.shape;
+        let too_large = || format!("tensor {}: the shape {:?} is too large", spec.name, spec.shape);
+        let record = |count, len| {
+            let bytes = record_bytes(dtype, len).with_context(too_large)?;
+            anyhow::Ok(Self { count, floats: len, bytes })
+        };
+        match spec.layout {
+            TensorLayout::Interleaved => Ok(Self {
+                count: rows.div_ceil(ROW_INTERLEAVE),
+                floats: ROW_INTERLEAVE * cols,
+                bytes: matrix_bytes(dtype, ROW_INTERLEAVE, cols).with_context(too_large)?,
+            }),
+            TensorLayout::RowRecords => record(rows, cols),
+            TensorLayout::ColumnRecords => record(cols, rows),
+            TensorLayout::Vector => bail!("tensor {}: a vector has no units", spec.name),
+        }
+    }
+}
+
+/// One tensor being encoded.
+#[derive(Clone, Copy)]
+struct Job<'a> {
+    encoder: &'a Encoder<'a>,
+    tensor: &'a SourceTensor,
+    spec: &'a WriteSpec,
+    dtype: DType,
+    scale: f32,
+    units: &'a Units,
+}
+
+impl Job<'_> {
+    /// Encodes the units from `first` on that fill `bytes`, `per_thread` on each thread.
+    fn slice(
+        self,
+        first: usize,
+        per_thread: usize,
+        bytes: &mut [u8],
+        sums: &mut [ErrorSums],
+        slices: &mut [Vec<f32>],
+    ) -> Result<(), UnitError> {
+        let parts =
+            bytes.chunks_mut(per_thread * self.units.bytes).zip(sums.chunks_mut(per_thread)).zip(slices);
+        thread::scope(|scope| {
+            let threads: Vec<_> = parts
+                .enumerate()
+                .map(|(i, ((bytes, sums), floats))| {
+                    scope.spawn(move || self.part(first + i * per_thread, bytes, sums, floats))
+                })
+                .collect();
+            let join = |thread: thread::ScopedJoinHandle<'_, _>| match thread.join() {
+                Ok(result) => result,
+                Err(panic) => std::panic::resume_unwind(panic),
+            };
+            threads.into_iter().map(join).fold(Ok(()), |all, part| all.and(part))
+        })
+    }
+
+    /// Encodes consecutive units on the calling thread.
+    fn part(
+        self,
+        first: usize,
+        bytes: &mut [u8],
+        sums: &mut [ErrorSums],
+        floats: &mut Vec<f32>,
+    ) -> Result<(), UnitError> {
+        let outs = bytes.chunks_mut(self.units.bytes).zip(sums.iter_mut());
+        match self.spec.layout {
+            TensorLayout::ColumnRecords => self.columns(first, outs.collect(), floats),
+            TensorLayout::RowRecords => self.rows(first, 1, outs, floats),
+            _ => self.rows(first, ROW_INTERLEAVE, outs, floats),
+        }
+    }
+
+    /// Units of `unit_rows` consecutive rows.
+    fn rows<'b>(
+        self,
+        first: usize,
+        unit_rows: usize,
+        outs: impl Iterator<Item = (&'b mut [u8], &'b mut ErrorSums)>,
+        floats: &mut Vec<f32>,
+    ) -> Result<(), UnitError> {
+        let [rows, cols] = self.spec.shape;
+        for (unit, (out, sums)) in (first..).zip(outs) {
+            let row = unit * unit_rows;
+            let count = unit_rows.min(rows - row);
+            floats.resize(count * cols, 0.0);
+            read_finite(self.encoder.checkpoint, self.tensor, row * cols, floats)?;
+            *sums = if self.spec.layout == TensorLayout::RowRecords {
+                let row = self.normalized_row(floats);
+                quant::encode_record(self.dtype, &row, self.scale, out)?
+            } else {
+                quant::encode_block_row(self.dtype, floats, cols, self.scale, out)?
+            };
+        }
+        Ok(())
+    }
+
+    /// An embedding row after `ln0`, which is the same for every occurrence of the token.
+    fn normalized_row(self, row: &[f32]) -> Vec<f32> {
+        let mut out = vec![0.0; row.len()];
+        let [weight, bias] = &self.encoder.ln0;
+        self.encoder.kernels.layer_norm(&mut out, row, weight, bias, self.encoder.layer_norm_eps);
+        out
+    }
+
+    /// Units of one column each: reads the panel of all their columns, then transposes 16 at a time.
+    fn columns(
+        self,
+        first: usize,
+        mut outs: Vec<(&mut [u8], &mut ErrorSums)>,
+        panel: &mut Vec<f32>,
+    ) -> Result<(), UnitError> {
+        let [rows, cols] = self.spec.shape;
+        let width = outs.len();
+        panel.resize(rows * width, 0.0);
+        for (row, values) in panel.chunks_exact_mut(width).enumerate() {
+            read_finite(self.encoder.checkpoint, self.tensor, row * cols + first, values)?;
+        }
+        let mut column = vec![0.0; 16 * rows];
+        for (group, outs) in outs.chunks_mut(16).enumerate() {
+            for (i, row) in panel.chunks_exact(width).enumerate() {
+                for (j, value) in row[16 * group..].iter().take(outs.len()).enumerate() {
+                    column[j * rows + i] = *value;
+                }
+            }
+            for ((out, sums), column) in outs.iter_mut().zip(column.chunks_exact(rows)) {
+                **sums = quant::encode_record(self.dtype, column, self.scale, out)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads a range of a tensor and refuses NaN and infinity.
+fn read_finite(checkpoint: &Checkpoint, tensor: &SourceTensor, start: usize, out: &mut [f32]) -> Result<()> {
+    checkpoint.read(tensor, start, out)?;
+    let finite = out.iter().fold(true, |all, x| all & x.is_finite());
+    if !finite {
+        let i = out.iter().position(|x| !x.is_finite()).unwrap_or(0);
+        bail!("tensor {}: element {} is {}, expected a finite number", tensor.name, start + i, out[i]);
+    }
+    Ok(())
+}

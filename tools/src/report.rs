@@ -1,0 +1,71 @@
+//! What was written, for people.
+
+use std::fmt;
+
+use rwkv_edge::format::{FilePlan, TensorInfo, TensorLayout};
+
+/// Tensors listed as the worst.
+const WORST: usize = 5;
+
+/// The outcome of a conversion.
+#[derive(Debug)]
+pub struct Report {
+    /// Bytes of the file.
+    pub file_bytes: u64,
+    /// Bytes of all tensors.
+    pub tensor_bytes: u64,
+    /// Weights in all tensors.
+    pub weights: u64,
+    /// Relative error over all quantized tensors.
+    pub rel_error: f32,
+    /// The tensors with the largest relative errors, worst first.
+    pub worst: Vec<(String, f32)>,
+}
+
+impl Report {
+    /// Collects the figures of a file whose tensors have the relative errors `errors`.
+    pub(crate) fn new(plan: &FilePlan, errors: &[f32], rel_error: f32) -> Self {
+        let tensors = plan.tensors();
+        let weights: Vec<&TensorInfo> = tensors.iter().filter(|t| t.dtype.weight().is_some()).collect();
+        let mut worst: Vec<_> = tensors.iter().zip(errors).map(|(t, &e)| (t.name.clone(), e)).collect();
+        worst.retain(|&(_, error)| error > 0.0);
+        worst.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+        worst.truncate(WORST);
+        Self {
+            file_bytes: plan.file_len(),
+            tensor_bytes: weights.iter().map(|t| t.len).sum(),
+            weights: weights.iter().map(|t| t.shape[0] as u64 * t.shape[1] as u64).sum(),
+            rel_error,
+            worst,
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bits = 8.0 * self.tensor_bytes as f64 / self.weights as f64;
+        writeln!(
+            f,
+            "{} weights, {bits:.3} bits per weight, file size {} bytes",
+            self.weights, self.file_bytes
+        )?;
+        write!(f, "relative error {:.5} over all weights", self.rel_error)?;
+        for (name, error) in &self.worst {
+            write!(f, "\n  {error:.5}  {name}")?;
+        }
+        Ok(())
+    }
+}
+
+/// The tensors that a plan would write, one per line.
+pub fn tensor_list(plan: &FilePlan) -> String {
+    let line = |tensor: &TensorInfo| {
+        let shape = match tensor.layout {
+            TensorLayout::Vector => format!("[{}]", tensor.shape[0]),
+            _ => format!("[{}, {}]", tensor.shape[0], tensor.shape[1]),
+        };
+        let (dtype, layout) = (tensor.dtype.to_string(), tensor.layout.to_string());
+        format!("  {:<36} {shape:<16} {dtype:<5} {layout:<15} {:>12} bytes\n", tensor.name, tensor.len)
+    };
+    plan.tensors().iter().map(line).collect()
+}

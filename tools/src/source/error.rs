@@ -1,0 +1,64 @@
+//! Why a checkpoint cannot be read.
+
+use std::io;
+use std::path::PathBuf;
+
+/// Why a checkpoint cannot be read; every message is one line that starts with the file.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SourceError {
+    /// The operating system refused to open or read.
+    #[error("{}: {error}", file.display())]
+    Io {
+        /// The checkpoint.
+        file: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The file is no checkpoint at all; says what it looks like and what to do.
+    #[error("{}: not a checkpoint: {what}", file.display())]
+    NotACheckpoint {
+        /// The file.
+        file: PathBuf,
+        /// What it looks like.
+        what: String,
+    },
+    /// The container is cut off, inconsistent or hostile.
+    #[error("{}: damaged checkpoint: {what}", file.display())]
+    Malformed {
+        /// The checkpoint.
+        file: PathBuf,
+        /// The inconsistency.
+        what: String,
+    },
+    /// The pickle names a global outside the list of what a plain dict of tensors needs.
+    #[error("{}: refusing pickle global {global}: {reason}", file.display())]
+    PickleGlobal {
+        /// The checkpoint.
+        file: PathBuf,
+        /// `module.name` as the pickle spells it.
+        global: String,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// A tensor is not what its place asks for.
+    #[error("{}: tensor {tensor}: expected {expected}, found {found}", file.display())]
+    Tensor {
+        /// The checkpoint.
+        file: PathBuf,
+        /// Tensor name.
+        tensor: String,
+        /// What is needed.
+        expected: String,
+        /// What the file has.
+        found: String,
+    },
+    /// The file is well-formed but holds something this converter does not read.
+    #[error("{}: unsupported: {what}", file.display())]
+    Unsupported {
+        /// The checkpoint.
+        file: PathBuf,
+        /// What it is and why it is refused.
+        what: String,
+    },
+}

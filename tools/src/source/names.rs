@@ -1,0 +1,127 @@
+//! Tensor names: prefixes of wrappers, order, adapters.
+
+use std::cmp::Ordering;
+
+use super::file::Source;
+use super::{SourceError, SourceTensor};
+
+/// What `torch.compile`, data-parallel wrappers and trainers put in front of every name.
+const PREFIXES: [&str; 3] = ["_orig_mod.", "module.", "model."];
+
+/// Longest tensor name accepted.
+pub(super) const MAX_NAME: usize = 512;
+
+/// Strips prefixes and sorts; refuses names that meet, and adapters that are not merged.
+pub(super) fn clean(source: &Source, tensors: &mut [SourceTensor]) -> Result<(), SourceError> {
+    for tensor in &mut *tensors {
+        let stripped = strip_prefixes(&tensor.name);
+        if stripped.len() != tensor.name.len() {
+            tensor.name = stripped.to_owned();
+        }
+        if tensor.name.is_empty() || tensor.name.len() > MAX_NAME {
+            return Err(source.malformed(format!("a tensor name of {} bytes", tensor.name.len())));
+        }
+    }
+    if let Some(lora) = tensors.iter().find(|tensor| is_lora(&tensor.name)) {
+        return Err(source.unsupported(format!(
+            "{} belongs to a LoRA adapter; merge the adapter into the base model first",
+            lora.name.escape_debug()
+        )));
+    }
+    tensors.sort_unstable_by(|a, b| natural_cmp(&a.name, &b.name));
+    for pair in tensors.windows(2) {
+        if pair[0].name == pair[1].name {
+            return Err(source.tensor(
+                &pair[0].name,
+                "one tensor of that name",
+                "two, after removing prefixes",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn strip_prefixes(mut name: &str) -> &str {
+    while let Some(rest) = PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix)) {
+        name = rest;
+    }
+    name
+}
+
+fn is_lora(name: &str) -> bool {
+    name.split('.').any(|part| part == "lora_A" || part == "lora_B")
+}
+
+/// Orders runs of digits by value and everything else by bytes; equal only for equal names.
+pub(super) fn natural_cmp(a: &str, b: &str) -> Ordering {
+    let (mut x, mut y) = (a.as_bytes(), b.as_bytes());
+    while let (Some(p), Some(q)) = (x.first(), y.first()) {
+        let order = if p.is_ascii_digit() && q.is_ascii_digit() {
+            let (m, n) = (take_number(&mut x), take_number(&mut y));
+            m.len().cmp(&n.len()).then_with(|| m.cmp(n))
+        } else {
+            (x, y) = (&x[1..], &y[1..]);
+            p.cmp(q)
+        };
+        if order.is_ne() {
+            return order;
+        }
+    }
+    x.len().cmp(&y.len()).then_with(|| a.cmp(b))
+}
+
+/// Splits off the leading digits, without leading zeros.
+fn take_number<'a>(text: &mut &'a [u8]) -> &'a [u8] {
+    let end = text.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, rest) = text.split_at(end);
+    *text = rest;
+    let zeros = digits.iter().position(|&byte| byte != b'0').unwrap_or(digits.len());
+    &digits[zeros..]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_sort_by_the_value_of_their_numbers() {
+        let mut names =
+            ["blocks.10.a", "blocks.2.b", "blocks.2.a", "emb", "blocks.02.a", "blocks", "blocks.9"];
+        names.sort_unstable_by(|a, b| natural_cmp(a, b));
+        assert_eq!(
+            names,
+            ["blocks", "blocks.02.a", "blocks.2.a", "blocks.2.b", "blocks.9", "blocks.10.a", "emb"]
+        );
+    }
+
+    #[test]
+    fn natural_order_is_total_and_equal_only_for_equal_names() {
+        let names =
+            ["", "0", "00", "1", "01", "a", "a1", "a01", "a1b", "a01b", "a1.2", "a01.02", "ä", "10", "9"];
+        for a in names {
+            for b in names {
+                assert_eq!(natural_cmp(a, b), natural_cmp(b, a).reverse(), "{a:?} {b:?}");
+                assert_eq!(natural_cmp(a, b).is_eq(), a == b, "{a:?} {b:?}");
+                for c in names {
+                    if natural_cmp(a, b).is_le() && natural_cmp(b, c).is_le() {
+                        assert!(natural_cmp(a, c).is_le(), "{a:?} {b:?} {c:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn prefixes_are_stripped_in_any_order_and_number() {
+        assert_eq!(strip_prefixes("module._orig_mod.model.module.emb.weight"), "emb.weight");
+        assert_eq!(strip_prefixes("models.emb.weight"), "models.emb.weight");
+        assert_eq!(strip_prefixes("blocks.0.module.x"), "blocks.0.module.x");
+    }
+
+    #[test]
+    fn lora_keys_are_recognised_and_flas_factors_are_not() {
+        assert!(is_lora("blocks.0.att.key.lora_A"));
+        assert!(is_lora("blocks.0.att.key.lora_B.weight"));
+        assert!(!is_lora("layers.0.attn.w_lora.lora.0.weight"));
+    }
+}

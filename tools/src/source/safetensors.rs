@@ -1,0 +1,146 @@
+//! Safetensors files: a JSON header with byte ranges, then the data.
+
+use std::fmt;
+
+use byteorder::{ByteOrder, LittleEndian};
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+
+use super::file::Source;
+use super::{Index, Location, SourceDType, SourceError, SourceTensor};
+
+/// Largest header, as in the reference implementation.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// Bytes before the header: its length.
+const PREFIX: u64 = 8;
+
+/// Whether a file's first bytes give the header a length that can be.
+pub(super) fn plausible_header(head: &[u8]) -> bool {
+    head.len() >= PREFIX as usize && LittleEndian::read_u64(head) <= MAX_HEADER
+}
+
+/// One tensor as the header describes it.
+#[derive(Deserialize)]
+struct Entry {
+    dtype: String,
+    shape: Vec<u64>,
+    data_offsets: (u64, u64),
+}
+
+/// The header's entries in file order; a map would hide names that occur twice.
+struct Header(Vec<(String, Entry)>);
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(HeaderVisitor)
+    }
+}
+
+struct HeaderVisitor;
+
+impl<'de> Visitor<'de> for HeaderVisitor {
+    type Value = Header;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with one entry per tensor")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
+        let mut entries = Vec::new();
+        while let Some(name) = map.next_key::<String>()? {
+            if name == "__metadata__" {
+                map.next_value::<IgnoredAny>()?;
+            } else {
+                entries.push((name, map.next_value()?));
+            }
+        }
+        Ok(Header(entries))
+    }
+}
+
+/// Reads the index of a safetensors file.
+pub(super) fn index(source: &Source) -> Result<Index, SourceError> {
+    let mut prefix = [0; PREFIX as usize];
+    source.read_at(&mut prefix, 0)?;
+    let header_len = LittleEndian::read_u64(&prefix);
+    if header_len > MAX_HEADER {
+        return Err(source.malformed(format!("a header of {header_len} bytes, the limit is {MAX_HEADER}")));
+    }
+    let data_start = PREFIX + header_len;
+    if data_start > source.len() {
+        return Err(source.malformed(format!("it ends before byte {data_start}, inside the header")));
+    }
+    let mut json = vec![0; header_len as usize];
+    source.read_at(&mut json, PREFIX)?;
+    let Header(entries) = serde_json::from_slice(&json)
+        .map_err(|error| source.malformed(format!("the header is no valid JSON description ({error})")))?;
+    check_overlaps(source, &entries)?;
+    let tensors = entries
+        .into_iter()
+        .map(|(name, entry)| locate(source, name, &entry, data_start))
+        .collect::<Result<Vec<_>, _>>()?;
+    if tensors.is_empty() {
+        return Err(source.not_a_checkpoint("the safetensors file holds no tensors"));
+    }
+    Ok(Index { tensors, other_entries: Vec::new() })
+}
+
+fn check_overlaps(source: &Source, entries: &[(String, Entry)]) -> Result<(), SourceError> {
+    let mut ranges: Vec<_> = entries
+        .iter()
+        .map(|(name, entry)| (entry.data_offsets, name))
+        .filter(|((begin, end), _)| begin != end)
+        .collect();
+    ranges.sort_unstable();
+    for pair in ranges.windows(2) {
+        let [((_, end), _), ((begin, _), name)] = pair else { continue };
+        if begin < end {
+            return Err(source.tensor(
+                name,
+                format!("data after byte {end} of the data area"),
+                format!("data from byte {begin}, inside the tensor before"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn locate(
+    source: &Source,
+    name: String,
+    entry: &Entry,
+    data_start: u64,
+) -> Result<SourceTensor, SourceError> {
+    let dtype = match entry.dtype.as_str() {
+        "BF16" => SourceDType::BF16,
+        "F16" => SourceDType::F16,
+        "F32" => SourceDType::F32,
+        "F64" => SourceDType::F64,
+        other => return Err(source.tensor(&name, "BF16, F16, F32 or F64", other.escape_debug().to_string())),
+    };
+    let (begin, end) = entry.data_offsets;
+    let elements = entry.shape.iter().try_fold(1, |product: u64, &n| product.checked_mul(n));
+    let bytes = elements.and_then(|elements| elements.checked_mul(dtype.size() as u64));
+    if bytes.is_none() || bytes != end.checked_sub(begin) {
+        return Err(source.tensor(
+            &name,
+            format!("data for shape {:?} of {dtype}", entry.shape),
+            format!("bytes {begin}..{end} of the data area"),
+        ));
+    }
+    let data_len = source.len() - data_start;
+    if end > data_len {
+        return Err(source.tensor(
+            &name,
+            format!("data inside the {data_len} bytes of the data area; the file may be cut off"),
+            format!("bytes {begin}..{end}"),
+        ));
+    }
+    let shape = entry.shape.iter().map(|&n| usize::try_from(n).ok()).collect::<Option<Vec<usize>>>();
+    let (Some(shape), Some(row_len)) = (shape, elements.and_then(|n| usize::try_from(n).ok())) else {
+        return Err(source.tensor(&name, "a size this machine can address", format!("{:?}", entry.shape)));
+    };
+    let location = Location { offset: data_start + begin, row_len, row_stride: 0 };
+    Ok(SourceTensor { name, shape, dtype, location })
+}

@@ -1,0 +1,197 @@
+//! Hugging Face's tokenizer.json, as far as it is byte-level BPE.
+
+use std::collections::HashMap;
+
+use rwkv_edge::tokenizer::compile::{AddedToken, BpeSource, Merge};
+use serde_json::{Map, Value};
+
+use super::{Result, VocabError};
+
+/// Reads a tokenizer.json.
+///
+/// # Errors
+/// It is damaged, or asks for anything but: BPE over the byte-level alphabet; no normalisation or NFC; the splitting
+/// pattern of GPT-2 without a blank in front of the text; no tokens put around the text; added tokens that are cut out
+/// wherever they occur, without white space next to them.
+pub fn hf_json(json: &[u8]) -> Result<BpeSource> {
+    let root: Value = serde_json::from_slice(json)?;
+    for part in ["truncation", "padding"] {
+        if !is_off(&root[part]) {
+            return Err(unsupported(part));
+        }
+    }
+    let nfc = check_pipeline(&root)?;
+    let model = &root["model"];
+    check_model(model)?;
+    let added = added_tokens(&root["added_tokens"])?;
+    let vocab = object(&model["vocab"], "model.vocab")?;
+    let ids = ids(vocab, &added)?;
+    let tokens = tokens(&ids, &added)?;
+    let merges = merges(&model["merges"], &ids)?;
+    Ok(BpeSource { tokens, merges, added, nfc })
+}
+
+/// Refuses models other than plain BPE.
+fn check_model(model: &Value) -> Result<()> {
+    let kind = &model["type"];
+    if !(kind.is_null() && model["merges"].is_array()) && kind != "BPE" {
+        return Err(unsupported(format!("model {}", name(kind))));
+    }
+    for option in [
+        "dropout",
+        "unk_token",
+        "continuing_subword_prefix",
+        "end_of_word_suffix",
+        "fuse_unk",
+        "byte_fallback",
+        "ignore_merges",
+    ] {
+        if !is_off(&model[option]) {
+            return Err(unsupported(format!("BPE with {option}")));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses steps around the model that are not implemented; tells whether there is NFC.
+fn check_pipeline(root: &Value) -> Result<bool> {
+    let normalizer = &root["normalizer"];
+    if !normalizer.is_null() && normalizer["type"] != "NFC" {
+        return Err(unsupported(format!("normalizer {}", name(&normalizer["type"]))));
+    }
+    let splitter = &root["pre_tokenizer"];
+    if splitter["type"] != "ByteLevel" {
+        return Err(unsupported(format!("pre_tokenizer {}", name(&splitter["type"]))));
+    }
+    if splitter["add_prefix_space"] != false {
+        return Err(unsupported("add_prefix_space"));
+    }
+    if splitter["use_regex"] == false {
+        return Err(unsupported("pre_tokenizer ByteLevel without its pattern"));
+    }
+    let decoder = &root["decoder"]["type"];
+    if decoder != "ByteLevel" {
+        return Err(unsupported(format!("decoder {}", name(decoder))));
+    }
+    let processor = &root["post_processor"];
+    if !processor.is_null() && processor["type"] != "ByteLevel" {
+        return Err(unsupported(format!("post_processor {}", name(&processor["type"]))));
+    }
+    Ok(!normalizer.is_null())
+}
+
+fn added_tokens(list: &Value) -> Result<Vec<AddedToken>> {
+    let list = if list.is_null() { &[] } else { array(list, "added_tokens")?.as_slice() };
+    let mut tokens = Vec::new();
+    for entry in list {
+        let content = entry["content"].as_str().ok_or_else(|| malformed("an added token without content"))?;
+        for option in ["single_word", "lstrip", "rstrip"] {
+            if !is_off(&entry[option]) {
+                return Err(unsupported(format!("added token {content:?} with {option}")));
+            }
+        }
+        let special = entry["special"] == true;
+        tokens.push(AddedToken {
+            id: id(&entry["id"], content)?,
+            content: content.into(),
+            special,
+            // Absent, it depends on the other flag.
+            normalized: entry["normalized"].as_bool().unwrap_or(!special),
+        });
+    }
+    Ok(tokens)
+}
+
+fn ids<'v>(vocab: &'v Map<String, Value>, added: &[AddedToken]) -> Result<HashMap<&'v str, u32>> {
+    let mut ids = HashMap::new();
+    for (token, value) in vocab {
+        ids.insert(token.as_str(), id(value, token)?);
+    }
+    match added.iter().find(|token| ids.get(token.content.as_str()).is_some_and(|id| *id != token.id)) {
+        Some(token) => {
+            Err(malformed(format!("added token {:?} has another id in the vocabulary", token.content)))
+        }
+        None => Ok(ids),
+    }
+}
+
+/// The tokens as bytes, by rising id. Names of added tokens need not be of the byte-level alphabet.
+fn tokens(ids: &HashMap<&str, u32>, added: &[AddedToken]) -> Result<Vec<(u32, Vec<u8>)>> {
+    let alphabet = byte_alphabet();
+    let mut tokens = Vec::new();
+    for (token, &id) in ids {
+        let bytes: Option<Vec<u8>> = token.chars().map(|c| alphabet.get(&c).copied()).collect();
+        match bytes {
+            Some(bytes) => tokens.push((id, bytes)),
+            None if added.iter().any(|added| added.content == *token) => {}
+            None => {
+                return Err(unsupported(format!(
+                    "token {token:?}, which is not of the byte-level alphabet,"
+                )));
+            }
+        }
+    }
+    tokens.sort_unstable();
+    Ok(tokens)
+}
+
+/// Which byte each character of the byte-level alphabet stands for: printable bytes of Latin-1 for themselves, the
+/// others in order for the characters from U+0100.
+fn byte_alphabet() -> HashMap<char, u8> {
+    let mut others = '\u{100}'..;
+    (0..=255u8)
+        .map(|byte| match byte {
+            b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff => (char::from(byte), byte),
+            _ => (others.next().unwrap_or_default(), byte),
+        })
+        .collect()
+}
+
+/// Merges are written `"left right"` or `["left", "right"]`.
+fn merges(list: &Value, ids: &HashMap<&str, u32>) -> Result<Vec<Merge>> {
+    let mut merges = Vec::new();
+    for (rank, entry) in array(list, "model.merges")?.iter().enumerate() {
+        let sides = match entry {
+            Value::String(text) => text.split_once(' '),
+            Value::Array(pair) if pair.len() == 2 => pair[0].as_str().zip(pair[1].as_str()),
+            _ => None,
+        };
+        let (left, right) = sides.ok_or_else(|| malformed(format!("merge {rank} is not two tokens")))?;
+        let id = |token: &str| {
+            let id = ids.get(token).copied();
+            id.ok_or_else(|| malformed(format!("merge {rank}: {token:?} is not in the vocabulary")))
+        };
+        merges.push(Merge { left: id(left)?, right: id(right)?, merged: id(&format!("{left}{right}"))? });
+    }
+    Ok(merges)
+}
+
+/// Null, absent, false, zero or empty.
+fn is_off(value: &Value) -> bool {
+    value.is_null() || value == false || value == "" || value.as_f64() == Some(0.0)
+}
+
+fn id(value: &Value, token: &str) -> Result<u32> {
+    let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+    id.ok_or_else(|| malformed(format!("token {token:?} has no id")))
+}
+
+fn name(kind: &Value) -> &str {
+    kind.as_str().unwrap_or("without a type")
+}
+
+fn array<'v>(value: &'v Value, what: &str) -> Result<&'v Vec<Value>> {
+    value.as_array().ok_or_else(|| malformed(format!("{what} is not a list")))
+}
+
+fn object<'v>(value: &'v Value, what: &str) -> Result<&'v Map<String, Value>> {
+    value.as_object().ok_or_else(|| malformed(format!("{what} is not an object")))
+}
+
+fn malformed(what: impl Into<String>) -> VocabError {
+    VocabError::Malformed(what.into())
+}
+
+fn unsupported(what: impl Into<String>) -> VocabError {
+    VocabError::Unsupported(what.into())
+}

@@ -1,0 +1,85 @@
+//! Vocabulary files, and the tokenizer sections made of them.
+
+mod hf_json;
+mod literal;
+mod world;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use hf_json::hf_json;
+use rwkv_edge::tokenizer::compile;
+pub use world::{pack, world_builtin, world_file};
+
+/// Why a vocabulary cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VocabError {
+    /// The file cannot be read.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A line of a World vocabulary is wrong.
+    #[error("line {line}: {problem}")]
+    Line {
+        /// Number of the line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A tokenizer.json is not JSON.
+    #[error("tokenizer.json: {0}")]
+    Json(#[from] serde_json::Error),
+    /// A tokenizer.json lacks a part, or has one of the wrong type.
+    #[error("tokenizer.json: {0}")]
+    Malformed(String),
+    /// A tokenizer.json asks for something else than byte-level BPE as GPT-NeoX 20B uses it.
+    #[error("tokenizer.json: {0} is not supported; only byte-level BPE with the pattern of GPT-2 is")]
+    Unsupported(String),
+    /// The file is no vocabulary.
+    #[error("{0}")]
+    Unrecognised(String),
+    /// The tokens contradict each other.
+    #[error(transparent)]
+    Compile(#[from] rwkv_edge::Error),
+}
+
+/// Result with a [`VocabError`].
+pub type Result<T, E = VocabError> = std::result::Result<T, E>;
+
+/// Reads a vocabulary file and makes the tokenizer section of it.
+///
+/// The content tells what it is: a tokenizer.json of Hugging Face, or a World vocabulary.
+///
+/// # Errors
+/// The file cannot be read or used.
+pub fn load(path: &Path) -> Result<Vec<u8>> {
+    let content = fs::read(path).map_err(|source| VocabError::Io { path: path.into(), source })?;
+    from_bytes(&content)
+}
+
+/// Makes the tokenizer section of the content of a vocabulary file, as [`load`] does.
+///
+/// # Errors
+/// As [`load`].
+pub fn from_bytes(content: &[u8]) -> Result<Vec<u8>> {
+    match content.trim_ascii_start().first() {
+        Some(b'{') => Ok(compile::bpe(&hf_json(content)?)?),
+        Some(b'0'..=b'9') => {
+            let text = str::from_utf8(content).map_err(|error| {
+                let line = 1 + content[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
+                VocabError::Line { line, problem: "not UTF-8".into() }
+            })?;
+            Ok(compile::greedy(&world_file(text)?)?)
+        }
+        _ => Err(VocabError::Unrecognised(
+            "neither a World vocabulary (lines `id literal length`) nor a tokenizer.json of byte-level BPE"
+                .into(),
+        )),
+    }
+}
