@@ -117,7 +117,8 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match &self.kind {
-            ErrorKind::Io(error) => Some(error),
+            // Displaying the kind shows the error itself, so the chain goes on behind it.
+            ErrorKind::Io(error) => error.source(),
             _ => None,
         }
     }

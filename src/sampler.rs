@@ -1,19 +1,20 @@
 //! Choosing the next token from the logits.
 //!
-//! The order of the steps is the one of the reference implementation that RWKV models are tuned with: penalties, softmax
-//! over the whole vocabulary without temperature, top-p, top-k, and the temperature last. It is not the order of most
-//! other runtimes: a temperature of 2 with a top-p of 0.5 is reasonable here.
+//! The order of the steps is the one of the reference implementation that RWKV models are tuned with:
+//! penalties, softmax over the whole vocabulary without temperature, top-p, top-k, and the temperature last.
+//! It is not the order of most other runtimes: a temperature of 2 with a top-p of 0.5 is reasonable here.
 //!
 //! 1. `logit[id] -= presence_penalty + count[id] * frequency_penalty` for every id seen in this reply.
-//! 2. Temperature 0: the largest logit, of equal ones the lowest id. The random number generator is not advanced.
+//! 2. Temperature 0: the largest logit, of equal ones the lowest id. The random number generator is not
+//!    advanced.
 //! 3. `p = softmax(logit)`.
-//! 4. Top-p: ids by falling logit, equal ones by rising id. `cutoff` is the `p` at which the running sum reaches
-//!    `top_p`; ids with `p >= cutoff` stay, also those that tie with it. At 1 all stay.
+//! 4. Top-p: ids by falling logit, equal ones by rising id. `cutoff` is the `p` at which the running sum
+//!    reaches `top_p`; ids with `p >= cutoff` stay, also those that tie with it. At 1 all stay.
 //! 5. Top-k: the first `top_k` stay; 0 keeps all.
 //! 6. `w = p^(1/T)`, and one id is drawn with probability `w / sum(w)`.
 //!
-//! A token accepted is counted: all counts are multiplied by `penalty_decay`, then its own grows by 1. The reference
-//! leaves out the 1 for tokens made of digits and blanks only; that exception is not made here.
+//! A token accepted is counted: all counts are multiplied by `penalty_decay`, then its own grows by 1. The
+//! reference leaves out the 1 for tokens made of digits and blanks only; that exception is not made here.
 //!
 //! The same logits, parameters and seed give the same tokens on every machine.
 
@@ -26,9 +27,9 @@ use crate::kernels::{Kernels, exp};
 /// Memory of a sampler, each buffer `[n_vocab]`. The contents need not be initialised.
 #[derive(Debug)]
 pub struct SamplerBuffers<'a> {
-    /// Logits after the penalties.
+    /// Logits after the penalties, then weights.
     pub probs: &'a mut [f32],
-    /// First the bits of the probabilities, then the ids that may be drawn.
+    /// Bits of the probabilities, then the ids that may be drawn.
     pub candidates: &'a mut [u32],
     /// Decayed count of every id seen; other entries are meaningless.
     pub counts: &'a mut [f32],
@@ -62,7 +63,8 @@ impl Sampler {
     /// Draws the next token. Logits of -infinity ban an id.
     ///
     /// # Errors
-    /// The logits hold a NaN or +infinity, or nothing above -infinity; or a buffer has another length than `logits`.
+    /// The logits hold a NaN or +infinity, or nothing above -infinity; or a buffer has another length than
+    /// `logits`.
     pub fn sample(&mut self, kernels: &Kernels, logits: &[f32], buf: &mut SamplerBuffers<'_>) -> Result<u32> {
         buf.check(logits.len())?;
         self.penalise(logits, buf);
@@ -71,12 +73,17 @@ impl Sampler {
             return Ok(top);
         }
         let max = buf.probs[top as usize];
-        let n = self.select(kernels, max, buf);
-        Ok(self.draw(n, max, buf).unwrap_or(top))
+        let chosen = if self.params.top_p >= 1.0 && self.params.top_k == 0 {
+            self.draw_from_all(kernels, max, buf)
+        } else {
+            let n = self.select(kernels, max, buf);
+            self.draw(n, max, buf)
+        };
+        Ok(chosen.unwrap_or(top))
     }
 
-    /// Counts a token of the reply. Tokens of the prompt and the token that ends the reply are not to be counted.
-    /// An id outside the vocabulary is ignored.
+    /// Counts a token of the reply. Tokens of the prompt and the token that ends the reply are not to be
+    /// counted. An id outside the vocabulary is ignored.
     pub fn accept(&mut self, id: u32, buf: &mut SamplerBuffers<'_>) {
         let mut known = false;
         for &seen in buf.seen.iter().take(self.n_seen) {
@@ -112,44 +119,40 @@ impl Sampler {
         }
     }
 
-    /// Steps 3 to 5: writes the ids that stay to the front of `buf.candidates` and returns how many they are.
-    ///
-    /// Top-p and top-k both keep a prefix of the ordered ids, so the shorter one decides and top-k can go first.
+    /// Steps 3 to 5: puts the ids that stay, in order, at the front of `buf.candidates`; returns how many.
     fn select(&self, kernels: &Kernels, max: f32, buf: &mut SamplerBuffers<'_>) -> usize {
         let SamplingParams { top_p, top_k, .. } = self.params;
         let (n, sum) = if top_p < 1.0 { likely(kernels, top_p, buf) } else { (allowed(buf), 0.0) };
-        let logits = &*buf.probs;
-        let order = |a: &u32, b: &u32| by_falling_logit(logits, *a, *b);
-        let mut candidates = &mut buf.candidates[..n];
-        let k = top_k as usize;
-        if 0 < k && k < n {
-            candidates.select_nth_unstable_by(k - 1, order);
-            candidates = &mut candidates[..k];
-        } else if top_p >= 1.0 {
-            return n;
+        let mut ordered = Ordered { candidates: &mut buf.candidates[..n], logits: buf.probs, n_ordered: 0 };
+        // Both steps keep the first of the ordered ids, so the one that keeps fewer decides.
+        let limit = if top_k == 0 { n } else { n.min(top_k as usize) };
+        if top_p < 1.0 {
+            return ordered.nucleus_len(limit, max, sum, top_p);
         }
-        candidates.sort_unstable_by(order);
-        if top_p < 1.0 { nucleus_len(candidates, logits, max, sum, top_p) } else { candidates.len() }
+        ordered.extend(limit);
+        limit
     }
 
     /// Step 6 on the first `n` candidates. Leaves the weights in `buf.probs`.
     fn draw(&mut self, n: usize, max: f32, buf: &mut SamplerBuffers<'_>) -> Option<u32> {
         let candidates = &buf.candidates[..n];
-        let mut total = 0.0f64;
         for &id in candidates {
             let logit = &mut buf.probs[id as usize];
             *logit = exp((*logit - max) / self.params.temperature);
-            total += f64::from(*logit);
         }
-        let target = self.rng.uniform() * total;
-        let mut sum = 0.0f64;
-        for &id in candidates {
-            sum += f64::from(buf.probs[id as usize]);
-            if sum > target {
-                return Some(id);
-            }
+        let weights = candidates.iter().map(|id| (*id, buf.probs[*id as usize]));
+        choose(self.rng.uniform(), weights)
+    }
+
+    /// Step 6 where all ids stay. Leaves the bits of the weights in `buf.candidates`.
+    fn draw_from_all(&mut self, kernels: &Kernels, max: f32, buf: &mut SamplerBuffers<'_>) -> Option<u32> {
+        for logit in buf.probs.iter_mut() {
+            *logit = (*logit - max) / self.params.temperature;
         }
-        candidates.last().copied()
+        kernels.softmax(bytemuck::cast_slice_mut(buf.candidates), buf.probs);
+        let weights = (0..).zip(buf.candidates.iter().map(|bits| f32::from_bits(*bits)));
+        let allowed = weights.zip(buf.probs.iter()).filter(|(_, logit)| **logit > f32::NEG_INFINITY);
+        choose(self.rng.uniform(), allowed.map(|(weight, _)| weight))
     }
 }
 
@@ -165,22 +168,10 @@ impl SamplerBuffers<'_> {
 
 /// The id of the largest logit, of equal ones the lowest.
 fn argmax(logits: &[f32]) -> Result<u32> {
-    let (mut top, mut max, mut nan) = (0, f32::NEG_INFINITY, false);
-    for (id, &logit) in logits.iter().enumerate() {
-        nan |= logit.is_nan();
-        if logit > max {
-            (top, max) = (id as u32, logit);
-        }
-    }
-    if nan || !max.is_finite() {
-        return Err(Error::invalid("logits are not finite"));
-    }
-    Ok(top)
-}
-
-fn by_falling_logit(logits: &[f32], a: u32, b: u32) -> Ordering {
-    let falling = logits[b as usize].partial_cmp(&logits[a as usize]).unwrap_or(Ordering::Equal);
-    falling.then(a.cmp(&b))
+    let max = logits.iter().fold(f32::NEG_INFINITY, |max, logit| if *logit > max { *logit } else { max });
+    let nan = logits.iter().fold(false, |nan, logit| nan | logit.is_nan());
+    let top = logits.iter().position(|logit| *logit == max).filter(|_| max.is_finite() && !nan);
+    top.map(|id| id as u32).ok_or_else(|| Error::invalid("logits are not finite"))
 }
 
 /// Writes the ids that are not banned to the front of `buf.candidates`, rising; returns how many they are.
@@ -189,13 +180,13 @@ fn allowed(buf: &mut SamplerBuffers<'_>) -> usize {
     buf.candidates.iter_mut().zip(ids).map(|(entry, (id, _))| *entry = id).count()
 }
 
-/// Writes the ids that may be in the nucleus to the front of `buf.candidates`, rising; returns how many they are, and
-/// the sum of the softmax.
+/// Writes the ids that may be in the nucleus to the front of `buf.candidates`, rising; returns how many they
+/// are, and the sum of the softmax.
 ///
-/// An id with `p < (1 - top_p) / V` is never in it. Let c be the id at which the running sum reaches `top_p`. Before c
-/// the sum is below `top_p`, so c and the ids after it share more than `1 - top_p`; they are at most V, and none is
-/// above `p[c]`; hence `p[c] > (1 - top_p) / V`. The margin covers the rounding of the softmax: its sum is off by at
-/// most V/16 + 4 roundings, 0.4 % at a million ids.
+/// An id with `p < (1 - top_p) / V` is never in it. Let c be the id at which the running sum reaches `top_p`.
+/// Before c the sum is below `top_p`, so c and the ids after it share more than `1 - top_p`; they are at most
+/// V, and none is above `p[c]`; hence `p[c] > (1 - top_p) / V`. The margin covers the rounding of the
+/// softmax: its sum is off by at most V/16 + 4 roundings, 0.4 % at a million ids.
 fn likely(kernels: &Kernels, top_p: f32, buf: &mut SamplerBuffers<'_>) -> (usize, f32) {
     const MARGIN: f32 = 0.99;
     let least = MARGIN * (1.0 - top_p) / buf.probs.len() as f32;
@@ -203,26 +194,73 @@ fn likely(kernels: &Kernels, top_p: f32, buf: &mut SamplerBuffers<'_>) -> (usize
     let mut n = 0;
     for id in 0..buf.candidates.len() {
         // n <= id: the probabilities that are still to be read stay intact.
-        if f32::from_bits(buf.candidates[id]) >= least && buf.probs[id] > f32::NEG_INFINITY {
-            buf.candidates[n] = id as u32;
-            n += 1;
-        }
+        let stays = f32::from_bits(buf.candidates[id]) >= least;
+        buf.candidates[n] = id as u32;
+        n += usize::from(stays);
     }
     (n, stats.sum)
 }
 
-/// How many of the ordered candidates are in the nucleus.
-fn nucleus_len(candidates: &[u32], logits: &[f32], max: f32, sum: f32, top_p: f32) -> usize {
-    let p = |id: u32| exp(logits[id as usize] - max) / sum;
-    let mut running = 0.0f64;
-    for (i, &id) in candidates.iter().enumerate() {
-        let cutoff = p(id);
-        running += f64::from(cutoff);
-        if running >= f64::from(top_p) {
-            return i + 1 + candidates[i + 1..].iter().take_while(|id| p(**id) >= cutoff).count();
+/// Candidates of which the first `n_ordered` are the first in order: by falling logit, equal ones by rising
+/// id.
+struct Ordered<'a> {
+    candidates: &'a mut [u32],
+    logits: &'a [f32],
+    n_ordered: usize,
+}
+
+impl Ordered<'_> {
+    /// Puts `n` more candidates in order, or all there are.
+    fn extend(&mut self, n: usize) {
+        let logit = |id: u32| self.logits[id as usize];
+        let order = |a: &u32, b: &u32| {
+            let falling = logit(*b).partial_cmp(&logit(*a)).unwrap_or(Ordering::Equal);
+            falling.then(a.cmp(b))
+        };
+        let rest = &mut self.candidates[self.n_ordered..];
+        let n = n.min(rest.len());
+        if 0 < n && n < rest.len() {
+            rest.select_nth_unstable_by(n - 1, order);
+        }
+        rest[..n].sort_unstable_by(order);
+        self.n_ordered += n;
+    }
+
+    /// How many of the first `limit` candidates are in the nucleus. Orders little more than these: a nucleus
+    /// is small as a rule, and the candidates are many.
+    fn nucleus_len(&mut self, limit: usize, max: f32, sum: f32, top_p: f32) -> usize {
+        let mut running = 0.0f64;
+        let mut cutoff = None;
+        for i in 0..limit {
+            if i == self.n_ordered {
+                self.extend(64.max(3 * i));
+            }
+            let p = exp(self.logits[self.candidates[i] as usize] - max) / sum;
+            if cutoff.is_some_and(|cutoff| p < cutoff) {
+                return i;
+            }
+            running += f64::from(p);
+            if cutoff.is_none() && running >= f64::from(top_p) {
+                cutoff = Some(p);
+            }
+        }
+        limit
+    }
+}
+
+/// The id at which the running sum of the weights passes the fraction `uniform` of their sum.
+fn choose(uniform: f64, weights: impl Iterator<Item = (u32, f32)> + Clone) -> Option<u32> {
+    let total: f64 = weights.clone().map(|(_, weight)| f64::from(weight)).sum();
+    let target = uniform * total;
+    let (mut sum, mut last) = (0.0f64, None);
+    for (id, weight) in weights {
+        sum += f64::from(weight);
+        last = Some(id);
+        if sum > target {
+            break;
         }
     }
-    candidates.len()
+    last
 }
 
 /// The generator SplitMix64: the state grows by a constant, its mixed value is the output.

@@ -6,13 +6,13 @@ use crate::cpu;
 use crate::error::{Error, Result};
 use crate::format::SamplingParams;
 use crate::memory::{Arena, Buffers, Measure, Plan};
-use crate::model::{Model, Scratch, Traffic};
+use crate::model::{Model, Traffic};
 use crate::sampler::{Sampler, SamplerBuffers};
 use crate::state::State;
 use crate::threads::{Pool, WORKER_STACK_BYTES};
 
 /// How a session runs.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct SessionOptions {
     /// Threads to compute with; `None` takes the physical performance cores, at most 4.
     pub threads: Option<usize>,
@@ -20,12 +20,6 @@ pub struct SessionOptions {
     pub sampling: Option<SamplingParams>,
     /// Seed of the sampler.
     pub seed: u64,
-}
-
-impl Default for SessionOptions {
-    fn default() -> Self {
-        Self { threads: None, sampling: None, seed: 0 }
-    }
 }
 
 impl SessionOptions {
@@ -50,21 +44,18 @@ pub struct Session {
     traffic: Traffic,
 }
 
-/// All buffers of a session, as cut out of its arena.
+/// The buffers of a session that outlive a token, as cut out of its arena. The model's scratch follows them.
 struct Memory<'a> {
     state: &'a mut [f32],
-    scratch: Scratch<'a>,
     logits: &'a mut [f32],
     sampler: SamplerBuffers<'a>,
 }
 
 impl<'a> Memory<'a> {
     fn take(buffers: &mut impl Buffers<'a>, model: &Model) -> Self {
-        let config = model.config();
-        let n = config.n_vocab;
+        let n = model.config().n_vocab;
         Self {
             state: buffers.f32s("state", model.state_len()),
-            scratch: Scratch::take(buffers, config),
             logits: buffers.f32s("logits", n),
             sampler: SamplerBuffers {
                 probs: buffers.f32s("sampler", n),
@@ -81,12 +72,10 @@ impl Session {
     pub fn plan(model: &Model, options: &SessionOptions) -> Plan {
         let mut measure = Measure::default();
         Memory::take(&mut measure, model);
+        model.measure_scratch(&mut measure);
         let file = model.file();
-        let bytes = |by_row| {
-            let tensors = file.tensors().iter().filter(|tensor| tensor.checked_by_record == by_row);
-            tensors.map(|tensor| tensor.len).sum::<u64>()
-        };
-        let (weights_bytes, embedding_bytes) = (bytes(false), bytes(true));
+        let embedding_bytes = file.embedding_bytes();
+        let weights_bytes = file.data_bytes() - embedding_bytes;
         Plan {
             regions: measure.into_regions(),
             weights_bytes,
@@ -231,11 +220,12 @@ impl Session {
 
     fn step(&mut self, token: u32, want_logits: bool) -> Result<()> {
         let Self { model, arena, pool, traffic, .. } = self;
-        let mut memory = Memory::take(&mut arena.carve(), model);
+        let mut buffers = arena.carve();
+        let memory = Memory::take(&mut buffers, model);
         let logits = want_logits.then_some(memory.logits);
         self.pending = None;
         self.has_logits = false;
-        model.forward(pool, traffic, token, memory.state, &mut memory.scratch, logits)?;
+        model.forward(pool, traffic, token, memory.state, &mut buffers, logits)?;
         self.has_logits = want_logits;
         self.tokens_fed += 1;
         Ok(())

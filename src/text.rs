@@ -15,12 +15,14 @@ pub enum Status {
 
 /// Turns the bytes of successive tokens into text, and watches for stop texts.
 ///
-/// Tokens end anywhere, also inside a character. The stream passes on whole characters only; bytes that are not UTF-8
-/// become U+FFFD exactly as [`String::from_utf8_lossy`] does over the whole stream, however the bytes are split.
+/// Tokens end anywhere, also inside a character. The stream passes on whole characters only; bytes that are
+/// not UTF-8 become U+FFFD exactly as [`String::from_utf8_lossy`] does over the whole stream, however the
+/// bytes are split.
 ///
-/// Stop texts are searched in the decoded text, so they match across token borders and inside tokens. Text that could
-/// be the beginning of a stop text is held back. The stop text that is complete first wins, that is the one whose last
-/// byte comes first; of those that end at the same byte the longest. The stop text itself is never passed on.
+/// Stop texts are searched in the decoded text, so they match across token borders and inside tokens. Text
+/// that could be the beginning of a stop text is held back. The stop text that is complete first wins, that
+/// is the one whose last byte comes first; of those that end at the same byte the longest. The stop text
+/// itself is never passed on.
 ///
 /// After construction nothing is allocated.
 #[derive(Clone, Debug)]
@@ -51,8 +53,8 @@ impl TextStream {
         })
     }
 
-    /// Takes the bytes of one token (or any other piece) and passes on what is certain, in calls of `sink` with
-    /// non-empty text.
+    /// Takes the bytes of one token (or any other piece) and passes on what is certain, in calls of `sink`
+    /// with non-empty text.
     ///
     /// After [`Status::Stopped`] further bytes are ignored until [`Self::reset`].
     ///
@@ -167,7 +169,8 @@ impl TextStream {
         complete.max_by_key(|(i, s)| (s.text.len(), std::cmp::Reverse(*i))).map(|(i, _)| i)
     }
 
-    /// Passes on the first `n` bytes of the held text followed by `text`, and holds the rest (unless stopped).
+    /// Passes on the first `n` bytes of the held text followed by `text`, and holds the rest (unless
+    /// stopped).
     ///
     /// `n` is at a character border: it is where a stop text begins or could begin, or the end of `text`.
     fn release(

@@ -307,10 +307,23 @@ fn tensors_outside_the_data() {
 }
 
 #[test]
-fn bytes_hidden_between_sections_or_after_the_last_tensor() {
+fn bytes_hidden_between_sections_or_tensors_or_at_the_end() {
     let mut victim = Victim::new();
     let end = victim.section(b"TEST").end;
     assert_contains(&victim.put(end, b"x").refused(), "unused bytes");
+
+    // The last tensor 64 bytes later than it could be.
+    let mut victim = Victim::new();
+    let last = victim.entry(5) + 24;
+    let (offset, file_len) = (victim.u64(last) + 64, victim.bytes.len() as u64 + 64);
+    let data = victim.section_entry(b"DATA") + 16;
+    let data_len = victim.u64(data) + 64;
+    victim.bytes.resize(file_len as usize, 0);
+    victim
+        .put(last, &offset.to_le_bytes())
+        .put(data, &data_len.to_le_bytes())
+        .put(16, &file_len.to_le_bytes());
+    assert_contains(&victim.refused(), "unused bytes before the data");
 
     let mut victim = Victim::new();
     let longer = victim.bytes.len() + 64;
@@ -363,6 +376,47 @@ fn unknown_sections() {
     assert_contains(&with_section(b"TEST", 0).refused(), "twice");
 }
 
+/// The file with 16 KiB more between the section table and the first section.
+fn with_room() -> Victim {
+    const ROOM: u64 = 16 * 1024;
+    let mut victim = Victim::new();
+    let add = |victim: &mut Victim, at: usize| {
+        let value = victim.u64(at) + ROOM;
+        victim.put(at, &value.to_le_bytes());
+    };
+    (0..6).map(|i| victim.entry(i) + 24).collect::<Vec<_>>().into_iter().for_each(|at| add(&mut victim, at));
+    SECTIONS.map(|kind| victim.section_entry(kind) + 8).into_iter().for_each(|at| add(&mut victim, at));
+    add(&mut victim, 16);
+    let table_end = HEADER + SECTION * SECTIONS.len();
+    victim.bytes.splice(table_end..table_end, vec![0; ROOM as usize]);
+    victim
+}
+
+/// The file with so many empty, optional sections before the others that it has `count` in all.
+fn with_sections(count: usize) -> Victim {
+    let mut victim = with_room();
+    let first = victim.section(b"CONF").start as u64;
+    let table = victim.bytes[HEADER..HEADER + SECTION * SECTIONS.len()].to_vec();
+    let extra = (SECTIONS.len()..count).flat_map(|i| {
+        let kind = format!("n{i:03}");
+        [kind.as_bytes(), &[0; 4], &first.to_le_bytes(), &[0; 16]].concat()
+    });
+    let table: Vec<u8> = extra.chain(table).collect();
+    victim.put(HEADER, &table).put(12, &(count as u32).to_le_bytes());
+    victim
+}
+
+#[test]
+fn room_for_hidden_bytes_between_sections() {
+    assert_contains(&with_room().refused(), "unused bytes before section CONF");
+}
+
+#[test]
+fn more_sections_than_a_reader_looks_at() {
+    with_sections(64).fix_checksums().open().unwrap().verify_all().unwrap();
+    assert_contains(&with_sections(65).refused(), "65 sections");
+}
+
 #[test]
 fn tensor_names() {
     let edit = |i: usize, at: usize, value: &[u8]| {
@@ -376,6 +430,13 @@ fn tensor_names() {
     assert_contains(&edit(1, 3, b" "), "printable ASCII");
     assert_contains(&edit(5, 0, b"ffn.value.weight"), "occurs twice");
     assert_contains(&edit(5, 0, b"EMB"), "record checksums");
+
+    // Four bytes after the last name, which were padding.
+    let mut victim = Victim::new();
+    let (section, table) = (victim.section_entry(b"TENS") + 16, victim.section(b"TENS"));
+    let (len, names_len) = (table.len() as u64 + 4, victim.u32(table.start + 4) + 4);
+    victim.put(section, &len.to_le_bytes()).put(table.start + 4, &names_len.to_le_bytes());
+    assert_contains(&victim.refused(), "unused bytes after the names");
 
     for (field, value) in [(0, 1u16), (4, 0), (4, 1), (4, u16::MAX)] {
         for i in 0..6 {
@@ -447,8 +508,8 @@ fn scales_and_errors_that_are_no_such_numbers() {
 fn record_checksums_promised_for_other_tensors() {
     for i in [0, 1, 2, 3, 5] {
         let mut victim = Victim::new();
-        let at = victim.entry(i) + 44;
-        assert_contains(&victim.put(at, &[1]).refused(), "only row records");
+        let at = victim.entry(i) + 40;
+        assert_contains(&victim.put(at, &[0, 0, 0, 0, 1]).refused(), "only row records");
     }
     let mut victim = Victim::new();
     let at = victim.entry(4) + 40;

@@ -14,7 +14,12 @@ struct Memory {
 
 impl Memory {
     fn new(n: usize) -> Self {
-        Self { probs: vec![f32::NAN; n], candidates: vec![77; n], counts: vec![-3.0; n], seen: vec![u32::MAX; n] }
+        Self {
+            probs: vec![f32::NAN; n],
+            candidates: vec![77; n],
+            counts: vec![-3.0; n],
+            seen: vec![u32::MAX; n],
+        }
     }
 
     fn buffers(&mut self) -> SamplerBuffers<'_> {
@@ -63,12 +68,13 @@ impl Random {
     }
 }
 
-/// The probabilities of the steps 2 to 7 of the reference implementation, and how far from `top_p` the running sums
-/// stay.
+/// The probabilities of the steps 2 to 7 of the reference implementation, and how far from `top_p` the
+/// running sums stay.
 fn reference(logits: &[f32], counts: &[(u32, f64)], params: &SamplingParams) -> (Vec<f64>, f64) {
     let mut logits: Vec<f64> = logits.iter().map(|logit| f64::from(*logit)).collect();
     for &(id, count) in counts {
-        logits[id as usize] -= f64::from(params.presence_penalty) + count * f64::from(params.frequency_penalty);
+        logits[id as usize] -=
+            f64::from(params.presence_penalty) + count * f64::from(params.frequency_penalty);
     }
     let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let sum: f64 = logits.iter().map(|logit| (logit - max).exp()).sum();
@@ -97,22 +103,26 @@ fn reference(logits: &[f32], counts: &[(u32, f64)], params: &SamplingParams) -> 
     (p.iter().map(|p| p / sum).collect(), distance)
 }
 
-/// What the sampler left behind: the weights of the candidates, which are the ids with other than penalised logits.
-fn probabilities(memory: &Memory, n_candidates: usize) -> Vec<f64> {
-    let ids = &memory.candidates[..n_candidates];
-    let sum: f64 = ids.iter().map(|id| f64::from(memory.probs[*id as usize])).sum();
+/// The probabilities that the sampler drew by, from the weights it left behind: those of the candidates, or
+/// of all ids if no step takes any away.
+fn probabilities(memory: &Memory, params: &SamplingParams, n_candidates: usize) -> Vec<f64> {
     let mut p = vec![0.0; memory.probs.len()];
-    for id in ids {
-        p[*id as usize] = f64::from(memory.probs[*id as usize]) / sum;
+    if params.top_p == 1.0 && params.top_k == 0 {
+        p = memory.candidates.iter().map(|bits| f64::from(f32::from_bits(*bits))).collect();
+    } else {
+        for id in &memory.candidates[..n_candidates] {
+            p[*id as usize] = f64::from(memory.probs[*id as usize]);
+        }
     }
-    p
+    let sum: f64 = p.iter().sum();
+    p.iter().map(|p| p / sum).collect()
 }
 
 #[test]
 fn candidates_and_probabilities_are_those_of_the_reference() {
     let mut random = Random(99);
     let mut near = 0;
-    for round in 0..3000 {
+    for round in 0..1200 {
         let n = random.pick(&[1usize, 2, 3, 10, 100, 1000, 4096]);
         let spread = random.pick(&[0.1, 1.0, 3.0, 10.0]);
         let logits: Vec<f32> = (0..n).map(|_| ((random.uniform() - 0.5) * 2.0 * spread) as f32).collect();
@@ -144,12 +154,15 @@ fn candidates_and_probabilities_are_those_of_the_reference() {
             continue;
         }
         assert!(expected[drawn as usize] > 0.0, "round {round}: drew {drawn}, which is not a candidate");
-        let found = probabilities(&memory, expected.iter().filter(|p| **p > 0.0).count());
+        let found = probabilities(&memory, &params, expected.iter().filter(|p| **p > 0.0).count());
         for (id, (found, expected)) in found.iter().zip(&expected).enumerate() {
-            assert!((found - expected).abs() < 1e-5, "round {round}, {params:?}, id {id}: {found} for {expected}");
+            assert!(
+                (found - expected).abs() < 1e-5,
+                "round {round}, {params:?}, id {id}: {found} for {expected}"
+            );
         }
     }
-    assert!(near < 600, "{near} rounds were too near to top_p to compare");
+    assert!(near < 240, "{near} rounds were too near to top_p to compare");
 }
 
 #[test]
@@ -180,8 +193,8 @@ fn the_stream_of_a_seed_is_pinned() {
         let mut sampler = Sampler::new(SamplingParams { top_p: 0.9, ..PLAIN }, seed).unwrap();
         std::iter::repeat_with(|| sample(&mut sampler, &logits)).take(12).collect::<Vec<_>>()
     };
-    assert_eq!(stream(42), [0; 12]);
-    assert_eq!(stream(43), [0; 12]);
+    assert_eq!(stream(42), [4, 25, 47, 17, 3, 29, 36, 37, 17, 1, 36, 9]);
+    assert_eq!(stream(43), [45, 1, 39, 48, 3, 14, 6, 29, 12, 36, 4, 25]);
 }
 
 #[test]
@@ -237,6 +250,17 @@ fn ties_with_the_cutoff_stay() {
     let top_p_0 = draws(SamplingParams { top_p: 0.0, ..PLAIN }, &logits, 3000);
     assert!(top_p_0[1] == 0 && top_p_0[3] == 0, "{top_p_0:?}");
     assert!([0, 2, 4].iter().all(|id| (900..1100).contains(&top_p_0[*id])), "{top_p_0:?}");
+}
+
+#[test]
+fn a_running_sum_that_just_reaches_top_p_is_enough() {
+    let logits = [0.0, 1.0, -1.0];
+    let mut p = [0.0; 3];
+    Kernels::best().softmax(&mut p, &logits);
+    let exact = draws(SamplingParams { top_p: p[1], ..PLAIN }, &logits, 200);
+    assert_eq!(exact, [0, 200, 0]);
+    let above = draws(SamplingParams { top_p: p[1].next_up(), ..PLAIN }, &logits, 200);
+    assert!(above[0] > 0 && above[2] == 0, "{above:?}");
 }
 
 #[test]
@@ -313,8 +337,13 @@ fn penalties_worked_by_hand() {
 
 #[test]
 fn presence_stays_when_the_count_has_decayed_to_nothing() {
-    let params =
-        SamplingParams { temperature: 0.0, presence_penalty: 1.0, frequency_penalty: 1.0, penalty_decay: 0.0, ..PLAIN };
+    let params = SamplingParams {
+        temperature: 0.0,
+        presence_penalty: 1.0,
+        frequency_penalty: 1.0,
+        penalty_decay: 0.0,
+        ..PLAIN
+    };
     let mut sampler = Sampler::new(params, 0).unwrap();
     let mut memory = Memory::new(3);
     sampler.accept(0, &mut memory.buffers());

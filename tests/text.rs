@@ -96,7 +96,8 @@ fn random_bytes_give_the_text_that_from_utf8_lossy_gives() {
 
 #[test]
 fn stop_texts_are_found_at_any_split() {
-    let cases: [(&str, &[&str]); 16] = [
+    let cases: [(&str, &[&str]); 17] = [
+        ("aabaaabaaac", &["aabaaac"]),
         ("aaab", &["aab"]),
         ("aaaab aab", &["aaab"]),
         ("one\n\nUser: two", &["\n\n"]),

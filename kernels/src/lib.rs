@@ -13,5 +13,5 @@ mod x86_64;
 
 pub use isa::{Isa, ParseIsaError};
 pub use layout::*;
-pub use math::{exp, sigmoid};
+pub use math::{exp, sigmoid, tanh};
 pub use table::{Kernels, SPARSE_TILE, SoftmaxStats};

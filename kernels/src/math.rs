@@ -34,6 +34,13 @@ pub(crate) fn magnitude_bits(x: f32) -> u32 {
 /// The crate documentation states the steps: every instruction set gives these bits.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
+    let (power, r, slope) = reduce(x);
+    r.mul_add(slope, 1.0) * power
+}
+
+/// `power = 2^n`, `r` and `(e^r - 1) / r` for `x = n ln 2 + r`, after clamping `x` to -87..=88.
+#[inline(always)]
+fn reduce(x: f32) -> (f32, f32, f32) {
     const LN_2_HIGH: f32 = core::f32::consts::LN_2;
     const LN_2_LOW: f32 = -1.904_654_2e-9;
     let x = min(88.0, max(-87.0, x));
@@ -45,14 +52,24 @@ pub fn exp(x: f32) -> f32 {
     let p = r.mul_add(p, 0.041_668_39);
     let p = r.mul_add(p, 0.166_665_21);
     let p = r.mul_add(p, 0.499_999_94);
-    let p = r.mul_add(p, 1.0);
-    let p = r.mul_add(p, 1.0);
+    let slope = r.mul_add(p, 1.0);
     let exponent = shifted.to_bits().wrapping_sub(ROUNDER.to_bits()).wrapping_add(127);
-    p * f32::from_bits(exponent << 23)
+    (f32::from_bits(exponent << 23), r, slope)
 }
 
 /// `1 / (1 + exp(-x))`.
 #[inline(always)]
 pub fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
+}
+
+/// The hyperbolic tangent, within 4 ulp; odd, 0 at 0, never beyond 1. A NaN gives a NaN.
+///
+/// With `x = n ln 2 + r` as in [`exp`], of `-2|x|`: `m = fma(r * slope, 2^n, 2^n - 1)`, which is `exp(-2|x|) - 1`
+/// without cancellation near 0, and then `-m / (2 + m)` with the sign of `x`.
+#[inline(always)]
+pub fn tanh(x: f32) -> f32 {
+    let (power, r, slope) = reduce(-2.0 * x.abs());
+    let m = (r * slope).mul_add(power, power - 1.0);
+    (m / (2.0 + m)).copysign(x)
 }

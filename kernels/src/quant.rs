@@ -6,16 +6,17 @@
 //! # Int8
 //! With `u = w / tensor_scale` and `amax = max|u|` in a group, the scale is `amax / 127` rounded to fp16, or the
 //! next larger fp16 number if `amax` would exceed 127.5 scales, which happens to subnormal scales only. A code is
-//! `u / scale` rounded to nearest even and clamped to ±127. If no `u` exceeds half a scale, scale and codes are 0.
+//! `u * (1 / scale)` clamped to ±127 and rounded to nearest even. If no `u` exceeds half a scale, scale and codes
+//! are 0.
 //!
 //! # Int4
 //! The scale, of either sign, is searched for the least squared error of the group. Codes
-//! `q = clamp(round(u d / amax), -8, 7)` are tried for `d` from 5 to 8.75 in steps of 1/4, with both signs. The best
-//! scale for given codes is `sum(u q) / sum(q q)`; the candidate with the largest `sum(u q)^2 / sum(q q)` gives its
-//! scale. It competes with plain scales: the first value of largest magnitude divided by -8, and `amax` divided by
-//! 7, -7, 6, -6, 5, -5, 4 and -4. All are rounded to fp16, and codes are `u / scale` rounded to nearest even and
-//! clamped to -8..=7. The least squared error wins; in a tie the plain scales come first, in the order given here.
-//! If `amax / 4` rounds to 0 in fp16, scale and codes are 0.
+//! `q = round(clamp(u f, -8, 7))` are tried for `f = i * (0.25 / amax)` with i = 20..=35, then for the negatives of
+//! these. The best scale for given codes is `s = sum(u q) / sum(q q)`; the candidate with the largest
+//! `sum(u q) * s`, the first in a tie, gives its scale. It competes with plain scales: the first value of largest
+//! magnitude divided by -8, and `amax` divided by 7, -7, 6, -6, 5, -5, 4 and -4. All are rounded to fp16, and codes
+//! are `u * (1 / scale)` clamped to -8..=7 and rounded to nearest even. The least squared error wins; in a tie the
+//! plain scales come first, in the order given here. If `amax / 4` rounds to 0 in fp16, scale and codes are 0.
 //!
 //! # Padding
 //! Padded rows, columns and values have code 0 (the nibble 8 for Int4) and, in whole padded groups, scale 0.
@@ -23,6 +24,7 @@
 mod decode;
 mod group;
 mod int4;
+mod int8;
 
 pub use decode::{decode_matrix_row, decode_record};
 
@@ -32,7 +34,14 @@ use core::ops::{Add, AddAssign};
 use crate::layout::{
     DType, GROUP_SIZE, K_BLOCK, LINE_BYTES, ROW_INTERLEAVE, matrix_bytes, record_bytes, record_scale_bytes,
 };
-use group::Group;
+use crate::table::Kernels;
+
+pub(crate) use group::Group;
+pub(crate) use int4::encode as encode_int4;
+pub(crate) use int8::encode as encode_int8;
+
+/// Encodes one group of values that were divided by the tensor scale.
+pub(crate) type EncodeGroupFn = fn(&[f32; GROUP_SIZE]) -> Result<Group, ScaleOverflow>;
 
 /// The tensor scale to try first: fp16 scales then reach from normal numbers of 2^-24 up to 64.
 pub const TENSOR_SCALE: f32 = 1.0 / 1024.0;
@@ -124,8 +133,8 @@ pub fn encode_block_row(
     let sums = match dtype {
         DType::F32 => block_row.float::<4>(out, group::encode_f32),
         DType::F16 => block_row.float::<2>(out, group::encode_f16),
-        DType::Int8 => block_row.quantized(dtype, out, group::encode_int8),
-        DType::Int4 => block_row.quantized(dtype, out, int4::encode),
+        DType::Int8 => block_row.quantized(dtype, out, Kernels::best().encode_int8),
+        DType::Int4 => block_row.quantized(dtype, out, Kernels::best().encode_int4),
     }?;
     Ok(sums.scaled(tensor_scale))
 }
@@ -152,8 +161,8 @@ pub fn encode_record(
     let sums = match dtype {
         DType::F32 => float_record::<4>(values, inverse_scale, out, group::encode_f32),
         DType::F16 => float_record::<2>(values, inverse_scale, out, group::encode_f16),
-        DType::Int8 => quantized_record(dtype, values, inverse_scale, out, group::encode_int8),
-        DType::Int4 => quantized_record(dtype, values, inverse_scale, out, int4::encode),
+        DType::Int8 => quantized_record(dtype, values, inverse_scale, out, Kernels::best().encode_int8),
+        DType::Int4 => quantized_record(dtype, values, inverse_scale, out, Kernels::best().encode_int4),
     }?;
     Ok(sums.scaled(tensor_scale))
 }
@@ -193,7 +202,7 @@ impl BlockRow<'_> {
         &self,
         dtype: DType,
         out: &mut [u8],
-        encode: impl Fn(&[f32; GROUP_SIZE]) -> Result<Group, ScaleOverflow>,
+        encode: EncodeGroupFn,
     ) -> Result<ErrorSums, ScaleOverflow> {
         let padding = if dtype == DType::Int4 { 0x88 } else { 0 };
         let mut sums = ErrorSums::default();
@@ -267,7 +276,7 @@ fn quantized_record(
     values: &[f32],
     inverse_scale: f32,
     out: &mut [u8],
-    encode: impl Fn(&[f32; GROUP_SIZE]) -> Result<Group, ScaleOverflow>,
+    encode: EncodeGroupFn,
 ) -> Result<ErrorSums, ScaleOverflow> {
     out.fill(0);
     let mut sums = ErrorSums::default();
@@ -283,4 +292,46 @@ fn quantized_record(
         sums += group.sums;
     }
     Ok(sums)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa::Isa;
+
+    /// Pseudo-random groups of many magnitudes, some with values that are not finite.
+    fn groups() -> impl Iterator<Item = [f32; GROUP_SIZE]> {
+        let mut state = 1u64;
+        let mut next = move || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as u32
+        };
+        (0..if cfg!(miri) { 10 } else { 5000 }).map(move |i| {
+            let magnitude = f32::from_bits((60 + next() % 100) << 23);
+            let mut group: [f32; GROUP_SIZE] =
+                core::array::from_fn(|_| (next() as f32 / 8_388_608.0 - 1.0) * magnitude);
+            if i % 50 == 0 {
+                group[i % GROUP_SIZE] = [f32::NAN, f32::INFINITY, 0.0][i / 50 % 3];
+            }
+            group
+        })
+    }
+
+    #[test]
+    fn groups_encode_alike_on_every_level() {
+        for kernels in Isa::ALL.iter().filter_map(|&isa| Kernels::for_isa(isa)) {
+            for values in groups() {
+                let pairs = [
+                    (encode_int8(&values), (kernels.encode_int8)(&values)),
+                    (encode_int4(&values), (kernels.encode_int4)(&values)),
+                ];
+                for (wanted, got) in pairs {
+                    let [wanted, got] = [wanted, got].map(|group| {
+                        group.map(|g| (g.scale, g.codes, g.sums)).map_err(|e| e.largest.to_bits())
+                    });
+                    assert_eq!(wanted, got, "{} {values:?}", kernels.isa());
+                }
+            }
+        }
+    }
 }

@@ -1,10 +1,13 @@
 //! The function table: one entry per operation, resolved once.
 
+mod heads;
+
 use crate::isa::Isa;
 use crate::layout::{
     Activation, ActivationMut, DType, GROUP_SIZE, K_BLOCK, Matrix, ROW_INTERLEAVE, Records, Sparse,
     padded_cols,
 };
+use crate::quant::EncodeGroupFn;
 use crate::scalar;
 
 /// Most outputs of one call of [`Kernels::sparse_matvec`].
@@ -22,6 +25,11 @@ pub(crate) type SigmoidMulFn = fn(&mut [f32], &[f32], &[f32]);
 pub(crate) type ReluSquaredFn = fn(&mut [f32]);
 pub(crate) type AddFn = fn(&mut [f32], &[f32]);
 pub(crate) type SoftmaxFn = fn(&mut [f32], &[f32]) -> SoftmaxStats;
+pub(crate) type Wkv6Fn = fn(&mut [f32], &mut [f32], &[f32], &[f32], &[f32], &[f32], &[f32]);
+pub(crate) type Wkv7Fn = fn(&mut [f32], &mut [f32], &[f32], &[f32], &[f32], &[f32], &[f32], &[f32]);
+pub(crate) type InPlaceFn = fn(&mut [f32]);
+pub(crate) type MulFn = fn(&mut [f32], &[f32], &[f32]);
+pub(crate) type Dot3Fn = fn(&[f32], &[f32], &[f32]) -> f32;
 
 /// What [`Kernels::softmax`] found on the way.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -56,6 +64,18 @@ pub struct Kernels {
     pub(crate) relu_squared: ReluSquaredFn,
     pub(crate) add: AddFn,
     pub(crate) softmax: SoftmaxFn,
+    pub(crate) wkv6: Wkv6Fn,
+    pub(crate) wkv7: Wkv7Fn,
+    pub(crate) tanh: InPlaceFn,
+    pub(crate) sigmoid: InPlaceFn,
+    pub(crate) silu_mul: MulFn,
+    pub(crate) mul: MulFn,
+    pub(crate) decay6: InPlaceFn,
+    pub(crate) decay7: InPlaceFn,
+    pub(crate) l2_normalize: InPlaceFn,
+    pub(crate) dot3: Dot3Fn,
+    pub(crate) encode_int8: EncodeGroupFn,
+    pub(crate) encode_int4: EncodeGroupFn,
 }
 
 impl core::fmt::Debug for Kernels {

@@ -57,7 +57,8 @@ fn bytes_do_not_depend_on_the_pieces_in_which_they_are_written() {
         fs::read(target).unwrap()
     };
     let whole = written(usize::MAX);
-    for piece in [1, 3, 255, 256, 257, 1000] {
+    let pieces = if cfg!(miri) { &[257] } else { [1, 3, 255, 256, 257, 1000].as_slice() };
+    for &piece in pieces {
         assert!(written(piece) == whole, "pieces of {piece} bytes");
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use super::bytes::{Cursor, all_zero};
-use super::{ElementType, PAGE_ALIGN, TensorInfo, TensorLayout};
+use super::{ElementType, TensorInfo, TensorLayout};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes before the entries.
@@ -14,7 +14,7 @@ const ENTRY_BYTES: usize = 64;
 /// Entry flag: a table `<name>.crc32` has a checksum for each record, the entry itself has none.
 const CHECKED_BY_RECORD: u32 = 1;
 
-/// Checks the tensors against each other: they cover `data` in order, with less than a page between them,
+/// Checks the tensors against each other: they cover `data` in order, each as early as its alignment allows,
 /// names are unique, and every tensor that is checked by record has its table of checksums.
 pub(super) fn check_tensors(tensors: &[TensorInfo], data: Range<u64>) -> Result<()> {
     let fail = |tensor: &TensorInfo, what: &str| {
@@ -34,7 +34,7 @@ pub(super) fn check_tensors(tensors: &[TensorInfo], data: Range<u64>) -> Result<
         if tensor.offset < end {
             return fail(tensor, "the data overlaps the tensor before it");
         }
-        if tensor.offset - end >= PAGE_ALIGN {
+        if tensor.offset - end >= tensor.align() {
             return fail(tensor, "there are unused bytes before the data");
         }
         if by_name.insert(tensor.name.as_str(), tensor).is_some() {

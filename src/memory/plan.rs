@@ -17,7 +17,7 @@ pub struct Region {
 /// What a session will use, in bytes. Nothing is allocated beyond it once the session exists.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Buffers of the arena in order; equal names are one entry.
+    /// Buffers of the arena; those of one name are one entry.
     pub regions: Vec<Region>,
     /// Weights that every token reads, mapped from the file (or part of the program).
     pub weights_bytes: u64,
@@ -81,9 +81,9 @@ impl Measure {
 
     fn add<'a, T>(&mut self, name: &'static str, len: usize) -> &'a mut [T] {
         let bytes = lines_bytes::<T>(len);
-        match self.regions.last_mut() {
-            Some(last) if last.name == name => last.bytes += bytes,
-            _ => self.regions.push(Region { name, bytes }),
+        match self.regions.iter_mut().find(|region| region.name == name) {
+            Some(region) => region.bytes += bytes,
+            None => self.regions.push(Region { name, bytes }),
         }
         &mut []
     }

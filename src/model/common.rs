@@ -69,6 +69,15 @@ impl<'a> Live<'a> {
     }
 }
 
+/// Which token a mix weighs: `mix` of the one and `1 - mix` of the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shift {
+    /// The current token: RWKV-4 and 5.
+    Current,
+    /// The previous token: RWKV-6 and 7.
+    Previous,
+}
+
 /// What a session has read of its weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
@@ -99,14 +108,19 @@ impl Ops<'_> {
         Ok(())
     }
 
-    /// `out = from + mix * (to - from)`, quantized for the matrices that read it.
+    /// Mixes `h` with the previous token's in the way of `shift`, quantized for the matrices that read it.
     pub(crate) fn token_shift(
         &self,
         out: &mut Input<'_>,
-        from: &[f32],
-        to: &[f32],
+        shift: Shift,
+        h: &[f32],
+        h_prev: &[f32],
         mix: VectorRef,
     ) -> Result<()> {
+        let (from, to) = match shift {
+            Shift::Current => (h_prev, h),
+            Shift::Previous => (h, h_prev),
+        };
         self.kernels.lerp(out.values(), from, to, self.file.vector(mix)?);
         self.kernels.quantize(&mut out.padded);
         Ok(())
@@ -136,7 +150,7 @@ impl Ops<'_> {
             }
         });
         if self.transient {
-            views.iter().flatten().for_each(|(matrix, _)| self.release(matrix.data()));
+            views.iter().flatten().for_each(|(matrix, _)| self.file.release(matrix.data()));
         }
         Ok(())
     }
@@ -162,15 +176,8 @@ impl Ops<'_> {
             kernels.sparse_matvec(out, &columns, first, sparse);
         });
         if self.transient {
-            self.release(columns.data());
+            self.file.release(columns.data());
         }
         Ok(())
-    }
-
-    /// Lets the system take back the pages of `bytes`, which lie in the file.
-    fn release(&self, bytes: &[u8]) {
-        let mapping = self.file.mapping();
-        let start = bytes.as_ptr() as usize - mapping.as_ptr() as usize;
-        mapping.release(start..start + bytes.len());
     }
 }

@@ -3,10 +3,13 @@
 //! One module per RWKV version holds its equations; [`common`] what they share. Arithmetic happens only in
 //! the kernel table, so nothing here knows which instruction set runs.
 
+mod channel_mix;
 mod common;
+mod layer;
 pub mod names;
 mod v4;
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -19,6 +22,7 @@ use crate::memory::Buffers;
 use crate::threads::Pool;
 use crate::tokenizer::Tokenizer;
 use common::{Input, Norm, Ops};
+use layer::{Layer, SCRATCH};
 
 pub use common::Traffic;
 
@@ -41,6 +45,21 @@ impl Default for LoadOptions {
     }
 }
 
+/// The layers, whose time mixing depends on the version.
+#[derive(Debug)]
+enum Layers {
+    V4(Vec<Layer<v4::TimeMix>>),
+}
+
+/// Calls a function that is generic over the version's [`layer::TimeMix`] with the layers.
+macro_rules! with_layers {
+    ($layers:expr, $name:ident => $body:expr) => {
+        match $layers {
+            Layers::V4($name) => $body,
+        }
+    };
+}
+
 /// A model ready to run: immutable, and shareable between threads and sessions.
 #[derive(Debug)]
 pub struct Model {
@@ -48,7 +67,7 @@ pub struct Model {
     kernels: &'static Kernels,
     transient: bool,
     embedding: RecordsRef,
-    layers: Vec<v4::Layer>,
+    layers: Layers,
     ln_out: Norm,
     head: MatrixRef,
 }
@@ -74,9 +93,9 @@ impl Model {
     fn load(file: ModelFile, options: &LoadOptions) -> Result<Self> {
         let kernels = choose_kernels(options.isa)?;
         let config = file.config();
-        let Config { n_embd, n_vocab, n_layer, .. } = *config;
-        check_shapes(&file)?;
-        let layers = (0..n_layer).map(|i| v4::Layer::load(&file, config, i)).collect::<Result<_>>()?;
+        let Config { n_embd, n_vocab, .. } = *config;
+        check_tensors(&file)?;
+        let layers = Layers::load(&file)?;
         let tokenizer = Tokenizer::parse(file.tokenizer_bytes())?;
         if tokenizer.n_tokens() > n_vocab {
             return Err(ErrorKind::Malformed(format!(
@@ -130,7 +149,7 @@ impl Model {
 
     /// Floats of the recurrent state.
     pub fn state_len(&self) -> usize {
-        self.config().n_layer * v4::layer_state_len(self.config())
+        self.config().n_layer * self.layers.state_len(self.config())
     }
 
     /// Puts `state` to what it is before the first token.
@@ -140,19 +159,26 @@ impl Model {
     pub(crate) fn init_state(&self, state: &mut [f32]) {
         assert_eq!(state.len(), self.state_len());
         let config = self.config();
-        for layer in state.chunks_exact_mut(v4::layer_state_len(config)) {
-            v4::init_layer_state(layer, config);
+        for state in state.chunks_exact_mut(self.layers.state_len(config)) {
+            self.layers.init_state(state, config);
         }
     }
 
+    /// Takes the buffers that live for one token, and forgets them: for the memory plan.
+    pub(crate) fn measure_scratch<'a>(&self, buffers: &mut impl Buffers<'a>) {
+        Scratch::take(buffers, self.config());
+        with_layers!(&self.layers, layers => take_layer_scratch(layers, buffers, self.config()));
+    }
+
     /// Feeds `token`: updates `state` and, if asked for, computes the logits of the next token, `[n_vocab]`.
-    pub(crate) fn forward(
+    /// `buffers` are those that [`measure_scratch`](Self::measure_scratch) took.
+    pub(crate) fn forward<'a>(
         &self,
         pool: &mut Pool,
         traffic: &mut Traffic,
         token: u32,
         state: &mut [f32],
-        scratch: &mut Scratch<'_>,
+        buffers: &mut impl Buffers<'a>,
         logits: Option<&mut [f32]>,
     ) -> Result<()> {
         let config = self.config();
@@ -164,15 +190,13 @@ impl Model {
             layer_norm_eps: config.layer_norm_eps,
             traffic,
         };
-        let x = &mut *scratch.x;
+        let Scratch { x, mut head_input } = Scratch::take(buffers, config);
         self.embed(token, x)?;
-        for (layer, state) in self.layers.iter().zip(state.chunks_exact_mut(v4::layer_state_len(config))) {
-            v4::forward(&mut ops, config, layer, x, state, &mut scratch.layer)?;
-        }
+        with_layers!(&self.layers, layers => run_layers(layers, &mut ops, config, x, state, buffers))?;
         if let Some(logits) = logits {
-            ops.layer_norm(scratch.head_input.values(), x, self.ln_out)?;
-            ops.quantize(&mut scratch.head_input);
-            ops.matvec([logits], [(self.head, &scratch.head_input)])?;
+            ops.layer_norm(head_input.values(), x, self.ln_out)?;
+            ops.quantize(&mut head_input);
+            ops.matvec([logits], [(self.head, &head_input)])?;
         }
         Ok(())
     }
@@ -189,32 +213,88 @@ impl Model {
     }
 }
 
-/// Buffers that live for one token.
-pub(crate) struct Scratch<'a> {
+impl Layers {
+    fn load(file: &ModelFile) -> Result<Self> {
+        fn layers<T: layer::TimeMix>(file: &ModelFile) -> Result<Vec<Layer<T>>> {
+            let config = file.config();
+            (0..config.n_layer).map(|index| Layer::load(file, config, index)).collect()
+        }
+        match file.config().version {
+            Version::V4 => Ok(Layers::V4(layers(file)?)),
+            other => Err(ErrorKind::Unsupported(format!("{other} models")).into()),
+        }
+    }
+
+    fn state_len(&self, config: &Config) -> usize {
+        fn len<T: layer::TimeMix>(_: &[Layer<T>], config: &Config) -> usize {
+            Layer::<T>::state_len(config)
+        }
+        with_layers!(self, layers => len(layers, config))
+    }
+
+    fn init_state(&self, state: &mut [f32], config: &Config) {
+        fn init<T: layer::TimeMix>(_: &[Layer<T>], state: &mut [f32], config: &Config) {
+            Layer::<T>::init_state(state, config);
+        }
+        with_layers!(self, layers => init(layers, state, config));
+    }
+}
+
+fn take_layer_scratch<'a, T: layer::TimeMix>(
+    _: &[Layer<T>],
+    buffers: &mut impl Buffers<'a>,
+    config: &Config,
+) -> layer::Scratch<'a, T> {
+    layer::Scratch::take(buffers, config)
+}
+
+/// Runs all layers on the residual stream `x`.
+fn run_layers<'a, T: layer::TimeMix>(
+    layers: &[Layer<T>],
+    ops: &mut Ops<'_>,
+    config: &Config,
+    x: &mut [f32],
+    state: &mut [f32],
+    buffers: &mut impl Buffers<'a>,
+) -> Result<()> {
+    let mut scratch = take_layer_scratch(layers, buffers, config);
+    let states = state.chunks_exact_mut(Layer::<T>::state_len(config));
+    layers
+        .iter()
+        .zip(states)
+        .try_for_each(|(layer, state)| layer.forward(ops, config, x, state, &mut scratch))
+}
+
+/// Buffers outside the layers that live for one token.
+struct Scratch<'a> {
     /// The residual stream, `[n_embd]`.
     x: &'a mut [f32],
-    layer: v4::Scratch<'a>,
     /// Input of the head, `[n_embd]`.
     head_input: Input<'a>,
 }
 
 impl<'a> Scratch<'a> {
-    pub(crate) fn take(buffers: &mut impl Buffers<'a>, config: &Config) -> Self {
+    fn take(buffers: &mut impl Buffers<'a>, config: &Config) -> Self {
         Self {
-            x: buffers.f32s("time and channel mixing", config.n_embd),
-            layer: v4::Scratch::take(buffers, config),
+            x: buffers.f32s(SCRATCH, config.n_embd),
             head_input: Input::take(buffers, "head input", config.n_embd),
         }
     }
 }
 
-/// Refuses versions without code and files with tensors that no code reads.
-fn check_shapes(file: &ModelFile) -> Result<()> {
-    let config = file.config();
-    if config.version != Version::V4 {
-        return Err(ErrorKind::Unsupported(format!("{} models", config.version)).into());
+/// Refuses versions without code, and files with tensors that no code reads: those are of an unknown variant.
+fn check_tensors(file: &ModelFile) -> Result<()> {
+    let expected = names::tensors(file.config())?;
+    let known: HashSet<&str> = expected.iter().map(|tensor| tensor.name.as_str()).collect();
+    let checksums = |name: &str| name.strip_suffix(".crc32").is_some_and(|name| known.contains(name));
+    let mut tensors = file.tensors().iter();
+    match tensors.find(|tensor| !known.contains(tensor.name.as_str()) && !checksums(&tensor.name)) {
+        Some(unknown) => {
+            let version = file.config().version;
+            Err(ErrorKind::Unsupported(format!("tensor {} in a {version} model", unknown.name)).into())
+        }
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// The kernels of `isa`, or of `RWKV_EDGE_ISA`, or the best there are.

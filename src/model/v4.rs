@@ -1,50 +1,15 @@
-//! RWKV-4 (arXiv 2305.13048, section 3; appendix D for the numerically stable WKV).
+//! Time mixing of RWKV-4 (arXiv 2305.13048, section 3; appendix D for the numerically stable WKV).
 
 use crate::error::Result;
-use crate::format::{Config, MatrixRef, ModelFile, RecordsRef, TensorLayout, VectorRef};
+use crate::format::{Config, MatrixRef, ModelFile, VectorRef};
 use crate::memory::Buffers;
 
-use super::common::{Input, Live, Norm, Ops};
+use super::common::{Input, Ops, Shift};
+use super::layer::{self, SCRATCH, Step};
 
-/// Recurrent state of one layer, in floats: two shifted inputs and the WKV sums.
-pub(crate) fn layer_state_len(config: &Config) -> usize {
-    2 * config.n_embd + 3 * config.n_att
-}
-
-/// Recurrent state of one layer.
-struct LayerState<'a> {
-    /// Normalised input of time mixing at the previous token, `[n_embd]`.
-    att_x_prev: &'a mut [f32],
-    /// Normalised input of channel mixing at the previous token, `[n_embd]`.
-    ffn_x_prev: &'a mut [f32],
-    /// Numerator of WKV, scaled by `exp(-pp)`, `[n_att]`.
-    aa: &'a mut [f32],
-    /// Denominator of WKV, scaled by `exp(-pp)`, `[n_att]`.
-    bb: &'a mut [f32],
-    /// Running maximum of the exponents, `[n_att]`.
-    pp: &'a mut [f32],
-}
-
-impl<'a> LayerState<'a> {
-    fn split(state: &'a mut [f32], config: &Config) -> Self {
-        let (att_x_prev, state) = state.split_at_mut(config.n_embd);
-        let (ffn_x_prev, state) = state.split_at_mut(config.n_embd);
-        let (aa, state) = state.split_at_mut(config.n_att);
-        let (bb, pp) = state.split_at_mut(config.n_att);
-        Self { att_x_prev, ffn_x_prev, aa, bb, pp }
-    }
-}
-
-/// Puts one layer's state to what it is before the first token.
-pub(crate) fn init_layer_state(state: &mut [f32], config: &Config) {
-    state.fill(0.0);
-    LayerState::split(state, config).pp.fill(-1e30);
-}
-
-/// Weights of one layer.
+/// Weights of one layer's time mixing.
 #[derive(Debug)]
-pub(crate) struct Layer {
-    ln1: Norm,
+pub(crate) struct TimeMix {
     time_mix_k: VectorRef,
     time_mix_v: VectorRef,
     time_mix_r: VectorRef,
@@ -60,150 +25,100 @@ pub(crate) struct Layer {
     receptance: MatrixRef,
     /// `[n_embd, n_att]`
     output: MatrixRef,
-    ln2: Norm,
-    ffn_time_mix_k: VectorRef,
-    ffn_time_mix_r: VectorRef,
-    /// `[n_ffn, n_embd]`
-    ffn_key: MatrixRef,
-    /// `[n_embd, n_embd]`
-    ffn_receptance: MatrixRef,
-    /// `[n_embd, n_ffn]`, by columns
-    ffn_value: RecordsRef,
-}
-
-impl Layer {
-    pub(crate) fn load(file: &ModelFile, config: &Config, index: usize) -> Result<Self> {
-        let Config { n_embd, n_att, n_ffn, .. } = *config;
-        let name = |tail: &str| format!("blocks.{index}.{tail}");
-        let vector = |tail: &str, len| file.vector_ref(&name(tail), len);
-        let matrix = |tail: &str, rows, cols| file.matrix_ref(&name(tail), rows, cols);
-        Ok(Self {
-            ln1: Norm::load(file, &name("ln1"), n_embd)?,
-            time_mix_k: vector("att.time_mix_k", n_embd)?,
-            time_mix_v: vector("att.time_mix_v", n_embd)?,
-            time_mix_r: vector("att.time_mix_r", n_embd)?,
-            time_decay: vector("att.time_decay", n_att)?,
-            time_first: vector("att.time_first", n_att)?,
-            key: matrix("att.key.weight", n_att, n_embd)?,
-            value: matrix("att.value.weight", n_att, n_embd)?,
-            receptance: matrix("att.receptance.weight", n_att, n_embd)?,
-            output: matrix("att.output.weight", n_embd, n_att)?,
-            ln2: Norm::load(file, &name("ln2"), n_embd)?,
-            ffn_time_mix_k: vector("ffn.time_mix_k", n_embd)?,
-            ffn_time_mix_r: vector("ffn.time_mix_r", n_embd)?,
-            ffn_key: matrix("ffn.key.weight", n_ffn, n_embd)?,
-            ffn_receptance: matrix("ffn.receptance.weight", n_embd, n_embd)?,
-            ffn_value: file.records_ref(
-                &name("ffn.value.weight"),
-                TensorLayout::ColumnRecords,
-                [n_embd, n_ffn],
-            )?,
-        })
-    }
 }
 
 /// Buffers that live for one token.
 pub(crate) struct Scratch<'a> {
-    /// Normalised input of the current half layer, `[n_embd]`.
-    h: &'a mut [f32],
     /// Shifted inputs of key, value and receptance, `[n_embd]`.
     xk: Input<'a>,
     xv: Input<'a>,
     xr: Input<'a>,
-    /// `[n_att]` each; `r` also holds the gate of channel mixing, `[n_embd]`.
+    /// `[n_att]` each.
     k: &'a mut [f32],
     v: &'a mut [f32],
     r: &'a mut [f32],
     wkv: &'a mut [f32],
     /// Input of the output projection, `[n_att]`.
     gated: Input<'a>,
-    /// Hidden layer of channel mixing, `[n_ffn]`.
-    ffn: &'a mut [f32],
-    live: Live<'a>,
-    /// Channel mixing before its gate, `[n_embd]`.
-    ungated: &'a mut [f32],
-    /// Result of the current half layer, `[n_embd]`.
-    out: &'a mut [f32],
 }
 
-impl<'a> Scratch<'a> {
-    pub(crate) fn take(buffers: &mut impl Buffers<'a>, config: &Config) -> Self {
-        let Config { n_embd, n_att, n_ffn, .. } = *config;
-        Self {
-            h: buffers.f32s("time and channel mixing", n_embd),
-            xk: Input::take(buffers, "time and channel mixing", n_embd),
-            xv: Input::take(buffers, "time and channel mixing", n_embd),
-            xr: Input::take(buffers, "time and channel mixing", n_embd),
-            k: buffers.f32s("time and channel mixing", n_att),
-            v: buffers.f32s("time and channel mixing", n_att),
-            r: buffers.f32s("time and channel mixing", n_att.max(n_embd)),
-            wkv: buffers.f32s("time and channel mixing", n_att),
-            gated: Input::take(buffers, "time and channel mixing", n_att),
-            out: buffers.f32s("time and channel mixing", n_embd),
-            ffn: buffers.f32s("time and channel mixing", n_ffn),
-            live: Live::take(buffers, n_ffn),
-            ungated: buffers.f32s("time and channel mixing", n_embd),
-        }
+/// The WKV sums of one layer, `[n_att]` each.
+struct Wkv<'a> {
+    /// Numerator, scaled by `exp(-pp)`.
+    aa: &'a mut [f32],
+    /// Denominator, scaled by `exp(-pp)`.
+    bb: &'a mut [f32],
+    /// Running maximum of the exponents.
+    pp: &'a mut [f32],
+}
+
+impl<'a> Wkv<'a> {
+    fn split(state: &'a mut [f32]) -> Self {
+        let n_att = state.len() / 3;
+        let (aa, state) = state.split_at_mut(n_att);
+        let (bb, pp) = state.split_at_mut(n_att);
+        Self { aa, bb, pp }
     }
 }
 
-/// Runs one layer on the residual stream `x`, `[n_embd]`, and updates its state.
-pub(crate) fn forward(
-    ops: &mut Ops<'_>,
-    config: &Config,
-    layer: &Layer,
-    x: &mut [f32],
-    state: &mut [f32],
-    scratch: &mut Scratch<'_>,
-) -> Result<()> {
-    let mut state = LayerState::split(state, config);
+impl layer::TimeMix for TimeMix {
+    type Scratch<'a> = Scratch<'a>;
 
-    ops.layer_norm(scratch.h, x, layer.ln1)?;
-    time_mix(ops, layer, &mut state, scratch)?;
-    state.att_x_prev.copy_from_slice(scratch.h);
-    ops.kernels.add(x, scratch.out);
+    fn state_len(config: &Config) -> usize {
+        3 * config.n_att
+    }
 
-    ops.layer_norm(scratch.h, x, layer.ln2)?;
-    channel_mix(ops, layer, &state, scratch)?;
-    state.ffn_x_prev.copy_from_slice(scratch.h);
-    ops.kernels.add(x, scratch.out);
-    Ok(())
-}
+    fn init_state(state: &mut [f32]) {
+        Wkv::split(state).pp.fill(-1e30);
+    }
 
-/// `out = Wo @ (sigmoid(r) * wkv(k, v))`
-fn time_mix(
-    ops: &mut Ops<'_>,
-    layer: &Layer,
-    state: &mut LayerState<'_>,
-    scratch: &mut Scratch<'_>,
-) -> Result<()> {
-    let Scratch { h, xk, xv, xr, k, v, r, wkv, gated, out, .. } = scratch;
-    let r = &mut r[..k.len()];
-    ops.token_shift(xk, state.att_x_prev, h, layer.time_mix_k)?;
-    ops.token_shift(xv, state.att_x_prev, h, layer.time_mix_v)?;
-    ops.token_shift(xr, state.att_x_prev, h, layer.time_mix_r)?;
-    ops.matvec([&mut **k, &mut **v, &mut *r], [(layer.key, xk), (layer.value, xv), (layer.receptance, xr)])?;
+    fn load(file: &ModelFile, config: &Config, index: usize) -> Result<Self> {
+        let Config { n_embd, n_att, .. } = *config;
+        let vector = |name: &str, len| file.vector_ref(&format!("blocks.{index}.att.{name}"), len);
+        let matrix = |name: &str, rows, cols| {
+            file.matrix_ref(&format!("blocks.{index}.att.{name}.weight"), rows, cols)
+        };
+        Ok(Self {
+            time_mix_k: vector("time_mix_k", n_embd)?,
+            time_mix_v: vector("time_mix_v", n_embd)?,
+            time_mix_r: vector("time_mix_r", n_embd)?,
+            time_decay: vector("time_decay", n_att)?,
+            time_first: vector("time_first", n_att)?,
+            key: matrix("key", n_att, n_embd)?,
+            value: matrix("value", n_att, n_embd)?,
+            receptance: matrix("receptance", n_att, n_embd)?,
+            output: matrix("output", n_embd, n_att)?,
+        })
+    }
 
-    let (time_first, time_decay) = (ops.file.vector(layer.time_first)?, ops.file.vector(layer.time_decay)?);
-    ops.kernels.wkv4(wkv, k, v, time_first, time_decay, state.aa, state.bb, state.pp);
-    ops.kernels.sigmoid_mul(gated.values(), r, wkv);
-    ops.quantize(gated);
-    ops.matvec([&mut **out], [(layer.output, gated)])
-}
+    fn take<'a>(buffers: &mut impl Buffers<'a>, config: &Config) -> Scratch<'a> {
+        let Config { n_embd, n_att, .. } = *config;
+        Scratch {
+            xk: Input::take(buffers, SCRATCH, n_embd),
+            xv: Input::take(buffers, SCRATCH, n_embd),
+            xr: Input::take(buffers, SCRATCH, n_embd),
+            k: buffers.f32s(SCRATCH, n_att),
+            v: buffers.f32s(SCRATCH, n_att),
+            r: buffers.f32s(SCRATCH, n_att),
+            wkv: buffers.f32s(SCRATCH, n_att),
+            gated: Input::take(buffers, SCRATCH, n_att),
+        }
+    }
 
-/// `out = sigmoid(Wr @ xr) * (Wv @ relu(Wk @ xk)^2)`
-fn channel_mix(
-    ops: &mut Ops<'_>,
-    layer: &Layer,
-    state: &LayerState<'_>,
-    scratch: &mut Scratch<'_>,
-) -> Result<()> {
-    let Scratch { h, xk, xr, r, ffn, live, ungated, out, .. } = scratch;
-    let r = &mut r[..h.len()];
-    ops.token_shift(xk, state.ffn_x_prev, h, layer.ffn_time_mix_k)?;
-    ops.token_shift(xr, state.ffn_x_prev, h, layer.ffn_time_mix_r)?;
-    ops.matvec([&mut **ffn, &mut *r], [(layer.ffn_key, xk), (layer.ffn_receptance, xr)])?;
-    ops.relu_squared_matvec(ungated, layer.ffn_value, ffn, live)?;
-    ops.kernels.sigmoid_mul(out, r, ungated);
-    Ok(())
+    /// `out = Wo @ (sigmoid(r) * wkv(k, v))`
+    fn forward(&self, ops: &mut Ops<'_>, step: Step<'_>, scratch: &mut Scratch<'_>) -> Result<()> {
+        let Step { h, h_prev, state, out } = step;
+        let Scratch { xk, xv, xr, k, v, r, wkv, gated } = scratch;
+        ops.token_shift(xk, Shift::Current, h, h_prev, self.time_mix_k)?;
+        ops.token_shift(xv, Shift::Current, h, h_prev, self.time_mix_v)?;
+        ops.token_shift(xr, Shift::Current, h, h_prev, self.time_mix_r)?;
+        ops.matvec([k, v, r], [(self.key, xk), (self.value, xv), (self.receptance, xr)])?;
+
+        let (time_first, time_decay) = (ops.file.vector(self.time_first)?, ops.file.vector(self.time_decay)?);
+        let Wkv { aa, bb, pp } = Wkv::split(state);
+        ops.kernels.wkv4(wkv, k, v, time_first, time_decay, aa, bb, pp);
+        ops.kernels.sigmoid_mul(gated.values(), r, wkv);
+        ops.quantize(gated);
+        ops.matvec([out], [(self.output, gated)])
+    }
 }

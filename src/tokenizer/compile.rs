@@ -11,7 +11,8 @@ use crate::error::{Error, Result};
 /// A byte-level BPE vocabulary.
 #[derive(Clone, Debug, Default)]
 pub struct BpeSource {
-    /// Ids and bytes of the vocabulary that merges refer to. It has every byte that occurs in UTF-8 by itself.
+    /// Ids and bytes of the vocabulary that merges refer to. It has every byte that occurs in UTF-8 by
+    /// itself.
     pub tokens: Vec<(u32, Vec<u8>)>,
     /// The merges; earlier ones go first.
     pub merges: Vec<Merge>,
@@ -52,12 +53,12 @@ pub fn bytes() -> Vec<u8> {
 
 /// The section of a greedy longest-match vocabulary, from ids and bytes of its tokens.
 ///
-/// Ids may leave gaps, and a byte may have no token; [`Tokenizer::encode`](super::Tokenizer::encode) then refuses text
-/// with that byte.
+/// Ids may leave gaps, and a byte may have no token; [`Tokenizer::encode`](super::Tokenizer::encode) then
+/// refuses text with that byte.
 ///
 /// # Errors
-/// There is no token; an id or a token occurs twice; an id is above 1,048,575; a token is empty or longer than 1024
-/// bytes.
+/// There is no token; an id or a token occurs twice; an id is above 1,048,575; a token is empty or longer
+/// than 1024 bytes.
 pub fn greedy(tokens: &[(u32, Vec<u8>)]) -> Result<Vec<u8>> {
     let tokens: Vec<Entry<'_>> = tokens.iter().map(|(id, bytes)| (*id, bytes.as_slice())).collect();
     check_tokens(&tokens)?;

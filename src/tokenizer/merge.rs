@@ -1,5 +1,5 @@
-//! Merges of byte pair encoding: of all adjacent pairs that have a merge, the one with the lowest rank is merged, of
-//! equal ones the leftmost, until none is left.
+//! Merges of byte pair encoding: of all adjacent pairs that have a merge, the one with the lowest rank is
+//! merged, of equal ones the leftmost, until none is left.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -119,7 +119,8 @@ fn first_lowest(pairs: &[Applicable]) -> Option<usize> {
     (best.0 != NONE).then_some(best.1)
 }
 
-/// A token of a long word, linked to its neighbours. A token merged into its left neighbour has the id `NONE`.
+/// A token of a long word, linked to its neighbours. A token merged into its left neighbour has the id
+/// `NONE`.
 #[derive(Clone, Copy)]
 struct Link {
     id: u32,
@@ -127,12 +128,13 @@ struct Link {
     next: u32,
 }
 
-/// Memory for words longer than `SHORT`: 12 bytes per byte of the word for the tokens, and for each pair waiting 8, at
-/// most two pairs per byte.
+/// Memory for words longer than `SHORT`: 12 bytes per byte of the word for the tokens, and for each pair
+/// waiting 8, at most two pairs per byte.
 #[derive(Default)]
 pub(super) struct Scratch {
     links: Vec<Link>,
-    /// Rank and left position of pairs. Those that are out of date stay, and are recognised when they come up.
+    /// Rank and left position of pairs. Those that are out of date stay, and are recognised when they come
+    /// up.
     pairs: BinaryHeap<Reverse<(u32, u32)>>,
 }
 
@@ -192,17 +194,31 @@ mod tests {
     use super::super::{Rules, Tokenizer, compile};
     use super::*;
 
-    /// Pairs of a three-letter alphabet and some of their pairs, in an order that makes merges compete.
+    /// Pairs of a three-letter alphabet and pairs of these, in an order that makes merges compete: `bc` takes
+    /// the `b` of `ab`, and then `bca` comes before `abc`.
+    const PAIRS: [(&str, &str); 9] = [
+        ("b", "c"),
+        ("a", "b"),
+        ("a", "a"),
+        ("ab", "c"),
+        ("bc", "a"),
+        ("a", "bc"),
+        ("aa", "aa"),
+        ("bc", "ab"),
+        ("c", "aa"),
+    ];
+
     fn section() -> Vec<u8> {
         let mut tokens: Vec<(u32, Vec<u8>)> = (0..=255).map(|byte| (byte.into(), vec![byte])).collect();
         let mut merges = Vec::new();
-        for (left, right) in
-            [("b", "c"), ("a", "b"), ("a", "a"), ("ab", "c"), ("aa", "aa"), ("bc", "ab"), ("c", "aa")]
-        {
-            let id = |text: &str| tokens.iter().find(|t| t.1 == text.as_bytes()).map(|t| t.0).unwrap();
-            let merge = compile::Merge { left: id(left), right: id(right), merged: tokens.len() as u32 };
-            tokens.push((merge.merged, format!("{left}{right}").into_bytes()));
-            merges.push(merge);
+        for (left, right) in PAIRS {
+            let text = [left, right].concat().into_bytes();
+            if tokens.iter().all(|token| token.1 != text) {
+                tokens.push((tokens.len() as u32, text.clone()));
+            }
+            let id = |text: &[u8]| tokens.iter().find(|token| token.1 == text).unwrap().0;
+            let (left, right) = (id(left.as_bytes()), id(right.as_bytes()));
+            merges.push(compile::Merge { left, right, merged: id(&text) });
         }
         compile::bpe(&compile::BpeSource { tokens, merges, ..Default::default() }).unwrap()
     }

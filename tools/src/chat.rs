@@ -10,7 +10,7 @@ pub enum Template {
     World,
     /// `Bob: ...`, `Alice: ...`: RWKV-4 Raven
     Raven,
-    /// None: the model only continues text
+    /// No conversation: the model only continues text
     None,
 }
 

@@ -63,12 +63,27 @@ impl Conversion {
     /// If the checkpoint cannot be read, is of an unsupported kind, or does not have exactly the tensors that
     /// its version has; or if the tokenizer is missing or another model's.
     pub fn prepare(input: &Path, options: &Options) -> Result<Self> {
+        match Self::inspect(input, options)? {
+            (conversion, None) => Ok(conversion),
+            (_, Some(error)) => Err(error),
+        }
+    }
+
+    /// As [`prepare`](Self::prepare), but a missing or wrong tokenizer is not the end: the error comes back with
+    /// a plan that has byte tokens instead.
+    ///
+    /// # Errors
+    /// As [`prepare`](Self::prepare), apart from the tokenizer.
+    pub fn inspect(input: &Path, options: &Options) -> Result<(Self, Option<anyhow::Error>)> {
         let checkpoint = Checkpoint::open(input)?;
         let with_path = || input.display().to_string();
         let version = source::detect(&checkpoint)?;
         let config = dims::config(&checkpoint, version).with_context(with_path)?;
         let tensors = dims::tensors(&checkpoint, &config).with_context(with_path)?;
-        let tokenizer = tokenizer(options.tokenizer.as_deref(), config.n_vocab)?;
+        let (tokenizer, error) = match tokenizer(options.tokenizer.as_deref(), config.n_vocab) {
+            Ok(tokenizer) => (tokenizer, None),
+            Err(error) => (rwkv_edge::tokenizer::compile::bytes(), Some(error)),
+        };
         let stop_tokens = stop_tokens(&tokenizer)?;
         let template = options.template.unwrap_or_else(|| Template::for_vocab(config.n_vocab));
         let contents = FileContents {
@@ -91,7 +106,7 @@ impl Conversion {
             config,
         };
         let plan = FilePlan::new(contents)?;
-        Ok(Self { checkpoint, plan, input: input.into(), threads: options.threads })
+        Ok((Self { checkpoint, plan, input: input.into(), threads: options.threads }, error))
     }
 
     /// The checkpoint.

@@ -243,7 +243,8 @@ impl Job<'_> {
                 Ok(result) => result,
                 Err(panic) => std::panic::resume_unwind(panic),
             };
-            threads.into_iter().map(join).fold(Ok(()), |all, part| all.and(part))
+            // All are joined before the first error counts.
+            threads.into_iter().map(join).collect::<Vec<_>>().into_iter().collect()
         })
     }
 

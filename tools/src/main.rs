@@ -27,7 +27,7 @@ struct Cli {
     #[arg(required_unless_present = "inspect")]
     output: Option<PathBuf>,
     /// Type of the projections; head and embedding are int8 in int4 files, vectors always f32
-    #[arg(long = "type", value_enum, default_value_t = Type::Int8)]
+    #[arg(long = "type", value_name = "TYPE", value_enum, default_value_t = Type::Int8)]
     dtype: Type,
     /// Vocabulary: World format (`id literal length` lines) or tokenizer.json of a byte-level BPE
     /// [default: World for 65536 tokens, bytes for 256]
@@ -97,10 +97,10 @@ fn run(cli: &Cli) -> Result<()> {
         sampling: cli.sampling.clone(),
         threads: cli.threads.map_or_else(cpu::default_threads, usize::from),
     };
-    let conversion = Conversion::prepare(&cli.input, &options)?;
     if cli.inspect {
-        return inspect(&conversion);
+        return inspect(cli, &options);
     }
+    let conversion = Conversion::prepare(&cli.input, &options)?;
     let output = cli.output.as_ref().context("no output file")?;
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
@@ -121,7 +121,8 @@ fn run(cli: &Cli) -> Result<()> {
     Ok(())
 }
 
-fn inspect(conversion: &Conversion) -> Result<()> {
+fn inspect(cli: &Cli, options: &Options) -> Result<()> {
+    let (conversion, tokenizer_error) = Conversion::inspect(&cli.input, options)?;
     let out = &mut io::stdout().lock();
     let checkpoint = conversion.checkpoint();
     let config = &conversion.plan().contents().config;
@@ -135,7 +136,11 @@ fn inspect(conversion: &Conversion) -> Result<()> {
     for tensor in checkpoint.tensors() {
         writeln!(out, "  {:<36} {:?} {}", tensor.name, tensor.shape, tensor.dtype)?;
     }
-    writeln!(out, "would write {} bytes:", conversion.plan().file_len())?;
+    let size = conversion.plan().file_len();
+    match tokenizer_error {
+        None => writeln!(out, "would write {size} bytes:")?,
+        Some(error) => writeln!(out, "would write {size} bytes and a tokenizer, but {error:#}:")?,
+    }
     write!(out, "{}", report::tensor_list(conversion.plan()))?;
     Ok(())
 }

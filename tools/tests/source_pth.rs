@@ -199,6 +199,30 @@ fn tensors_share_a_storage() {
 }
 
 #[test]
+fn offsets_and_strides_count_elements_of_every_type() {
+    for (class, dtype) in
+        ["DoubleStorage", "FloatStorage", "HalfStorage", "BFloat16Storage"].into_iter().zip(DTYPES)
+    {
+        let view = [
+            &*pickle::global("torch._utils", "_rebuild_tensor_v2"),
+            b"(",
+            &pickle::storage(class, "0", 20),
+            b"K\x03",
+            &pickle::tuple(&[3, 2]),
+            &pickle::tuple(&[5, 1]),
+            b"\x89",
+            &pickle::hooks(),
+            b"tR",
+        ]
+        .concat();
+        let body = pickle::whole(&pickle::dict(&[("t", view)]));
+        let file = open(&torch_file_of(&body, &[("0", &counting(dtype, 20))])).unwrap();
+        assert_eq!(file.get("t").unwrap().dtype, dtype);
+        assert_eq!(read(&file, "t"), [3.0, 4.0, 8.0, 9.0, 13.0, 14.0], "{dtype}");
+    }
+}
+
+#[test]
 fn rows_with_a_stride_are_read_across_their_gaps() {
     let file = open(&views(
         40,

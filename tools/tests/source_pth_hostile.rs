@@ -198,6 +198,7 @@ fn stack_underflow_is_refused() {
         b"b",
         b"Q",
         b"N(\x85",
+        b"NN(\x86t",
         b"(N(Nuu",
         b"",
     ] {
@@ -280,6 +281,17 @@ fn negative_and_odd_geometry_is_refused() {
 }
 
 #[test]
+fn short_negative_integers_stay_negative() {
+    let minus_one = b"\x8a\x01\xff".as_slice();
+    let rebuild = global("torch._utils", "_rebuild_tensor_v2");
+    let storage = storage("FloatStorage", "0", 300);
+    let call =
+        [&*rebuild, b"(", &storage, minus_one, &tuple(&[1]), &tuple(&[1]), b"\x89", &hooks(), b"tR"].concat();
+    let bytes = torch_file_of(&whole(&dict(&[("w", call)])), &[("0", &[0; 1200])]);
+    assert_refused(&bytes, &["described wrongly"]);
+}
+
+#[test]
 fn sizes_that_are_no_integers_are_refused() {
     let rebuild = global("torch._utils", "_rebuild_tensor_v2");
     for size in [b"(Nt".to_vec(), b"(\x88t".to_vec(), b"]".to_vec(), text("4")] {
@@ -352,18 +364,37 @@ fn big_endian_files_are_refused() {
     assert_refused(&zip_file(&[("a/data.pkl", &body), ("a/byteorder", &long)]), &["byteorder", "limit"]);
 }
 
+/// First byte of the central directory entry of the given name.
+fn central_entry(bytes: &[u8], name: &str) -> usize {
+    let header =
+        |at: &usize| bytes[*at..].starts_with(b"PK\x01\x02") && bytes[at + 46..].starts_with(name.as_bytes());
+    (0..bytes.len() - 46).find(header).unwrap()
+}
+
 #[test]
-fn entries_outside_the_file_are_refused() {
-    for (field, width) in [(42, 4), (24, 4)] {
-        let mut bytes = small_file();
-        let at = bytes.windows(4).rposition(|window| window == b"PK\x01\x02").unwrap();
-        let first = bytes.windows(4).position(|window| window == b"PK\x01\x02").unwrap();
-        assert!(first < at);
-        bytes[first + field..first + field + width].copy_from_slice(&0x7fff_ffff_u32.to_le_bytes());
-        if field == 24 {
-            bytes[first + 20..first + 24].copy_from_slice(&0x7fff_ffff_u32.to_le_bytes());
+fn entries_that_reach_outside_the_data_are_refused() {
+    let good = small_file();
+    let directory = central_entry(&good, "archive/data.pkl");
+    let fits = (directory - good.windows(14).position(|window| window == b"archive/data/1").unwrap()) as u32;
+    for size in [fits, fits + 100, 0x7fff_ffff] {
+        let mut bytes = good.clone();
+        let entry = central_entry(&bytes, "archive/data/1");
+        for field in [20, 24] {
+            bytes[entry + field..entry + field + 4].copy_from_slice(&size.to_le_bytes());
         }
-        assert!(refusal(&bytes).contains("damaged"));
+        assert_refused(&bytes, &["data/1 reaches outside"]);
+    }
+}
+
+#[test]
+fn entries_that_begin_outside_the_file_are_refused() {
+    for name in ["archive/data.pkl", "archive/data/0"] {
+        for start in [0x7fff_ffff_u32, 0xffff_fffe] {
+            let mut bytes = small_file();
+            let entry = central_entry(&bytes, name);
+            bytes[entry + 42..entry + 46].copy_from_slice(&start.to_le_bytes());
+            assert_refused(&bytes, &["ends before"]);
+        }
     }
 }
 

@@ -77,6 +77,12 @@ fn huge_dimensions_are_refused() {
 }
 
 #[test]
+fn dimensions_whose_product_wraps_to_zero_are_refused() {
+    let record = raw_record([4, 1, 0], &[0x1_0000; 4], b"x");
+    assert_refused(&record, &["tensor x", "0 bytes until"]);
+}
+
+#[test]
 fn names_that_are_not_utf8_are_refused() {
     assert_refused(&raw_record([1, 2, 0], &[1], b"\xff\xfe\0\0\0\0"), &["UTF-8"]);
 }

@@ -95,6 +95,12 @@ fn overflowing_shapes_are_refused() {
 }
 
 #[test]
+fn shape_whose_product_wraps_to_zero_is_refused() {
+    let entries = [entry("a", "F32", "[4294967296,4294967296]", 0, 0), entry("b", "F32", "[1]", 0, 4)];
+    assert_refused(&file(&entries, 4), &["tensor a"]);
+}
+
+#[test]
 fn numbers_that_are_no_sizes_are_refused() {
     for shape in ["[-1]", "[1.5]", "[1e3]", "[18446744073709551616]", "[null]", "7", "[[1]]"] {
         assert_refused(&file(&[entry("a", "F32", shape, 0, 4)], 4), &["header"]);

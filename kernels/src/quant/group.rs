@@ -11,12 +11,13 @@ use crate::math::{ROUNDER, magnitude_bits, max, min};
 pub(super) const LANES: usize = 8;
 
 /// One encoded group.
-pub(super) struct Group {
+pub(crate) struct Group {
     /// The scale as fp16 bits.
-    pub(super) scale: u16,
+    pub(crate) scale: u16,
     /// One code per value.
-    pub(super) codes: [i8; GROUP_SIZE],
-    pub(super) sums: ErrorSums,
+    pub(crate) codes: [i8; GROUP_SIZE],
+    /// Error and norm of the group.
+    pub(crate) sums: ErrorSums,
 }
 
 pub(super) fn encode_f32(u: f32) -> Result<([u8; 4], ErrorSums), ScaleOverflow> {
@@ -38,21 +39,6 @@ fn sums_of(u: f32, decoded: f32) -> ErrorSums {
     ErrorSums { squared_error: error * error, squared_norm: norm * norm }
 }
 
-pub(super) fn encode_int8(u: &[f32; GROUP_SIZE]) -> Result<Group, ScaleOverflow> {
-    let amax = largest(u);
-    let mut scale = fp16::from_f32(amax / 127.0);
-    if !fp16::to_f32(scale).is_finite() {
-        return Err(ScaleOverflow { largest: amax });
-    }
-    if amax > 127.5 * fp16::to_f32(scale) {
-        scale += 1;
-    }
-    if amax <= 0.5 * fp16::to_f32(scale) {
-        scale = 0;
-    }
-    Ok(with_scale(u, scale, -127.0, 127.0))
-}
-
 /// The largest magnitude, or a NaN if there is one.
 #[inline(always)]
 pub(super) fn largest(u: &[f32; GROUP_SIZE]) -> f32 {
@@ -72,18 +58,23 @@ pub(super) fn round(x: f32, lowest: f32, highest: f32) -> f32 {
     (min(max(x, lowest), highest) + ROUNDER) - ROUNDER
 }
 
-/// Codes and errors of a group with a given scale; `u / scale` is clamped and rounded to nearest even.
+/// The value of a scale and its inverse, which for scale 0 is 0 too, so that the codes are.
+#[inline(always)]
+pub(super) fn scale_and_inverse(scale: u16) -> (f32, f32) {
+    let s = fp16::to_f32(scale);
+    (s, if s == 0.0 { 0.0 } else { 1.0 / s })
+}
+
+/// Codes and errors of a group with a given scale; a code is `u * (1 / scale)`, clamped and rounded to nearest even.
 #[inline(always)]
 pub(super) fn with_scale(u: &[f32; GROUP_SIZE], scale: u16, lowest: f32, highest: f32) -> Group {
-    let s = fp16::to_f32(scale);
-    // With scale 0 the codes are 0 too.
-    let divisor = if s == 0.0 { f32::INFINITY } else { s };
+    let (s, inverse) = scale_and_inverse(scale);
     let mut codes = [0; GROUP_SIZE];
     let mut squared_error = [0.0; LANES];
     let mut squared_norm = [0.0; LANES];
     for (codes, u) in codes.as_chunks_mut::<LANES>().0.iter_mut().zip(u.as_chunks::<LANES>().0) {
         for i in 0..LANES {
-            let q = round(u[i] / divisor, lowest, highest);
+            let q = round(u[i] * inverse, lowest, highest);
             let (norm, error) = (f64::from(u[i]), f64::from(u[i] - q * s));
             squared_norm[i] += norm * norm;
             squared_error[i] += error * error;

@@ -1,22 +1,24 @@
 //! The scale search of Int4.
 
 use super::ScaleOverflow;
-use super::group::{Group, LANES, largest, round, sum, with_scale};
+use super::group::{Group, LANES, largest, round, scale_and_inverse, sum, with_scale};
 use crate::fp16;
 use crate::layout::GROUP_SIZE;
 
 const LOWEST: f32 = -8.0;
 const HIGHEST: f32 = 7.0;
 
-/// Quarters of the code that the search gives the value of largest magnitude: 5, 5.25 .. 8.75.
-const SPREADS: core::ops::Range<u8> = 20..36;
+/// The search gives the value of largest magnitude the codes 5, 5.25 .. 8.75: so many, from this many quarters on.
+const SPREADS: usize = 16;
+const FIRST_SPREAD: usize = 20;
 
 /// Codes that the value of largest magnitude gets from plain scales. With them values that are multiples of some
 /// fp16 scale by codes, such as decoded ones, are met without an error.
 const PLAIN_CODES: [f32; 8] = [7.0, -7.0, 6.0, -6.0, 5.0, -5.0, 4.0, -4.0];
 
+/// Encodes a group as Int4.
 #[inline(always)]
-pub(super) fn encode(u: &[f32; GROUP_SIZE]) -> Result<Group, ScaleOverflow> {
+pub(crate) fn encode(u: &[f32; GROUP_SIZE]) -> Result<Group, ScaleOverflow> {
     let amax = largest(u);
     if !fp16::to_f32(fp16::from_f32(amax / 7.0)).is_finite() {
         return Err(ScaleOverflow { largest: amax });
@@ -42,12 +44,11 @@ pub(super) fn encode(u: &[f32; GROUP_SIZE]) -> Result<Group, ScaleOverflow> {
 /// The error of the codes that [`with_scale`] chooses; a NaN for a scale that is infinite.
 #[inline(always)]
 fn squared_error(u: &[f32; GROUP_SIZE], scale: u16) -> f32 {
-    let s = fp16::to_f32(scale);
-    let divisor = if s == 0.0 { f32::INFINITY } else { s };
+    let (s, inverse) = scale_and_inverse(scale);
     let mut squares = [0.0; LANES];
     for u in u.as_chunks::<LANES>().0 {
         for i in 0..LANES {
-            let error = u[i] - round(u[i] / divisor, LOWEST, HIGHEST) * s;
+            let error = u[i] - round(u[i] * inverse, LOWEST, HIGHEST) * s;
             squares[i] += error * error;
         }
     }
@@ -57,43 +58,40 @@ fn squared_error(u: &[f32; GROUP_SIZE], scale: u16) -> f32 {
 /// The best scale of the best of the tried codes.
 #[inline(always)]
 fn search(u: &[f32; GROUP_SIZE], amax: f32) -> f32 {
-    let mut best = Fit { dot: 0.0, square: 1.0 };
-    for spread in SPREADS {
-        let inverse = 0.25 * f32::from(spread) / amax;
-        for fit in [fit(u, inverse), fit(u, -inverse)] {
-            if fit.explained() > best.explained() {
-                best = fit;
+    let unit = 0.25 / amax;
+    let positive: [f32; SPREADS] = core::array::from_fn(|i| (FIRST_SPREAD + i) as f32 * unit);
+    let mut best = (0.0, 0.0);
+    for inverses in [positive, positive.map(|inverse| -inverse)] {
+        let fits = fit(u, &inverses);
+        for (&dot, &square) in fits.dots.iter().zip(&fits.squares) {
+            let scale = dot / square;
+            // What the scale takes off the squared norm of the values.
+            let explained = dot * scale;
+            if explained > best.0 {
+                best = (explained, scale);
             }
         }
     }
-    best.dot / best.square
+    best.1
 }
 
-/// How well codes match the values.
-struct Fit {
-    /// Sum of value times code.
-    dot: f32,
-    /// Sum of the squares of the codes.
-    square: f32,
-}
-
-impl Fit {
-    /// What the best scale for the codes takes off the squared norm of the values.
-    fn explained(&self) -> f32 {
-        self.dot * self.dot / self.square
-    }
+/// How well the codes of each spread match the values.
+struct Fits {
+    /// Sums of value times code.
+    dots: [f32; SPREADS],
+    /// Sums of the squares of the codes.
+    squares: [f32; SPREADS],
 }
 
 #[inline(always)]
-fn fit(u: &[f32; GROUP_SIZE], inverse: f32) -> Fit {
-    let mut dot = [0.0; LANES];
-    let mut square = [0.0; LANES];
-    for u in u.as_chunks::<LANES>().0 {
-        for i in 0..LANES {
-            let q = round(u[i] * inverse, LOWEST, HIGHEST);
-            dot[i] += u[i] * q;
-            square[i] += q * q;
+fn fit(u: &[f32; GROUP_SIZE], inverses: &[f32; SPREADS]) -> Fits {
+    let mut fits = Fits { dots: [0.0; SPREADS], squares: [0.0; SPREADS] };
+    for &u in u {
+        for (i, inverse) in inverses.iter().enumerate() {
+            let q = round(u * inverse, LOWEST, HIGHEST);
+            fits.dots[i] += u * q;
+            fits.squares[i] += q * q;
         }
     }
-    Fit { dot: sum(dot), square: sum(square) }
+    fits
 }

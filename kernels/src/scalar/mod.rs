@@ -4,17 +4,22 @@
 //! instructions. It never fuses or reorders float operations, so they give the same bits there.
 
 mod activation;
+mod heads;
 mod matvec;
 mod norm;
 mod sparse;
 mod wkv;
 
 pub(crate) use activation::{add, lerp, nonzero, quantize, relu_squared, sigmoid_mul};
+pub(crate) use heads::{
+    decay6, decay7, dot3, l2_normalize, mul, sigmoid, silu_mul, tanh, wkv6, wkv6_columns, wkv7, wkv7_columns,
+};
 pub(crate) use norm::{layer_norm, softmax};
 pub(crate) use sparse::{ZERO_BELOW, cmax, dequantize_record};
 pub(crate) use wkv::wkv4;
 
 use crate::isa::Isa;
+use crate::quant;
 use crate::table::Kernels;
 
 pub(crate) const KERNELS: Kernels = Kernels {
@@ -37,4 +42,16 @@ pub(crate) const KERNELS: Kernels = Kernels {
     relu_squared,
     add,
     softmax,
+    wkv6,
+    wkv7,
+    tanh,
+    sigmoid,
+    silu_mul,
+    mul,
+    decay6,
+    decay7,
+    l2_normalize,
+    dot3,
+    encode_int8: quant::encode_int8,
+    encode_int4: quant::encode_int4,
 };

@@ -4,11 +4,11 @@ use crate::math::{exp, max};
 use crate::table::SoftmaxStats;
 
 /// Element `i` of a vector belongs to lane `i % LANES`.
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 
 /// Folds `x` into its lanes, every lane in ascending order.
 #[inline(always)]
-fn fold_lanes(x: &[f32], start: f32, f: impl Fn(f32, f32) -> f32) -> [f32; LANES] {
+pub(super) fn fold_lanes(x: &[f32], start: f32, f: impl Fn(f32, f32) -> f32) -> [f32; LANES] {
     let mut lanes = [start; LANES];
     let (chunks, tail) = x.as_chunks::<LANES>();
     for chunk in chunks {
@@ -24,7 +24,7 @@ fn fold_lanes(x: &[f32], start: f32, f: impl Fn(f32, f32) -> f32) -> [f32; LANES
 
 /// Combines the lanes as a tree: lane i with i + 8, then i + 4, i + 2, i + 1.
 #[inline(always)]
-fn tree(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+pub(super) fn tree(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {

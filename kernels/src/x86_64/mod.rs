@@ -5,6 +5,7 @@
 #![allow(unsafe_code, reason = "vector loads and stores, and calls of functions with target features")]
 
 mod float;
+mod heads;
 mod int;
 mod live;
 mod memory;
@@ -14,7 +15,8 @@ mod sparse_float;
 mod streams;
 
 use crate::isa::Isa;
-use crate::layout::{Activation, ActivationMut, Matrix, Records, Sparse};
+use crate::layout::{Activation, ActivationMut, GROUP_SIZE, Matrix, Records, Sparse};
+use crate::quant::{Group, ScaleOverflow};
 use crate::table::{Kernels, SoftmaxStats};
 
 /// The kernels of [`Isa::Avx2`]; to be used only where that level is available.
@@ -38,6 +40,18 @@ pub(crate) const AVX2: Kernels = Kernels {
     relu_squared: entry::relu_squared,
     add: entry::add,
     softmax: entry::softmax,
+    wkv6: entry::wkv6,
+    wkv7: entry::wkv7,
+    tanh: entry::tanh,
+    sigmoid: entry::sigmoid,
+    silu_mul: entry::silu_mul,
+    mul: entry::mul,
+    decay6: entry::decay6,
+    decay7: entry::decay7,
+    l2_normalize: entry::l2_normalize,
+    dot3: entry::dot3,
+    encode_int8: entry::encode_int8,
+    encode_int4: entry::encode_int4,
 };
 
 /// Functions that can be pointed to, for functions with target features, which cannot.
@@ -78,4 +92,20 @@ entries! {
     fn relu_squared(x: &mut [f32]) = shared;
     fn add(x: &mut [f32], y: &[f32]) = shared;
     fn softmax(out: &mut [f32], x: &[f32]) -> SoftmaxStats = shared;
+    fn wkv6(
+        y: &mut [f32], state: &mut [f32], r: &[f32], k: &[f32], v: &[f32], u: &[f32], w: &[f32]
+    ) = heads;
+    fn wkv7(
+        y: &mut [f32], state: &mut [f32], r: &[f32], w: &[f32], k: &[f32], v: &[f32], kk: &[f32], a: &[f32]
+    ) = heads;
+    fn tanh(x: &mut [f32]) = shared;
+    fn sigmoid(x: &mut [f32]) = shared;
+    fn silu_mul(out: &mut [f32], gate: &[f32], x: &[f32]) = shared;
+    fn mul(out: &mut [f32], a: &[f32], b: &[f32]) = shared;
+    fn decay6(x: &mut [f32]) = shared;
+    fn decay7(x: &mut [f32]) = shared;
+    fn l2_normalize(x: &mut [f32]) = shared;
+    fn dot3(a: &[f32], b: &[f32], c: &[f32]) -> f32 = shared;
+    fn encode_int8(values: &[f32; GROUP_SIZE]) -> Result<Group, ScaleOverflow> = shared;
+    fn encode_int4(values: &[f32; GROUP_SIZE]) -> Result<Group, ScaleOverflow> = shared;
 }

@@ -9,9 +9,13 @@ use crate::support::{
 
 /// Runs `op` into a guarded output and into one between canaries, for scalar and every other level.
 fn check_f32(report: &mut Report, what: &str, shape: &str, start: &[f32], op: impl Fn(&Kernels, &mut [f32])) {
+    let levels = vector_levels();
+    if levels.is_empty() {
+        return;
+    }
     let mut wanted = start.to_vec();
     op(scalar(), &mut wanted);
-    for kernels in vector_levels() {
+    for kernels in levels {
         let mut out = Output::new(start.len(), f32::CANARY);
         out.slice().copy_from_slice(start);
         op(kernels, out.slice());
@@ -31,9 +35,9 @@ fn canaries(n: usize) -> Vec<f32> {
 fn quantize() {
     let mut report = Report::default();
     let mut rng = Rng(1);
-    let sizes = if cfg!(miri) { vec![0, 64, 128] } else { vec![0, 64, 128, 192, 768, 2048, 2560] };
+    let sizes = if cfg!(miri) { vec![0, 128] } else { vec![0, 64, 128, 192, 768, 2048, 2560] };
     for n in sizes {
-        for fill in Fill::ALL {
+        for &fill in Fill::ALL {
             let x = fill.vector(n, &mut rng);
             let wanted = Input::new(&x, scalar());
             for kernels in vector_levels() {
@@ -80,13 +84,13 @@ fn check_matvec(report: &mut Report, w: &TestMatrix, x: &Input, first: usize, n:
 fn matvec_of_every_row_range() {
     let mut report = Report::default();
     let mut rng = Rng(2);
-    let rows = if cfg!(miri) { 35 } else { 147 };
+    let rows = if cfg!(miri) { 67 } else { 147 };
     for dtype in DType::ALL {
-        let w = TestMatrix::new(dtype, rows, 65, Bytes::Encoded, &mut rng);
+        let w = TestMatrix::new(dtype, rows, 65, Bytes::Hostile, &mut rng);
         let x = Input::new(&rng.normals(65), scalar());
         for first in (0..rows).step_by(16) {
             for n in 0..=rows - first {
-                if !cfg!(miri) || n % 7 == 0 {
+                if !cfg!(miri) || n % 33 == 1 {
                     check_matvec(&mut report, &w, &x, first, n, "");
                 }
             }
@@ -102,7 +106,7 @@ fn matvec_of_every_width() {
     for dtype in DType::ALL {
         for cols in lengths().into_iter().filter(|&n| n > 0) {
             let rows = if cols > 300 { 17 } else { 83 };
-            let rows = if cfg!(miri) { 17 } else { rows };
+            let rows = if cfg!(miri) { 1 } else { rows };
             let w = TestMatrix::new(dtype, rows, cols, Bytes::Encoded, &mut rng);
             let x = Input::new(&rng.normals(cols), scalar());
             check_matvec(&mut report, &w, &x, 0, rows, "");
@@ -131,11 +135,11 @@ fn matvec_of_real_shapes() {
 fn matvec_of_every_input_and_any_bytes() {
     let mut report = Report::default();
     let mut rng = Rng(5);
-    let (rows, cols) = if cfg!(miri) { (18, 70) } else { (83, 200) };
+    let (rows, cols) = if cfg!(miri) { (18, 20) } else { (83, 200) };
     for dtype in DType::ALL {
-        for bytes in Bytes::ALL {
+        for &bytes in Bytes::ALL {
             let w = TestMatrix::new(dtype, rows, cols, bytes, &mut rng);
-            for fill in Fill::ALL {
+            for &fill in Fill::ALL {
                 let x = Input::new(&fill.vector(cols, &mut rng), scalar());
                 check_matvec(&mut report, &w, &x, 0, rows, &format!("{bytes:?} {fill:?}"));
             }
@@ -150,7 +154,7 @@ fn matvec_of_one_hot_columns() {
     let mut rng = Rng(6);
     for dtype in DType::ALL {
         let w = TestMatrix::new(dtype, 20, 130, Bytes::Encoded, &mut rng);
-        for hot in (0..130).step_by(if cfg!(miri) { 13 } else { 1 }) {
+        for hot in (0..130).step_by(if cfg!(miri) { 120 } else { 1 }) {
             let x: Vec<f32> = (0..130).map(|i| f32::from(u8::from(i == hot))).collect();
             check_matvec(&mut report, &w, &Input::new(&x, scalar()), 0, 20, &format!("hot {hot}"));
         }
@@ -180,7 +184,7 @@ fn matvec_of_int8_code_minus_128() {
             *byte = [0x00, 0x3c][i % 2];
         }
     }
-    for fill in Fill::ALL {
+    for &fill in Fill::ALL {
         let x = Input::new(&fill.vector(64, &mut rng), scalar());
         check_matvec(&mut report, &w, &x, 0, 70, &format!("{fill:?}"));
     }
@@ -218,8 +222,8 @@ fn nonzero() {
     let mut report = Report::default();
     let mut rng = Rng(10);
     for n in lengths() {
-        for fill in Fill::ALL {
-            for live in [0, 1, 13, 50, 100] {
+        for &fill in Fill::ALL {
+            for live in if cfg!(miri) { vec![30] } else { vec![0, 1, 13, 50, 100] } {
                 let mut x = fill.vector(n, &mut rng);
                 x.iter_mut()
                     .for_each(|x| *x = if rng.below(100) < live { *x } else { [0.0, -0.0][rng.below(2)] });
@@ -309,9 +313,9 @@ fn sparse_matvec_of_every_input_and_any_bytes() {
     let mut report = Report::default();
     let mut rng = Rng(13);
     for dtype in DType::ALL {
-        for bytes in Bytes::ALL {
+        for &bytes in Bytes::ALL {
             let w = TestRecords::new(dtype, 41, 100, bytes, &mut rng);
-            for fill in Fill::ALL {
+            for &fill in Fill::ALL {
                 let values = fill.vector(41, &mut rng);
                 let indices: Vec<u32> = (0..41).collect();
                 check_sparse(&mut report, &w, &indices, &values, 0, 100, &format!("{bytes:?} {fill:?}"));
@@ -325,7 +329,7 @@ fn sparse_matvec_of_every_input_and_any_bytes() {
 fn sparse_matvec_of_many_records() {
     let mut report = Report::default();
     let mut rng = Rng(14);
-    let count = if cfg!(miri) { 50 } else { 8192 };
+    let count = if cfg!(miri) { 10 } else { 8192 };
     for dtype in DType::ALL {
         let w = TestRecords::new(dtype, count, 96, Bytes::Hostile, &mut rng);
         let indices: Vec<u32> = (0..count as u32).collect();
@@ -339,7 +343,7 @@ fn sparse_matvec_of_many_records() {
 fn sparse_matvec_of_largest_sums_wraps_nowhere() {
     let mut report = Report::default();
     let mut rng = Rng(15);
-    let count = if cfg!(miri) { 20 } else { 5000 };
+    let count = if cfg!(miri) { 3 } else { 5000 };
     for (dtype, byte) in [(DType::Int4, 0xff), (DType::Int4, 0x00), (DType::Int8, 0x7f), (DType::Int8, 0x81)]
     {
         let mut w = TestRecords::new(dtype, count, 64, Bytes::Constant(byte), &mut rng);
@@ -377,7 +381,7 @@ fn dequantize_record() {
 fn for_vectors(seed: u64, mut check: impl FnMut(&str, usize, [&Guarded<f32>; 3])) {
     let mut rng = Rng(seed);
     for n in lengths() {
-        for fill in Fill::ALL {
+        for &fill in Fill::ALL {
             let [a, b, c] = [0; 3].map(|_| Guarded::new(&fill.vector(n, &mut rng)));
             check(&format!("{n} {fill:?}"), n, [&a, &b, &c]);
         }

@@ -92,7 +92,7 @@ fn int8_codes_reach_127() {
 fn encoding_decoded_values_changes_nothing() {
     let mut rng = Rng(54);
     for dtype in DType::ALL {
-        let n = if cfg!(miri) { 96 } else { 32 * 300 };
+        let n = 32 * 300;
         let values = sample(&mut rng, n);
         let once = decode(dtype, &encode(dtype, &values).0, n);
         let (bytes, sums) = encode(dtype, &once);
@@ -136,7 +136,7 @@ fn rounding_error(values: &[f32], scale: f32) -> f64 {
 fn int4_search_is_never_worse_than_plain_scales_and_better_on_average() {
     let mut rng = Rng(56);
     let (mut searched, mut seventh, mut eighth) = (0.0, 0.0, 0.0);
-    for _ in 0..if cfg!(miri) { 5 } else { 2000 } {
+    for _ in 0..2000 {
         let values = sample(&mut rng, 32);
         let (_, sums) = encode(DType::Int4, &values);
         let largest = values.iter().copied().fold(0.0f32, |m, w| if w.abs() > m.abs() { w } else { m });
@@ -155,7 +155,7 @@ fn int4_search_is_never_worse_than_plain_scales_and_better_on_average() {
 #[test]
 fn int4_error_of_normal_weights_is_about_eight_percent() {
     let mut rng = Rng(57);
-    let (_, sums) = encode(DType::Int4, &rng.normals(if cfg!(miri) { 320 } else { 64_000 }));
+    let (_, sums) = encode(DType::Int4, &rng.normals(64_000));
     assert!((0.070..0.085).contains(&sums.relative()), "{}", sums.relative());
 }
 
@@ -238,15 +238,14 @@ fn encoded_bytes_are_the_same_on_every_platform() {
     let mut rng = Rng(59);
     let values = sample(&mut rng, 48 * 100);
     let fingerprints = DType::ALL.map(|dtype| fingerprint(&encode_matrix(dtype, &values, 100, TENSOR_SCALE)));
-    let wanted = [0x400f_b49f_08eb_c326, 0xa306_67e4_da34_f895, 0xeae0_b3ae_9c8f_d93c, 0x5fa5_6442_d5f0_449c];
+    let wanted = [0x400f_b49f_08eb_c326, 0xa306_67e4_da34_f895, 0xeae0_b3ae_9c8f_d93c, 0x17a7_f6cc_a6a1_3feb];
     assert_eq!(fingerprints, wanted, "{fingerprints:#x?}");
 }
 
 #[test]
 fn fp16_rounding_agrees_with_an_independent_one() {
-    let stride = if cfg!(miri) { 20_000_003 } else { 1_009 };
     let mut bytes = vec![0; 64];
-    for bits in (0..=u32::MAX).step_by(stride) {
+    for bits in (0..=u32::MAX).step_by(1_009) {
         let x = f32::from_bits(bits);
         let wanted = half::f16::from_f32(x);
         if encode_record(DType::F16, &[x], 1.0, &mut bytes).is_ok() {

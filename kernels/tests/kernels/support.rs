@@ -62,8 +62,12 @@ pub(crate) enum Fill {
 }
 
 impl Fill {
-    pub(crate) const ALL: [Fill; 7] =
-        [Fill::Normal, Fill::Zero, Fill::Extremes, Fill::Denormal, Fill::OneHot, Fill::Huge, Fill::NonFinite];
+    /// All of them; under Miri, for which contents matter little, one.
+    pub(crate) const ALL: &[Fill] = if cfg!(miri) {
+        &[Fill::NonFinite]
+    } else {
+        &[Fill::Normal, Fill::Zero, Fill::Extremes, Fill::Denormal, Fill::OneHot, Fill::Huge, Fill::NonFinite]
+    };
 
     pub(crate) fn vector(self, n: usize, rng: &mut Rng) -> Vec<f32> {
         let hot = rng.below(n.max(1));
@@ -95,7 +99,7 @@ pub(crate) fn scalar() -> &'static Kernels {
 /// The vector lengths worth testing: all short ones, one element around whole lanes and groups, real ones.
 pub(crate) fn lengths() -> Vec<usize> {
     if cfg!(miri) {
-        return vec![0, 1, 7, 8, 9, 15, 16, 17, 31, 33, 67];
+        return vec![0, 1, 8, 9, 17, 33, 67];
     }
     (0..=67).chain([95, 96, 97, 127, 128, 129, 255, 257, 768, 1024, 1025, 2048, 2560]).collect()
 }
@@ -153,14 +157,19 @@ pub(crate) enum Bytes {
 }
 
 impl Bytes {
-    pub(crate) const ALL: [Bytes; 6] = [
-        Bytes::Encoded,
-        Bytes::Hostile,
-        Bytes::Constant(0),
-        Bytes::Constant(0xff),
-        Bytes::Constant(0x80),
-        Bytes::Constant(0x3c),
-    ];
+    /// All of them; under Miri one.
+    pub(crate) const ALL: &[Bytes] = if cfg!(miri) {
+        &[Bytes::Hostile]
+    } else {
+        &[
+            Bytes::Encoded,
+            Bytes::Hostile,
+            Bytes::Constant(0),
+            Bytes::Constant(0xff),
+            Bytes::Constant(0x80),
+            Bytes::Constant(0x3c),
+        ]
+    };
 }
 
 /// A matrix in guarded memory.

@@ -45,7 +45,7 @@ impl Source {
         self.len
     }
 
-    /// A second handle for readers that need a cursor; the cursor is shared, positioned reads ignore it.
+    /// A second handle for readers that seek. Both share one cursor, which positioned reads may move on Windows.
     pub(super) fn cursor(&self) -> Result<File, SourceError> {
         self.file.try_clone().map_err(|error| self.io(error))
     }

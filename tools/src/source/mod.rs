@@ -3,10 +3,10 @@
 //! [`Checkpoint::open`] reads the container's index and nothing else, and refuses what is damaged, hostile or not a
 //! checkpoint with one line that says why. [`Checkpoint::read`] then decodes any range of a tensor to `f32` with
 //! positioned reads: memory stays bounded whatever the size of the file, and several threads may read at once.
-//! [`detect`] tells the RWKV version from tensor names and shapes.
+//! [`detect()`] tells the RWKV version from tensor names and shapes.
 //!
 //! A `.pth` file contains a pickle, a format that can run code. The reader here builds numbers, strings, containers
-//! and tensor descriptions, knows the names of eight globals, and refuses any other one by name.
+//! and tensor descriptions, knows the names of seven globals, and refuses any other one by name.
 
 mod decode;
 mod detect;
@@ -16,6 +16,7 @@ mod inventory;
 mod names;
 mod pickle;
 mod pickle_globals;
+mod pickle_values;
 mod pth;
 mod rwkvcpp;
 mod safetensors;

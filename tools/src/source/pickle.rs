@@ -4,8 +4,8 @@
 //! a pickle of any depth, or one that contains itself, costs no stack. What a pickle can make the reader allocate is
 //! bounded by the limits below.
 
-use super::SourceDType;
 use super::pickle_globals::{self, Global};
+use super::pickle_values::{Object, Pickle, PickleError, Result, Value};
 
 /// Largest `data.pkl`. The one of a 61-layer model has 0.3 MB.
 pub(super) const MAX_PICKLE: u64 = 16 << 20;
@@ -30,71 +30,6 @@ const MAX_TEXT: usize = 1 << 20;
 
 /// Longest line of a global's module or name.
 const MAX_LINE: usize = 256;
-
-/// Why a pickle is refused.
-#[derive(Debug)]
-pub(super) enum PickleError {
-    /// It breaks the rules of the format or a limit.
-    Malformed(String),
-    /// It is not the pickle of a dict of tensors.
-    Unsupported(String),
-    /// It names a global that is not on the list.
-    Global {
-        /// `module.name`.
-        global: String,
-        /// Why, and what to do.
-        reason: &'static str,
-    },
-}
-
-pub(super) type Result<T> = std::result::Result<T, PickleError>;
-
-/// One value. Everything with parts is in the machine's table of objects.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Value<'a> {
-    None,
-    Bool,
-    Int(i64),
-    Float,
-    Text(&'a str),
-    Global(Global),
-    Object(usize),
-}
-
-/// A value with parts.
-#[derive(Debug)]
-pub(super) enum Object<'a> {
-    Tuple(Vec<Value<'a>>),
-    /// The items of lists are dropped: no tensor of a model is inside one.
-    List,
-    Dict(Vec<(Value<'a>, Value<'a>)>),
-    Storage(Storage<'a>),
-    Tensor(Tensor<'a>),
-}
-
-/// A storage: an entry of the zip file.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Storage<'a> {
-    pub(super) dtype: SourceDType,
-    pub(super) key: &'a str,
-    pub(super) elements: u64,
-}
-
-/// A tensor: a strided view of a storage, counted in elements.
-#[derive(Debug, Clone)]
-pub(super) struct Tensor<'a> {
-    pub(super) storage: Storage<'a>,
-    pub(super) offset: u64,
-    pub(super) size: Vec<u64>,
-    pub(super) stride: Vec<u64>,
-}
-
-/// What a pickle holds: all objects, and the one that was saved.
-#[derive(Debug)]
-pub(super) struct Pickle<'a> {
-    pub(super) objects: Vec<Object<'a>>,
-    pub(super) root: Value<'a>,
-}
 
 /// Reads a whole pickle.
 pub(super) fn read(data: &[u8]) -> Result<Pickle<'_>> {

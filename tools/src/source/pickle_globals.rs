@@ -1,7 +1,7 @@
 //! The globals that the pickle of a dict of tensors needs, and what they build.
 
 use super::SourceDType;
-use super::pickle::{Object, PickleError, Result, Storage, Tensor, Value};
+use super::pickle_values::{Object, PickleError, Result, Storage, Tensor, Value};
 
 /// Most dimensions of a tensor.
 const MAX_DIMENSIONS: usize = 8;

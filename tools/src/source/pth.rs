@@ -9,7 +9,8 @@ use zip::result::ZipError;
 use zip::{CompressionMethod, ZipArchive};
 
 use super::file::Source;
-use super::pickle::{self, MAX_PICKLE, Object, Pickle, PickleError, Tensor, Value};
+use super::pickle::{self, MAX_PICKLE};
+use super::pickle_values::{Object, Pickle, PickleError, Tensor, Value};
 use super::{Index, Location, SourceError, SourceTensor};
 
 /// Keys under which trainers keep the weights.

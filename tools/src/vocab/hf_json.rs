@@ -10,9 +10,9 @@ use super::{Result, VocabError};
 /// Reads a tokenizer.json.
 ///
 /// # Errors
-/// It is damaged, or asks for anything but: BPE over the byte-level alphabet; no normalisation or NFC; the splitting
-/// pattern of GPT-2 without a blank in front of the text; no tokens put around the text; added tokens that are cut out
-/// wherever they occur, without white space next to them.
+/// It is damaged, or asks for anything but: BPE over the byte-level alphabet; no normalisation or NFC; the
+/// splitting pattern of GPT-2 without a blank in front of the text; no tokens put around the text; added
+/// tokens that are cut out wherever they occur, without white space next to them.
 pub fn hf_json(json: &[u8]) -> Result<BpeSource> {
     let root: Value = serde_json::from_slice(json)?;
     for part in ["truncation", "padding"] {
@@ -135,8 +135,8 @@ fn tokens(ids: &HashMap<&str, u32>, added: &[AddedToken]) -> Result<Vec<(u32, Ve
     Ok(tokens)
 }
 
-/// Which byte each character of the byte-level alphabet stands for: printable bytes of Latin-1 for themselves, the
-/// others in order for the characters from U+0100.
+/// Which byte each character of the byte-level alphabet stands for: printable bytes of Latin-1 for
+/// themselves, the others in order for the characters from U+0100.
 fn byte_alphabet() -> HashMap<char, u8> {
     let mut others = '\u{100}'..;
     (0..=255u8)

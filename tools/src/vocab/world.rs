@@ -16,8 +16,8 @@ pub fn world_builtin() -> Vec<u8> {
 
 /// Reads a vocabulary of lines `id literal length`: ids and bytes of the tokens, in the order of the lines.
 ///
-/// The literal is one of Python, text or bytes; the length counts its bytes. Id 0 is the end of a document and not
-/// listed. Empty lines are skipped.
+/// The literal is one of Python, text or bytes; the length counts its bytes. Id 0 is the end of a document
+/// and not listed. Empty lines are skipped.
 ///
 /// # Errors
 /// [`VocabError::Line`] for a line of another form, a wrong length, an id or token that an earlier line has.
@@ -60,8 +60,8 @@ fn parse_line(line: &str) -> Result<(u32, Vec<u8>), String> {
     Ok((id, bytes))
 }
 
-/// The compact form of a vocabulary with the ids 1, 2, 3 and so on: for each token its length in one byte, and its
-/// bytes. `None` if ids leave gaps or a token is longer than 255 bytes.
+/// The compact form of a vocabulary with the ids 1, 2, 3 and so on: for each token its length in one byte,
+/// and its bytes. `None` if ids leave gaps or a token is longer than 255 bytes.
 pub fn pack(tokens: &[(u32, Vec<u8>)]) -> Option<Vec<u8>> {
     let mut packed = Vec::new();
     for (expected, (id, bytes)) in (1..).zip(tokens) {

@@ -1,0 +1,34 @@
+//! Decoding one token of the built-in model, on every instruction set and with one and two threads.
+//!
+//! For models that do not fit the cache use `rwkv-edge bench`, which relates the speed to the memory's.
+
+use std::sync::Arc;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use rwkv_edge::kernels::Isa;
+use rwkv_edge::{LoadOptions, Model, Session, SessionOptions, builtin};
+
+fn decode(c: &mut Criterion) {
+    let mut group = c.benchmark_group("decode");
+    for isa in Isa::ALL.iter().copied().filter(|isa| isa.is_available()) {
+        let options = LoadOptions { isa: Some(isa), ..LoadOptions::default() };
+        let Ok(model) = Model::from_static(builtin::fairy(), &options) else { continue };
+        let model = Arc::new(model);
+        for threads in [1, 2] {
+            let options = SessionOptions { threads: Some(threads), ..SessionOptions::default() };
+            let mut session = Session::new(Arc::clone(&model), &options).expect("a session");
+            let mut token = 0;
+            group.throughput(Throughput::Elements(1));
+            group.bench_function(BenchmarkId::new(isa.name(), threads), |b| {
+                b.iter(|| {
+                    token = (token + 1) % 4096;
+                    session.forward(token).expect("a token of the vocabulary")[0]
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, decode);
+criterion_main!(benches);
