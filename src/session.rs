@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use crate::cpu;
 use crate::error::{Error, Result};
-use crate::format::SamplingParams;
+use crate::format::{Config, SamplingParams};
 use crate::memory::{Arena, Buffers, Measure, Plan};
-use crate::model::{Model, Traffic};
+use crate::model::{self, Model, Traffic};
 use crate::sampler::{Sampler, SamplerBuffers};
 use crate::state::State;
 use crate::threads::{Pool, WORKER_STACK_BYTES};
@@ -52,10 +52,10 @@ struct Memory<'a> {
 }
 
 impl<'a> Memory<'a> {
-    fn take(buffers: &mut impl Buffers<'a>, model: &Model) -> Self {
-        let n = model.config().n_vocab;
+    fn take(buffers: &mut impl Buffers<'a>, config: &Config) -> Self {
+        let n = config.n_vocab;
         Self {
-            state: buffers.f32s("state", model.state_len()),
+            state: buffers.f32s("state", model::state_len(config)),
             logits: buffers.f32s("logits", n),
             sampler: SamplerBuffers {
                 probs: buffers.f32s("sampler", n),
@@ -70,18 +70,26 @@ impl<'a> Memory<'a> {
 impl Session {
     /// What a session of `model` with these options will use, without allocating it.
     pub fn plan(model: &Model, options: &SessionOptions) -> Plan {
-        let mut measure = Measure::default();
-        Memory::take(&mut measure, model);
-        model.measure_scratch(&mut measure);
         let file = model.file();
         let embedding_bytes = file.embedding_bytes();
         let weights_bytes = file.data_bytes() - embedding_bytes;
         Plan {
-            regions: measure.into_regions(),
             weights_bytes,
             embedding_bytes,
             tables_bytes: file.file_len() - weights_bytes - embedding_bytes,
+            ..Self::arena_plan(model.config(), options)
+        }
+    }
+
+    /// The part of the plan that follows from the hyperparameters alone: arena and stacks.
+    pub fn arena_plan(config: &Config, options: &SessionOptions) -> Plan {
+        let mut measure = Measure::default();
+        Memory::take(&mut measure, config);
+        model::measure_scratch(config, &mut measure);
+        Plan {
+            regions: measure.into_regions(),
             stack_bytes: (options.thread_count() - 1) * WORKER_STACK_BYTES,
+            ..Plan::default()
         }
     }
 
@@ -103,7 +111,7 @@ impl Session {
             traffic: Traffic::default(),
             model,
         };
-        session.reset();
+        session.reset()?;
         Ok(session)
     }
 
@@ -133,17 +141,21 @@ impl Session {
     }
 
     /// Forgets the text: state and penalties start anew. The random numbers go on.
-    pub fn reset(&mut self) {
+    ///
+    /// # Errors
+    /// Never for a loaded model.
+    pub fn reset(&mut self) -> Result<()> {
         let Self { model, arena, sampler, .. } = self;
-        let mut memory = Memory::take(&mut arena.carve(), model);
-        model.init_state(memory.state);
+        let mut memory = Memory::take(&mut arena.carve(), model.config());
+        model.init_state(memory.state)?;
         sampler.reset(&mut memory.sampler);
         self.forget_logits();
+        Ok(())
     }
 
     /// A copy of the recurrent state. A sampled token that was not fed yet is not part of it.
     pub fn state(&mut self) -> State {
-        let memory = Memory::take(&mut self.arena.carve(), &self.model);
+        let memory = Memory::take(&mut self.arena.carve(), self.model.config());
         State { model_id: self.model.file().model_id(), values: (&*memory.state).into() }
     }
 
@@ -153,7 +165,7 @@ impl Session {
     /// If the state belongs to another model file.
     pub fn set_state(&mut self, state: &State) -> Result<()> {
         state.check(&self.model)?;
-        let memory = Memory::take(&mut self.arena.carve(), &self.model);
+        let memory = Memory::take(&mut self.arena.carve(), self.model.config());
         memory.state.copy_from_slice(&state.values);
         self.forget_logits();
         Ok(())
@@ -179,7 +191,7 @@ impl Session {
     /// As [`feed`](Self::feed).
     pub fn forward(&mut self, token: u32) -> Result<&[f32]> {
         self.step(token, true)?;
-        Ok(Memory::take(&mut self.arena.carve(), &self.model).logits)
+        Ok(Memory::take(&mut self.arena.carve(), self.model.config()).logits)
     }
 
     /// Feeds `tokens`; the logits after the last one are kept for [`next_token`](Self::next_token).
@@ -208,7 +220,7 @@ impl Session {
             return Err(Error::invalid("there is nothing to continue: the prompt is empty"));
         }
         let Self { model, arena, sampler, .. } = self;
-        let mut memory = Memory::take(&mut arena.carve(), model);
+        let mut memory = Memory::take(&mut arena.carve(), model.config());
         let token = sampler.sample(model.kernels(), memory.logits, &mut memory.sampler)?;
         if model.chat().stop_tokens.contains(&token) {
             return Ok(None);
@@ -221,7 +233,7 @@ impl Session {
     fn step(&mut self, token: u32, want_logits: bool) -> Result<()> {
         let Self { model, arena, pool, traffic, .. } = self;
         let mut buffers = arena.carve();
-        let memory = Memory::take(&mut buffers, model);
+        let memory = Memory::take(&mut buffers, model.config());
         let logits = want_logits.then_some(memory.logits);
         self.pending = None;
         self.has_logits = false;

@@ -12,10 +12,13 @@ pub struct State {
 
 impl State {
     /// The state before the first token.
-    pub fn new(model: &Model) -> Self {
+    ///
+    /// # Errors
+    /// Never for a loaded model.
+    pub fn new(model: &Model) -> Result<Self> {
         let mut values = vec![0.0; model.state_len()].into_boxed_slice();
-        model.init_state(&mut values);
-        Self { model_id: model.file().model_id(), values }
+        model.init_state(&mut values)?;
+        Ok(Self { model_id: model.file().model_id(), values })
     }
 
     /// The floats of the state, layer by layer in the order of the version's equations.

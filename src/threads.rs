@@ -26,6 +26,9 @@ const SPIN: Duration = Duration::from_micros(40);
 
 type Work = dyn Fn() + Sync;
 
+/// Work on one pair of chunks: their index, the chunk of the first slice, the chunk of the second.
+pub type PairWork<'a> = dyn Fn(usize, &mut [f32], &mut [f32]) + Sync + 'a;
+
 /// Keeps what it holds on cache lines of its own, two for CPUs that fetch lines in pairs.
 #[repr(align(128))]
 struct Line<T>(T);
@@ -154,12 +157,8 @@ impl Pool {
         chunk_len: usize,
         work: &(dyn Fn(usize, usize, &mut [f32]) + Sync),
     ) {
-        let parts = outs.map(|out| Part {
-            chunks: out.len().div_ceil(chunk_len),
-            len: out.len(),
-            ptr: out.as_mut_ptr(),
-        });
-        let total: usize = parts.iter().map(|part| part.chunks).sum();
+        let parts = outs.map(Part::new);
+        let total: usize = parts.iter().map(|part| part.len.div_ceil(chunk_len)).sum();
         let next = AtomicUsize::new(0);
         let parts = &parts;
         let take_chunks = || {
@@ -169,22 +168,56 @@ impl Pool {
                     return;
                 }
                 let mut slice = 0;
-                while index >= parts[slice].chunks {
-                    index -= parts[slice].chunks;
+                while index >= parts[slice].len.div_ceil(chunk_len) {
+                    index -= parts[slice].len.div_ceil(chunk_len);
                     slice += 1;
                 }
-                let part = &parts[slice];
                 let offset = index * chunk_len;
-                let len = chunk_len.min(part.len - offset);
-                // SAFETY: `offset < part.len`, so the pointer stays inside the slice.
-                let start = unsafe { part.ptr.add(offset) };
+                let len = chunk_len.min(parts[slice].len - offset);
                 // SAFETY: `next` gives every chunk to one thread only, chunks do not overlap, and the
                 // exclusive borrows in `outs` last until `run` returns.
-                let chunk = unsafe { std::slice::from_raw_parts_mut(start, len) };
-                work(slice, offset, chunk);
+                work(slice, offset, unsafe { parts[slice].chunk(offset, len) });
             }
         };
         if total <= 1 { take_chunks() } else { self.run(&take_chunks) }
+    }
+}
+
+impl Pool {
+    /// Cuts both slices into as many chunks, of `a_len` and `b_len` values, and calls `work(index, chunk of a, chunk
+    /// of b)` for each pair, on all threads.
+    ///
+    /// # Panics
+    /// If a length is 0, the slices are not whole chunks or not equally many, or `work` panics.
+    pub fn for_each_pair(
+        &mut self,
+        (a, a_len): (&mut [f32], usize),
+        (b, b_len): (&mut [f32], usize),
+        work: &PairWork<'_>,
+    ) {
+        let total = a.len() / a_len;
+        assert!(
+            a.len() == total * a_len && b.len() == total * b_len,
+            "the slices are not equally many chunks"
+        );
+        let next = AtomicUsize::new(0);
+        let (a, b) = (Part::new(a), Part::new(b));
+        let (a, b) = (&a, &b);
+        let take_pairs = || {
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                if index >= total {
+                    return;
+                }
+                // SAFETY: `next` gives every index to one thread only, and the exclusive borrows of `a` and `b`
+                // last until `run` returns.
+                let a = unsafe { a.chunk(index * a_len, a_len) };
+                // SAFETY: as above.
+                let b = unsafe { b.chunk(index * b_len, b_len) };
+                work(index, a, b);
+            }
+        };
+        if total <= 1 { take_pairs() } else { self.run(&take_pairs) }
     }
 }
 
@@ -200,14 +233,34 @@ impl Drop for Pool {
     }
 }
 
+/// An exclusively borrowed slice that threads take chunks of.
 struct Part {
     ptr: *mut f32,
     len: usize,
-    chunks: usize,
 }
 
-// SAFETY: the pointer stands for an exclusive borrow that `for_each_chunk` splits into disjoint chunks.
+// SAFETY: the pointer stands for an exclusive borrow, of which `chunk`'s callers take disjoint pieces.
 unsafe impl Sync for Part {}
+
+impl Part {
+    fn new(slice: &mut [f32]) -> Self {
+        Self { ptr: slice.as_mut_ptr(), len: slice.len() }
+    }
+
+    /// Values `offset..offset + len`.
+    ///
+    /// # Safety
+    /// - The borrow that `new` was given lasts as long as the result is used.
+    /// - No other chunk that overlaps with this one is in use.
+    #[allow(clippy::mut_from_ref, reason = "the second condition")]
+    unsafe fn chunk(&self, offset: usize, len: usize) -> &mut [f32] {
+        assert!(offset <= self.len && len <= self.len - offset);
+        // SAFETY: the offset was just checked to lie in the slice.
+        let start = unsafe { self.ptr.add(offset) };
+        // SAFETY: so does the end; the rest are the caller's promises.
+        unsafe { std::slice::from_raw_parts_mut(start, len) }
+    }
+}
 
 /// Closes the job and waits for its active workers when dropped, also while unwinding.
 struct Close<'a>(&'a Shared);
@@ -308,6 +361,26 @@ mod tests {
                 assert_eq!(squares(threads, lens, chunk), expected, "{threads} threads, chunk {chunk}");
             }
         }
+    }
+
+    #[test]
+    fn every_pair_is_worked_on_once() {
+        for threads in 1..=4 {
+            let mut pool = Pool::new(threads).unwrap();
+            let (mut a, mut b) = (vec![0.0; 6 * 9], vec![0.0; 6 * 3]);
+            pool.for_each_pair((&mut a, 9), (&mut b, 3), &|i, a, b| {
+                a.iter_mut().for_each(|x| *x += (i + 1) as f32);
+                b.iter_mut().for_each(|x| *x -= (i + 1) as f32);
+            });
+            assert!(a.iter().enumerate().all(|(i, &x)| x == (i / 9 + 1) as f32));
+            assert!(b.iter().enumerate().all(|(i, &x)| x == -((i / 3 + 1) as f32)));
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "equally many chunks")]
+    fn pairs_that_do_not_match_are_refused() {
+        Pool::new(1).unwrap().for_each_pair((&mut [0.0; 6], 3), (&mut [0.0; 6], 2), &|_, _, _| ());
     }
 
     /// Waits in a job until `n` threads are in it.

@@ -85,16 +85,7 @@ fn the_prompt_may_come_from_a_file_or_standard_input() {
     let expected = stdout(&run(&[&["run", "-p", "The old woman"], &rest[..]].concat()));
     assert_eq!(stdout(&run(&[&["run", "-f", file.to_str().unwrap()], &rest[..]].concat())), expected);
 
-    let mut child = command()
-        .arg("run")
-        .args(rest)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(b"The old woman").unwrap();
-    assert_eq!(stdout(&child.wait_with_output().unwrap()), expected);
+    assert_eq!(stdout(&pipe(&[&["run"], &rest[..]].concat(), b"The old woman")), expected);
 }
 
 #[test]
@@ -115,6 +106,30 @@ fn logits_as_text_and_binary_are_the_same_numbers() {
     let from_binary: Vec<f32> = binary.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
     assert_eq!(from_text.len(), 256);
     assert_eq!(from_text, from_binary);
+}
+
+/// Runs the binary with `input` on standard input.
+fn pipe(args: &[&str], input: &[u8]) -> Output {
+    let mut child = command()
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn tokenize_prints_ids_and_decodes_them_again() {
+    let text = b"Once upon a time, \xf0\x9f\x90\xba \xff\n";
+    let ids = stdout(&pipe(&["tokenize"], text));
+    assert!(ids.lines().count() > 5);
+    assert_eq!(pipe(&["tokenize", "--decode"], ids.as_bytes()).stdout, text);
+    let refused = pipe(&["tokenize", "--decode"], b"1 2 five");
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("five"));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use common::{model, root};
+use common::{VERSIONS, fixture, model, root};
 use rwkv_edge::format::SamplingParams;
 use rwkv_edge::kernels::DType;
 use rwkv_edge::text::TextStream;
@@ -43,8 +43,9 @@ fn a_session_allocates_its_plan_and_then_nothing() {
     let options = LoadOptions::default();
     let path = root().join("models/fairy-int8.rwkv");
     generate_without_allocating(&Arc::new(Model::open(&path, &options).unwrap()), 1000);
-    for dtype in DType::ALL {
-        generate_without_allocating(&model(&common::fixture("v4-tiny.pth"), dtype, None), 1000);
+    for (version, dtype) in VERSIONS.iter().flat_map(|version| DType::ALL.map(|dtype| (version, dtype))) {
+        let model = model(&fixture(&format!("{version}-tiny.pth")), dtype, None);
+        generate_without_allocating(&model, 1000);
     }
 }
 

@@ -123,7 +123,7 @@ impl fmt::Display for LayoutError {
 
 impl core::error::Error for LayoutError {}
 
-/// `n` rounded up to whole column blocks: the length of an [`Activation`](crate::Activation).
+/// `n` rounded up to whole column blocks: the length of an [`Activation`].
 pub const fn padded_cols(n: usize) -> usize {
     n.next_multiple_of(K_BLOCK)
 }

@@ -1,4 +1,182 @@
-//! Kernels.
+//! The arithmetic of RWKV models: quantized matrix-vector products, norms, activations, and recurrences, with the
+//! same bits on every instruction set.
+//!
+//! [`Kernels`] holds one function per operation at one level of vector instructions ([`Isa`]). [`layout`]
+//! describes the bytes of weight tensors, [`quant`] makes them. The crate knows slices and shapes: no files, no
+//! layers, no threads. It allocates nothing.
+//!
+//! ```
+//! use rwkv_edge_kernels::quant::{TENSOR_SCALE, encode_block_row};
+//! use rwkv_edge_kernels::{ActivationMut, DType, Kernels, Matrix, matrix_bytes, padded_cols};
+//!
+//! // Two rows of three weights, as Int8.
+//! let mut data = vec![0; matrix_bytes(DType::Int8, 2, 3).unwrap()];
+//! encode_block_row(DType::Int8, &[1.0, 0.5, 0.0, -1.0, 0.0, 2.0], 3, TENSOR_SCALE, &mut data)?;
+//! let w = Matrix::new(DType::Int8, 2, 3, TENSOR_SCALE, &data)?;
+//!
+//! let padded = padded_cols(3);
+//! let mut x = ActivationMut {
+//!     values: &mut vec![0.0; padded],
+//!     codes: &mut vec![0; padded],
+//!     scales: &mut vec![0.0; padded / 32],
+//!     sums: &mut vec![0; padded / 32],
+//! };
+//! x.values[..3].copy_from_slice(&[1.0, 2.0, 3.0]);
+//!
+//! let kernels = Kernels::best();
+//! kernels.quantize(&mut x);
+//! let mut y = [0.0; 2];
+//! kernels.matvec(&mut y, &w, 0, x.view());
+//! assert!((y[0] - 2.0).abs() < 0.05 && (y[1] - 5.0).abs() < 0.05);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # The numeric contract
+//!
+//! What follows is normative. An implementation for another instruction set gives these bits, for all inputs,
+//! finite or not; only the sign and payload of NaNs are free.
+//!
+//! ## Terms
+//!
+//! - All float operations are IEEE 754 single precision, rounded to nearest even, in the default environment:
+//!   subnormal numbers are kept. Each written operation rounds once. `fma(a, b, c)` is `a * b + c` with one
+//!   rounding, and is used where it is written and nowhere else. Sums are never reordered.
+//! - `max(a, b)` is `a` if `a > b`, else `b`. `min(a, b)` is `a` if `a < b`, else `b`. Thus `b` is the result if
+//!   one of the two is a NaN.
+//! - `f32(h)` of an fp16 or integer `h` is its value; exact for fp16, rounded for integers beyond 2^24.
+//! - `code(x, limit)` is `min(max(x, -limit), limit)` rounded to an integer, ties to even. A NaN gives `-limit`.
+//! - `top(x...)` is the largest of the magnitudes `|x|`, compared as integers by their bits: a NaN is larger than
+//!   everything, and is the result if there is one.
+//! - Integers are two's complement of 32 bits and wrap. Within the ranges that [`layout`] and [`quant`] state
+//!   nothing does wrap.
+//! - A *group* is 32 consecutive columns or outputs, `g` its number.
+//! - *16 lanes*: element `i` belongs to lane `i mod 16`. A lane takes its elements in ascending order. Then lane
+//!   `i` and lane `i + 8` are combined, in this order, for `i < 8`; then `i` and `i + 4`, `i + 2`, `i + 1`.
+//!   Lanes without elements keep their start value and take part.
+//!
+//! ## `exp`
+//!
+//! ```text
+//! x = min(88, max(-87, x))                              a NaN stays a NaN
+//! z = fma(x, 1.442695, 12582912)                        1.442695 = 0x3fb8aa3b
+//! n = z - 12582912
+//! r = fma(n, 1.9046542e-9, fma(n, -0.6931472, x))       0x3102e308, 0xbf317218
+//! p = 0.001381454                                       0x3ab511e8
+//! p = fma(r, p, 0.008368745)                            0x3c091d10
+//! p = fma(r, p, 0.04166839)                             0x3d2aac79
+//! p = fma(r, p, 0.16666521)                             0x3e2aaa49
+//! p = fma(r, p, 0.49999994)                             0x3efffffe
+//! p = fma(r, p, 1)
+//! p = fma(r, p, 1)
+//! exp(x) = p * 2^n                                      2^n made from its exponent bits
+//! ```
+//!
+//! The error is below 1 ulp for -87..=88. `exp(0)` is exactly 1. For arguments within ±0.03 the function is
+//! monotone; elsewhere neighbours may be out of order by the last bit. `sigmoid(x) = 1 / (1 + exp(-x))`.
+//!
+//! ## `tanh`
+//!
+//! With `n` and `r` of `exp(-2 |x|)`, and `q` its `p` before the last `fma`:
+//!
+//! ```text
+//! m = fma(r * q, 2^n, 2^n - 1)                          exp(-2 |x|) - 1
+//! tanh(x) = m / (2 + m) with the sign of x
+//! ```
+//!
+//! The error is below 3 ulp everywhere.
+//!
+//! ## `quantize`
+//!
+//! For every group with `amax = top(values)`: if `amax < 2^-100`, codes, scale and sum are 0. Otherwise
+//!
+//! ```text
+//! code_k = code(value_k * (127 / amax), 127)     scale = amax / 127     sum = sum of the codes
+//! ```
+//!
+//! ## `matvec`
+//!
+//! For every row, with groups in ascending order from `acc = 0`, `s` the group's weight scale:
+//!
+//! ```text
+//! Int8, Int4   dot = sum of weight code * activation code, as integers
+//!              acc = fma(f32(s) * scale_g, f32(dot), acc)
+//! F32, F16     p = 0; then p = fma(f32(w_k), value_k, p) for the 32 columns of the group, k ascending
+//!              acc = acc + p
+//! y = acc * tensor_scale
+//! ```
+//!
+//! Int4 takes `dot` as `sum(nibble * code) - 8 * sum_g`. Activation codes of -128, which `quantize` never makes,
+//! give unspecified results. Weight codes of -128 count as -128. A row depends on nothing but its weights and the
+//! input: not on `first_row`, `out.len()` or other rows.
+//!
+//! ## `nonzero`
+//!
+//! Keeps `x_i` if `x_i != 0`: a NaN is kept, zeros of both signs are not.
+//!
+//! ## `sparse_matvec`
+//!
+//! Float records, from `y_i = 0`, entries in the order given: `y_i = fma(f32(w_ji), x_j, y_i)`; at the end
+//! `y_i = y_i * tensor_scale`. Quantized records, with `q = 15` for Int4 and 127 for Int8, `n` the number of
+//! entries (at least 1), `s_jg` the scale and `u_ji` the stored code (Int4: the nibble, code + 8):
+//!
+//! ```text
+//! cmax  = min(32767, max(1, floor(floor((2^31 - 1) / q) / n)))
+//! m_g   = top(x_j * f32(s_jg) for all entries j)
+//! inv_g = 0 if m_g < 2^-100, else cmax / m_g
+//! c_jg  = code((x_j * f32(s_jg)) * inv_g, cmax)
+//! acc_i = sum of c_jg * u_ji, as integers           Int4: minus 8 * sum of c_jg
+//! y_i   = f32(acc_i) * ((m_g / cmax) * tensor_scale)
+//! ```
+//!
+//! The integer sums are exact, so the order of the entries and the cut of the outputs into calls do not matter,
+//! and neither do entries of value 0 as long as `cmax` is 32767.
+//!
+//! ## `dequantize_record`
+//!
+//! Int8 and Int4: `f32(code) * (f32(scale) * tensor_scale)`. F32 and F16: `f32(w) * tensor_scale`.
+//!
+//! ## `layer_norm`
+//!
+//! ```text
+//! mean     = sum(x_i) / n                                16 lanes from 0
+//! variance = sum / n, with acc = fma(d, d, acc)          16 lanes from 0, d = x_i - mean
+//! out_i    = fma((x_i - mean) * (1 / sqrt(variance + eps)), weight_i, bias_i)
+//! ```
+//!
+//! ## `softmax`
+//!
+//! ```text
+//! max   = max(x_i)                                       16 lanes from -infinity, lane = max(lane, x_i)
+//! e_i   = exp(x_i - max)
+//! sum   = sum(e_i)                                       16 lanes from 0
+//! out_i = e_i / sum
+//! ```
+//!
+//! ## `wkv4`
+//!
+//! For every channel, `factors(d) = (1, exp(-|d|))` if `d >= 0`, else `(exp(-|d|), 1)`, which is also what a NaN
+//! gives:
+//!
+//! ```text
+//! e1, e2 = factors(pp - (time_first + k))
+//! y  = fma(e1, aa, e2 * v) / fma(e1, bb, e2)
+//! d  = pp + time_decay
+//! e1, e2 = factors(d - k)
+//! aa = fma(e1, aa, e2 * v)
+//! bb = fma(e1, bb, e2)
+//! pp = max(d, k)
+//! ```
+//!
+//! ## Element-wise
+//!
+//! `lerp`: `fma(t, b - a, a)`. `sigmoid_mul`: `sigmoid(gate) * x`. `relu_squared`: `m * m` with `m = max(x, 0)`, so
+//! that a NaN gives 0. `add`: `x + y`. `mul`: `a * b`. `silu_mul`: `(gate * sigmoid(gate)) * x`.
+//! `decay6`: `exp(-exp(x))`. `decay7`: `exp(-0.606531 * sigmoid(x))`, the constant being 0xbf1b459e.
+//!
+//! ## `wkv6`, `wkv7`, `l2_normalize`, `dot3`
+//!
+//! As written at [`Kernels::wkv6`], [`Kernels::wkv7`], [`Kernels::l2_normalize`] and [`Kernels::dot3`].
+
 #![deny(unsafe_code)]
 
 mod fp16;

@@ -5,6 +5,7 @@ mod eval;
 mod info;
 mod logits;
 mod run;
+mod tokenize;
 
 use std::io;
 use std::path::PathBuf;
@@ -32,6 +33,8 @@ enum Command {
     Info(info::InfoArgs),
     /// Print the logits after a list of tokens
     Logits(logits::LogitsArgs),
+    /// Print the token ids of standard input, one per line
+    Tokenize(tokenize::TokenizeArgs),
     /// Measure how well a model predicts a text, and how far it is from another file of the same model
     Eval(eval::EvalArgs),
     /// Measure decoding speed against the machine's own read bandwidth
@@ -102,6 +105,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Info(args) => info::run(&args),
         Command::Logits(args) => logits::run(&args),
+        Command::Tokenize(args) => tokenize::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Bench(args) => bench::run(&args),
     };

@@ -103,9 +103,14 @@ pub(crate) struct Ops<'a> {
 impl Ops<'_> {
     /// `out = layer_norm(x)`.
     pub(crate) fn layer_norm(&self, out: &mut [f32], x: &[f32], norm: Norm) -> Result<()> {
-        let (weight, bias) = (self.file.vector(norm.weight)?, self.file.vector(norm.bias)?);
+        let (weight, bias) = self.norm(norm)?;
         self.kernels.layer_norm(out, x, weight, bias, self.layer_norm_eps);
         Ok(())
+    }
+
+    /// Weight and bias of a norm.
+    pub(crate) fn norm(&self, norm: Norm) -> Result<(&[f32], &[f32])> {
+        Ok((self.file.vector(norm.weight)?, self.file.vector(norm.bias)?))
     }
 
     /// Mixes `h` with the previous token's in the way of `shift`, quantized for the matrices that read it.

@@ -5,9 +5,13 @@
 
 mod channel_mix;
 mod common;
+mod heads;
 mod layer;
 pub mod names;
 mod v4;
+mod v5;
+mod v6;
+mod v7;
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -16,7 +20,7 @@ use std::str::FromStr;
 use rwkv_edge_kernels::{Isa, Kernels};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Chat, Config, MatrixRef, ModelFile, RecordsRef, TensorLayout, Version};
+use crate::format::{Chat, Config, MatrixRef, ModelFile, RecordsRef, TensorLayout, VectorRef, Version};
 use crate::knobs;
 use crate::memory::Buffers;
 use crate::threads::Pool;
@@ -49,15 +53,51 @@ impl Default for LoadOptions {
 #[derive(Debug)]
 enum Layers {
     V4(Vec<Layer<v4::TimeMix>>),
+    V5(Vec<Layer<v5::TimeMix>>),
+    V6(Vec<Layer<v6::TimeMix>>),
+    V7(Vec<Layer<v7::TimeMix>>),
 }
 
-/// Calls a function that is generic over the version's [`layer::TimeMix`] with the layers.
-macro_rules! with_layers {
-    ($layers:expr, $name:ident => $body:expr) => {
-        match $layers {
-            Layers::V4($name) => $body,
+/// Evaluates an expression with `$T` standing for the [`layer::TimeMix`] of a version.
+macro_rules! with_time_mix {
+    ($version:expr, $T:ident => $body:expr) => {
+        match $version {
+            Version::V4 => {
+                type $T = v4::TimeMix;
+                $body
+            }
+            Version::V5_0 | Version::V5_1 | Version::V5_2 => {
+                type $T = v5::TimeMix;
+                $body
+            }
+            Version::V6 => {
+                type $T = v6::TimeMix;
+                $body
+            }
+            Version::V7 => {
+                type $T = v7::TimeMix;
+                $body
+            }
         }
     };
+}
+
+/// Floats of recurrent state in one layer of a model with hyperparameters `config`.
+fn layer_state_len(config: &Config) -> usize {
+    with_time_mix!(config.version, T => Layer::<T>::state_len(config))
+}
+
+/// Floats of recurrent state of a model with hyperparameters `config`.
+pub fn state_len(config: &Config) -> usize {
+    config.n_layer * layer_state_len(config)
+}
+
+/// Takes the buffers that live for one token, and forgets them: for the memory plan.
+pub(crate) fn measure_scratch<'a>(config: &Config, buffers: &mut impl Buffers<'a>) {
+    Scratch::take(buffers, config);
+    with_time_mix!(config.version, T => {
+        layer::Scratch::<T>::take(buffers, config);
+    });
 }
 
 /// A model ready to run: immutable, and shareable between threads and sessions.
@@ -68,6 +108,8 @@ pub struct Model {
     transient: bool,
     embedding: RecordsRef,
     layers: Layers,
+    /// WKV state of each layer before the first token, for state-tuned models.
+    initial_state: Vec<VectorRef>,
     ln_out: Norm,
     head: MatrixRef,
 }
@@ -94,7 +136,8 @@ impl Model {
         let kernels = choose_kernels(options.isa)?;
         let config = file.config();
         let Config { n_embd, n_vocab, .. } = *config;
-        check_tensors(&file)?;
+        let tuned_state = file.tensor(&names::initial_state(0)).is_ok();
+        check_tensors(&file, tuned_state)?;
         let layers = Layers::load(&file)?;
         let tokenizer = Tokenizer::parse(file.tokenizer_bytes())?;
         if tokenizer.n_tokens() > n_vocab {
@@ -108,6 +151,7 @@ impl Model {
             kernels,
             transient: options.transient,
             embedding: file.records_ref("emb.weight", TensorLayout::RowRecords, [n_vocab, n_embd])?,
+            initial_state: if tuned_state { initial_state(&file)? } else { Vec::new() },
             layers,
             ln_out: Norm::load(&file, "ln_out", n_embd)?,
             head: file.matrix_ref("head.weight", n_vocab, n_embd)?,
@@ -149,29 +193,31 @@ impl Model {
 
     /// Floats of the recurrent state.
     pub fn state_len(&self) -> usize {
-        self.config().n_layer * self.layers.state_len(self.config())
+        state_len(self.config())
     }
 
     /// Puts `state` to what it is before the first token.
     ///
+    /// # Errors
+    /// Never for a loaded model; the tensors were checked then.
+    ///
     /// # Panics
     /// If `state` does not have [`state_len`](Self::state_len) floats.
-    pub(crate) fn init_state(&self, state: &mut [f32]) {
+    pub(crate) fn init_state(&self, state: &mut [f32]) -> Result<()> {
         assert_eq!(state.len(), self.state_len());
         let config = self.config();
-        for state in state.chunks_exact_mut(self.layers.state_len(config)) {
-            self.layers.init_state(state, config);
+        let mut tuned = self.initial_state.iter();
+        for state in state.chunks_exact_mut(layer_state_len(config)) {
+            with_time_mix!(config.version, T => Layer::<T>::init_state(state, config));
+            if let Some(&tuned) = tuned.next() {
+                state[2 * config.n_embd..].copy_from_slice(self.file.vector(tuned)?);
+            }
         }
-    }
-
-    /// Takes the buffers that live for one token, and forgets them: for the memory plan.
-    pub(crate) fn measure_scratch<'a>(&self, buffers: &mut impl Buffers<'a>) {
-        Scratch::take(buffers, self.config());
-        with_layers!(&self.layers, layers => take_layer_scratch(layers, buffers, self.config()));
+        Ok(())
     }
 
     /// Feeds `token`: updates `state` and, if asked for, computes the logits of the next token, `[n_vocab]`.
-    /// `buffers` are those that [`measure_scratch`](Self::measure_scratch) took.
+    /// `buffers` are those that [`measure_scratch`] took.
     pub(crate) fn forward<'a>(
         &self,
         pool: &mut Pool,
@@ -192,7 +238,12 @@ impl Model {
         };
         let Scratch { x, mut head_input } = Scratch::take(buffers, config);
         self.embed(token, x)?;
-        with_layers!(&self.layers, layers => run_layers(layers, &mut ops, config, x, state, buffers))?;
+        match &self.layers {
+            Layers::V4(layers) => run_layers(layers, &mut ops, config, x, state, buffers)?,
+            Layers::V5(layers) => run_layers(layers, &mut ops, config, x, state, buffers)?,
+            Layers::V6(layers) => run_layers(layers, &mut ops, config, x, state, buffers)?,
+            Layers::V7(layers) => run_layers(layers, &mut ops, config, x, state, buffers)?,
+        }
         if let Some(logits) = logits {
             ops.layer_norm(head_input.values(), x, self.ln_out)?;
             ops.quantize(&mut head_input);
@@ -221,31 +272,11 @@ impl Layers {
         }
         match file.config().version {
             Version::V4 => Ok(Layers::V4(layers(file)?)),
-            other => Err(ErrorKind::Unsupported(format!("{other} models")).into()),
+            Version::V5_0 | Version::V5_1 | Version::V5_2 => Ok(Layers::V5(layers(file)?)),
+            Version::V6 => Ok(Layers::V6(layers(file)?)),
+            Version::V7 => Ok(Layers::V7(layers(file)?)),
         }
     }
-
-    fn state_len(&self, config: &Config) -> usize {
-        fn len<T: layer::TimeMix>(_: &[Layer<T>], config: &Config) -> usize {
-            Layer::<T>::state_len(config)
-        }
-        with_layers!(self, layers => len(layers, config))
-    }
-
-    fn init_state(&self, state: &mut [f32], config: &Config) {
-        fn init<T: layer::TimeMix>(_: &[Layer<T>], state: &mut [f32], config: &Config) {
-            Layer::<T>::init_state(state, config);
-        }
-        with_layers!(self, layers => init(layers, state, config));
-    }
-}
-
-fn take_layer_scratch<'a, T: layer::TimeMix>(
-    _: &[Layer<T>],
-    buffers: &mut impl Buffers<'a>,
-    config: &Config,
-) -> layer::Scratch<'a, T> {
-    layer::Scratch::take(buffers, config)
 }
 
 /// Runs all layers on the residual stream `x`.
@@ -257,7 +288,7 @@ fn run_layers<'a, T: layer::TimeMix>(
     state: &mut [f32],
     buffers: &mut impl Buffers<'a>,
 ) -> Result<()> {
-    let mut scratch = take_layer_scratch(layers, buffers, config);
+    let mut scratch = layer::Scratch::take(buffers, config);
     let states = state.chunks_exact_mut(Layer::<T>::state_len(config));
     layers
         .iter()
@@ -282,9 +313,16 @@ impl<'a> Scratch<'a> {
     }
 }
 
-/// Refuses versions without code, and files with tensors that no code reads: those are of an unknown variant.
-fn check_tensors(file: &ModelFile) -> Result<()> {
-    let expected = names::tensors(file.config())?;
+/// The tuned WKV states of all layers.
+fn initial_state(file: &ModelFile) -> Result<Vec<VectorRef>> {
+    let config = file.config();
+    let len = heads::state_len(config);
+    (0..config.n_layer).map(|layer| file.vector_ref(&names::initial_state(layer), len)).collect()
+}
+
+/// Refuses files with tensors that no code reads: they are of an unknown variant.
+fn check_tensors(file: &ModelFile, tuned_state: bool) -> Result<()> {
+    let expected = names::tensors(file.config(), tuned_state)?;
     let known: HashSet<&str> = expected.iter().map(|tensor| tensor.name.as_str()).collect();
     let checksums = |name: &str| name.strip_suffix(".crc32").is_some_and(|name| known.contains(name));
     let mut tensors = file.tensors().iter();

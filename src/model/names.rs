@@ -4,7 +4,7 @@
 //! BlinkDL's checkpoints; where a file stores a transformed value, [`ModelTensor::name`]'s meaning is given in
 //! `docs/FORMAT.md`.
 
-use crate::error::{ErrorKind, Result};
+use crate::error::Result;
 use crate::format::{Config, Version};
 
 /// What a tensor is for, which decides its precision and layout.
@@ -16,11 +16,18 @@ pub enum Role {
     Matrix,
     /// `ffn.value`, of which only the columns with a non-zero input are read.
     SparseMatrix,
+    /// A factor of a low-rank matrix of RWKV-6 and 7: small, and fragile in few bits.
+    LowRank,
+    /// The recurrent state before the first token, of a state-tuned model: f32.
+    State,
     /// The output head.
     Head,
     /// The embedding, of which one row is read per token; `ln0` is folded in.
     Embedding,
 }
+
+/// The dynamic mixes of RWKV-6 in the order of `time_maa_w1`'s rows and `time_maa_w2`'s slices.
+pub const V6_MIXES: [&str; 5] = ["w", "k", "v", "r", "g"];
 
 /// A tensor that a model of some [`Config`] consists of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,36 +41,57 @@ pub struct ModelTensor {
 }
 
 /// Tensors of one layer, and of the model, in the order in which a token uses them; the embedding comes last,
-/// so that it lies in a range of its own.
+/// so that it lies in a range of its own. `tuned_state` adds the initial state of a state-tuned model.
 ///
 /// # Errors
-/// If the version is not supported.
-pub fn tensors(config: &Config) -> Result<Vec<ModelTensor>> {
-    let mut list = List { specs: Vec::new() };
+/// If the version needs a dimension that `config` does not have.
+pub fn tensors(config: &Config, tuned_state: bool) -> Result<Vec<ModelTensor>> {
+    config.validate()?;
+    let mut list = List { config, block: String::new(), specs: Vec::new() };
     for layer in 0..config.n_layer {
+        list.block = format!("blocks.{layer}.");
+        list.norm("ln1", config.n_embd);
         match config.version {
-            Version::V4 => list.layer_v4(config, layer),
-            other => return Err(ErrorKind::Unsupported(format!("{other} models")).into()),
+            Version::V4 => list.time_mix_v4(),
+            Version::V5_0 | Version::V5_1 | Version::V5_2 => list.time_mix_v5(),
+            Version::V6 => list.time_mix_v6(),
+            Version::V7 => list.time_mix_v7(layer),
+        }
+        list.norm("ln2", config.n_embd);
+        list.channel_mix();
+    }
+    list.block.clear();
+    list.norm("ln_out", config.n_embd);
+    list.add("head.weight", [config.n_vocab, config.n_embd], Role::Head);
+    if let (true, Some(heads)) = (tuned_state, config.heads) {
+        for layer in 0..config.n_layer {
+            list.add(&initial_state(layer), [config.n_att * heads.head_size, 1], Role::State);
         }
     }
-    list.norm("ln_out", config.n_embd);
-    list.add("head.weight".into(), [config.n_vocab, config.n_embd], Role::Head);
-    list.add("emb.weight".into(), [config.n_vocab, config.n_embd], Role::Embedding);
+    list.add("emb.weight", [config.n_vocab, config.n_embd], Role::Embedding);
     Ok(list.specs)
 }
 
-struct List {
+/// Name of the WKV state of `layer` before the first token, `[n_head, head_size keys, head_size values]`.
+pub fn initial_state(layer: usize) -> String {
+    format!("blocks.{layer}.att.time_state")
+}
+
+struct List<'a> {
+    config: &'a Config,
+    /// Prefix of the names.
+    block: String,
     specs: Vec<ModelTensor>,
 }
 
-impl List {
-    fn add(&mut self, name: String, shape: [usize; 2], role: Role) {
-        self.specs.push(ModelTensor { name, shape, role });
+impl List<'_> {
+    fn add(&mut self, name: &str, shape: [usize; 2], role: Role) {
+        self.specs.push(ModelTensor { name: format!("{}{name}", self.block), shape, role });
     }
 
     fn vectors(&mut self, prefix: &str, names: &[&str], len: usize) {
         for name in names {
-            self.add(format!("{prefix}{name}"), [len, 1], Role::Vector);
+            self.add(&format!("{prefix}{name}"), [len, 1], Role::Vector);
         }
     }
 
@@ -71,22 +99,94 @@ impl List {
         self.vectors(name, &[".weight", ".bias"], len);
     }
 
-    fn layer_v4(&mut self, config: &Config, layer: usize) {
-        let Config { n_embd, n_att, n_ffn, .. } = *config;
-        let block = format!("blocks.{layer}.");
-        let att = format!("{block}att.");
-        let ffn = format!("{block}ffn.");
-        self.norm(&format!("{block}ln1"), n_embd);
-        self.vectors(&att, &["time_mix_k", "time_mix_v", "time_mix_r"], n_embd);
-        self.vectors(&att, &["time_decay", "time_first"], n_att);
-        for name in ["key", "value", "receptance"] {
-            self.add(format!("{att}{name}.weight"), [n_att, n_embd], Role::Matrix);
+    /// Projections of time mixing into its `n_att` channels.
+    fn projections(&mut self, names: &[&str]) {
+        let Config { n_embd, n_att, .. } = *self.config;
+        for name in names {
+            self.add(&format!("att.{name}.weight"), [n_att, n_embd], Role::Matrix);
         }
-        self.add(format!("{att}output.weight"), [n_embd, n_att], Role::Matrix);
-        self.norm(&format!("{block}ln2"), n_embd);
-        self.vectors(&ffn, &["time_mix_k", "time_mix_r"], n_embd);
-        self.add(format!("{ffn}key.weight"), [n_ffn, n_embd], Role::Matrix);
-        self.add(format!("{ffn}receptance.weight"), [n_embd, n_embd], Role::Matrix);
-        self.add(format!("{ffn}value.weight"), [n_embd, n_ffn], Role::SparseMatrix);
+    }
+
+    /// The projection out of time mixing.
+    fn output(&mut self) {
+        let Config { n_embd, n_att, .. } = *self.config;
+        self.add("att.output.weight", [n_embd, n_att], Role::Matrix);
+    }
+
+    /// Both factors of a low-rank matrix: `[rank, n_embd]`, then `[n_out, rank]`.
+    fn low_rank(&mut self, names: [&str; 2], rank: Option<usize>, n_out: usize) {
+        let rank = rank.unwrap_or_default();
+        self.add(&format!("att.{}", names[0]), [rank, self.config.n_embd], Role::LowRank);
+        self.add(&format!("att.{}", names[1]), [n_out, rank], Role::LowRank);
+    }
+
+    fn time_mix_v4(&mut self) {
+        let Config { n_embd, n_att, .. } = *self.config;
+        self.vectors("att.", &["time_mix_k", "time_mix_v", "time_mix_r"], n_embd);
+        self.vectors("att.", &["time_decay", "time_first"], n_att);
+        self.projections(&["key", "value", "receptance"]);
+        self.output();
+    }
+
+    fn time_mix_v5(&mut self) {
+        let Config { n_embd, n_att, version, .. } = *self.config;
+        let gated = version != Version::V5_0;
+        self.vectors("att.", &["time_mix_k", "time_mix_v", "time_mix_r"], n_embd);
+        if gated {
+            self.vectors("att.", &["time_mix_g"], n_embd);
+        }
+        self.vectors("att.", &["time_decay", "time_faaaa"], n_att);
+        self.norm("att.ln_x", n_att);
+        self.projections(&["key", "value", "receptance"]);
+        if gated {
+            self.projections(&["gate"]);
+        }
+        self.output();
+    }
+
+    fn time_mix_v6(&mut self) {
+        let Config { n_embd, n_att, mix_rank, decay_rank, .. } = *self.config;
+        self.vectors("att.time_maa_", &["x", "w", "k", "v", "r", "g"], n_embd);
+        self.vectors("att.", &["time_decay", "time_faaaa"], n_att);
+        self.norm("att.ln_x", n_att);
+        let rank = mix_rank.unwrap_or_default();
+        self.add("att.time_maa_w1", [5 * rank, n_embd], Role::LowRank);
+        for name in V6_MIXES {
+            self.add(&format!("att.time_maa_w2.{name}"), [n_embd, rank], Role::LowRank);
+        }
+        self.low_rank(["time_decay_w1", "time_decay_w2"], decay_rank, n_att);
+        self.projections(&["key", "value", "receptance", "gate"]);
+        self.output();
+    }
+
+    fn time_mix_v7(&mut self, layer: usize) {
+        let Config { n_embd, n_att, decay_rank, iclr_rank, value_rank, gate_rank, .. } = *self.config;
+        self.vectors("att.x_", &["r", "w", "k", "v", "a", "g"], n_embd);
+        self.vectors("att.", &["w0", "a0", "k_k", "k_a", "r_k"], n_att);
+        self.norm("att.ln_x", n_att);
+        self.low_rank(["w1", "w2"], decay_rank, n_att);
+        self.low_rank(["a1", "a2"], iclr_rank, n_att);
+        if layer > 0 {
+            self.vectors("att.", &["v0"], n_att);
+            self.low_rank(["v1", "v2"], value_rank, n_att);
+        }
+        self.low_rank(["g1", "g2"], gate_rank, n_att);
+        self.projections(&["receptance", "key", "value"]);
+        self.output();
+    }
+
+    fn channel_mix(&mut self) {
+        let Config { n_embd, n_ffn, version, .. } = *self.config;
+        let mixes: &[&str] = match version {
+            Version::V6 => &["time_maa_k", "time_maa_r"],
+            Version::V7 => &["x_k"],
+            _ => &["time_mix_k", "time_mix_r"],
+        };
+        self.vectors("ffn.", mixes, n_embd);
+        self.add("ffn.key.weight", [n_ffn, n_embd], Role::Matrix);
+        if version != Version::V7 {
+            self.add("ffn.receptance.weight", [n_embd, n_embd], Role::Matrix);
+        }
+        self.add("ffn.value.weight", [n_embd, n_ffn], Role::SparseMatrix);
     }
 }

@@ -11,6 +11,9 @@ use rwkv_edge::{LoadOptions, Model, Session, SessionOptions};
 use rwkv_quantize::convert::{Conversion, Options, Progress};
 use tempfile::TempDir;
 
+/// Versions that have a fixture `<version>-tiny.pth`.
+pub(crate) const VERSIONS: [&str; 6] = ["v4", "v5.0", "v5.1", "v5.2", "v6", "v7"];
+
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -36,7 +39,16 @@ impl Progress for Quiet {
 }
 
 pub(crate) fn options(dtype: DType) -> Options {
-    Options { dtype, tokenizer: None, template: None, start_tokens: vec![], sampling: vec![], threads: 2 }
+    Options {
+        dtype,
+        tokenizer: None,
+        template: None,
+        start_tokens: vec![],
+        sampling: vec![],
+        state: None,
+        group_norm_eps: rwkv_quantize::dims::GROUP_NORM_EPS,
+        threads: 2,
+    }
 }
 
 /// Converts `input` into a file of its own folder, which lives as long as the returned guard.

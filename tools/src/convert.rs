@@ -8,15 +8,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use rwkv_edge::format::{Config, FileContents, FilePlan, ModelWriter, Provenance, SelfTest};
+use rwkv_edge::format::{Config, FileContents, FilePlan, ModelWriter, Provenance, SelfTest, Version};
 use rwkv_edge::kernels::DType;
 use rwkv_edge::kernels::quant::ErrorSums;
+use rwkv_edge::model::names::{self, ModelTensor};
 use rwkv_edge::{LoadOptions, Model, Tokenizer, self_test};
 use sha2::{Digest, Sha256};
 
 use crate::chat::{self, Template};
 use crate::dims;
-use crate::encode::Encoder;
+use crate::encode::{self, Encoder};
+use crate::origin::{Origin, Sources};
 use crate::policy;
 use crate::report::Report;
 use crate::source::{self, Checkpoint};
@@ -38,6 +40,10 @@ pub struct Options {
     pub start_tokens: Vec<u32>,
     /// Sampling defaults as `key=value`.
     pub sampling: Vec<String>,
+    /// A state-tuned model's states, if they are in a file of their own.
+    pub state: Option<PathBuf>,
+    /// Epsilon of the group norm of RWKV-5 to 7.
+    pub group_norm_eps: f32,
     /// Threads that quantize.
     pub threads: usize,
 }
@@ -51,6 +57,7 @@ pub trait Progress {
 /// A checkpoint that was found fit, and the file it would become.
 pub struct Conversion {
     checkpoint: Checkpoint,
+    state: Option<Checkpoint>,
     plan: FilePlan,
     input: PathBuf,
     threads: usize,
@@ -78,8 +85,10 @@ impl Conversion {
         let checkpoint = Checkpoint::open(input)?;
         let with_path = || input.display().to_string();
         let version = source::detect(&checkpoint)?;
-        let config = dims::config(&checkpoint, version).with_context(with_path)?;
-        let tensors = dims::tensors(&checkpoint, &config).with_context(with_path)?;
+        let config = dims::config(&checkpoint, version, options.group_norm_eps).with_context(with_path)?;
+        let state = options.state.as_ref().map(|path| Checkpoint::open(path)).transpose()?;
+        let sources = Sources { checkpoint: &checkpoint, state: state.as_ref() };
+        let tensors = model_tensors(sources, &config).with_context(with_path)?;
         let (tokenizer, error) = match tokenizer(options.tokenizer.as_deref(), config.n_vocab) {
             Ok(tokenizer) => (tokenizer, None),
             Err(error) => (rwkv_edge::tokenizer::compile::bytes(), Some(error)),
@@ -94,7 +103,7 @@ impl Conversion {
                 source_bytes: checkpoint.file_len(),
                 source_sha256: [0; 32],
                 converter: format!("{} {}", env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION")),
-                settings: format!("--type {}", options.dtype),
+                settings: settings(options, version),
                 rel_error: 0.0,
             },
             self_test: SelfTest {
@@ -106,7 +115,7 @@ impl Conversion {
             config,
         };
         let plan = FilePlan::new(contents)?;
-        Ok((Self { checkpoint, plan, input: input.into(), threads: options.threads }, error))
+        Ok((Self { checkpoint, state, plan, input: input.into(), threads: options.threads }, error))
     }
 
     /// The checkpoint.
@@ -125,12 +134,13 @@ impl Conversion {
     /// # Errors
     /// If reading or writing fails, a weight is not finite or too large, or the run was interrupted.
     pub fn run(self, output: &Path, progress: &mut dyn Progress, interrupted: &AtomicBool) -> Result<Report> {
-        let Self { checkpoint, plan, input, threads } = self;
+        let Self { checkpoint, state, plan, input, threads } = self;
+        let sources = Sources { checkpoint: &checkpoint, state: state.as_ref() };
         let FileContents { mut provenance, mut self_test, config, .. } = plan.contents().clone();
         let mut writer = ModelWriter::create(output, plan)?;
         let (sha256, written) = thread::scope(|scope| {
             let hash = scope.spawn(|| sha256(&input, interrupted));
-            let written = write_tensors(&checkpoint, &mut writer, &config, threads, progress, interrupted);
+            let written = write_tensors(sources, &mut writer, &config, threads, progress, interrupted);
             if written.is_err() {
                 interrupted.store(true, Ordering::Relaxed);
             }
@@ -148,9 +158,28 @@ impl Conversion {
     }
 }
 
+/// The tensors of the file, after checking that the checkpoint has each in the right shape. That it has no
+/// others, [`source::detect`] saw to.
+fn model_tensors(sources: Sources<'_>, config: &Config) -> Result<Vec<ModelTensor>> {
+    let tensors = names::tensors(config, sources.has_state())?;
+    for tensor in &tensors {
+        Origin::find(sources, config, tensor)?;
+    }
+    for name in encode::LN0 {
+        let tensor = sources.checkpoint.get(name).with_context(|| format!("tensor {name} is missing"))?;
+        let n_embd = config.n_embd;
+        ensure!(
+            tensor.elements() == n_embd,
+            "tensor {name}: expected {n_embd} values, found {:?}",
+            tensor.shape
+        );
+    }
+    Ok(tensors)
+}
+
 /// Encodes every tensor; returns the relative error of each, and the sums over all.
 fn write_tensors(
-    checkpoint: &Checkpoint,
+    sources: Sources<'_>,
     writer: &mut ModelWriter,
     config: &Config,
     threads: usize,
@@ -158,13 +187,15 @@ fn write_tensors(
     interrupted: &AtomicBool,
 ) -> Result<(Vec<f32>, ErrorSums)> {
     let specs = writer.plan().contents().tensors.clone();
+    let tensors = names::tensors(config, sources.has_state())?;
     let total: u64 = specs.iter().map(|spec| spec.shape[0] as u64 * spec.shape[1] as u64).sum();
-    let mut encoder = Encoder::new(checkpoint, config.layer_norm_eps, threads, interrupted)?;
+    let mut encoder = Encoder::new(sources.checkpoint, config.layer_norm_eps, threads, interrupted)?;
     let mut sums = ErrorSums::default();
     let mut errors = Vec::with_capacity(specs.len());
     let mut done = 0;
-    for (index, spec) in specs.iter().enumerate() {
-        let tensor_sums = encoder.tensor(writer, index, spec, &mut |elements| {
+    for (index, (spec, tensor)) in specs.iter().zip(&tensors).enumerate() {
+        let origin = Origin::find(sources, config, tensor)?;
+        let tensor_sums = encoder.tensor(writer, index, spec, &origin, &mut |elements| {
             done += elements as u64;
             progress.update(done.min(total), total, &spec.name);
         })?;
@@ -173,6 +204,18 @@ fn write_tensors(
     }
     progress.update(total, total, "");
     Ok((errors, sums))
+}
+
+/// The options that change weights, as on the command line.
+fn settings(options: &Options, version: Version) -> String {
+    let mut settings = format!("--type {}", options.dtype);
+    if version != Version::V4 {
+        settings += &format!(" --group-norm-eps {:e}", options.group_norm_eps);
+    }
+    if let Some(name) = options.state.as_ref().and_then(|path| path.file_name()) {
+        settings += &format!(" --state {}", name.display());
+    }
+    settings
 }
 
 fn sha256(path: &Path, interrupted: &AtomicBool) -> Result<[u8; 32]> {

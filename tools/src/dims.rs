@@ -1,28 +1,26 @@
-//! Hyperparameters from the shapes of a checkpoint's tensors, and the check that it has just what it should.
+//! Hyperparameters from the shapes of a checkpoint's tensors; nothing is derived from another dimension.
 
 use anyhow::{Context, Result, bail, ensure};
-use rwkv_edge::format::{Config, Version};
-use rwkv_edge::model::names::{self, ModelTensor};
+use rwkv_edge::format::{Config, Heads, Version};
 
 use crate::source::{Checkpoint, SourceTensor};
 
 /// Epsilon of every layer norm of every released model.
 const LAYER_NORM_EPS: f32 = 1e-5;
 
-/// Tensors that are folded into others, and so are not in the model's own list.
-const FOLDED: [&str; 2] = ["blocks.0.ln0.weight", "blocks.0.ln0.bias"];
+/// Epsilon of the group norm of RWKV-5 to 7 as BlinkDL trains and runs them: 1e-5 times 8 squared.
+pub const GROUP_NORM_EPS: f32 = 64e-5;
 
-/// Reads the hyperparameters off the shapes; nothing is derived from another dimension.
+/// Reads the hyperparameters of a checkpoint of `version`.
 ///
 /// # Errors
-/// If a tensor that states a dimension is missing or has the wrong rank, or the version is not supported.
-pub fn config(checkpoint: &Checkpoint, version: Version) -> Result<Config> {
+/// If a tensor that states a dimension is missing or has the wrong rank.
+pub fn config(checkpoint: &Checkpoint, version: Version, group_norm_eps: f32) -> Result<Config> {
     let [n_vocab, n_embd] = matrix_shape(checkpoint, "emb.weight")?;
     let [n_att, _] = matrix_shape(checkpoint, "blocks.0.att.key.weight")?;
     let [n_ffn, _] = matrix_shape(checkpoint, "blocks.0.ffn.key.weight")?;
     let n_layer = checkpoint.tensors().iter().filter_map(|t| layer_index(&t.name)).max();
-    ensure!(version == Version::V4, "{version} checkpoints are not supported yet");
-    let config = Config {
+    let mut config = Config {
         version,
         n_layer: n_layer.context("the checkpoint has no layers")? + 1,
         n_embd,
@@ -37,6 +35,26 @@ pub fn config(checkpoint: &Checkpoint, version: Version) -> Result<Config> {
         value_rank: None,
         gate_rank: None,
     };
+    if version != Version::V4 {
+        let n_head = heads(checkpoint, version)?;
+        ensure!(n_att.is_multiple_of(n_head), "{n_att} channels do not divide into {n_head} heads");
+        config.heads = Some(Heads { n_head, head_size: n_att / n_head, group_norm_eps });
+    }
+    match version {
+        Version::V6 => {
+            config.mix_rank = Some(rank(checkpoint, "blocks.0.att.time_maa_w1")? / 5);
+            config.decay_rank = Some(rank(checkpoint, "blocks.0.att.time_decay_w1")?);
+        }
+        Version::V7 => {
+            config.decay_rank = Some(rank(checkpoint, "blocks.0.att.w1")?);
+            config.iclr_rank = Some(rank(checkpoint, "blocks.0.att.a1")?);
+            config.gate_rank = Some(rank(checkpoint, "blocks.0.att.g1")?);
+            if config.n_layer > 1 {
+                config.value_rank = Some(rank(checkpoint, "blocks.1.att.v1")?);
+            }
+        }
+        Version::V4 | Version::V5_0 | Version::V5_1 | Version::V5_2 => {}
+    }
     config.validate()?;
     Ok(config)
 }
@@ -57,37 +75,24 @@ fn matrix_shape(checkpoint: &Checkpoint, name: &str) -> Result<[usize; 2]> {
     }
 }
 
-/// The model's tensors, after checking that the checkpoint has each in the right shape and has no others.
-///
-/// # Errors
-/// Naming the tensor, what was expected and what was found.
-pub fn tensors(checkpoint: &Checkpoint, config: &Config) -> Result<Vec<ModelTensor>> {
-    let specs = names::tensors(config)?;
-    for spec in &specs {
-        check_shape(find(checkpoint, &spec.name)?, spec.shape)?;
+/// The number of heads: the first dimension of the tensor that has one entry for each.
+fn heads(checkpoint: &Checkpoint, version: Version) -> Result<usize> {
+    let name = match version {
+        Version::V7 => "blocks.0.att.r_k",
+        Version::V6 => "blocks.0.att.time_faaaa",
+        _ => "blocks.0.att.time_decay",
+    };
+    let tensor = find(checkpoint, name)?;
+    let heads = tensor.shape.iter().copied().find(|&n| n > 1);
+    match (heads, &tensor.shape[..]) {
+        // One head: every leading dimension is 1.
+        (_, [1, _, ..]) | (None, _) => Ok(1),
+        (Some(heads), _) => Ok(heads),
     }
-    for name in FOLDED {
-        check_shape(find(checkpoint, name)?, [config.n_embd, 1])?;
-    }
-    let known: std::collections::BTreeSet<&str> =
-        specs.iter().map(|spec| spec.name.as_str()).chain(FOLDED).collect();
-    if let Some(unknown) = checkpoint.tensors().iter().find(|t| !known.contains(t.name.as_str())) {
-        bail!(
-            "tensor {} does not belong to {}: this is a variant that is not supported",
-            unknown.name,
-            config.version
-        );
-    }
-    Ok(specs)
 }
 
-fn check_shape(tensor: &SourceTensor, expected: [usize; 2]) -> Result<()> {
-    let squeeze = |shape: &[usize]| shape.iter().copied().filter(|&n| n != 1).collect::<Vec<_>>();
-    let fits = if expected[1] == 1 {
-        squeeze(&tensor.shape) == squeeze(&expected)
-    } else {
-        tensor.shape == expected
-    };
-    ensure!(fits, "tensor {}: expected shape {expected:?}, found {:?}", tensor.name, tensor.shape);
-    Ok(())
+/// Inner size of a low-rank matrix, from its first factor, which is `[n_embd, rank]`.
+fn rank(checkpoint: &Checkpoint, name: &str) -> Result<usize> {
+    let [n_in, n_out] = matrix_shape(checkpoint, name)?;
+    Ok(if find(checkpoint, name)?.transposed { n_in } else { n_out })
 }

@@ -13,7 +13,8 @@ use rwkv_edge::kernels::layout::{ROW_INTERLEAVE, matrix_bytes, record_bytes};
 use rwkv_edge::kernels::quant::{self, ErrorSums, ScaleOverflow, TENSOR_SCALE};
 use rwkv_edge::kernels::{DType, Kernels};
 
-use crate::source::{Checkpoint, Container, SourceTensor};
+use crate::origin::Origin;
+use crate::source::{Checkpoint, SourceTensor};
 
 /// Floats that one thread holds of a slice: 16 MiB, so that a slice of the columns of a large matrix still
 /// reads a few hundred neighbouring values of each row.
@@ -23,12 +24,14 @@ const SLICE_FLOATS: usize = 4 << 20;
 const SCALE_STEP: f32 = 64.0;
 const SCALE_TRIES: usize = 8;
 
+/// The norm that is folded into the embedding.
+pub(crate) const LN0: [&str; 2] = ["blocks.0.ln0.weight", "blocks.0.ln0.bias"];
+
 /// Called with the number of source elements that were encoded.
 pub(crate) type Advance<'a> = dyn FnMut(usize) + 'a;
 
-/// Encodes tensors of one checkpoint.
+/// Encodes the tensors of a file.
 pub(crate) struct Encoder<'a> {
-    checkpoint: &'a Checkpoint,
     interrupted: &'a AtomicBool,
     kernels: &'static Kernels,
     layer_norm_eps: f32,
@@ -63,6 +66,14 @@ impl From<rwkv_edge::Error> for UnitError {
     }
 }
 
+/// A matrix's values, row-major `[out, in]`.
+enum Values<'a> {
+    /// As the checkpoint has them.
+    Checkpoint(&'a Origin<'a>),
+    /// Turned.
+    Memory(Vec<f32>),
+}
+
 /// What a tensor is cut into: `count` pieces that are encoded independently.
 struct Units {
     count: usize,
@@ -86,11 +97,10 @@ impl<'a> Encoder<'a> {
             anyhow::Ok(values)
         };
         Ok(Self {
-            checkpoint,
             interrupted,
             kernels: Kernels::best(),
             layer_norm_eps,
-            ln0: [vector("blocks.0.ln0.weight")?, vector("blocks.0.ln0.bias")?],
+            ln0: [vector(LN0[0])?, vector(LN0[1])?],
             slices: vec![Vec::new(); threads.max(1)],
         })
     }
@@ -101,24 +111,28 @@ impl<'a> Encoder<'a> {
         writer: &mut ModelWriter,
         index: usize,
         spec: &WriteSpec,
+        origin: &Origin<'_>,
         advance: &mut Advance<'_>,
     ) -> Result<ErrorSums> {
-        let checkpoint = self.checkpoint;
         let name = &spec.name;
-        let tensor = checkpoint.get(name).with_context(|| format!("tensor {name} is missing"))?;
         if spec.layout == TensorLayout::Vector {
             writer.begin(index, 1.0)?;
-            writer.write(&self.vector(tensor)?)?;
+            writer.write(&self.vector(origin)?)?;
             writer.end(0.0)?;
-            advance(tensor.elements());
+            advance(spec.shape[0]);
             return Ok(ErrorSums::default());
         }
         let dtype =
             spec.dtype.weight().with_context(|| format!("tensor {name}: {} is no weight", spec.dtype))?;
+        let values = if origin.transposed {
+            Values::Memory(self.transposed(origin, spec.shape)?)
+        } else {
+            Values::Checkpoint(origin)
+        };
         let mut scale = if dtype.is_quantized() { TENSOR_SCALE } else { 1.0 };
         for _ in 0..SCALE_TRIES {
             writer.begin(index, scale)?;
-            match self.units(writer, tensor, spec, dtype, scale, advance) {
+            match self.units(writer, &values, spec, dtype, scale, advance) {
                 Ok(sums) => {
                     writer.end(sums.relative() as f32)?;
                     return Ok(sums);
@@ -135,23 +149,27 @@ impl<'a> Encoder<'a> {
     }
 
     /// A vector as it is stored.
-    fn vector(&self, tensor: &SourceTensor) -> Result<Vec<u8>> {
+    fn vector(&self, origin: &Origin<'_>) -> Result<Vec<u8>> {
+        let Origin { tensor, transform, .. } = *origin;
         let mut values = vec![0.0; tensor.elements()];
-        read_finite(self.checkpoint, tensor, 0, &mut values)?;
-        let raw_decay = tensor.name.ends_with(".att.time_decay");
-        if raw_decay && self.checkpoint.container() != Container::RwkvCpp {
-            // f64 and a portable exp, so that every machine writes the same bytes.
-            values.iter_mut().for_each(|x| *x = -libm::exp(f64::from(*x)) as f32);
-            ensure!(values.iter().all(|x| x.is_finite()), "tensor {}: a decay overflows", tensor.name);
-        }
-        Ok(values.iter().flat_map(|x| x.to_le_bytes()).collect())
+        read_finite(origin.checkpoint, tensor, 0, &mut values)?;
+        let stored = transform.apply(&values);
+        ensure!(stored.iter().all(|x| x.is_finite()), "tensor {}: a value overflows", tensor.name);
+        Ok(stored.iter().flat_map(|x| x.to_le_bytes()).collect())
+    }
+
+    /// A small matrix that the checkpoint has as `[in, out]`, as `[out, in]`.
+    fn transposed(&self, origin: &Origin<'_>, [rows, cols]: [usize; 2]) -> Result<Vec<f32>> {
+        let mut stored = vec![0.0; rows * cols];
+        read_finite(origin.checkpoint, origin.tensor, origin.start, &mut stored)?;
+        Ok((0..rows * cols).map(|i| stored[i % cols * rows + i / cols]).collect())
     }
 
     /// Encodes all units of a tensor in order, a slice at a time.
     fn units(
         &mut self,
         writer: &mut ModelWriter,
-        tensor: &SourceTensor,
+        values: &Values<'_>,
         spec: &WriteSpec,
         dtype: DType,
         scale: f32,
@@ -174,7 +192,7 @@ impl<'a> Encoder<'a> {
             let count = per_slice.min(units.count - first);
             let bytes = &mut bytes[..count * units.bytes];
             let sums = &mut sums[..count];
-            let job = Job { encoder: self, tensor, spec, dtype, scale, units: &units };
+            let job = Job { encoder: self, values, spec, dtype, scale, units: &units };
             result = job.slice(first, per_thread, bytes, sums, &mut slices);
             if result.is_ok() {
                 writer.write(bytes)?;
@@ -213,7 +231,7 @@ impl Units {
 #[derive(Clone, Copy)]
 struct Job<'a> {
     encoder: &'a Encoder<'a>,
-    tensor: &'a SourceTensor,
+    values: &'a Values<'a>,
     spec: &'a WriteSpec,
     dtype: DType,
     scale: f32,
@@ -277,7 +295,7 @@ impl Job<'_> {
             let row = unit * unit_rows;
             let count = unit_rows.min(rows - row);
             floats.resize(count * cols, 0.0);
-            read_finite(self.encoder.checkpoint, self.tensor, row * cols, floats)?;
+            self.read(row * cols, floats)?;
             *sums = if self.spec.layout == TensorLayout::RowRecords {
                 let row = self.normalized_row(floats);
                 quant::encode_record(self.dtype, &row, self.scale, out)?
@@ -286,6 +304,19 @@ impl Job<'_> {
             };
         }
         Ok(())
+    }
+
+    /// The matrix's values from `start` on.
+    fn read(self, start: usize, out: &mut [f32]) -> Result<()> {
+        match self.values {
+            Values::Checkpoint(origin) => {
+                read_finite(origin.checkpoint, origin.tensor, origin.start + start, out)
+            }
+            Values::Memory(values) => {
+                out.copy_from_slice(&values[start..start + out.len()]);
+                Ok(())
+            }
+        }
     }
 
     /// An embedding row after `ln0`, which is the same for every occurrence of the token.
@@ -307,7 +338,7 @@ impl Job<'_> {
         let width = outs.len();
         panel.resize(rows * width, 0.0);
         for (row, values) in panel.chunks_exact_mut(width).enumerate() {
-            read_finite(self.encoder.checkpoint, self.tensor, row * cols + first, values)?;
+            self.read(row * cols + first, values)?;
         }
         let mut column = vec![0.0; 16 * rows];
         for (group, outs) in outs.chunks_mut(16).enumerate() {

@@ -8,6 +8,7 @@ pub mod chat;
 pub mod convert;
 pub mod dims;
 mod encode;
+mod origin;
 pub mod policy;
 pub mod report;
 pub mod source;

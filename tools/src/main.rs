@@ -14,7 +14,7 @@ use rwkv_edge::cpu;
 use rwkv_edge::kernels::DType;
 use rwkv_quantize::chat::Template;
 use rwkv_quantize::convert::{Conversion, Options, Progress};
-use rwkv_quantize::report;
+use rwkv_quantize::{dims, report};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 /// Convert an RWKV checkpoint (.pth, .safetensors, rwkv.cpp .bin) to one quantized .rwkv file
@@ -42,6 +42,12 @@ struct Cli {
     /// Sampling defaults, such as temperature=0.8,top-p=0.5
     #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',')]
     sampling: Vec<String>,
+    /// State-tuned model: file with the `time_state` tensors, if they are not in the checkpoint
+    #[arg(long, value_name = "FILE")]
+    state: Option<PathBuf>,
+    /// Epsilon of the group norm of RWKV-5 to 7, for checkpoints that were made with another than BlinkDL's
+    #[arg(long, value_name = "EPS", default_value_t = dims::GROUP_NORM_EPS)]
+    group_norm_eps: f32,
     /// Threads [default: the physical performance cores, at most 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: Option<u16>,
@@ -95,6 +101,8 @@ fn run(cli: &Cli) -> Result<()> {
         template: cli.chat,
         start_tokens: cli.start_tokens.clone(),
         sampling: cli.sampling.clone(),
+        state: cli.state.clone(),
+        group_norm_eps: cli.group_norm_eps,
         threads: cli.threads.map_or_else(cpu::default_threads, usize::from),
     };
     if cli.inspect {

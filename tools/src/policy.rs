@@ -2,9 +2,10 @@
 //!
 //! | role | int4 | int8 | f16 | f32 | layout |
 //! |---|---|---|---|---|---|
-//! | vectors (norms, mixes, decays, bonus) | f32 | f32 | f32 | f32 | vector |
+//! | vectors (norms, mixes, decays, bonus), tuned states | f32 | f32 | f32 | f32 | vector |
 //! | projections | int4 | int8 | f16 | f32 | interleaved |
 //! | `ffn.value` | int4 | int8 | f16 | f32 | column records |
+//! | low-rank factors (RWKV-6, 7) | int8 | int8 | f16 | f32 | interleaved |
 //! | head | int8 | int8 | f16 | f32 | interleaved |
 //! | embedding | int8 | int8 | f16 | f32 | row records |
 //!
@@ -18,17 +19,17 @@ use rwkv_edge::model::names::{ModelTensor, Role};
 /// Element type of a tensor with `role` in a file of type `wanted`.
 pub fn dtype(role: Role, wanted: DType) -> DType {
     match role {
-        Role::Vector => DType::F32,
-        Role::Head | Role::Embedding if wanted == DType::Int4 => DType::Int8,
-        Role::Matrix | Role::SparseMatrix | Role::Head | Role::Embedding => wanted,
+        Role::Vector | Role::State => DType::F32,
+        Role::LowRank | Role::Head | Role::Embedding if wanted == DType::Int4 => DType::Int8,
+        Role::Matrix | Role::SparseMatrix | Role::LowRank | Role::Head | Role::Embedding => wanted,
     }
 }
 
 /// How the bytes of a tensor with `role` are arranged.
 pub fn layout(role: Role) -> TensorLayout {
     match role {
-        Role::Vector => TensorLayout::Vector,
-        Role::Matrix | Role::Head => TensorLayout::Interleaved,
+        Role::Vector | Role::State => TensorLayout::Vector,
+        Role::Matrix | Role::LowRank | Role::Head => TensorLayout::Interleaved,
         Role::SparseMatrix => TensorLayout::ColumnRecords,
         Role::Embedding => TensorLayout::RowRecords,
     }

@@ -5,7 +5,8 @@ mod source_common;
 use rwkv_edge::format::Version;
 use rwkv_quantize::source::torch_writer::TensorSpec;
 use rwkv_quantize::source::{Container, SourceDType, SourceError, detect};
-use source_common::{Random, open, pickle, rwkvcpp_header, rwkvcpp_record, safetensors, spec, torch_file_of};
+use source_common::models::{blinkdl, joined};
+use source_common::{Random, open, pickle, rwkvcpp_of, safetensors, safetensors_of, spec, torch_file_of};
 
 const WIDTH: usize = 4;
 const LAYERS: usize = 3;
@@ -34,10 +35,8 @@ fn local_names(version: Version) -> Vec<&'static str> {
     ];
     let new: &[&str] = match version {
         Version::V4 => &["att.time_decay", "att.time_first"],
-        Version::V5_0 => &["att.ln_x.weight", "att.ln_x.bias", "att.time_first"],
-        Version::V5_1 => {
-            &["att.ln_x.weight", "att.ln_x.bias", "att.time_first", "att.gate.weight", "att.time_mix_g"]
-        }
+        Version::V5_0 => &["att.ln_x.weight", "att.ln_x.bias"],
+        Version::V5_1 => &["att.ln_x.weight", "att.ln_x.bias", "att.gate.weight", "att.time_mix_g"],
         Version::V5_2 => {
             &["att.ln_x.weight", "att.ln_x.bias", "att.time_faaaa", "att.gate.weight", "att.time_mix_g"]
         }
@@ -117,6 +116,9 @@ fn model(version: Version) -> Vec<TensorSpec> {
         tensors.extend(
             decay.map(|shape| spec(&format!("blocks.{layer}.att.time_decay"), shape, SourceDType::BF16)),
         );
+        if matches!(version, Version::V5_0 | Version::V5_1) {
+            tensors.push(spec(&format!("blocks.{layer}.att.time_first"), &[WIDTH / 2], SourceDType::BF16));
+        }
         if version == Version::V7 && layer > 0 {
             tensors.extend(["v0", "v1", "v2"].map(|name| vector(format!("blocks.{layer}.att.{name}"))));
         }
@@ -284,6 +286,7 @@ fn other_models_are_refused_with_their_first_names() {
     for (names, part) in [
         (&["rwkv.blocks.0.attention.key.weight", "head.weight"][..], "Hugging Face"),
         (&["model.layers.0.attn.r_proj.weight", "lm_head.weight"], "flash-linear-attention"),
+        (&["model.layers.0.attn.r_k", "lm_head.weight"], "flash-linear-attention"),
         (&["transformer.h.0.attn.weight"], "transformer.h.0.attn.weight"),
         (&["emb.weight", "blocks.0.ln1.weight", "blocks.0.att.time_w"], "blocks.0.att.time_w"),
     ] {
@@ -295,24 +298,10 @@ fn other_models_are_refused_with_their_first_names() {
 
 #[test]
 fn joined_mixes_of_seven_belong_to_rwkv_cpp_files_only() {
-    let joined = |tensors: Vec<TensorSpec>| -> Vec<TensorSpec> {
-        let mixes = ["att.x_r", "att.x_w", "att.x_k", "att.x_v", "att.x_a", "att.x_g"];
-        let mut kept: Vec<_> = tensors
-            .into_iter()
-            .filter(|tensor| !mixes.iter().any(|mix| tensor.name.ends_with(mix)))
-            .collect();
-        kept.extend((0..LAYERS).map(|layer| vector(format!("blocks.{layer}.att.x_rwkvag"))));
-        kept
-    };
-    let tensors = joined(model(Version::V7));
-    assert!(detected(&tensors).unwrap_err().to_string().contains("x_rwkvag"));
-    let mut bytes = rwkvcpp_header(101, 2, 2, LAYERS as i32, 1);
-    for tensor in &tensors {
-        let shape: &[i32] =
-            if ["emb.weight", "head.weight"].contains(&&*tensor.name) { &[2, 2] } else { &[4] };
-        bytes.extend(rwkvcpp_record(&tensor.name, shape, 1, &[0; 8]));
-    }
-    let file = open(&bytes).unwrap();
+    let joined = joined(blinkdl(Version::V7), "x_rwkvag", &[6, 1, 8]);
+    let message = detect(&open(&safetensors_of(&joined, SourceDType::F32)).unwrap()).unwrap_err().to_string();
+    assert!(message.contains("x_rwkvag"), "{message}");
+    let file = open(&rwkvcpp_of(&joined)).unwrap();
     assert_eq!(file.container(), Container::RwkvCpp);
     assert_eq!(detect(&file).unwrap(), Version::V7);
 }

@@ -2,9 +2,12 @@
 
 mod source_common;
 
+use rwkv_edge::format::Version;
 use rwkv_quantize::source::{Checkpoint, SourceDType, detect};
+use source_common::models::{blinkdl, fla, hugging_face, rwkvcpp, web_rwkv, with_states};
 use source_common::{
-    Folder, Random, fixture, pickle, rwkvcpp_file, safetensors, spec, torch_file, torch_file_of,
+    Folder, Random, fixture, pickle, rwkvcpp_file, rwkvcpp_of, safetensors, safetensors_of, spec, torch_file,
+    torch_file_of,
 };
 
 /// Mutated files per base file: `SOURCE_FUZZ_ROUNDS`, or enough to meet every branch.
@@ -121,6 +124,38 @@ fn mutated_safetensors_files_do_not_panic() {
 #[test]
 fn mutated_rwkv_cpp_files_do_not_panic() {
     fuzz(&rwkvcpp_file(), 4);
+}
+
+#[test]
+fn mutated_models_of_other_programs_do_not_panic() {
+    let seven = with_states(blinkdl(Version::V7));
+    for (seed, base) in [
+        rwkvcpp_of(&rwkvcpp(blinkdl(Version::V7))),
+        safetensors_of(&fla(blinkdl(Version::V7)), SourceDType::F16),
+        safetensors_of(&web_rwkv(seven), SourceDType::F16),
+        safetensors_of(&web_rwkv(blinkdl(Version::V6)), SourceDType::F16),
+        safetensors_of(&hugging_face(blinkdl(Version::V5_0)), SourceDType::F16),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        fuzz(&base, 6 + seed as u64);
+    }
+}
+
+#[test]
+fn mutated_shard_index_does_not_panic() {
+    let folder = Folder::new();
+    std::fs::write(folder.path("a"), safetensors(&[spec("x", &[2], SourceDType::F32)])).unwrap();
+    std::fs::write(folder.path("b"), safetensors(&[spec("y", &[2], SourceDType::F32)])).unwrap();
+    let base = br#"{"metadata":{"total_size":16},"weight_map":{"x":"a","y":"b"}}"#;
+    assert!(exercise(&folder, base));
+    let mut random = Random(12);
+    for _ in 0..rounds() {
+        let mut bytes = base.to_vec();
+        mutate(&mut bytes, &mut random);
+        let _ = folder.open(&bytes).map(|checkpoint| detect(&checkpoint).is_ok());
+    }
 }
 
 #[test]

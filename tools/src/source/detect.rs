@@ -2,8 +2,8 @@
 
 use rwkv_edge::format::Version;
 
-use super::inventory;
-use super::{Checkpoint, SourceError};
+use super::{Checkpoint, Naming, SourceError};
+use super::{inventory, shards};
 
 /// A variant that is refused: beginnings of names that mark it, in a layer or beside the layers, and the reason.
 struct Variant {
@@ -56,7 +56,7 @@ const VARIANTS: &[Variant] = &[
         what: "a head-QK variant: it copies over all previous tokens",
     },
     Variant {
-        in_layer: &["att.qq.", "att.kk.", "att.vv.", "att.oo."],
+        in_layer: &["att.qq.", "att.kk.", "att.vv.", "att.oo.", "att.q_proj."],
         beside: &[],
         what: "a hybrid with attention: its cache grows with the text",
     },
@@ -75,6 +75,19 @@ const VARIANTS: &[Variant] = &[
 /// When the tensors are not exactly those of one version that is read: variants are refused with their name and the
 /// reason, missing and unknown tensors by name.
 pub fn detect(checkpoint: &Checkpoint) -> Result<Version, SourceError> {
+    whole_model(checkpoint).map_err(|error| {
+        if checkpoint.shards.is_empty() && shards::is_shard_name(&checkpoint.file_name()) {
+            checkpoint.source.unsupported(
+                "this file holds only some of the tensors; name the .index.json that lies beside it, \
+                 with all files of the checkpoint in the same folder",
+            )
+        } else {
+            error
+        }
+    })
+}
+
+fn whole_model(checkpoint: &Checkpoint) -> Result<Version, SourceError> {
     refuse_variants(checkpoint)?;
     let version = version(checkpoint)?;
     inventory::check(checkpoint, version)?;
@@ -141,17 +154,19 @@ fn gated_v5(checkpoint: &Checkpoint) -> Result<Version, SourceError> {
 
 /// No version fits: lists the first names, and says which other naming they follow if that is known.
 fn not_rwkv(checkpoint: &Checkpoint) -> SourceError {
-    const NAMINGS: [(&str, &str); 3] = [
-        ("rwkv.", "the names are those of Hugging Face transformers; "),
-        ("layers.", "the names are those of flash-linear-attention or of another architecture; "),
-        ("embeddings.", "the names are those of flash-linear-attention or of another architecture; "),
-    ];
-    let starts = |prefix: &str| checkpoint.tensors.iter().any(|tensor| tensor.name.starts_with(prefix));
-    let naming = NAMINGS.iter().find(|(prefix, _)| starts(prefix)).map_or("", |(_, naming)| naming);
-    let names: Vec<_> =
-        checkpoint.tensors.iter().take(4).map(|tensor| tensor.name.escape_debug().to_string()).collect();
+    let tensors = &checkpoint.tensors;
+    let starts = |prefix: &str| tensors.iter().any(|tensor| tensor.name.starts_with(prefix));
+    let naming = match checkpoint.naming {
+        Naming::BlinkDl if starts("layers.") || starts("embeddings.") => {
+            "the names are not those of RWKV-7 in flash-linear-attention, but of another architecture; "
+                .to_owned()
+        }
+        Naming::BlinkDl => String::new(),
+        naming => format!("the names are translated from those of {naming}; "),
+    };
+    let names: Vec<_> = tensors.iter().take(4).map(|tensor| tensor.name.escape_debug().to_string()).collect();
     checkpoint.source.unsupported(format!(
-        "no RWKV version from 4 to 7 in BlinkDL's naming; {naming}its tensors begin with {}",
+        "no RWKV version from 4 to 7; {naming}its tensors begin with {}",
         names.join(", ")
     ))
 }

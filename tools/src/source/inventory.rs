@@ -2,7 +2,7 @@
 
 use rwkv_edge::format::Version;
 
-use super::{Checkpoint, Container, SourceError};
+use super::{Checkpoint, Naming, SourceError};
 
 /// Tensors beside the layers, in every version.
 const GLOBAL: [&str; 4] = ["emb.weight", "ln_out.weight", "ln_out.bias", "head.weight"];
@@ -64,9 +64,6 @@ const V7: [&str; 12] = [
 
 const V7_MIXES: [&str; 6] = ["att.x_r", "att.x_w", "att.x_k", "att.x_v", "att.x_a", "att.x_g"];
 
-/// The six mixes as rwkv.cpp joins them.
-const V7_MIXES_JOINED: [&str; 1] = ["att.x_rwkvag"];
-
 /// Unused in layer 0, where they may be missing.
 const V7_VALUE_RESIDUAL: [&str; 3] = ["att.v0", "att.v1", "att.v2"];
 
@@ -85,15 +82,12 @@ struct LayerNames {
 }
 
 impl LayerNames {
-    fn of(version: Version, container: Container) -> Self {
+    fn of(version: Version) -> Self {
         let required: Vec<&[&str]> = match version {
             Version::V4 => vec![&COMMON, &V4_V5, &V5_BONUS[..1]],
             Version::V5_0 => vec![&COMMON, &V4_V5, &GROUP_NORM],
             Version::V5_1 | Version::V5_2 => vec![&COMMON, &V4_V5, &GROUP_NORM, &GATE],
             Version::V6 => vec![&COMMON, &GROUP_NORM, &V6],
-            Version::V7 if container == Container::RwkvCpp => {
-                vec![&COMMON, &GROUP_NORM, &V7, &V7_MIXES_JOINED]
-            }
             Version::V7 => vec![&COMMON, &GROUP_NORM, &V7, &V7_MIXES],
         };
         let is_v5 = matches!(version, Version::V5_0 | Version::V5_1 | Version::V5_2);
@@ -117,7 +111,12 @@ impl LayerNames {
 
 /// Splits `blocks.7.att.key.weight` into the layer's number and the name inside the layer.
 pub(super) fn split_layer(name: &str) -> Option<(usize, &str)> {
-    let (number, local) = name.strip_prefix("blocks.")?.split_once('.')?;
+    split_numbered(name, "blocks.")
+}
+
+/// The same for layers of another name; `prefix` ends with a dot.
+pub(super) fn split_numbered<'a>(name: &'a str, prefix: &str) -> Option<(usize, &'a str)> {
+    let (number, local) = name.strip_prefix(prefix)?.split_once('.')?;
     let canonical =
         number == "0" || (!number.starts_with('0') && number.bytes().all(|byte| byte.is_ascii_digit()));
     canonical.then_some((number.parse().ok()?, local))
@@ -130,7 +129,7 @@ pub(super) fn layers<'a>(names: impl Iterator<Item = &'a str>) -> usize {
 
 /// Checks that the tensors are those of `version`, in every layer, and no others.
 pub(super) fn check(checkpoint: &Checkpoint, version: Version) -> Result<(), SourceError> {
-    let layer_names = LayerNames::of(version, checkpoint.container);
+    let layer_names = LayerNames::of(version);
     check_known(checkpoint, version, &layer_names)?;
     let require = |name: &str| match checkpoint.get(name) {
         Some(_) => Ok(()),
@@ -187,6 +186,20 @@ fn check_one_of(
 }
 
 fn missing(checkpoint: &Checkpoint, version: Version, name: &str) -> SourceError {
-    let expected = format!("it in every {version} model");
-    checkpoint.source.tensor(name, expected, "none; the file is incomplete, a hybrid or another architecture")
+    let naming = checkpoint.naming;
+    let ln0 = FIRST_LAYER.iter().any(|local| name.strip_prefix("blocks.0.") == Some(local));
+    if ln0 && naming == Naming::FlashLinearAttention {
+        return checkpoint.source.unsupported(format!(
+            "a {naming} model without pre_norm (norm_first = false): it does not normalise the embedding, \
+             which every {version} model does ({name})"
+        ));
+    }
+    let mut found = "none; the file is incomplete, a hybrid or another architecture".to_owned();
+    if name == "head.weight" && matches!(naming, Naming::HuggingFace | Naming::FlashLinearAttention) {
+        found.push_str("; a head that is tied to the embedding is not read");
+    }
+    if naming != Naming::BlinkDl {
+        found.push_str(&format!(" (names are translated from those of {naming})"));
+    }
+    checkpoint.source.tensor(name, format!("it in every {version} model"), found)
 }

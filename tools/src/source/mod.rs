@@ -1,5 +1,9 @@
 //! Readers of RWKV checkpoints: torch zip files (`.pth`), `.safetensors` and rwkv.cpp `.bin`.
 //!
+//! Whoever wrote the file, a [`Checkpoint`] presents the tensors under the names that BlinkDL gives them: those of
+//! Hugging Face transformers, flash-linear-attention, web-rwkv and rwkv.cpp are translated. Values stay as they are
+//! stored; [`SourceTensor::transposed`] says where the last two dimensions are swapped.
+//!
 //! [`Checkpoint::open`] reads the container's index and nothing else, and refuses what is damaged, hostile or not a
 //! checkpoint with one line that says why. [`Checkpoint::read`] then decodes any range of a tensor to `f32` with
 //! positioned reads: memory stays bounded whatever the size of the file, and several threads may read at once.
@@ -8,6 +12,8 @@
 //! A `.pth` file contains a pickle, a format that can run code. The reader here builds numbers, strings, containers
 //! and tensor descriptions, knows the names of seven globals, and refuses any other one by name.
 
+mod aliases;
+mod canonical;
 mod decode;
 mod detect;
 mod error;
@@ -20,6 +26,7 @@ mod pickle_values;
 mod pth;
 mod rwkvcpp;
 mod safetensors;
+mod shards;
 mod sniff;
 pub mod torch_writer;
 
@@ -27,9 +34,12 @@ use std::fmt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+pub use aliases::Naming;
 pub use detect::detect;
 pub use error::SourceError;
 use file::Source;
+use shards::Shards;
+use sniff::Kind;
 
 /// Bytes of one scratch buffer: it stays in the second-level cache between reading and decoding.
 const SCRATCH: usize = 256 * 1024;
@@ -96,12 +106,16 @@ impl fmt::Display for SourceDType {
 /// A tensor of a checkpoint: its description, not its data.
 #[derive(Debug, Clone)]
 pub struct SourceTensor {
-    /// Name without the prefixes of wrappers.
+    /// BlinkDL's name.
     pub name: String,
-    /// Shape as stored, row-major.
+    /// Shape as stored, row-major: where `transposed` is set, BlinkDL's has the last two dimensions swapped.
     pub shape: Vec<usize>,
     /// Element type.
     pub dtype: SourceDType,
+    /// The last two dimensions are swapped against BlinkDL's checkpoint.
+    ///
+    /// BlinkDL has low-rank factors as `[in, out]` and tuned states as `[head, value, key]`.
+    pub transposed: bool,
     location: Location,
 }
 
@@ -118,16 +132,42 @@ impl SourceTensor {
 /// Opening a file checks that all of them lie inside it. A contiguous tensor is one row.
 #[derive(Debug, Clone, Copy)]
 struct Location {
+    /// Which of several files; 0 if there is one.
+    shard: usize,
     offset: u64,
     row_len: usize,
     row_stride: u64,
 }
 
+impl Location {
+    fn contiguous(offset: u64, elements: usize) -> Self {
+        Self { shard: 0, offset, row_len: elements, row_stride: 0 }
+    }
+
+    /// Elements `start .. start + len`, if they are inside one row or are whole rows.
+    fn part(self, start: usize, len: usize, element_size: usize) -> Option<Self> {
+        if len == 0 {
+            return Some(Self { row_len: 0, ..self });
+        }
+        let (row, column) = (start.checked_div(self.row_len)?, start.checked_rem(self.row_len)?);
+        let offset = self.offset + row as u64 * self.row_stride + (column * element_size) as u64;
+        if column + len <= self.row_len {
+            Some(Self { offset, row_len: len, row_stride: 0, ..self })
+        } else {
+            (column == 0 && len.is_multiple_of(self.row_len)).then_some(Self { offset, ..self })
+        }
+    }
+}
+
 /// An opened checkpoint: the file and the index of its tensors.
 #[derive(Debug)]
 pub struct Checkpoint {
+    /// The file that was opened: the checkpoint, or the index of several files.
     source: Source,
+    /// The files that such an index names.
+    shards: Vec<Source>,
     container: Container,
+    naming: Naming,
     tensors: Vec<SourceTensor>,
     other_entries: Vec<String>,
     scratch: Mutex<Vec<Vec<u8>>>,
@@ -139,33 +179,53 @@ struct Index {
     other_entries: Vec<String>,
 }
 
+/// Reads the index of one file.
+fn read_index(source: &Source, container: Container) -> Result<Index, SourceError> {
+    match container {
+        Container::TorchZip => pth::index(source),
+        Container::Safetensors => safetensors::index(source),
+        Container::RwkvCpp => rwkvcpp::index(source),
+    }
+}
+
 impl Checkpoint {
     /// Opens a checkpoint and reads its index.
     ///
+    /// `path` is the file with the tensors or, where several files hold them, the `.index.json` beside these.
+    ///
     /// # Errors
     ///
-    /// When the file cannot be read, is no checkpoint, or breaks a rule of its container.
+    /// When a file cannot be read, is no checkpoint, or breaks a rule of its container.
     pub fn open(path: &Path) -> Result<Self, SourceError> {
         let source = Source::open(path)?;
-        let container = sniff::container(&source)?;
-        let mut index = match container {
-            Container::TorchZip => pth::index(&source)?,
-            Container::Safetensors => safetensors::index(&source)?,
-            Container::RwkvCpp => rwkvcpp::index(&source)?,
+        let (shards, container, mut index) = match sniff::kind(&source)? {
+            Kind::Container(container) => (Vec::new(), container, read_index(&source, container)?),
+            Kind::Json => {
+                let Shards { files, container, index } = shards::open(&source)?;
+                (files, container, index)
+            }
         };
         names::clean(&source, &mut index.tensors)?;
+        let naming = canonical::canonicalize(&source, container, &mut index.tensors)?;
         Ok(Self {
             source,
+            shards,
             container,
+            naming,
             tensors: index.tensors,
             other_entries: index.other_entries,
             scratch: Mutex::default(),
         })
     }
 
-    /// Format of the file.
+    /// Format of the file, or of each of several files.
     pub fn container(&self) -> Container {
         self.container
+    }
+
+    /// Whose names the tensors have in the file.
+    pub fn naming(&self) -> Naming {
+        self.naming
     }
 
     /// All tensors, in natural order of their names (`blocks.2` before `blocks.10`), each name once.
@@ -175,8 +235,7 @@ impl Checkpoint {
 
     /// The tensor of that name.
     pub fn get(&self, name: &str) -> Option<&SourceTensor> {
-        let index = self.tensors.binary_search_by(|tensor| names::natural_cmp(&tensor.name, name)).ok()?;
-        self.tensors.get(index)
+        names::find(&self.tensors, name)
     }
 
     /// Names of the entries beside the tensors, such as a trainer's step count. They are not read.
@@ -184,12 +243,21 @@ impl Checkpoint {
         &self.other_entries
     }
 
-    /// Length of the file in bytes.
-    pub fn file_len(&self) -> u64 {
-        self.source.len()
+    /// The files with the tensors, in the order of their names.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.files().iter().map(Source::path)
     }
 
-    /// File name without its folder.
+    fn files(&self) -> &[Source] {
+        if self.shards.is_empty() { std::slice::from_ref(&self.source) } else { &self.shards }
+    }
+
+    /// Length in bytes of the files with the tensors together.
+    pub fn file_len(&self) -> u64 {
+        self.files().iter().map(Source::len).sum()
+    }
+
+    /// Name of the file that was opened, without its folder.
     pub fn file_name(&self) -> String {
         let path = self.source.path();
         path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
@@ -222,14 +290,15 @@ impl Checkpoint {
         mut out: &mut [f32],
         scratch: &mut [u8],
     ) -> Result<(), SourceError> {
-        let Location { offset, row_len, row_stride } = tensor.location;
+        let Location { shard, offset, row_len, row_stride } = tensor.location;
+        let file = self.shards.get(shard).unwrap_or(&self.source);
         let size = tensor.dtype.size();
         while !out.is_empty() {
             let (row, column) = (start / row_len, start % row_len);
             let count = out.len().min(row_len - column).min(scratch.len() / size);
             let (values, rest) = out.split_at_mut(count);
             let bytes = &mut scratch[..count * size];
-            self.source.read_at(bytes, offset + row as u64 * row_stride + (column * size) as u64)?;
+            file.read_at(bytes, offset + row as u64 * row_stride + (column * size) as u64)?;
             decode::decode(tensor.dtype, bytes, values);
             start += count;
             out = rest;

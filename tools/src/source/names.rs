@@ -11,7 +11,7 @@ const PREFIXES: [&str; 3] = ["_orig_mod.", "module.", "model."];
 /// Longest tensor name accepted.
 pub(super) const MAX_NAME: usize = 512;
 
-/// Strips prefixes and sorts; refuses names that meet, and adapters that are not merged.
+/// Strips prefixes and sorts; refuses adapters that are not merged.
 pub(super) fn clean(source: &Source, tensors: &mut [SourceTensor]) -> Result<(), SourceError> {
     for tensor in &mut *tensors {
         let stripped = strip_prefixes(&tensor.name);
@@ -28,13 +28,18 @@ pub(super) fn clean(source: &Source, tensors: &mut [SourceTensor]) -> Result<(),
             lora.name.escape_debug()
         )));
     }
+    sort(source, tensors)
+}
+
+/// Sorts into natural order; refuses names that meet.
+pub(super) fn sort(source: &Source, tensors: &mut [SourceTensor]) -> Result<(), SourceError> {
     tensors.sort_unstable_by(|a, b| natural_cmp(&a.name, &b.name));
     for pair in tensors.windows(2) {
         if pair[0].name == pair[1].name {
             return Err(source.tensor(
                 &pair[0].name,
                 "one tensor of that name",
-                "two, after removing prefixes",
+                "two, after removing prefixes and translating names",
             ));
         }
     }
@@ -50,6 +55,12 @@ fn strip_prefixes(mut name: &str) -> &str {
 
 fn is_lora(name: &str) -> bool {
     name.split('.').any(|part| part == "lora_A" || part == "lora_B")
+}
+
+/// Finds a name in a sorted list.
+pub(super) fn find<'a>(tensors: &'a [SourceTensor], name: &str) -> Option<&'a SourceTensor> {
+    let index = tensors.binary_search_by(|tensor| natural_cmp(&tensor.name, name)).ok()?;
+    tensors.get(index)
 }
 
 /// Orders runs of digits by value and everything else by bytes; equal only for equal names.

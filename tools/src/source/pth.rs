@@ -247,11 +247,12 @@ fn locate(name: &str, tensor: &Tensor<'_>, entries: &mut Entries<'_>) -> Result<
         ));
     };
     let location = Location {
+        shard: 0,
         offset: entry.start + tensor.offset.min(storage.elements) * size,
         row_len: row_len as usize,
         row_stride: stride * size,
     };
-    Ok(SourceTensor { name: name.to_owned(), shape, dtype: storage.dtype, location })
+    Ok(SourceTensor { name: name.to_owned(), shape, dtype: storage.dtype, transposed: false, location })
 }
 
 /// The shape, if every element is inside the storage and there are not more of them than the storage has.

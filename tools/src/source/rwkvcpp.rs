@@ -129,8 +129,8 @@ fn record(source: &Source, at: u64) -> Result<(SourceTensor, u64), SourceError> 
             format!("{} bytes until the file ends", source.len().saturating_sub(offset)),
         ));
     };
-    let location = Location { offset, row_len, row_stride: 0 };
-    Ok((SourceTensor { name, shape, dtype, location }, end))
+    let location = Location::contiguous(offset, row_len);
+    Ok((SourceTensor { name, shape, dtype, transposed: false, location }, end))
 }
 
 /// A file that was cut off between two records shows here.

@@ -141,6 +141,6 @@ fn locate(
     let (Some(shape), Some(row_len)) = (shape, elements.and_then(|n| usize::try_from(n).ok())) else {
         return Err(source.tensor(&name, "a size this machine can address", format!("{:?}", entry.shape)));
     };
-    let location = Location { offset: data_start + begin, row_len, row_stride: 0 };
-    Ok(SourceTensor { name, shape, dtype, location })
+    let location = Location::contiguous(data_start + begin, row_len);
+    Ok(SourceTensor { name, shape, dtype, transposed: false, location })
 }

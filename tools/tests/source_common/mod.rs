@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "every test crate uses its own part")]
 
+pub(crate) mod models;
+
 use std::path::{Path, PathBuf};
 
 use rwkv_quantize::source::torch_writer::{TensorSpec, TorchWriter, ZipWriter};
@@ -225,6 +227,64 @@ pub(crate) fn safetensors(tensors: &[TensorSpec]) -> Vec<u8> {
         ));
     }
     safetensors_file(&format!("{{{}}}", entries.join(",")), &data)
+}
+
+/// A tensor with values, which are small integers: every element type represents them exactly.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Filled {
+    pub(crate) name: String,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) values: Vec<f32>,
+}
+
+impl Filled {
+    pub(crate) fn bytes(&self, dtype: SourceDType) -> Vec<u8> {
+        self.values.iter().flat_map(|&value| encode(dtype, value)).collect()
+    }
+
+    /// The last two dimensions swapped.
+    pub(crate) fn swapped(&self) -> Self {
+        let [batch @ .., rows, columns] = &self.shape[..] else { panic!("{self:?}") };
+        let size = rows * columns;
+        let at = |i: usize| i / size * size + i % size % rows * columns + i % size / rows;
+        let values = (0..self.values.len()).map(|i| self.values[at(i)]).collect();
+        Self { name: self.name.clone(), shape: [batch, &[*columns, *rows]].concat(), values }
+    }
+}
+
+/// A safetensors file of given values.
+pub(crate) fn safetensors_of(tensors: &[Filled], dtype: SourceDType) -> Vec<u8> {
+    let (mut entries, mut data) = (Vec::new(), Vec::new());
+    for tensor in tensors {
+        let begin = data.len();
+        data.extend(tensor.bytes(dtype));
+        let range = [begin, data.len()];
+        entries.push(format!(
+            r#""{}":{{"dtype":"{dtype}","shape":{:?},"data_offsets":{range:?}}}"#,
+            tensor.name, tensor.shape
+        ));
+    }
+    safetensors_file(&format!("{{{}}}", entries.join(",")), &data)
+}
+
+/// A torch file of given values.
+pub(crate) fn torch_of(tensors: &[Filled], dtype: SourceDType) -> Vec<u8> {
+    let specs: Vec<_> = tensors.iter().map(|tensor| spec(&tensor.name, &tensor.shape, dtype)).collect();
+    let mut writer = TorchWriter::new(Vec::new(), "archive", &specs).unwrap();
+    tensors.iter().for_each(|tensor| writer.write(&tensor.bytes(dtype)).unwrap());
+    writer.finish().unwrap()
+}
+
+/// An rwkv.cpp file of given values, in FP32.
+pub(crate) fn rwkvcpp_of(tensors: &[Filled]) -> Vec<u8> {
+    let emb = tensors.iter().find(|tensor| tensor.name == "emb.weight").unwrap();
+    let layers = tensors.iter().filter(|tensor| tensor.name.ends_with(".ln1.weight")).count();
+    let mut bytes = rwkvcpp_header(101, emb.shape[0] as i32, emb.shape[1] as i32, layers as i32, 0);
+    for tensor in tensors {
+        let shape: Vec<i32> = tensor.shape.iter().map(|&n| n as i32).collect();
+        bytes.extend(rwkvcpp_record(&tensor.name, &shape, 0, &tensor.bytes(SourceDType::F32)));
+    }
+    bytes
 }
 
 /// The header of an rwkv.cpp file.

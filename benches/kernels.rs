@@ -1,0 +1,205 @@
+//! Every kernel at every level, from the cache. Ids are `op/dtype/shape/isa`.
+//!
+//! Throughput counts the bytes of the weights for products, of the fp32 input for encoding, and of all slices read
+//! and written for the rest. For weights that do not fit the cache use `rwkv-edge bench`.
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use rwkv_edge::kernels::quant::{TENSOR_SCALE, encode_block_row, encode_record};
+use rwkv_edge::kernels::{
+    ActivationMut, DType, Isa, Kernels, Matrix, Records, SPARSE_TILE, Sparse, matrix_bytes, record_bytes,
+};
+
+/// Widths of small and middling models.
+const WIDTHS: [usize; 2] = [768, 2048];
+
+fn group<'a>(c: &'a mut Criterion, op: &str) -> BenchmarkGroup<'a, WallTime> {
+    let mut group = c.benchmark_group(op);
+    group.warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1)).sample_size(30);
+    group
+}
+
+fn levels() -> impl Iterator<Item = &'static Kernels> {
+    Isa::ALL.iter().filter_map(|&isa| Kernels::for_isa(isa))
+}
+
+fn id(dtype: &str, shape: impl std::fmt::Display, kernels: &Kernels) -> BenchmarkId {
+    BenchmarkId::from_parameter(format!("{dtype}/{shape}/{}", kernels.isa()))
+}
+
+/// Pseudo-random values in -1..1.
+fn values(n: usize) -> Vec<f32> {
+    let mut state = 1u64;
+    let next = |_| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / 8_388_608.0 - 1.0
+    };
+    (0..n).map(next).collect()
+}
+
+/// A vector with all that quantization makes of it.
+struct Input {
+    values: Vec<f32>,
+    codes: Vec<i8>,
+    scales: Vec<f32>,
+    sums: Vec<i32>,
+}
+
+impl Input {
+    fn new(n: usize) -> Self {
+        let (codes, scales, sums) = (vec![0; n], vec![0.0; n / 32], vec![0; n / 32]);
+        Self { values: values(n), codes, scales, sums }
+    }
+
+    fn parts(&mut self) -> ActivationMut<'_> {
+        ActivationMut {
+            values: &mut self.values,
+            codes: &mut self.codes,
+            scales: &mut self.scales,
+            sums: &mut self.sums,
+        }
+    }
+}
+
+fn matrix_data(dtype: DType, rows: usize, cols: usize) -> Vec<u8> {
+    let mut data = vec![0; matrix_bytes(dtype, rows, cols).expect("a size")];
+    let block_row = matrix_bytes(dtype, 16, cols).expect("a size");
+    let values = values(16 * cols);
+    for out in data.chunks_exact_mut(block_row) {
+        encode_block_row(dtype, &values, cols, TENSOR_SCALE, out).expect("small values");
+    }
+    data
+}
+
+fn matvec(c: &mut Criterion) {
+    let mut group = group(c, "matvec");
+    for dtype in DType::ALL {
+        for n in WIDTHS {
+            let data = matrix_data(dtype, 256, n);
+            let w = Matrix::new(dtype, 256, n, TENSOR_SCALE, &data).expect("a matrix");
+            let mut input = Input::new(n);
+            let mut out = vec![0.0; 256];
+            group.throughput(Throughput::Bytes(data.len() as u64));
+            for kernels in levels() {
+                kernels.quantize(&mut input.parts());
+                let parts = input.parts();
+                let x = parts.view();
+                group.bench_function(id(dtype.name(), format_args!("256x{n}"), kernels), |b| {
+                    b.iter(|| kernels.matvec(&mut out, black_box(&w), 0, x));
+                });
+            }
+        }
+    }
+}
+
+/// One tile of `ffn.value` with one column in eight alive.
+fn sparse_matvec(c: &mut Criterion) {
+    let mut group = group(c, "sparse_matvec");
+    for dtype in DType::ALL {
+        let count = 2048;
+        let stride = record_bytes(dtype, SPARSE_TILE).expect("a size");
+        let mut data = vec![0; count * stride];
+        let record = values(SPARSE_TILE);
+        for out in data.chunks_exact_mut(stride) {
+            encode_record(dtype, &record, TENSOR_SCALE, out).expect("small values");
+        }
+        let w = Records::new(dtype, count, SPARSE_TILE, TENSOR_SCALE, &data).expect("records");
+        let indices: Vec<u32> = (0..count as u32).step_by(8).collect();
+        let live = values(indices.len());
+        let x = Sparse { indices: &indices, values: &live };
+        let mut out = vec![0.0; SPARSE_TILE];
+        group.throughput(Throughput::Bytes((indices.len() * stride) as u64));
+        for kernels in levels() {
+            let id = id(dtype.name(), format_args!("256of{count}x{SPARSE_TILE}"), kernels);
+            group.bench_function(id, |b| b.iter(|| kernels.sparse_matvec(&mut out, black_box(&w), 0, x)));
+        }
+    }
+}
+
+fn nonzero(c: &mut Criterion) {
+    let mut group = group(c, "nonzero");
+    let n = 8192;
+    let x: Vec<f32> = values(n).into_iter().map(|x| if x > 0.75 { x } else { 0.0 }).collect();
+    let (mut indices, mut live) = (vec![0; n], vec![0.0; n]);
+    group.throughput(Throughput::Bytes(4 * n as u64));
+    for kernels in levels() {
+        group.bench_function(id("f32", n, kernels), |b| {
+            b.iter(|| kernels.nonzero(&mut indices, &mut live, black_box(&x)));
+        });
+    }
+}
+
+fn quantize(c: &mut Criterion) {
+    let mut group = group(c, "quantize");
+    for n in WIDTHS {
+        let mut input = Input::new(n);
+        group.throughput(Throughput::Bytes(5 * n as u64));
+        for kernels in levels() {
+            let id = id("f32", n, kernels);
+            group.bench_function(id, |b| b.iter(|| kernels.quantize(&mut black_box(&mut input).parts())));
+        }
+    }
+}
+
+/// The operations on vectors, with the number of slices that each reads and writes.
+fn element_wise(c: &mut Criterion) {
+    type Op = fn(&Kernels, &mut [f32], &[f32]);
+    let operations: [(&str, u64, Op); 6] = [
+        ("layer_norm", 4, |kernels, out, x| kernels.layer_norm(out, x, x, x, 1e-5)),
+        ("lerp", 4, |kernels, out, x| kernels.lerp(out, x, x, x)),
+        ("sigmoid_mul", 3, |kernels, out, x| kernels.sigmoid_mul(out, x, x)),
+        ("relu_squared", 2, |kernels, out, _| kernels.relu_squared(out)),
+        ("add", 3, |kernels, out, x| kernels.add(out, x)),
+        ("softmax", 2, |kernels, out, x| {
+            kernels.softmax(out, x);
+        }),
+    ];
+    for (op, slices, run) in operations {
+        let mut group = group(c, op);
+        for n in if op == "softmax" { [4096, 65536] } else { WIDTHS } {
+            let x = values(n);
+            let mut out = vec![0.0; n];
+            group.throughput(Throughput::Bytes(4 * slices * n as u64));
+            for kernels in levels() {
+                let id = id("f32", n, kernels);
+                group.bench_function(id, |b| b.iter(|| run(kernels, black_box(&mut out), black_box(&x))));
+            }
+        }
+    }
+}
+
+fn wkv4(c: &mut Criterion) {
+    let mut group = group(c, "wkv4");
+    for n in WIDTHS {
+        let x = values(n);
+        let decay: Vec<f32> = x.iter().map(|x| -x.abs()).collect();
+        let mut y = vec![0.0; n];
+        let (mut aa, mut bb, mut pp) = (vec![0.0; n], vec![0.0; n], vec![-1e30; n]);
+        group.throughput(Throughput::Bytes(4 * 11 * n as u64));
+        for kernels in levels() {
+            group.bench_function(id("f32", n, kernels), |b| {
+                b.iter(|| kernels.wkv4(&mut y, black_box(&x), &x, &x, &decay, &mut aa, &mut bb, &mut pp));
+            });
+        }
+    }
+}
+
+/// Conversion, at the best level.
+fn encode(c: &mut Criterion) {
+    let mut group = group(c, "encode");
+    let cols = 512;
+    let rows = values(16 * cols);
+    for dtype in DType::ALL {
+        let mut out = vec![0; matrix_bytes(dtype, 16, cols).expect("a size")];
+        group.throughput(Throughput::Bytes(4 * rows.len() as u64));
+        group.bench_function(id(dtype.name(), format_args!("16x{cols}"), Kernels::best()), |b| {
+            b.iter(|| encode_block_row(dtype, black_box(&rows), cols, TENSOR_SCALE, &mut out));
+        });
+    }
+}
+
+criterion_group!(benches, matvec, sparse_matvec, nonzero, quantize, element_wise, wkv4, encode);
+criterion_main!(benches);

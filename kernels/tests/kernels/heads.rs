@@ -1,0 +1,163 @@
+//! The operations of RWKV-5, 6 and 7 on every level against scalar, and their checks.
+
+use rwkv_edge_kernels::Kernels;
+
+use crate::compare::{canaries, check_f32, for_vectors};
+use crate::guard::Guarded;
+use crate::panics::{panics, rejects_each_length};
+use crate::support::{Fill, Report, Rng, scalar, vector_levels};
+
+/// Every short head, ones around whole strips of registers, and the usual 64.
+fn head_sizes() -> Vec<usize> {
+    if cfg!(miri) {
+        return vec![1, 8, 9, 23, 67];
+    }
+    (1..=67).chain([71, 95, 96, 97, 127, 128, 129]).collect()
+}
+
+/// Runs `step` on heads of every size and content, with `N` vectors, from an output and a state that lie one
+/// after the other: in both orders, so that each of them once ends at the inaccessible page.
+fn check_heads<const N: usize>(
+    what: &str,
+    seed: u64,
+    step: impl Fn(&Kernels, &mut [f32], &mut [f32], [&Guarded<f32>; N]),
+) {
+    let mut report = Report::default();
+    let mut rng = Rng(seed);
+    for n in head_sizes() {
+        for &fill in Fill::ALL {
+            let vectors = [0; N].map(|_| Guarded::new(&fill.vector(n, &mut rng)));
+            let state = fill.vector(n * n, &mut rng);
+            let shape = format!("{n} {fill:?}");
+            check_f32(&mut report, what, &shape, &[canaries(n), state.clone()].concat(), |kernels, out| {
+                let (y, state) = out.split_at_mut(n);
+                step(kernels, y, state, vectors.each_ref());
+            });
+            check_f32(&mut report, what, &shape, &[state, canaries(n)].concat(), |kernels, out| {
+                let (state, y) = out.split_at_mut(n * n);
+                // Once more from the state that the first left.
+                step(kernels, y, state, vectors.each_ref());
+                step(kernels, y, state, vectors.each_ref());
+            });
+        }
+    }
+    report.finish();
+}
+
+#[test]
+fn wkv6() {
+    check_heads("wkv6", 50, |kernels, y, state, [r, k, v, u, w]| kernels.wkv6(y, state, r, k, v, u, w));
+}
+
+#[test]
+fn wkv7() {
+    check_heads("wkv7", 51, |kernels, y, state, [r, w, k, v, kk, a]| {
+        kernels.wkv7(y, state, r, w, k, v, kk, a);
+    });
+}
+
+#[test]
+fn recurrences_of_no_values_do_nothing() {
+    assert!(!panics(|kernels| {
+        kernels.wkv6(&mut [], &mut [], &[], &[], &[], &[], &[]);
+        kernels.wkv7(&mut [], &mut [], &[], &[], &[], &[], &[], &[]);
+    }));
+}
+
+type InPlace = fn(&Kernels, &mut [f32]);
+
+const IN_PLACE: [(&str, InPlace); 5] = [
+    ("tanh", Kernels::tanh),
+    ("sigmoid", Kernels::sigmoid),
+    ("decay6", Kernels::decay6),
+    ("decay7", Kernels::decay7),
+    ("l2_normalize", Kernels::l2_normalize),
+];
+
+#[test]
+fn operations_in_place() {
+    let mut report = Report::default();
+    for_vectors(52, |shape, _, [x, _, _]| {
+        for (what, op) in IN_PLACE {
+            check_f32(&mut report, what, shape, x, op);
+        }
+    });
+    report.finish();
+}
+
+#[test]
+fn products() {
+    let mut report = Report::default();
+    for_vectors(53, |shape, n, [a, b, _]| {
+        check_f32(&mut report, "mul", shape, &canaries(n), |kernels, out| kernels.mul(out, a, b));
+        check_f32(&mut report, "silu_mul", shape, &canaries(n), |kernels, out| kernels.silu_mul(out, a, b));
+    });
+    report.finish();
+}
+
+#[test]
+fn dot3() {
+    let mut report = Report::default();
+    for_vectors(54, |shape, _, [a, b, c]| {
+        let wanted = scalar().dot3(a, b, c);
+        for kernels in vector_levels() {
+            report.compare("dot3", kernels.isa(), shape, &[wanted], &[kernels.dot3(a, b, c)]);
+        }
+    });
+    report.finish();
+}
+
+/// Calls a recurrence for a head of 8, with a state of `state` elements and vectors of `lengths`, `y` first.
+fn head_panics(
+    state: usize,
+    lengths: &[usize],
+    step: impl Fn(&Kernels, &mut [f32], &mut [f32], &[Vec<f32>]),
+) -> bool {
+    panics(|kernels| {
+        let vectors: Vec<Vec<f32>> = lengths[1..].iter().map(|&n| vec![0.5; n]).collect();
+        step(kernels, &mut vec![0.0; lengths[0]], &mut vec![0.0; state], &vectors);
+    })
+}
+
+fn rejects_each_shape(inputs: usize, step: impl Fn(&Kernels, &mut [f32], &mut [f32], &[Vec<f32>])) {
+    let right = vec![8; 1 + inputs];
+    assert!(!head_panics(64, &right, &step));
+    for state in [0, 8, 63, 65, 72, 128] {
+        assert!(head_panics(state, &right, &step), "state of {state}");
+    }
+    for odd in 0..=inputs {
+        for length in [0, 7, 9, 16] {
+            let mut lengths = right.clone();
+            lengths[odd] = length;
+            assert!(head_panics(64, &lengths, &step), "argument {odd} of length {length}");
+        }
+    }
+}
+
+#[test]
+fn recurrences_reject_wrong_shapes() {
+    rejects_each_shape(5, |kernels, y, state, inputs| {
+        let [r, k, v, u, w] = inputs else { unreachable!() };
+        kernels.wkv6(y, state, r, k, v, u, w);
+    });
+    rejects_each_shape(6, |kernels, y, state, inputs| {
+        let [r, w, k, v, kk, a] = inputs else { unreachable!() };
+        kernels.wkv7(y, state, r, w, k, v, kk, a);
+    });
+}
+
+#[test]
+fn products_reject_differing_lengths() {
+    rejects_each_length(3, |kernels, v| {
+        let [out, gate, x] = v else { unreachable!() };
+        kernels.silu_mul(out, gate, x);
+    });
+    rejects_each_length(3, |kernels, v| {
+        let [out, a, b] = v else { unreachable!() };
+        kernels.mul(out, a, b);
+    });
+    rejects_each_length(3, |kernels, v| {
+        let [a, b, c] = v else { unreachable!() };
+        kernels.dot3(a, b, c);
+    });
+}

@@ -1,0 +1,41 @@
+//! `rwkv-edge tokenize`: text to token ids and back.
+
+use std::io::{self, BufWriter, Read, Write};
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+
+use super::ModelArgs;
+
+#[derive(Args)]
+pub(super) struct TokenizeArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Read ids, separated by blanks, and write their bytes
+    #[arg(long)]
+    decode: bool,
+}
+
+pub(super) fn run(args: &TokenizeArgs) -> Result<()> {
+    let model = args.model.load()?;
+    let tokenizer = model.tokenizer()?;
+    let mut input = Vec::new();
+    io::stdin().lock().read_to_end(&mut input).context("standard input")?;
+    let mut out = BufWriter::new(io::stdout().lock());
+    if args.decode {
+        let text = str::from_utf8(&input).context("standard input")?;
+        for word in text.split_whitespace() {
+            let id: u32 = word.parse().with_context(|| format!("{word:?} is not a token id"))?;
+            let n = tokenizer.n_tokens();
+            ensure!((id as usize) < n, "token {id} is outside 0..{n}");
+            out.write_all(tokenizer.token(id))?;
+        }
+    } else {
+        let mut ids = Vec::new();
+        tokenizer.encode(&input, &mut ids)?;
+        for id in ids {
+            writeln!(out, "{id}")?;
+        }
+    }
+    Ok(out.flush()?)
+}

@@ -1,0 +1,144 @@
+//! Time mixing of RWKV-5.0, 5.1 and 5.2 (arXiv 2404.05892, section 4): a matrix-valued state for each head with
+//! a constant decay, a group norm, and from 5.1 on an output gate.
+
+use crate::error::Result;
+use crate::format::{Config, MatrixRef, ModelFile, VectorRef, Version};
+use crate::memory::Buffers;
+
+use super::common::{Input, Ops, Shift};
+use super::heads::{self, HeadNorm};
+use super::layer::{self, SCRATCH, Step};
+
+/// Weights of one layer's time mixing.
+#[derive(Debug)]
+pub(crate) struct TimeMix {
+    heads: HeadNorm,
+    time_mix_k: VectorRef,
+    time_mix_v: VectorRef,
+    time_mix_r: VectorRef,
+    /// Decay per channel, in (0, 1), `[n_att]`.
+    time_decay: VectorRef,
+    /// Bonus of the current token, `[n_att]`.
+    time_faaaa: VectorRef,
+    /// `[n_att, n_embd]`
+    key: MatrixRef,
+    /// `[n_att, n_embd]`
+    value: MatrixRef,
+    /// `[n_att, n_embd]`
+    receptance: MatrixRef,
+    gate: Option<Gate>,
+    /// `[n_embd, n_att]`
+    output: MatrixRef,
+}
+
+/// What 5.0 does not have.
+#[derive(Clone, Copy, Debug)]
+struct Gate {
+    time_mix_g: VectorRef,
+    /// `[n_att, n_embd]`
+    weight: MatrixRef,
+}
+
+/// Buffers that live for one token.
+pub(crate) struct Scratch<'a> {
+    /// Shifted inputs, `[n_embd]`.
+    xk: Input<'a>,
+    xv: Input<'a>,
+    xr: Input<'a>,
+    xg: Input<'a>,
+    /// `[n_att]` each.
+    k: &'a mut [f32],
+    v: &'a mut [f32],
+    r: &'a mut [f32],
+    g: &'a mut [f32],
+    wkv: &'a mut [f32],
+    normed: &'a mut [f32],
+    /// Input of the output projection, `[n_att]`.
+    gated: Input<'a>,
+}
+
+impl layer::TimeMix for TimeMix {
+    type Scratch<'a> = Scratch<'a>;
+
+    fn state_len(config: &Config) -> usize {
+        heads::state_len(config)
+    }
+
+    fn load(file: &ModelFile, config: &Config, index: usize) -> Result<Self> {
+        let Config { n_embd, n_att, version, .. } = *config;
+        let vector = |name: &str, len| file.vector_ref(&format!("blocks.{index}.att.{name}"), len);
+        let matrix = |name: &str, rows, cols| {
+            file.matrix_ref(&format!("blocks.{index}.att.{name}.weight"), rows, cols)
+        };
+        let gate = match version {
+            Version::V5_0 => None,
+            _ => Some(Gate {
+                time_mix_g: vector("time_mix_g", n_embd)?,
+                weight: matrix("gate", n_att, n_embd)?,
+            }),
+        };
+        Ok(Self {
+            heads: HeadNorm::load(file, config, index)?,
+            time_mix_k: vector("time_mix_k", n_embd)?,
+            time_mix_v: vector("time_mix_v", n_embd)?,
+            time_mix_r: vector("time_mix_r", n_embd)?,
+            time_decay: vector("time_decay", n_att)?,
+            time_faaaa: vector("time_faaaa", n_att)?,
+            key: matrix("key", n_att, n_embd)?,
+            value: matrix("value", n_att, n_embd)?,
+            receptance: matrix("receptance", n_att, n_embd)?,
+            gate,
+            output: matrix("output", n_embd, n_att)?,
+        })
+    }
+
+    fn take<'a>(buffers: &mut impl Buffers<'a>, config: &Config) -> Scratch<'a> {
+        let Config { n_embd, n_att, .. } = *config;
+        Scratch {
+            xk: Input::take(buffers, SCRATCH, n_embd),
+            xv: Input::take(buffers, SCRATCH, n_embd),
+            xr: Input::take(buffers, SCRATCH, n_embd),
+            xg: Input::take(buffers, SCRATCH, n_embd),
+            k: buffers.f32s(SCRATCH, n_att),
+            v: buffers.f32s(SCRATCH, n_att),
+            r: buffers.f32s(SCRATCH, n_att),
+            g: buffers.f32s(SCRATCH, n_att),
+            wkv: buffers.f32s(SCRATCH, n_att),
+            normed: buffers.f32s(SCRATCH, n_att),
+            gated: Input::take(buffers, SCRATCH, n_att),
+        }
+    }
+
+    /// `out = Wo @ (group_norm(wkv(r, k, v)) * silu(g))`
+    fn forward(&self, ops: &mut Ops<'_>, step: Step<'_>, scratch: &mut Scratch<'_>) -> Result<()> {
+        let Step { h, h_prev, state, out } = step;
+        let Scratch { xk, xv, xr, xg, k, v, r, g, wkv, normed, gated } = scratch;
+        ops.token_shift(xk, Shift::Current, h, h_prev, self.time_mix_k)?;
+        ops.token_shift(xv, Shift::Current, h, h_prev, self.time_mix_v)?;
+        ops.token_shift(xr, Shift::Current, h, h_prev, self.time_mix_r)?;
+        let [key, value, receptance] = [(self.key, &*xk), (self.value, &*xv), (self.receptance, &*xr)];
+        match &self.gate {
+            Some(gate) => {
+                ops.token_shift(xg, Shift::Current, h, h_prev, gate.time_mix_g)?;
+                ops.matvec([k, v, r, g], [key, value, receptance, (gate.weight, xg)])?;
+            }
+            None => ops.matvec([k, v, r], [key, value, receptance])?,
+        }
+
+        let (u, w) = (ops.file.vector(self.time_faaaa)?, ops.file.vector(self.time_decay)?);
+        let (kernels, k, v, r) = (ops.kernels, &**k, &**v, &**r);
+        self.heads.for_each(ops, state, wkv, &|head, state, y| {
+            let i = self.heads.channels(head);
+            kernels.wkv6(y, state, &r[i.clone()], &k[i.clone()], &v[i.clone()], &u[i.clone()], &w[i]);
+        });
+        match &self.gate {
+            Some(_) => {
+                self.heads.normalize(ops, normed, wkv)?;
+                ops.kernels.silu_mul(gated.values(), g, normed);
+            }
+            None => self.heads.normalize(ops, gated.values(), wkv)?,
+        }
+        ops.quantize(gated);
+        ops.matvec([out], [(self.output, gated)])
+    }
+}

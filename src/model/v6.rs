@@ -1,0 +1,187 @@
+//! Time mixing of RWKV-6 (arXiv 2404.05892, section 4): as RWKV-5, with token shift and decay that depend on the
+//! token through low-rank matrices.
+
+use crate::error::{Error, Result};
+use crate::format::{Config, MatrixRef, ModelFile, VectorRef};
+use crate::memory::Buffers;
+
+use super::common::{Input, Ops, Shift};
+use super::heads::{self, HeadNorm};
+use super::layer::{self, SCRATCH, Step};
+use super::names::V6_MIXES;
+
+/// Weights of one layer's time mixing. Arrays are in the order of [`V6_MIXES`]: w, k, v, r, g.
+#[derive(Debug)]
+pub(crate) struct TimeMix {
+    heads: HeadNorm,
+    /// Mix of the input that the dynamic mixes are computed from, `[n_embd]`.
+    time_maa_x: VectorRef,
+    /// Constant part of each mix, `[n_embd]`.
+    time_maa: [VectorRef; 5],
+    /// `[5 mix_rank, n_embd]`
+    time_maa_w1: MatrixRef,
+    /// `[n_embd, mix_rank]` each
+    time_maa_w2: [MatrixRef; 5],
+    /// Constant part of the decay before its exponentials, `[n_att]`.
+    time_decay: VectorRef,
+    /// `[decay_rank, n_embd]`
+    time_decay_w1: MatrixRef,
+    /// `[n_att, decay_rank]`
+    time_decay_w2: MatrixRef,
+    /// Bonus of the current token, `[n_att]`.
+    time_faaaa: VectorRef,
+    /// Key, value, receptance and gate, `[n_att, n_embd]`.
+    projections: [MatrixRef; 4],
+    /// `[n_embd, n_att]`
+    output: MatrixRef,
+}
+
+/// Buffers that live for one token.
+pub(crate) struct Scratch<'a> {
+    /// Input of `time_maa_w1`, `[n_embd]`.
+    xx: Input<'a>,
+    /// `[5 mix_rank]`
+    low: &'a mut [f32],
+    /// Slices of `low`, inputs of `time_maa_w2`, `[mix_rank]`.
+    lows: [Input<'a>; 5],
+    /// Mix of each input, `[n_embd]`.
+    mixes: [&'a mut [f32]; 5],
+    /// Shifted inputs of decay, key, value, receptance and gate, `[n_embd]`.
+    xs: [Input<'a>; 5],
+    /// Input of `time_decay_w2`, `[decay_rank]`.
+    decay_low: Input<'a>,
+    /// `[n_att]` each.
+    w: &'a mut [f32],
+    k: &'a mut [f32],
+    v: &'a mut [f32],
+    r: &'a mut [f32],
+    g: &'a mut [f32],
+    wkv: &'a mut [f32],
+    normed: &'a mut [f32],
+    /// Input of the output projection, `[n_att]`.
+    gated: Input<'a>,
+}
+
+impl layer::TimeMix for TimeMix {
+    type Scratch<'a> = Scratch<'a>;
+
+    fn state_len(config: &Config) -> usize {
+        heads::state_len(config)
+    }
+
+    fn load(file: &ModelFile, config: &Config, index: usize) -> Result<Self> {
+        let Config { n_embd, n_att, .. } = *config;
+        let (Some(mix_rank), Some(decay_rank)) = (config.mix_rank, config.decay_rank) else {
+            return Err(Error::malformed("RWKV-6 without its low ranks"));
+        };
+        let name = |tail: &str| format!("blocks.{index}.att.{tail}");
+        let vector = |tail: &str, len| file.vector_ref(&name(tail), len);
+        let matrix = |tail: &str, rows, cols| file.matrix_ref(&name(tail), rows, cols);
+        let projection = |tail: &str| matrix(&format!("{tail}.weight"), n_att, n_embd);
+        let [w, k, v, r, g] = V6_MIXES;
+        let maa = |mix: &str| vector(&format!("time_maa_{mix}"), n_embd);
+        let maa_w2 = |mix: &str| matrix(&format!("time_maa_w2.{mix}"), n_embd, mix_rank);
+        Ok(Self {
+            heads: HeadNorm::load(file, config, index)?,
+            time_maa_x: vector("time_maa_x", n_embd)?,
+            time_maa: [maa(w)?, maa(k)?, maa(v)?, maa(r)?, maa(g)?],
+            time_maa_w1: matrix("time_maa_w1", 5 * mix_rank, n_embd)?,
+            time_maa_w2: [maa_w2(w)?, maa_w2(k)?, maa_w2(v)?, maa_w2(r)?, maa_w2(g)?],
+            time_decay: vector("time_decay", n_att)?,
+            time_decay_w1: matrix("time_decay_w1", decay_rank, n_embd)?,
+            time_decay_w2: matrix("time_decay_w2", n_att, decay_rank)?,
+            time_faaaa: vector("time_faaaa", n_att)?,
+            projections: [
+                projection("key")?,
+                projection("value")?,
+                projection("receptance")?,
+                projection("gate")?,
+            ],
+            output: matrix("output.weight", n_embd, n_att)?,
+        })
+    }
+
+    fn take<'a>(buffers: &mut impl Buffers<'a>, config: &Config) -> Scratch<'a> {
+        let Config { n_embd, n_att, .. } = *config;
+        let (mix_rank, decay_rank) = (config.mix_rank.unwrap_or(0), config.decay_rank.unwrap_or(0));
+        Scratch {
+            xx: Input::take(buffers, SCRATCH, n_embd),
+            low: buffers.f32s(SCRATCH, 5 * mix_rank),
+            lows: [(); 5].map(|()| Input::take(buffers, SCRATCH, mix_rank)),
+            mixes: [(); 5].map(|()| buffers.f32s(SCRATCH, n_embd)),
+            xs: [(); 5].map(|()| Input::take(buffers, SCRATCH, n_embd)),
+            decay_low: Input::take(buffers, SCRATCH, decay_rank),
+            w: buffers.f32s(SCRATCH, n_att),
+            k: buffers.f32s(SCRATCH, n_att),
+            v: buffers.f32s(SCRATCH, n_att),
+            r: buffers.f32s(SCRATCH, n_att),
+            g: buffers.f32s(SCRATCH, n_att),
+            wkv: buffers.f32s(SCRATCH, n_att),
+            normed: buffers.f32s(SCRATCH, n_att),
+            gated: Input::take(buffers, SCRATCH, n_att),
+        }
+    }
+
+    /// `out = Wo @ (group_norm(wkv(r, k, v, w)) * silu(g))`
+    fn forward(&self, ops: &mut Ops<'_>, step: Step<'_>, scratch: &mut Scratch<'_>) -> Result<()> {
+        let Step { h, h_prev, state, out } = step;
+        self.dynamic_shift(ops, h, h_prev, scratch)?;
+        let Scratch { xs, decay_low, w, k, v, r, g, wkv, normed, gated, .. } = scratch;
+        let [xw, xk, xv, xr, xg] = xs;
+        let [key, value, receptance, gate] = self.projections;
+        ops.matvec(
+            [&mut **k, &mut **v, &mut **r, &mut **g, decay_low.values()],
+            [(key, xk), (value, xv), (receptance, xr), (gate, xg), (self.time_decay_w1, xw)],
+        )?;
+
+        // w = exp(-exp(time_decay + w2 @ tanh(w1 @ xw)))
+        ops.kernels.tanh(decay_low.values());
+        ops.quantize(decay_low);
+        ops.matvec([&mut **w], [(self.time_decay_w2, decay_low)])?;
+        ops.kernels.add(w, ops.file.vector(self.time_decay)?);
+        ops.kernels.decay6(w);
+
+        let u = ops.file.vector(self.time_faaaa)?;
+        let (kernels, k, v, r, w) = (ops.kernels, &**k, &**v, &**r, &**w);
+        self.heads.for_each(ops, state, wkv, &|head, state, y| {
+            let i = self.heads.channels(head);
+            kernels.wkv6(y, state, &r[i.clone()], &k[i.clone()], &v[i.clone()], &u[i.clone()], &w[i]);
+        });
+        self.heads.normalize(ops, normed, wkv)?;
+        ops.kernels.silu_mul(gated.values(), g, normed);
+        ops.quantize(gated);
+        ops.matvec([out], [(self.output, gated)])
+    }
+}
+
+impl TimeMix {
+    /// `x_c = h + (h_prev - h) * (maa_c + w2_c @ tanh(w1 @ xx)_c)` for the five inputs c.
+    fn dynamic_shift(
+        &self,
+        ops: &mut Ops<'_>,
+        h: &[f32],
+        h_prev: &[f32],
+        scratch: &mut Scratch<'_>,
+    ) -> Result<()> {
+        let Scratch { xx, low, lows, mixes, xs, .. } = scratch;
+        ops.token_shift(xx, Shift::Previous, h, h_prev, self.time_maa_x)?;
+        ops.matvec([&mut **low], [(self.time_maa_w1, xx)])?;
+        ops.kernels.tanh(low);
+        for (input, low) in lows.iter_mut().zip(low.chunks_exact(low.len() / 5)) {
+            input.values().copy_from_slice(low);
+            ops.quantize(input);
+        }
+        let [a, b, c, d, e] = mixes;
+        let mut jobs = self.time_maa_w2.iter().zip(lows.iter()).map(|(&matrix, low)| (matrix, low));
+        let jobs = [(); 5].map(|()| jobs.next());
+        if let [Some(ja), Some(jb), Some(jc), Some(jd), Some(je)] = jobs {
+            ops.matvec([&mut **a, b, c, d, e], [ja, jb, jc, jd, je])?;
+        }
+        for ((x, mix), maa) in xs.iter_mut().zip(mixes.iter_mut()).zip(self.time_maa) {
+            ops.kernels.add(mix, ops.file.vector(maa)?);
+            ops.kernels.lerp(x.values(), h, h_prev, mix);
+            ops.quantize(x);
+        }
+        Ok(())
+    }
+}

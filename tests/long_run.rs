@@ -1,0 +1,42 @@
+//! A hundred thousand tokens: no drift into NaN, no growth of the state, and no growth of memory.
+
+mod common;
+
+use common::{VERSIONS, fixture, model, session, token_walk};
+use rwkv_edge::cpu;
+use rwkv_edge::kernels::DType;
+
+/// Tokens fed; the state norm after a hundredth of them must be of the order of that after all.
+const TOKENS: usize = 100_000;
+
+/// Root of the sum of squares, without the -1e30 that stands for "nothing yet" in RWKV-4.
+fn norm(values: &[f32]) -> f64 {
+    values.iter().filter(|x| x.abs() < 1e20).map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt()
+}
+
+fn run(name: &str) {
+    for dtype in [DType::F32, DType::Int8] {
+        let model = model(&fixture(&format!("{name}-tiny.pth")), dtype, None);
+        let mut session = session(&model, 1);
+        let tokens = token_walk(TOKENS, model.config().n_vocab);
+        let (early, late) = tokens.split_at(TOKENS / 100);
+        early.iter().for_each(|&token| session.feed(token).unwrap());
+        let early_norm = norm(session.state().values());
+        let early_rss = cpu::peak_rss_bytes();
+        late.iter().for_each(|&token| session.feed(token).unwrap());
+        let state = session.state();
+        assert!(state.values().iter().all(|x| !x.is_nan()), "{name}, {dtype}");
+        let growth = norm(state.values()) / early_norm;
+        assert!((0.5..2.0).contains(&growth), "{name}, {dtype}: the state's norm changed by {growth}");
+        if let (Some(early), Some(late)) = (early_rss, cpu::peak_rss_bytes()) {
+            assert!(late - early < 1 << 20, "{name}, {dtype}: memory grew by {} bytes", late - early);
+        }
+        assert!(session.forward(1).unwrap().iter().all(|x| x.is_finite()), "{name}, {dtype}");
+    }
+}
+
+/// One test, because memory is measured for the whole process.
+#[test]
+fn a_hundred_thousand_tokens_leave_the_state_bounded() {
+    VERSIONS.into_iter().for_each(run);
+}

@@ -1,0 +1,179 @@
+//! Names of other programs for the same tensors, turned into BlinkDL's.
+
+use std::fmt;
+
+use super::SourceTensor;
+use super::inventory::{split_layer, split_numbered};
+
+/// Whose names the tensors of a file have. A [`Checkpoint`](super::Checkpoint) shows BlinkDL's for all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Naming {
+    /// BlinkDL's own, which rwkv.cpp uses as well.
+    BlinkDl,
+    /// Hugging Face transformers: `RwkvForCausalLM`, and the ports of RWKV-5 and 6.
+    ///
+    /// Running such a model in transformers halves `output` and `feed_forward.value` every few layers
+    /// (`rescale_every`). A model that was saved after that has other weights, which the file does not show.
+    HuggingFace,
+    /// RWKV-7 of flash-linear-attention. Its group norm has the epsilon `head_size * norm_eps`, which is BlinkDL's
+    /// for a head size of 64.
+    FlashLinearAttention,
+    /// Files for web-rwkv and ai00: names that are almost BlinkDL's, low-rank factors and tuned states transposed.
+    WebRwkv,
+}
+
+impl fmt::Display for Naming {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::BlinkDl => "BlinkDL",
+            Self::HuggingFace => "Hugging Face transformers",
+            Self::FlashLinearAttention => "flash-linear-attention",
+            Self::WebRwkv => "web-rwkv",
+        })
+    }
+}
+
+/// What transformers calls the mixes, and BlinkDL's names.
+const HUGGING_FACE_MIXES: [(&str, &str); 4] = [
+    ("time_mix_key", "time_mix_k"),
+    ("time_mix_value", "time_mix_v"),
+    ("time_mix_receptance", "time_mix_r"),
+    ("time_mix_gate", "time_mix_g"),
+];
+
+/// What flash-linear-attention calls the tensors beside the layers, and BlinkDL's names: beginnings.
+const FLA_GLOBAL: [(&str, &str); 3] = [("embeddings.", "emb."), ("norm.", "ln_out."), ("lm_head.", "head.")];
+
+/// The same inside a layer; the first that fits counts.
+const FLA_LOCAL: [(&str, &str); 9] = [
+    ("pre_norm.", "ln0."),
+    ("attn_norm.", "ln1."),
+    ("ffn_norm.", "ln2."),
+    ("attn.r_proj.", "att.receptance."),
+    ("attn.k_proj.", "att.key."),
+    ("attn.v_proj.", "att.value."),
+    ("attn.o_proj.", "att.output."),
+    ("attn.g_norm.", "att.ln_x."),
+    ("attn.", "att."),
+];
+
+/// Tells names apart that no two programs share. Without such names they count as BlinkDL's.
+pub(super) fn naming(tensors: &[SourceTensor]) -> Naming {
+    let any = |test: fn(&str) -> bool| tensors.iter().any(|tensor| test(&tensor.name));
+    if any(is_hugging_face) {
+        Naming::HuggingFace
+    } else if any(is_fla) {
+        Naming::FlashLinearAttention
+    } else {
+        Naming::BlinkDl
+    }
+}
+
+fn is_hugging_face(name: &str) -> bool {
+    let name = name.strip_prefix("rwkv.").unwrap_or(name);
+    split_layer(name)
+        .is_some_and(|(_, local)| local.starts_with("attention.") || local.starts_with("feed_forward."))
+}
+
+fn is_fla(name: &str) -> bool {
+    split_numbered(name, "layers.").is_some_and(|(_, local)| local == "attn.r_k")
+}
+
+/// BlinkDL's name for a tensor; names that mean nothing in `naming` stay.
+pub(super) fn blinkdl_name(naming: Naming, name: &str) -> String {
+    let (name, translated) = match naming {
+        Naming::HuggingFace => {
+            let name = name.strip_prefix("rwkv.").unwrap_or(name);
+            (name, hugging_face(name))
+        }
+        Naming::FlashLinearAttention => (name, fla(name)),
+        Naming::BlinkDl | Naming::WebRwkv => (name, None),
+    };
+    translated.unwrap_or_else(|| name.to_owned())
+}
+
+fn hugging_face(name: &str) -> Option<String> {
+    if let Some(rest) = name.strip_prefix("embeddings.") {
+        return Some(format!("emb.{rest}"));
+    }
+    let (layer, local) = split_layer(name)?;
+    let (part, rest) = local.split_once('.')?;
+    match part {
+        "pre_ln" => Some(format!("blocks.{layer}.ln0.{rest}")),
+        "attention" => Some(format!("blocks.{layer}.att.{}", short_mix(rest))),
+        "feed_forward" => Some(format!("blocks.{layer}.ffn.{}", short_mix(rest))),
+        _ => None,
+    }
+}
+
+fn short_mix(name: &str) -> &str {
+    HUGGING_FACE_MIXES.iter().find(|(long, _)| *long == name).map_or(name, |(_, short)| short)
+}
+
+fn fla(name: &str) -> Option<String> {
+    let translate = |table: &[(&str, &str)], name: &str| {
+        table.iter().find_map(|(from, to)| Some(format!("{to}{}", name.strip_prefix(from)?)))
+    };
+    let Some((layer, local)) = split_numbered(name, "layers.") else {
+        return translate(&FLA_GLOBAL, name);
+    };
+    let local =
+        fla_low_rank(local).or_else(|| translate(&FLA_LOCAL, local)).unwrap_or_else(|| local.to_owned());
+    Some(format!("blocks.{layer}.{local}"))
+}
+
+/// The two linear layers of a low-rank map are its factors, transposed; the bias of the second is the constant term.
+fn fla_low_rank(local: &str) -> Option<String> {
+    let (map, part) = local.strip_prefix("attn.")?.split_once("_lora.lora.")?;
+    let digit = match part {
+        "0.weight" => 1,
+        "2.weight" => 2,
+        "2.bias" => 0,
+        _ => return None,
+    };
+    matches!(map, "w" | "a" | "v" | "g").then(|| format!("att.{map}{digit}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn foreign_parts_keep_their_names() {
+        let kept = |naming, name: &str, expected: &str| {
+            assert_eq!(blinkdl_name(naming, name), expected, "{name}");
+        };
+        kept(Naming::HuggingFace, "rwkv.ln_out.weight", "ln_out.weight");
+        kept(Naming::HuggingFace, "rwkv.blocks.x.attention.key.weight", "blocks.x.attention.key.weight");
+        kept(Naming::HuggingFace, "rwkv.blocks.3.attention.time_mix_keys", "blocks.3.att.time_mix_keys");
+        kept(Naming::HuggingFace, "blocks.3.ln1.weight", "blocks.3.ln1.weight");
+        kept(Naming::FlashLinearAttention, "layers.3.attn.q_proj.weight", "blocks.3.att.q_proj.weight");
+        kept(
+            Naming::FlashLinearAttention,
+            "layers.3.attn.w_lora.lora.1.weight",
+            "blocks.3.att.w_lora.lora.1.weight",
+        );
+        kept(
+            Naming::FlashLinearAttention,
+            "layers.3.attn.q_lora.lora.0.weight",
+            "blocks.3.att.q_lora.lora.0.weight",
+        );
+        kept(Naming::FlashLinearAttention, "layers.3.mlp.x", "blocks.3.mlp.x");
+        kept(Naming::FlashLinearAttention, "layers.03.attn.r_k", "layers.03.attn.r_k");
+        kept(Naming::BlinkDl, "layers.3.attn.r_k", "layers.3.attn.r_k");
+    }
+
+    #[test]
+    fn a_translated_name_is_its_own_translation() {
+        for (naming, name) in [
+            (Naming::HuggingFace, "rwkv.blocks.0.pre_ln.bias"),
+            (Naming::HuggingFace, "rwkv.blocks.10.feed_forward.time_mix_receptance"),
+            (Naming::FlashLinearAttention, "layers.10.attn.v_lora.lora.2.bias"),
+            (Naming::FlashLinearAttention, "lm_head.weight"),
+        ] {
+            let translated = blinkdl_name(naming, name);
+            assert_ne!(translated, name);
+            assert_eq!(blinkdl_name(naming, &translated), translated);
+        }
+    }
+}
