@@ -5,7 +5,7 @@ use rwkv_edge_kernels::quant::{
 };
 use rwkv_edge_kernels::{DType, GROUP_SIZE, Matrix, Records, record_bytes};
 
-use crate::support::{Rng, encode_matrix, encode_records};
+use crate::support::{Rng, encode_matrix, encode_records, fingerprint};
 
 fn encode(dtype: DType, values: &[f32]) -> (Vec<u8>, ErrorSums) {
     let mut bytes = vec![0; record_bytes(dtype, values.len()).unwrap()];
@@ -226,11 +226,6 @@ fn matrices_and_records_encode_groups_alike() {
             }
         }
     }
-}
-
-/// FNV-1a, to pin many bytes with one number.
-fn fingerprint(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |h, &b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[test]

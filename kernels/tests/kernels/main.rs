@@ -7,6 +7,8 @@ mod compare;
 mod encode;
 #[cfg(not(miri))]
 mod exp;
+#[cfg(not(miri))]
+mod golden;
 mod guard;
 mod heads;
 #[cfg(not(miri))]

@@ -44,6 +44,11 @@ impl Rng {
     }
 }
 
+/// FNV-1a, which pins many bytes with one number.
+pub(crate) fn fingerprint(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |h, &b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
+}
+
 /// What a vector is filled with.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Fill {
