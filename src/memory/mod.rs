@@ -1,8 +1,8 @@
 //! Fixed memory: what a session needs is computed from the model's header, allocated once, and never grows.
 //!
-//! Code that needs buffers asks a [`Buffers`] source for them by name. The same function runs twice: with
-//! [`Measure`], which only adds up sizes, to make the [`Plan`]; and with [`Carve`], which cuts the slices out
-//! of the [`Arena`]. So the plan is exact by construction.
+//! Code that needs buffers asks a source for them by name. The same function runs twice: with a source that only
+//! adds up sizes, to make the [`Plan`]; and with one that cuts the slices out of the [`Arena`]. So the plan is
+//! exact by construction.
 
 mod arena;
 mod plan;

@@ -1,6 +1,6 @@
 //! A loaded model: weights mapped from a `.rwkv` file, shared by any number of sessions.
 //!
-//! One module per RWKV version holds its equations; [`common`] what they share. Arithmetic happens only in
+//! One module per RWKV version holds its time mixing; the others what the versions share. Arithmetic happens only in
 //! the kernel table, so nothing here knows which instruction set runs.
 
 mod channel_mix;

@@ -12,8 +12,13 @@ use source_common::{Filled, Folder, read, rwkvcpp_file, safetensors_of, torch_of
 const FIRST: &str = "model-00001-of-00002.safetensors";
 const SECOND: &str = "model-00002-of-00002.safetensors";
 
+fn json(text: &str) -> String {
+    serde_json::to_string(text).unwrap()
+}
+
 fn index_of(entries: &[(&str, &str)]) -> String {
-    let entries: Vec<_> = entries.iter().map(|(name, file)| format!("{name:?}: {file:?}")).collect();
+    let entries: Vec<_> =
+        entries.iter().map(|(name, file)| format!("{}: {}", json(name), json(file))).collect();
     format!("{{\n  \"metadata\": {{\"total_size\": 1}},\n  \"weight_map\": {{{}}}\n}}\n", entries.join(", "))
 }
 
