@@ -7,13 +7,13 @@ mod activation;
 pub(crate) mod heads;
 mod matvec;
 mod norm;
-mod sparse;
+pub(crate) mod sparse;
 mod wkv;
 
 pub(crate) use activation::{add, lerp, nonzero, quantize, relu_squared, sigmoid_mul};
 pub(crate) use heads::{decay6, decay7, dot3, l2_normalize, mul, sigmoid, silu_mul, tanh, wkv6, wkv7};
 pub(crate) use norm::{layer_norm, softmax};
-pub(crate) use sparse::{ZERO_BELOW, cmax, dequantize_record};
+pub(crate) use sparse::dequantize_record;
 pub(crate) use wkv::wkv4;
 
 use crate::isa::Isa;

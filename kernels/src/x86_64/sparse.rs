@@ -7,7 +7,7 @@ use core::arch::x86_64::*;
 
 use super::memory::{load_f16, load_half, load_i32, prefetch, store_f32, store_i32};
 use crate::layout::{GROUP_SIZE, Records, Sparse, record_scale_bytes};
-use crate::scalar::{ZERO_BELOW, cmax};
+use crate::scalar::sparse::{ZERO_BELOW, cmax};
 use crate::table::SPARSE_TILE;
 
 /// Records that go by together.
