@@ -11,7 +11,7 @@ use crate::quant::EncodeGroupFn;
 use crate::scalar;
 
 /// Most outputs of one call of [`Kernels::sparse_matvec`].
-pub const SPARSE_TILE: usize = 1024;
+pub const SPARSE_TILE: usize = 2048;
 
 pub(crate) type QuantizeFn = fn(&mut ActivationMut<'_>);
 pub(crate) type MatvecFn = fn(&mut [f32], &Matrix<'_>, usize, Activation<'_>);

@@ -1,6 +1,6 @@
 //! From a checkpoint to a `.rwkv` file.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,18 +11,18 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use rwkv_edge::format::{Config, FileContents, FilePlan, ModelWriter, Provenance, SelfTest, Version};
 use rwkv_edge::kernels::DType;
 use rwkv_edge::kernels::quant::ErrorSums;
-use rwkv_edge::model::names::{self, ModelTensor};
+use rwkv_edge::model::names::{self, ModelTensor, Role};
 use rwkv_edge::{LoadOptions, Model, Tokenizer, self_test};
 use sha2::{Digest, Sha256};
 
 use crate::chat::{self, Template};
 use crate::dims;
-use crate::encode::{self, Encoder};
-use crate::origin::{Origin, Sources};
+use crate::encode::{self, Encoder, INTERRUPTED};
+use crate::origin::{Input, Origin, Sources};
 use crate::policy;
 use crate::report::Report;
 use crate::source::{self, Checkpoint};
-use crate::vocab;
+use crate::vocab::{self, VocabError};
 
 /// Ids that the model's vocabulary may have beyond the tokenizer's: released models are padded by up to 50.
 const MAX_UNUSED_IDS: usize = 256;
@@ -50,16 +50,19 @@ pub struct Options {
 
 /// Receives the progress of a conversion.
 pub trait Progress {
-    /// `done` of `total` weights are converted; `tensor` comes next.
+    /// `done` of `total` weights are converted, the last of them in `tensor`. A tensor whose scale turns out too
+    /// small starts again, so `done` may fall.
     fn update(&mut self, done: u64, total: u64, tensor: &str);
 }
 
 /// A checkpoint that was found fit, and the file it would become.
 pub struct Conversion {
-    checkpoint: Checkpoint,
-    state: Option<Checkpoint>,
-    plan: FilePlan,
     input: PathBuf,
+    checkpoint: Checkpoint,
+    /// The file of a tuned state, with its path.
+    state: Option<(PathBuf, Checkpoint)>,
+    tokenizer: Option<PathBuf>,
+    plan: FilePlan,
     threads: usize,
 }
 
@@ -86,9 +89,9 @@ impl Conversion {
         let with_path = || input.display().to_string();
         let version = source::detect(&checkpoint)?;
         let config = dims::config(&checkpoint, version, options.group_norm_eps).with_context(with_path)?;
-        let state = options.state.as_ref().map(|path| Checkpoint::open(path)).transpose()?;
-        let sources = Sources { checkpoint: &checkpoint, state: state.as_ref() };
-        let tensors = model_tensors(sources, &config).with_context(with_path)?;
+        let open = |path: &PathBuf| Checkpoint::open(path).map(|state| (path.clone(), state));
+        let state = options.state.as_ref().map(open).transpose()?;
+        let tensors = model_tensors(sources(input, &checkpoint, &state), &config)?;
         let (tokenizer, error) = match tokenizer(options.tokenizer.as_deref(), config.n_vocab) {
             Ok(tokenizer) => (tokenizer, None),
             Err(error) => (rwkv_edge::tokenizer::compile::bytes(), Some(error)),
@@ -98,7 +101,7 @@ impl Conversion {
         let contents = FileContents {
             chat: chat::chat(template, options.start_tokens.clone(), stop_tokens, &options.sampling)?,
             provenance: Provenance {
-                source_name: checkpoint.file_name(),
+                source_name: printable(&checkpoint.file_name()),
                 source_format: checkpoint.container().to_string(),
                 source_bytes: checkpoint.file_len(),
                 source_sha256: [0; 32],
@@ -115,7 +118,8 @@ impl Conversion {
             config,
         };
         let plan = FilePlan::new(contents)?;
-        Ok((Self { checkpoint, state, plan, input: input.into(), threads: options.threads }, error))
+        let (input, tokenizer) = (input.to_owned(), options.tokenizer.clone());
+        Ok((Self { input, checkpoint, state, tokenizer, plan, threads: options.threads.max(1) }, error))
     }
 
     /// The checkpoint.
@@ -132,47 +136,73 @@ impl Conversion {
     /// becomes true, nothing is left behind.
     ///
     /// # Errors
-    /// If reading or writing fails, a weight is not finite or too large, or the run was interrupted.
+    /// If `output` is one of the files that are read or no regular file, reading or writing fails, a weight is not
+    /// finite or too large, or the run was interrupted.
     pub fn run(self, output: &Path, progress: &mut dyn Progress, interrupted: &AtomicBool) -> Result<Report> {
-        let Self { checkpoint, state, plan, input, threads } = self;
-        let sources = Sources { checkpoint: &checkpoint, state: state.as_ref() };
+        self.check_output(output)?;
+        let Self { input, checkpoint, state, plan, threads, .. } = self;
+        let sources = sources(&input, &checkpoint, &state);
         let FileContents { mut provenance, mut self_test, config, .. } = plan.contents().clone();
         let mut writer = ModelWriter::create(output, plan)?;
+        let failed = AtomicBool::new(false);
         let (sha256, written) = thread::scope(|scope| {
-            let hash = scope.spawn(|| sha256(&input, interrupted));
+            let hash = scope.spawn(|| sha256(&checkpoint, [interrupted, &failed]));
             let written = write_tensors(sources, &mut writer, &config, threads, progress, interrupted);
-            if written.is_err() {
-                interrupted.store(true, Ordering::Relaxed);
-            }
+            failed.store(written.is_err(), Ordering::Relaxed);
             (hash.join(), written)
         });
-        let (errors, total) = written.with_context(|| input.display().to_string())?;
+        let (errors, total) = written?;
         provenance.source_sha256 =
             sha256.map_err(|_| anyhow!("the thread that hashes the input panicked"))??;
         provenance.rel_error = total.relative() as f32;
         let report = Report::new(writer.plan(), &errors, provenance.rel_error);
         writer.finish_data()?;
         self_test.logits_sha256 = logits_digest(writer.temp_path(), &self_test.tokens, threads)?;
+        ensure!(!interrupted.load(Ordering::Relaxed), INTERRUPTED);
         writer.finish(provenance, self_test)?;
         Ok(report)
+    }
+
+    /// Refuses to replace what is read, or what is no regular file, such as a device. Links are replaced, not
+    /// followed; what is not there yet is fine.
+    fn check_output(&self, output: &Path) -> Result<()> {
+        let Ok(metadata) = fs::symlink_metadata(output) else { return Ok(()) };
+        let replaceable = metadata.is_file() || metadata.is_symlink();
+        ensure!(replaceable || metadata.is_dir(), "{}: it is not a regular file", output.display());
+        let Ok(found) = fs::canonicalize(output) else { return Ok(()) };
+        let state = self.state.iter().flat_map(|(path, state)| state.paths().chain([path.as_path()]));
+        let read = [Some(self.input.as_path()), self.tokenizer.as_deref()];
+        for path in read.into_iter().flatten().chain(self.checkpoint.paths()).chain(state) {
+            let same = fs::canonicalize(path).is_ok_and(|path| path == found);
+            ensure!(!same, "{}: this file is read and must not be replaced", output.display());
+        }
+        Ok(())
+    }
+}
+
+fn sources<'a>(
+    path: &'a Path,
+    checkpoint: &'a Checkpoint,
+    state: &'a Option<(PathBuf, Checkpoint)>,
+) -> Sources<'a> {
+    Sources {
+        checkpoint: Input { path, checkpoint },
+        state: state.as_ref().map(|(path, checkpoint)| Input { path, checkpoint }),
     }
 }
 
 /// The tensors of the file, after checking that the checkpoint has each in the right shape. That it has no
 /// others, [`source::detect`] saw to.
 fn model_tensors(sources: Sources<'_>, config: &Config) -> Result<Vec<ModelTensor>> {
+    sources.check_state(config)?;
     let tensors = names::tensors(config, sources.has_state())?;
-    for tensor in &tensors {
+    let ln0 = encode::LN0.map(|name| ModelTensor {
+        name: name.into(),
+        shape: [config.n_embd, 1],
+        role: Role::Vector,
+    });
+    for tensor in ln0.iter().chain(&tensors) {
         Origin::find(sources, config, tensor)?;
-    }
-    for name in encode::LN0 {
-        let tensor = sources.checkpoint.get(name).with_context(|| format!("tensor {name} is missing"))?;
-        let n_embd = config.n_embd;
-        ensure!(
-            tensor.elements() == n_embd,
-            "tensor {name}: expected {n_embd} values, found {:?}",
-            tensor.shape
-        );
     }
     Ok(tensors)
 }
@@ -196,9 +226,9 @@ fn write_tensors(
     for (index, (spec, tensor)) in specs.iter().zip(&tensors).enumerate() {
         let origin = Origin::find(sources, config, tensor)?;
         let tensor_sums = encoder.tensor(writer, index, spec, &origin, &mut |elements| {
-            done += elements as u64;
-            progress.update(done.min(total), total, &spec.name);
+            progress.update(done + elements as u64, total, &spec.name);
         })?;
+        done += spec.shape[0] as u64 * spec.shape[1] as u64;
         errors.push(tensor_sums.relative() as f32);
         sums += tensor_sums;
     }
@@ -213,29 +243,42 @@ fn settings(options: &Options, version: Version) -> String {
         settings += &format!(" --group-norm-eps {:e}", options.group_norm_eps);
     }
     if let Some(name) = options.state.as_ref().and_then(|path| path.file_name()) {
-        settings += &format!(" --state {}", name.display());
+        settings += &format!(" --state {}", printable(&name.to_string_lossy()));
     }
     settings
 }
 
-fn sha256(path: &Path, interrupted: &AtomicBool) -> Result<[u8; 32]> {
-    let mut file = File::open(path).with_context(|| path.display().to_string())?;
+/// A file name as it may stand in the file: one line, without directories.
+fn printable(name: &str) -> String {
+    name.replace(|c: char| c.is_control() || ['/', '\\'].contains(&c), "_")
+}
+
+/// The SHA-256 of the files with the tensors, one after the other, unless one of the flags is raised.
+fn sha256(checkpoint: &Checkpoint, stop: [&AtomicBool; 2]) -> Result<[u8; 32]> {
     let mut digest = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
-    loop {
-        ensure!(!interrupted.load(Ordering::Relaxed), "interrupted");
-        let n = file.read(&mut buffer).with_context(|| path.display().to_string())?;
-        if n == 0 {
-            return Ok(digest.finalize().into());
+    for path in checkpoint.paths() {
+        let with_path = || path.display().to_string();
+        let mut file = File::open(path).with_context(with_path)?;
+        loop {
+            ensure!(!stop.iter().any(|flag| flag.load(Ordering::Relaxed)), INTERRUPTED);
+            let n = file.read(&mut buffer).with_context(with_path)?;
+            if n == 0 {
+                break;
+            }
+            digest.update(&buffer[..n]);
         }
-        digest.update(&buffer[..n]);
     }
+    Ok(digest.finalize().into())
 }
 
 /// The compiled tokenizer for a model of `n_vocab` tokens.
 fn tokenizer(path: Option<&Path>, n_vocab: usize) -> Result<Vec<u8>> {
     let section = match (path, n_vocab) {
-        (Some(path), _) => vocab::load(path)?,
+        (Some(path), _) => vocab::load(path).map_err(|error| match error {
+            VocabError::Io { .. } => anyhow!(error),
+            _ => anyhow!(error).context(path.display().to_string()),
+        })?,
         (None, 65_536) => vocab::world_builtin(),
         (None, 256) => rwkv_edge::tokenizer::compile::bytes(),
         (None, 50_277 | 50_304) => bail!(
@@ -251,7 +294,8 @@ fn tokenizer(path: Option<&Path>, n_vocab: usize) -> Result<Vec<u8>> {
     let fits = n_tokens <= n_vocab && n_vocab - n_tokens <= MAX_UNUSED_IDS;
     ensure!(
         fits,
-        "the tokenizer has {n_tokens} tokens, the model {n_vocab}: this is another model's tokenizer"
+        "{}: the tokenizer has {n_tokens} tokens, the model {n_vocab}: this is another model's tokenizer",
+        path.unwrap_or(Path::new("built-in")).display()
     );
     Ok(section)
 }

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use rwkv_edge::format::{Config, Heads, Version};
+use rwkv_edge::model::names::V6_MIXES;
 
 use crate::source::{Checkpoint, SourceTensor};
 
@@ -11,14 +12,24 @@ const LAYER_NORM_EPS: f32 = 1e-5;
 /// Epsilon of the group norm of RWKV-5 to 7 as BlinkDL trains and runs them: 1e-5 times 8 squared.
 pub const GROUP_NORM_EPS: f32 = 64e-5;
 
+/// States n_vocab and n_embd.
+const EMBEDDING: &str = "emb.weight";
+
+/// States n_att.
+const ATT_KEY: &str = "blocks.0.att.key.weight";
+
+/// States n_ffn.
+const FFN_KEY: &str = "blocks.0.ffn.key.weight";
+
 /// Reads the hyperparameters of a checkpoint of `version`.
 ///
 /// # Errors
 /// If a tensor that states a dimension is missing or has the wrong rank.
 pub fn config(checkpoint: &Checkpoint, version: Version, group_norm_eps: f32) -> Result<Config> {
-    let [n_vocab, n_embd] = matrix_shape(checkpoint, "emb.weight")?;
-    let [n_att, _] = matrix_shape(checkpoint, "blocks.0.att.key.weight")?;
-    let [n_ffn, _] = matrix_shape(checkpoint, "blocks.0.ffn.key.weight")?;
+    let [n_vocab, n_embd] = matrix_shape(checkpoint, EMBEDDING)?;
+    let att_key = matrix_shape(checkpoint, ATT_KEY)?;
+    let [n_att, _] = att_key;
+    let [n_ffn, _] = matrix_shape(checkpoint, FFN_KEY)?;
     let n_layer = checkpoint.tensors().iter().filter_map(|t| layer_index(&t.name)).max();
     let mut config = Config {
         version,
@@ -35,14 +46,13 @@ pub fn config(checkpoint: &Checkpoint, version: Version, group_norm_eps: f32) ->
         value_rank: None,
         gate_rank: None,
     };
-    if version != Version::V4 {
-        let n_head = heads(checkpoint, version)?;
-        ensure!(n_att.is_multiple_of(n_head), "{n_att} channels do not divide into {n_head} heads");
+    if let Some(name) = heads_tensor(version) {
+        let n_head = heads(find(checkpoint, name)?, version, att_key)?;
         config.heads = Some(Heads { n_head, head_size: n_att / n_head, group_norm_eps });
     }
     match version {
         Version::V6 => {
-            config.mix_rank = Some(rank(checkpoint, "blocks.0.att.time_maa_w1")? / 5);
+            config.mix_rank = Some(mix_rank(checkpoint, "blocks.0.att.time_maa_w1")?);
             config.decay_rank = Some(rank(checkpoint, "blocks.0.att.time_decay_w1")?);
         }
         Version::V7 => {
@@ -64,7 +74,7 @@ fn layer_index(name: &str) -> Option<usize> {
 }
 
 fn find<'a>(checkpoint: &'a Checkpoint, name: &str) -> Result<&'a SourceTensor> {
-    checkpoint.get(name).with_context(|| format!("tensor {name} is missing"))
+    checkpoint.get(name).with_context(|| format!("tensor {name}: expected it in this file, found none"))
 }
 
 fn matrix_shape(checkpoint: &Checkpoint, name: &str) -> Result<[usize; 2]> {
@@ -75,24 +85,85 @@ fn matrix_shape(checkpoint: &Checkpoint, name: &str) -> Result<[usize; 2]> {
     }
 }
 
-/// The number of heads: the first dimension of the tensor that has one entry for each.
-fn heads(checkpoint: &Checkpoint, version: Version) -> Result<usize> {
-    let name = match version {
-        Version::V7 => "blocks.0.att.r_k",
-        Version::V6 => "blocks.0.att.time_faaaa",
-        _ => "blocks.0.att.time_decay",
-    };
-    let tensor = find(checkpoint, name)?;
-    let heads = tensor.shape.iter().copied().find(|&n| n > 1);
-    match (heads, &tensor.shape[..]) {
-        // One head: every leading dimension is 1.
-        (_, [1, _, ..]) | (None, _) => Ok(1),
-        (Some(heads), _) => Ok(heads),
+/// The tensor that states the number of heads.
+fn heads_tensor(version: Version) -> Option<&'static str> {
+    match version {
+        Version::V4 => None,
+        Version::V5_0 | Version::V5_1 | Version::V5_2 => Some("blocks.0.att.time_decay"),
+        Version::V6 => Some("blocks.0.att.time_faaaa"),
+        Version::V7 => Some("blocks.0.att.r_k"),
     }
+}
+
+/// The number of heads, from a tensor with a value for each channel, as `[heads, head size]`, or in RWKV-5.0 and
+/// 5.1 for each head. It divides the rows of `att_key`, the channels.
+fn heads(tensor: &SourceTensor, version: Version, att_key: [usize; 2]) -> Result<usize> {
+    let [n_att, _] = att_key;
+    let SourceTensor { name, shape, .. } = tensor;
+    let (mut by_channel, mut expected) = (&shape[..], "[heads, head size]");
+    while let [first @ .., 1] = by_channel
+        && first.len() >= 2
+    {
+        by_channel = first;
+    }
+    if let &[heads, size] = by_channel
+        && heads > 0
+        && size > 1
+        && heads.checked_mul(size) == Some(n_att)
+    {
+        return Ok(heads);
+    }
+    if matches!(version, Version::V5_0 | Version::V5_1) {
+        let heads = tensor.elements();
+        let one_dimension = shape.is_empty() || shape.contains(&heads);
+        if one_dimension && heads < n_att && n_att.is_multiple_of(heads) {
+            return Ok(heads);
+        }
+        expected = "[heads] or [heads, head size]";
+    }
+    bail!(
+        "tensor {name}: expected shape {expected} for {n_att} channels (given by {ATT_KEY} {att_key:?}), \
+         found shape {shape:?}"
+    )
+}
+
+/// The tensors whose shapes say which shape tensor `name` must have.
+pub(crate) fn references(version: Version, name: &str) -> Vec<String> {
+    let local = name.strip_prefix("blocks.").and_then(|rest| rest.split_once('.')).map(|(_, local)| local);
+    let mut references = vec![EMBEDDING.to_owned()];
+    if let Some(att) = local.and_then(|local| local.strip_prefix("att.")) {
+        references.push(ATT_KEY.to_owned());
+        match att.strip_suffix(['1', '2']) {
+            Some(factor) => {
+                // Layer 0 of RWKV-7 has no value residual.
+                let layer = if factor == "v" { 1 } else { 0 };
+                references.push(format!("blocks.{layer}.att.{factor}1"));
+            }
+            None if !att.ends_with(".weight") => references.extend(heads_tensor(version).map(str::to_owned)),
+            None => {}
+        }
+    } else if local.is_some_and(|local| local.starts_with("ffn.")) {
+        references.push(FFN_KEY.to_owned());
+    }
+    references.retain(|reference| reference != name);
+    references
 }
 
 /// Inner size of a low-rank matrix, from its first factor, which is `[n_embd, rank]`.
 fn rank(checkpoint: &Checkpoint, name: &str) -> Result<usize> {
     let [n_in, n_out] = matrix_shape(checkpoint, name)?;
-    Ok(if find(checkpoint, name)?.transposed { n_in } else { n_out })
+    let rank = if find(checkpoint, name)?.transposed { n_in } else { n_out };
+    ensure!(rank > 0, "tensor {name}: expected an inner size above 0, found shape [{n_in}, {n_out}]");
+    Ok(rank)
+}
+
+/// Inner size of one of the dynamic mixes, whose first factors are one tensor.
+fn mix_rank(checkpoint: &Checkpoint, name: &str) -> Result<usize> {
+    let (all, mixes) = (rank(checkpoint, name)?, V6_MIXES.len());
+    ensure!(
+        all.is_multiple_of(mixes),
+        "tensor {name}: expected an inner size that is a multiple of {mixes}, found {all} in shape {:?}",
+        find(checkpoint, name)?.shape
+    );
+    Ok(all / mixes)
 }

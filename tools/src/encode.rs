@@ -7,14 +7,14 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use rwkv_edge::format::{ModelWriter, TensorLayout, WriteSpec};
 use rwkv_edge::kernels::layout::{ROW_INTERLEAVE, matrix_bytes, record_bytes};
 use rwkv_edge::kernels::quant::{self, ErrorSums, ScaleOverflow, TENSOR_SCALE};
 use rwkv_edge::kernels::{DType, Kernels};
 
-use crate::origin::Origin;
-use crate::source::{Checkpoint, SourceTensor};
+use crate::origin::{Input, Origin};
+use crate::source::{SourceError, SourceTensor};
 
 /// Floats that one thread holds of a slice: 16 MiB, so that a slice of the columns of a large matrix still
 /// reads a few hundred neighbouring values of each row.
@@ -27,7 +27,11 @@ const SCALE_TRIES: usize = 8;
 /// The norm that is folded into the embedding.
 pub(crate) const LN0: [&str; 2] = ["blocks.0.ln0.weight", "blocks.0.ln0.bias"];
 
-/// Called with the number of source elements that were encoded.
+/// The error of a run that was asked to stop.
+pub(crate) const INTERRUPTED: &str = "interrupted";
+
+/// Called with the number of elements of the tensor that are encoded so far; it falls when a tensor is encoded
+/// again.
 pub(crate) type Advance<'a> = dyn FnMut(usize) + 'a;
 
 /// Encodes the tensors of a file.
@@ -43,15 +47,9 @@ pub(crate) struct Encoder<'a> {
 
 /// A unit could not be encoded.
 enum UnitError {
-    /// A group scale does not fit fp16 at this tensor scale.
-    Overflow,
+    /// A weight of this magnitude, or the scale of its group, does not fit fp16 at this tensor scale.
+    Overflow(f32),
     Other(anyhow::Error),
-}
-
-impl From<ScaleOverflow> for UnitError {
-    fn from(_: ScaleOverflow) -> Self {
-        UnitError::Overflow
-    }
 }
 
 impl From<anyhow::Error> for UnitError {
@@ -62,6 +60,12 @@ impl From<anyhow::Error> for UnitError {
 
 impl From<rwkv_edge::Error> for UnitError {
     fn from(error: rwkv_edge::Error) -> Self {
+        UnitError::Other(error.into())
+    }
+}
+
+impl From<SourceError> for UnitError {
+    fn from(error: SourceError) -> Self {
         UnitError::Other(error.into())
     }
 }
@@ -85,15 +89,15 @@ struct Units {
 
 impl<'a> Encoder<'a> {
     pub(crate) fn new(
-        checkpoint: &'a Checkpoint,
+        input: Input<'_>,
         layer_norm_eps: f32,
         threads: usize,
         interrupted: &'a AtomicBool,
     ) -> Result<Self> {
         let vector = |name: &str| {
-            let tensor = checkpoint.get(name).with_context(|| format!("tensor {name} is missing"))?;
+            let tensor = input.get(name)?;
             let mut values = vec![0.0; tensor.elements()];
-            read_finite(checkpoint, tensor, 0, &mut values)?;
+            read_finite(input, tensor, 0, &mut values)?;
             anyhow::Ok(values)
         };
         Ok(Self {
@@ -130,7 +134,8 @@ impl<'a> Encoder<'a> {
             Values::Checkpoint(origin)
         };
         let mut scale = if dtype.is_quantized() { TENSOR_SCALE } else { 1.0 };
-        for _ in 0..SCALE_TRIES {
+        let mut tries = if dtype.is_quantized() { SCALE_TRIES } else { 1 };
+        loop {
             writer.begin(index, scale)?;
             match self.units(writer, &values, spec, dtype, scale, advance) {
                 Ok(sums) => {
@@ -138,30 +143,39 @@ impl<'a> Encoder<'a> {
                     return Ok(sums);
                 }
                 Err(UnitError::Other(error)) => return Err(error),
-                Err(UnitError::Overflow) if !dtype.is_quantized() => break,
-                Err(UnitError::Overflow) => {
+                Err(UnitError::Overflow(largest)) => {
+                    tries -= 1;
+                    if tries == 0 {
+                        let normed = if spec.layout == TensorLayout::RowRecords { " after ln0" } else { "" };
+                        let expected = format!("weights that {dtype} can hold{normed}");
+                        let found = format!("one of {largest:?}");
+                        return Err(origin.input.error(&origin.tensor.name, expected, found).into());
+                    }
                     writer.rewind()?;
                     scale *= SCALE_STEP;
                 }
             }
         }
-        bail!("tensor {name}: a weight is too large for {dtype}")
     }
 
     /// A vector as it is stored.
     fn vector(&self, origin: &Origin<'_>) -> Result<Vec<u8>> {
-        let Origin { tensor, transform, .. } = *origin;
+        let Origin { input, tensor, transform, .. } = *origin;
         let mut values = vec![0.0; tensor.elements()];
-        read_finite(origin.checkpoint, tensor, 0, &mut values)?;
+        read_finite(input, tensor, 0, &mut values)?;
         let stored = transform.apply(&values);
-        ensure!(stored.iter().all(|x| x.is_finite()), "tensor {}: a value overflows", tensor.name);
+        if let Some(i) = stored.iter().position(|x| !x.is_finite()) {
+            let i = i / transform.repeat();
+            let expected = format!("a number with a finite exponential in element {i}");
+            return Err(input.error(&tensor.name, expected, values[i].to_string()).into());
+        }
         Ok(stored.iter().flat_map(|x| x.to_le_bytes()).collect())
     }
 
     /// A small matrix that the checkpoint has as `[in, out]`, as `[out, in]`.
     fn transposed(&self, origin: &Origin<'_>, [rows, cols]: [usize; 2]) -> Result<Vec<f32>> {
         let mut stored = vec![0.0; rows * cols];
-        read_finite(origin.checkpoint, origin.tensor, origin.start, &mut stored)?;
+        read_finite(origin.input, origin.tensor, origin.start, &mut stored)?;
         Ok((0..rows * cols).map(|i| stored[i % cols * rows + i / cols]).collect())
     }
 
@@ -186,7 +200,7 @@ impl<'a> Encoder<'a> {
         let mut result = Ok(());
         while first < units.count && result.is_ok() {
             if self.interrupted.load(Ordering::Relaxed) {
-                result = Err(anyhow::anyhow!("interrupted").into());
+                result = Err(anyhow!(INTERRUPTED).into());
                 break;
             }
             let count = per_slice.min(units.count - first);
@@ -197,7 +211,7 @@ impl<'a> Encoder<'a> {
             if result.is_ok() {
                 writer.write(bytes)?;
                 sums.iter().for_each(|&unit| total += unit);
-                advance(count * units.floats);
+                advance(((first + count) * units.floats).min(spec.shape[0] * spec.shape[1]));
             }
             first += count;
         }
@@ -298,20 +312,23 @@ impl Job<'_> {
             self.read(row * cols, floats)?;
             *sums = if self.spec.layout == TensorLayout::RowRecords {
                 let row = self.normalized_row(floats);
-                quant::encode_record(self.dtype, &row, self.scale, out)?
+                quant::encode_record(self.dtype, &row, self.scale, out)
             } else {
-                quant::encode_block_row(self.dtype, floats, cols, self.scale, out)?
-            };
+                quant::encode_block_row(self.dtype, floats, cols, self.scale, out)
+            }
+            .map_err(|error| self.overflow(error))?;
         }
         Ok(())
     }
 
+    fn overflow(self, error: ScaleOverflow) -> UnitError {
+        UnitError::Overflow(error.largest * self.scale)
+    }
+
     /// The matrix's values from `start` on.
-    fn read(self, start: usize, out: &mut [f32]) -> Result<()> {
+    fn read(self, start: usize, out: &mut [f32]) -> Result<(), SourceError> {
         match self.values {
-            Values::Checkpoint(origin) => {
-                read_finite(origin.checkpoint, origin.tensor, origin.start + start, out)
-            }
+            Values::Checkpoint(origin) => read_finite(origin.input, origin.tensor, origin.start + start, out),
             Values::Memory(values) => {
                 out.copy_from_slice(&values[start..start + out.len()]);
                 Ok(())
@@ -348,7 +365,8 @@ impl Job<'_> {
                 }
             }
             for ((out, sums), column) in outs.iter_mut().zip(column.chunks_exact(rows)) {
-                **sums = quant::encode_record(self.dtype, column, self.scale, out)?;
+                **sums = quant::encode_record(self.dtype, column, self.scale, out)
+                    .map_err(|error| self.overflow(error))?;
             }
         }
         Ok(())
@@ -356,12 +374,18 @@ impl Job<'_> {
 }
 
 /// Reads a range of a tensor and refuses NaN and infinity.
-fn read_finite(checkpoint: &Checkpoint, tensor: &SourceTensor, start: usize, out: &mut [f32]) -> Result<()> {
-    checkpoint.read(tensor, start, out)?;
+fn read_finite(
+    input: Input<'_>,
+    tensor: &SourceTensor,
+    start: usize,
+    out: &mut [f32],
+) -> Result<(), SourceError> {
+    input.checkpoint.read(tensor, start, out)?;
     let finite = out.iter().fold(true, |all, x| all & x.is_finite());
-    if !finite {
-        let i = out.iter().position(|x| !x.is_finite()).unwrap_or(0);
-        bail!("tensor {}: element {} is {}, expected a finite number", tensor.name, start + i, out[i]);
+    if finite {
+        return Ok(());
     }
-    Ok(())
+    let i = out.iter().position(|x| !x.is_finite()).unwrap_or(0);
+    let expected = format!("a finite number in element {}", start + i);
+    Err(input.error(&tensor.name, expected, out[i].to_string()))
 }

@@ -1,5 +1,6 @@
 //! `rwkv-quantize`: convert a checkpoint to one quantized `.rwkv` file.
 
+use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -81,10 +82,15 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("rwkv-quantize: {error:#}");
+            say(format_args!("rwkv-quantize: {error:#}"));
             ExitCode::FAILURE
         }
     }
+}
+
+/// Prints a line to standard error. A conversion goes on when nobody listens any more.
+fn say(line: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -122,10 +128,11 @@ fn run(cli: &Cli) -> Result<()> {
     progress.end();
     let report = report?;
     let seconds = started.elapsed().as_secs_f64();
-    eprintln!("{report}");
+    say(format_args!("{report}"));
     let rss = cpu::peak_rss_bytes()
         .map_or("unknown".into(), |bytes| format!("{:.1} MiB", bytes as f64 / 1048576.0));
-    eprintln!("{:.1} s, {:.0} MB/s of input, peak RSS {rss}", seconds, source_bytes as f64 / 1e6 / seconds);
+    let speed = source_bytes as f64 / 1e6 / seconds;
+    say(format_args!("{seconds:.1} s, {speed:.0} MB/s of input, peak RSS {rss}"));
     Ok(())
 }
 
@@ -189,7 +196,7 @@ impl Progress for Meter {
             Meter::Lines { tenths, shown } => {
                 let now = 10 * done / total.max(1);
                 if now > *tenths && (shown.elapsed() > Duration::from_secs(1) || now == 10) {
-                    eprintln!("{} % {tensor}", 10 * now);
+                    say(format_args!("{} % {tensor}", 10 * now));
                     *tenths = now;
                     *shown = Instant::now();
                 }

@@ -1,18 +1,43 @@
 //! Where each tensor of a `.rwkv` file comes from in the checkpoint, and what is done to it on the way.
 
 use std::iter;
+use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
 use rwkv_edge::format::{Config, Heads, Version};
 use rwkv_edge::model::names::{self, ModelTensor, Role, V6_MIXES};
 
-use crate::source::{Checkpoint, Container, SourceTensor};
+use crate::dims;
+use crate::source::{Checkpoint, Container, SourceError, SourceTensor};
+
+/// An opened checkpoint and the path it was opened by, for errors.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Input<'a> {
+    pub(crate) path: &'a Path,
+    pub(crate) checkpoint: &'a Checkpoint,
+}
+
+impl<'a> Input<'a> {
+    /// The error that `tensor` is not what its place asks for.
+    pub(crate) fn error(
+        self,
+        tensor: &str,
+        expected: impl Into<String>,
+        found: impl Into<String>,
+    ) -> SourceError {
+        let (file, tensor) = (self.path.to_owned(), tensor.escape_debug().to_string());
+        SourceError::Tensor { file, tensor, expected: expected.into(), found: found.into() }
+    }
+
+    pub(crate) fn get(self, name: &str) -> Result<&'a SourceTensor, SourceError> {
+        self.checkpoint.get(name).ok_or_else(|| self.error(name, "it in this file", "none"))
+    }
+}
 
 /// The source of one tensor of the file.
 #[derive(Clone, Debug)]
 pub(crate) struct Origin<'a> {
     /// The checkpoint that has it.
-    pub(crate) checkpoint: &'a Checkpoint,
+    pub(crate) input: Input<'a>,
     /// The tensor of the checkpoint.
     pub(crate) tensor: &'a SourceTensor,
     /// First element, for tensors that are slices of another.
@@ -25,14 +50,33 @@ pub(crate) struct Origin<'a> {
 /// Where tensors come from: a checkpoint, and a state-tuned one's state, which may be a file of its own.
 #[derive(Clone, Copy)]
 pub(crate) struct Sources<'a> {
-    pub(crate) checkpoint: &'a Checkpoint,
-    pub(crate) state: Option<&'a Checkpoint>,
+    pub(crate) checkpoint: Input<'a>,
+    pub(crate) state: Option<Input<'a>>,
 }
 
 impl Sources<'_> {
     /// Whether there is a tuned state.
     pub(crate) fn has_state(&self) -> bool {
-        self.state.is_some() || self.checkpoint.get(&names::initial_state(0)).is_some()
+        let tensors = self.checkpoint.checkpoint.tensors();
+        self.state.is_some() || tensors.iter().any(|tensor| tensor.name.ends_with(".att.time_state"))
+    }
+
+    /// Refuses a file of a state that the model cannot have, or that has anything else in it.
+    pub(crate) fn check_state(&self, config: &Config) -> Result<(), SourceError> {
+        let Some(state) = self.state else { return Ok(()) };
+        if config.heads.is_none() {
+            let what = format!("a state for {}, whose states are not tuned", config.version);
+            return Err(SourceError::Unsupported { file: state.path.to_owned(), what });
+        }
+        let n_layer = config.n_layer;
+        let known = |name: &str| (0..n_layer).any(|layer| name == names::initial_state(layer));
+        match state.checkpoint.tensors().iter().find(|tensor| !known(&tensor.name)) {
+            None => Ok(()),
+            Some(other) => {
+                let expected = format!("nothing but att.time_state of {n_layer} layers in a file of a state");
+                Err(state.error(&other.name, expected, "this tensor"))
+            }
+        }
     }
 }
 
@@ -85,55 +129,81 @@ impl<'a> Origin<'a> {
     ///
     /// # Errors
     /// Naming the tensor, what was expected and what was found.
-    pub(crate) fn find(sources: Sources<'a>, config: &Config, wanted: &ModelTensor) -> Result<Self> {
-        let checkpoint = match (wanted.role, sources.state) {
+    pub(crate) fn find(
+        sources: Sources<'a>,
+        config: &Config,
+        wanted: &ModelTensor,
+    ) -> Result<Self, SourceError> {
+        let input = match (wanted.role, sources.state) {
             (Role::State, Some(state)) => state,
             _ => sources.checkpoint,
         };
-        let (tensor, transform) = vector_source(checkpoint, config, &wanted.name)?;
-        let mut origin = Self { checkpoint, tensor, start: 0, transposed: false, transform };
-        if wanted.role == Role::State && !tensor.transposed {
-            // Files have [head, value, key], the kernels want [head, key, value].
-            origin.transform = Transform::TurnHeads(config.heads.map_or(1, |heads| heads.head_size));
-        }
-        if matches!(wanted.role, Role::Vector | Role::State) {
-            let expected = wanted.shape[0] / transform.repeat();
-            let found = tensor.elements();
-            let name = &tensor.name;
-            ensure!(
-                found == expected,
-                "tensor {name}: expected {expected} values, found shape {:?}",
-                tensor.shape
-            );
+        let (tensor, transform) = vector_source(input, config, &wanted.name)?;
+        let mut origin = Self { input, tensor, start: 0, transposed: false, transform };
+        let (fits, expected) = match wanted.role {
+            Role::Vector => origin.fits_vector(config, wanted.shape[0] / transform.repeat()),
+            Role::State => origin.fits_state(config),
+            _ => origin.fits_matrix(wanted),
+        };
+        if fits {
             return Ok(origin);
         }
-        let mut expected = wanted.shape.to_vec();
+        let shape_of =
+            |name: String| Some(format!("{name} {:?}", sources.checkpoint.checkpoint.get(&name)?.shape));
+        let references = dims::references(config.version, &tensor.name);
+        let references: Vec<_> = references.into_iter().filter_map(shape_of).collect();
+        let expected = match &references[..] {
+            [] => expected,
+            _ => format!("{expected} (given by {})", references.join(", ")),
+        };
+        Err(input.error(&tensor.name, expected, format!("shape {:?}", tensor.shape)))
+    }
+
+    /// Whether there are `len` values in one dimension or by head, and what is expected.
+    fn fits_vector(&self, config: &Config, len: usize) -> (bool, String) {
+        let mut fits = has_shape(self.tensor, &[len]);
+        let mut expected = format!("{len} values");
+        if let Some(Heads { n_head, head_size, .. }) = config.heads
+            && len == config.n_att
+            && self.tensor.name.contains(".att.")
+        {
+            fits |= has_shape(self.tensor, &[n_head, head_size]);
+            expected += &format!(" or shape [{n_head}, {head_size}]");
+        }
+        (fits, expected)
+    }
+
+    fn fits_state(&mut self, config: &Config) -> (bool, String) {
+        let (n_head, size) = config.heads.map_or((1, 1), |heads| (heads.n_head, heads.head_size));
+        if !self.tensor.transposed {
+            // Files have [head, value, key], the kernels want [head, key, value].
+            self.transform = Transform::TurnHeads(size);
+        }
+        let shape = [n_head, size, size];
+        (has_shape(self.tensor, &shape), format!("shape {shape:?}"))
+    }
+
+    fn fits_matrix(&mut self, wanted: &ModelTensor) -> (bool, String) {
+        let mut shape = wanted.shape.to_vec();
         if wanted.role == Role::LowRank {
             // Checkpoints keep the factors as [in, out]; readers mark those that do not.
-            origin.transposed = !tensor.transposed;
-            if origin.transposed {
-                expected.reverse();
+            self.transposed = !self.tensor.transposed;
+            if self.transposed {
+                shape.reverse();
             }
             if let Some(slice) = mix_index(&wanted.name) {
-                origin.start = slice * wanted.shape[0] * wanted.shape[1];
-                expected.insert(0, V6_MIXES.len());
+                self.start = slice * wanted.shape[0] * wanted.shape[1];
+                shape.insert(0, V6_MIXES.len());
             }
-        } else {
-            origin.transposed = tensor.transposed;
         }
-        ensure!(
-            tensor.shape == expected,
-            "tensor {}: expected shape {expected:?}, found {:?}",
-            tensor.name,
-            tensor.shape
-        );
-        ensure!(
-            !origin.transposed || wanted.role == Role::LowRank,
-            "tensor {}: this matrix is transposed",
-            tensor.name
-        );
-        Ok(origin)
+        (self.tensor.shape == shape, format!("shape {shape:?}"))
     }
+}
+
+/// Whether a tensor has a shape; dimensions of 1 do not count.
+fn has_shape(tensor: &SourceTensor, shape: &[usize]) -> bool {
+    let counts = |&&n: &&usize| n != 1;
+    tensor.shape.iter().filter(counts).eq(shape.iter().filter(counts))
 }
 
 /// The slice of `time_maa_w2` that a tensor of the file is.
@@ -142,40 +212,38 @@ fn mix_index(name: &str) -> Option<usize> {
     V6_MIXES.iter().position(|&name| name == mix)
 }
 
-fn get<'a>(checkpoint: &'a Checkpoint, name: &str) -> Result<&'a SourceTensor> {
-    checkpoint.get(name).with_context(|| format!("tensor {name} is missing"))
-}
-
 /// The checkpoint's tensor for one of the file, and the transform of decays and bonuses.
 fn vector_source<'a>(
-    checkpoint: &'a Checkpoint,
+    input: Input<'a>,
     config: &Config,
     name: &str,
-) -> Result<(&'a SourceTensor, Transform)> {
-    let raw = checkpoint.container() != Container::RwkvCpp;
+) -> Result<(&'a SourceTensor, Transform), SourceError> {
+    let raw = input.checkpoint.container() != Container::RwkvCpp;
     let is_v5 = matches!(config.version, Version::V5_0 | Version::V5_1 | Version::V5_2);
     let head_size = config.heads.map_or(1, |Heads { head_size, .. }| head_size);
+    // There is a value for each channel or for each head.
+    let repeat = |tensor: &SourceTensor| if tensor.elements() == config.n_att { 1 } else { head_size };
     if let Some((block, _)) = name.split_once(".att.time_maa_w2.") {
-        return Ok((get(checkpoint, &format!("{block}.att.time_maa_w2"))?, Transform::None));
+        return Ok((input.get(&format!("{block}.att.time_maa_w2"))?, Transform::None));
     }
     if name.ends_with(".att.time_decay") && (config.version == Version::V4 || is_v5) {
-        let tensor = get(checkpoint, name)?;
-        let repeat = config.n_att / tensor.elements().clamp(1, config.n_att);
+        let tensor = input.get(name)?;
         let transform = match (config.version, raw) {
             (Version::V4, true) => Transform::NegExp,
             (Version::V4, false) => Transform::None,
-            (_, true) => Transform::Decay(repeat),
-            (_, false) => Transform::Repeat(repeat),
+            (Version::V5_2, true) => Transform::Decay(1),
+            (Version::V5_2, false) => Transform::None,
+            (_, true) => Transform::Decay(repeat(tensor)),
+            (_, false) => Transform::Repeat(repeat(tensor)),
         };
         return Ok((tensor, transform));
     }
     if is_v5 && let Some(block) = name.strip_suffix("time_faaaa") {
-        if let Some(tensor) = checkpoint.get(name) {
-            let repeat = config.n_att / tensor.elements().clamp(1, config.n_att);
-            return Ok((tensor, Transform::Repeat(repeat)));
+        if let Some(tensor) = input.checkpoint.get(name) {
+            return Ok((tensor, Transform::Repeat(repeat(tensor))));
         }
         let transform = if raw { Transform::Exp(head_size) } else { Transform::Repeat(head_size) };
-        return Ok((get(checkpoint, &format!("{block}time_first"))?, transform));
+        return Ok((input.get(&format!("{block}time_first"))?, transform));
     }
-    Ok((get(checkpoint, name)?, Transform::None))
+    Ok((input.get(name)?, Transform::None))
 }

@@ -8,7 +8,10 @@ use source_common::models::{
     FACTORS, HEADS, LAYERS, VERSIONS, WIDTH, blinkdl, fla, hugging_face, is_factor, joined, rwkvcpp,
     web_rwkv, with_states,
 };
-use source_common::{Filled, Folder, open, read, refusal, rwkvcpp_of, safetensors_of, shared, torch_of};
+use source_common::{
+    Filled, Folder, counting, open, pickle, read, refusal, rwkvcpp_of, safetensors_of, shared, torch_file_of,
+    torch_of,
+};
 
 fn squeezed(shape: &[usize]) -> Vec<usize> {
     shape.iter().copied().filter(|&n| n != 1).collect()
@@ -202,6 +205,22 @@ fn a_split_mix_is_read_in_any_range() {
 }
 
 #[test]
+fn joined_mixes_with_gaps_between_them_are_read() {
+    let mixes = ["x_r", "x_w", "x_k", "x_v", "x_a", "x_g"];
+    let pickle = pickle::whole(&pickle::dict(&[
+        ("model.layers.0.attn.x_x", pickle::view("0", 36, 1, &[6, 4], &[6, 1])),
+        ("model.layers.0.attn.r_k", pickle::view("0", 36, 0, &[2, 2], &[2, 1])),
+        ("model.layers.1.attn.x_x", pickle::view("0", 36, 0, &[6, 2, 2], &[6, 3, 1])),
+    ]));
+    let file = open(&torch_file_of(&pickle, &[("0", &counting(SourceDType::F32, 36))])).unwrap();
+    for (mix, start) in mixes.into_iter().zip((0..).step_by(6)) {
+        let values = |offsets: [i32; 4]| offsets.map(|offset| (start + offset) as f32);
+        assert_eq!(read(&file, &format!("blocks.0.att.{mix}")), values([1, 2, 3, 4]));
+        assert_eq!(read(&file, &format!("blocks.1.att.{mix}")), values([0, 1, 3, 4]));
+    }
+}
+
+#[test]
 fn tuned_states_are_transposed_in_web_rwkv_files_only() {
     for version in [Version::V5_0, Version::V5_1, Version::V5_2, Version::V6, Version::V7] {
         let model = with_states(blinkdl(version));
@@ -297,6 +316,7 @@ fn factors_in_both_orientations_are_told_apart_by_shape_unless_one_is_square() {
     let model = blinkdl(Version::V7);
     let file = open(&safetensors_of(&half(&model), SourceDType::F32)).unwrap();
     assert_eq!(transposed(&file).len(), 2 * LAYERS);
+    assert_eq!(file.naming(), Naming::BlinkDl);
     assert_same(&file, &model);
 
     let square = half(&with_square_factors(model, false));

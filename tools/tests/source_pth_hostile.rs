@@ -236,6 +236,26 @@ fn other_protocols_are_refused() {
 }
 
 #[test]
+fn a_storage_that_is_not_all_of_its_entry_is_refused() {
+    // Four floats read as half precision would be eight values, all wrong.
+    let half = [
+        &*global("torch._utils", "_rebuild_tensor_v2"),
+        b"(",
+        &storage("HalfStorage", "0", 4),
+        &int(0),
+        &tuple(&[4]),
+        &tuple(&[1]),
+        b"\x89",
+        &hooks(),
+        b"tR",
+    ]
+    .concat();
+    for tensor in [half, vector("0", 3), vector("0", 5)] {
+        assert_refused(&file_of_tensor(tensor), &["tensor w", "16 bytes"]);
+    }
+}
+
+#[test]
 fn storage_out_of_bounds_is_refused() {
     let too_long = file_of_tensor(view("0", 5, 0, &[5], &[1]));
     assert_refused(&too_long, &["tensor w", "16 bytes"]);

@@ -11,6 +11,7 @@ mod live;
 mod memory;
 mod shared;
 mod sparse;
+mod sparse_codes;
 mod sparse_float;
 mod streams;
 

@@ -8,6 +8,9 @@ use rwkv_edge_kernels::{
     records_bytes,
 };
 
+/// Values in a record: one tile, two groups and a part of one.
+const RECORD: usize = SPARSE_TILE + 76;
+
 /// Whether `op` panics on every available level.
 pub(crate) fn panics(op: impl Fn(&Kernels)) -> bool {
     let levels = Isa::ALL.iter().filter_map(|&isa| Kernels::for_isa(isa));
@@ -36,8 +39,8 @@ fn with_matrix(op: impl Fn(&Kernels, &Matrix<'_>)) -> bool {
 
 fn with_records(op: impl Fn(&Kernels, &Records<'_>)) -> bool {
     DType::ALL.into_iter().all(|dtype| {
-        let data = vec![0; records_bytes(dtype, 5, 1100).unwrap()];
-        let w = Records::new(dtype, 5, 1100, TENSOR_SCALE, &data).unwrap();
+        let data = vec![0; records_bytes(dtype, 5, RECORD).unwrap()];
+        let w = Records::new(dtype, 5, RECORD, TENSOR_SCALE, &data).unwrap();
         panics(|kernels| op(kernels, &w))
     })
 }
@@ -141,13 +144,19 @@ fn sparse_panics(n: usize, first: usize, indices: &[u32], values: usize) -> bool
 #[test]
 fn sparse_matvec_accepts_the_right_shape() {
     assert!(!sparse_panics(SPARSE_TILE, 0, &[0, 4], 2));
-    assert!(!sparse_panics(76, 1024, &[], 0));
-    assert!(!sparse_panics(0, 1088, &[1], 1));
+    assert!(!sparse_panics(76, SPARSE_TILE, &[], 0));
+    assert!(!sparse_panics(0, SPARSE_TILE + 64, &[1], 1));
 }
 
 #[test]
 fn sparse_matvec_rejects_outputs_outside() {
-    for (n, first) in [(SPARSE_TILE + 1, 0), (77, 1024), (13, 1088), (1, 1120), (32, usize::MAX - 31)] {
+    for (n, first) in [
+        (SPARSE_TILE + 1, 0),
+        (77, SPARSE_TILE),
+        (13, SPARSE_TILE + 64),
+        (1, SPARSE_TILE + 96),
+        (32, usize::MAX - 31),
+    ] {
         assert!(sparse_panics(n, first, &[0], 1), "{n} from {first}");
     }
 }
@@ -173,8 +182,8 @@ fn sparse_matvec_rejects_values_without_indices() {
 #[test]
 fn dequantize_record_rejects_wrong_shapes() {
     let run = |n, i| with_records(|kernels, w| kernels.dequantize_record(&mut vec![0.0; n], w, i));
-    assert!(!run(1100, 4));
-    assert!(run(1099, 0) && run(1101, 0) && run(1100, 5) && run(1100, usize::MAX));
+    assert!(!run(RECORD, 4));
+    assert!(run(RECORD - 1, 0) && run(RECORD + 1, 0) && run(RECORD, 5) && run(RECORD, usize::MAX));
 }
 
 /// Calls an operation with vectors of 8 elements, one of which has another length.

@@ -169,7 +169,7 @@ fn run_sparse(w: &TestRecords, indices: &[u32], values: &[f32], tile: usize) -> 
 fn sparse_matvec_does_not_depend_on_tiles_order_or_zeros() {
     let mut rng = Rng(34);
     for dtype in [DType::Int8, DType::Int4] {
-        let w = TestRecords::new(dtype, 60, 1500, Bytes::Encoded, &mut rng);
+        let w = TestRecords::new(dtype, 60, SPARSE_TILE + 500, Bytes::Encoded, &mut rng);
         let indices: Vec<u32> = (0..30).map(|i| 2 * i).collect();
         let values = rng.normals(30);
         let wanted = run_sparse(&w, &indices, &values, SPARSE_TILE);

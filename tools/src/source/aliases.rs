@@ -71,8 +71,7 @@ pub(super) fn naming(tensors: &[SourceTensor]) -> Naming {
 
 fn is_hugging_face(name: &str) -> bool {
     let name = name.strip_prefix("rwkv.").unwrap_or(name);
-    split_layer(name)
-        .is_some_and(|(_, local)| local.starts_with("attention.") || local.starts_with("feed_forward."))
+    split_layer(name).is_some_and(|(_, local)| local.starts_with("attention."))
 }
 
 fn is_fla(name: &str) -> bool {

@@ -15,8 +15,9 @@
 use super::aliases::{Naming, blinkdl_name, naming};
 use super::file::Source;
 use super::inventory::split_layer;
+use super::location::Location;
 use super::names::{self, find};
-use super::{Container, Location, SourceError, SourceTensor};
+use super::{Container, SourceError, SourceTensor};
 
 /// The mixes of RWKV-7 in the order in which one tensor holds them.
 const MIXES: [&str; 6] = ["x_r", "x_w", "x_k", "x_v", "x_a", "x_g"];
@@ -124,16 +125,11 @@ fn six_parts(tensor: &SourceTensor) -> Option<Vec<Location>> {
 
 /// `time_mix_*` of RWKV-6 to `time_maa_*`; the same names are right in RWKV-4 and 5, which have no `time_mix_x`.
 fn rename_mixes_of_v6(tensors: &mut [SourceTensor]) -> bool {
-    let has = |name: &str| find(tensors, name).is_some();
-    if !has("blocks.0.att.time_mix_x") || has("blocks.0.att.time_maa_x") {
-        return false;
+    let is_v6 = find(tensors, "blocks.0.att.time_mix_x").is_some();
+    if is_v6 {
+        tensors.iter_mut().for_each(|tensor| tensor.name = tensor.name.replace(".time_mix_", ".time_maa_"));
     }
-    for tensor in tensors {
-        if split_layer(&tensor.name).is_some() {
-            tensor.name = tensor.name.replace(".time_mix_", ".time_maa_");
-        }
-    }
-    true
+    is_v6
 }
 
 /// `time_first` to `time_faaaa` where it has one value per channel and there is a group norm.

@@ -76,7 +76,7 @@ const VARIANTS: &[Variant] = &[
 /// reason, missing and unknown tensors by name.
 pub fn detect(checkpoint: &Checkpoint) -> Result<Version, SourceError> {
     whole_model(checkpoint).map_err(|error| {
-        if checkpoint.shards.is_empty() && shards::is_shard_name(&checkpoint.file_name()) {
+        if shards::is_shard_name(&checkpoint.file_name()) {
             checkpoint.source.unsupported(
                 "this file holds only some of the tensors; name the .index.json that lies beside it, \
                  with all files of the checkpoint in the same folder",

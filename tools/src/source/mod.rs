@@ -19,6 +19,7 @@ mod detect;
 mod error;
 mod file;
 mod inventory;
+mod location;
 mod names;
 mod pickle;
 mod pickle_globals;
@@ -38,6 +39,7 @@ pub use aliases::Naming;
 pub use detect::detect;
 pub use error::SourceError;
 use file::Source;
+use location::Location;
 use shards::Shards;
 use sniff::Kind;
 
@@ -124,38 +126,6 @@ impl SourceTensor {
     pub fn elements(&self) -> usize {
         // Opening checked that the product fits.
         self.shape.iter().product()
-    }
-}
-
-/// Where the elements are: rows of `row_len` contiguous elements, `row_stride` bytes apart.
-///
-/// Opening a file checks that all of them lie inside it. A contiguous tensor is one row.
-#[derive(Debug, Clone, Copy)]
-struct Location {
-    /// Which of several files; 0 if there is one.
-    shard: usize,
-    offset: u64,
-    row_len: usize,
-    row_stride: u64,
-}
-
-impl Location {
-    fn contiguous(offset: u64, elements: usize) -> Self {
-        Self { shard: 0, offset, row_len: elements, row_stride: 0 }
-    }
-
-    /// Elements `start .. start + len`, if they are inside one row or are whole rows.
-    fn part(self, start: usize, len: usize, element_size: usize) -> Option<Self> {
-        if len == 0 {
-            return Some(Self { row_len: 0, ..self });
-        }
-        let (row, column) = (start.checked_div(self.row_len)?, start.checked_rem(self.row_len)?);
-        let offset = self.offset + row as u64 * self.row_stride + (column * element_size) as u64;
-        if column + len <= self.row_len {
-            Some(Self { offset, row_len: len, row_stride: 0, ..self })
-        } else {
-            (column == 0 && len.is_multiple_of(self.row_len)).then_some(Self { offset, ..self })
-        }
     }
 }
 

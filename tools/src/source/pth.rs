@@ -9,9 +9,10 @@ use zip::result::ZipError;
 use zip::{CompressionMethod, ZipArchive};
 
 use super::file::Source;
+use super::location::Location;
 use super::pickle::{self, MAX_PICKLE};
 use super::pickle_values::{Object, Pickle, PickleError, Tensor, Value};
-use super::{Index, Location, SourceError, SourceTensor};
+use super::{Index, SourceError, SourceTensor};
 
 /// Keys under which trainers keep the weights.
 const WRAPPERS: [&str; 3] = ["state_dict", "model", "module"];
@@ -225,7 +226,8 @@ fn locate(name: &str, tensor: &Tensor<'_>, entries: &mut Entries<'_>) -> Result<
         )));
     };
     let size = storage.dtype.size() as u64;
-    if storage.elements.checked_mul(size).is_none_or(|bytes| bytes > entry.len) {
+    // torch writes all of a storage and counts whole elements: another number means another element type.
+    if storage.elements != entry.len / size {
         return Err(source.tensor(
             name,
             format!("a storage of {} elements of {size} bytes", storage.elements),

@@ -3,8 +3,9 @@
 use byteorder::{ByteOrder, LittleEndian};
 
 use super::file::Source;
+use super::location::Location;
 use super::names::MAX_NAME;
-use super::{Index, Location, SourceDType, SourceError, SourceTensor, inventory};
+use super::{Index, SourceDType, SourceError, SourceTensor, inventory};
 
 /// First bytes of the file.
 pub(super) const MAGIC: [u8; 4] = *b"fmgg";

@@ -7,7 +7,8 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use super::file::Source;
-use super::{Index, Location, SourceDType, SourceError, SourceTensor};
+use super::location::Location;
+use super::{Index, SourceDType, SourceError, SourceTensor};
 
 /// Largest header, as in the reference implementation.
 const MAX_HEADER: u64 = 100_000_000;

@@ -1,8 +1,7 @@
 //! Checkpoints in several files: a JSON index names the file of every tensor, and all lie in one folder.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::ffi::OsStr;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
@@ -71,11 +70,10 @@ fn weight_map(source: &Source) -> Result<BTreeMap<String, String>, SourceError> 
 }
 
 /// The path of a shard. Its name comes from the index, so it must not lead out of the folder.
-fn beside(source: &Source, name: &str) -> Result<std::path::PathBuf, SourceError> {
+fn beside(source: &Source, name: &str) -> Result<PathBuf, SourceError> {
     let mut components = Path::new(name).components();
-    let plain = matches!((components.next(), components.next()), (Some(Component::Normal(only)), None) if only == OsStr::new(name))
-        && !name.contains(['/', '\\', ':', '\0']);
-    if !plain {
+    let normal = matches!(components.next(), Some(Component::Normal(first)) if first == name);
+    if !normal || components.next().is_some() || name.contains(['/', '\\', ':', '\0']) {
         return Err(
             source.malformed(format!("{} is no name of a file beside the index", name.escape_debug()))
         );

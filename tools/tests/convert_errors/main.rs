@@ -1,0 +1,12 @@
+//! What the converter refuses, in every version: each message names the file and the tensor in one line, and
+//! nothing is left behind.
+
+#[path = "../convert_common/mod.rs"]
+mod convert_common;
+
+mod content;
+mod output;
+mod settings;
+mod shapes;
+mod state;
+mod values;
