@@ -7,14 +7,15 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::Model;
 use crate::session::{Session, SessionOptions};
 
 /// SHA-256 of the little-endian logits after feeding `tokens` to a fresh session of `model`.
 ///
 /// # Errors
-/// If a token is not in the vocabulary or the session cannot be made.
+/// If a token is not in the vocabulary, the session cannot be made, or a logit is not finite: not-a-numbers have no
+/// bits that all machines agree on.
 pub fn logits_digest(model: &Arc<Model>, tokens: &[u32], threads: Option<usize>) -> Result<[u8; 32]> {
     let mut session = Session::new(Arc::clone(model), &SessionOptions { threads, ..Default::default() })?;
     let mut digest = Sha256::new();
@@ -22,9 +23,14 @@ pub fn logits_digest(model: &Arc<Model>, tokens: &[u32], threads: Option<usize>)
         for &token in rest {
             session.feed(token)?;
         }
-        for logit in session.forward(last)? {
-            digest.update(logit.to_le_bytes());
+        let logits = session.forward(last)?;
+        if let Some(i) = logits.iter().position(|logit| !logit.is_finite()) {
+            return Err(Error::invalid(format!(
+                "the logit of token {i} is {}, expected a finite number",
+                logits[i]
+            )));
         }
+        logits.iter().for_each(|logit| digest.update(logit.to_le_bytes()));
     }
     Ok(digest.finalize().into())
 }

@@ -24,8 +24,11 @@ use crate::report::Report;
 use crate::source::{self, Checkpoint};
 use crate::vocab::{self, VocabError};
 
-/// Ids that the model's vocabulary may have beyond the tokenizer's: released models are padded by up to 50.
-const MAX_UNUSED_IDS: usize = 256;
+/// Ids that a model's vocabulary may have beyond the tokenizer's: released models are padded by up to 50, and a
+/// tokenizer that knows much less belongs to another model.
+fn max_unused_ids(n_vocab: usize) -> usize {
+    (n_vocab / 16).min(256)
+}
 
 /// What to make of a checkpoint.
 #[derive(Clone, Debug)]
@@ -291,7 +294,7 @@ fn tokenizer(path: Option<&Path>, n_vocab: usize) -> Result<Vec<u8>> {
         ),
     };
     let n_tokens = Tokenizer::parse(&section)?.n_tokens();
-    let fits = n_tokens <= n_vocab && n_vocab - n_tokens <= MAX_UNUSED_IDS;
+    let fits = n_tokens <= n_vocab && n_vocab - n_tokens <= max_unused_ids(n_vocab);
     ensure!(
         fits,
         "{}: the tokenizer has {n_tokens} tokens, the model {n_vocab}: this is another model's tokenizer",

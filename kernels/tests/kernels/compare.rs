@@ -381,7 +381,7 @@ fn dequantize_record() {
     let mut rng = Rng(16);
     for dtype in DType::ALL {
         for len in lengths().into_iter().filter(|&n| n > 0) {
-            for bytes in [Bytes::Encoded, Bytes::Hostile] {
+            for &bytes in Bytes::ALL {
                 let w = TestRecords::new(dtype, 2, len, bytes, &mut rng);
                 let shape = format!("{dtype} {len} {bytes:?}");
                 check_f32(&mut report, "dequantize_record", &shape, &canaries(len), |kernels, out| {
