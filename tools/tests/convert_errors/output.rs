@@ -39,7 +39,8 @@ fn an_output_that_is_an_input_is_refused_and_the_input_survives() {
     desk.put(&Parts::of("v7").torch());
     let (state, tokenizer) = (desk.path("state.pth"), desk.path("vocab.txt"));
     fs::copy(fixture("v7-tiny-state.pth"), &state).unwrap();
-    fs::write(&tokenizer, "1 'a' 1\n").unwrap();
+    let vocabulary: String = (1..256).map(|id| format!("{id} b'\\x{id:02x}' 1\n")).collect();
+    fs::write(&tokenizer, vocabulary).unwrap();
     fs::create_dir(desk.path("folder")).unwrap();
     let options =
         Options { state: Some(state.clone()), tokenizer: Some(tokenizer.clone()), ..options(DType::Int8) };
