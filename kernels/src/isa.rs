@@ -45,14 +45,18 @@ impl Isa {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-fn has_avx2() -> bool {
-    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn has_avx2() -> bool {
-    false
+cfg_if::cfg_if! {
+    if #[cfg(target_arch = "x86_64")] {
+        fn has_avx2() -> bool {
+            is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c")
+        }
+    } else {
+        fn has_avx2() -> bool {
+            false
+        }
+    }
 }
 
 impl fmt::Display for Isa {

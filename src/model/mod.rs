@@ -157,10 +157,21 @@ impl Model {
             head: file.matrix_ref("head.weight", n_vocab, n_embd)?,
             file,
         };
+        model.advise(options)?;
         if options.verify {
             model.file.verify_all()?;
         }
         Ok(model)
+    }
+
+    /// Tells the system how the file will be read: the embedding a row here and there, the rest from front to back.
+    fn advise(&self, options: &LoadOptions) -> Result<()> {
+        let embedding = self.file.range(self.file.tensor("emb.weight")?);
+        if !options.verify && !options.transient {
+            self.file.mapping().will_need(0..embedding.start);
+        }
+        self.file.mapping().random(embedding);
+        Ok(())
     }
 
     /// Hyperparameters.
