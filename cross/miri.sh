@@ -3,6 +3,6 @@
 # bounds, bad alignment and data races. Needs a nightly toolchain with miri.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export MIRIFLAGS="-Zmiri-disable-isolation"
-RUSTFLAGS="-C target-feature=+avx2,+fma,+f16c" cargo +nightly miri test -p rwkv-edge-kernels --test kernels -- compare:: panics::
+export MIRIFLAGS="-Zmiri-disable-isolation" RUST_BACKTRACE=0
+RUSTFLAGS="-C target-feature=+avx2,+fma,+f16c" cargo +nightly miri test -p rwkv-edge-kernels --test kernels -- compare::
 cargo +nightly miri test -p rwkv-edge --no-default-features --lib threads
