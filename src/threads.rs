@@ -223,8 +223,7 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Relaxed);
-        self.shared.state.0.fetch_add(word::NEXT_JOB, Ordering::SeqCst);
+        self.shared.stop.store(true, Ordering::SeqCst);
         for worker in self.workers.drain(..) {
             worker.thread().unpark();
             // A worker catches the panics of its jobs, so it always ends normally.
@@ -298,8 +297,11 @@ fn work_loop(shared: &Shared) {
     let state = &shared.state.0;
     let mut seen = 0;
     loop {
-        wait(shared, || word::job(state.load(Ordering::SeqCst)) != seen);
-        if shared.stop.load(Ordering::Relaxed) {
+        // `stop` is part of the condition: a worker may take the last change of the state for a job that closed
+        // before it could join, and must not wait for another.
+        let stop = || shared.stop.load(Ordering::SeqCst);
+        wait(shared, || stop() || word::job(state.load(Ordering::SeqCst)) != seen);
+        if stop() {
             return;
         }
         let join = |word| (word & word::OPEN != 0).then_some(word + word::ONE_ACTIVE);
@@ -408,6 +410,14 @@ mod tests {
         for _ in 0..5 {
             thread::sleep(Duration::from_millis(2));
             meet(&mut pool, 3);
+        }
+    }
+
+    #[test]
+    fn a_pool_dropped_right_after_a_job_ends() {
+        for _ in 0..if cfg!(miri) { 10 } else { 5000 } {
+            let mut pool = Pool::new(3).unwrap();
+            pool.run(&|| ());
         }
     }
 
