@@ -3,6 +3,7 @@
 
 #[cfg(feature = "builtin-model")]
 pub mod builtin;
+pub mod console;
 pub mod cpu;
 pub mod error;
 pub mod format;

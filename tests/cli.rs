@@ -278,6 +278,15 @@ fn a_closed_pipe_is_success() {
     assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
+#[test]
+fn a_closed_standard_error_does_not_spoil_the_text() {
+    let args = ["run", "-p", "A king", "-n", "200", "--seed", "1"];
+    let expected = stdout(&run(&args));
+    let mut child = command().args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stderr.take());
+    assert_eq!(stdout(&child.wait_with_output().unwrap()), expected);
+}
+
 #[cfg(unix)]
 #[test]
 fn ctrl_c_ends_a_run_with_the_summary() {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use rwkv_edge::{Model, Session, SessionOptions};
+use rwkv_edge::{Model, Session, SessionOptions, console};
 
 use super::ModelArgs;
 
@@ -204,7 +204,8 @@ impl Progress {
         let rate = done as f64 / self.started.elapsed().as_secs_f64();
         let start = if self.terminal { "\r" } else { "" };
         let end = if self.terminal { "" } else { "\n" };
-        eprint!(
+        let _ = write!(
+            io::stderr(),
             "{start}{done}/{} tokens, {rate:.0} tokens/s, {:.4} nats/token{end}",
             self.total,
             totals.nats.mean()
@@ -213,7 +214,7 @@ impl Progress {
 
     fn end(&self) {
         if self.terminal {
-            eprintln!();
+            console::say(format_args!(""));
         }
     }
 }

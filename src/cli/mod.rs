@@ -7,7 +7,6 @@ mod logits;
 mod run;
 mod tokenize;
 
-use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -15,7 +14,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use rwkv_edge::kernels::Isa;
-use rwkv_edge::{LoadOptions, Model};
+use rwkv_edge::{LoadOptions, Model, console};
 
 /// Run RWKV language models on small CPUs
 #[derive(Parser)]
@@ -111,17 +110,10 @@ pub(crate) fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if console::is_broken_pipe(&*error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("rwkv-edge: {error:#}");
+            console::say(format_args!("rwkv-edge: {error:#}"));
             ExitCode::FAILURE
         }
     }
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error
-        .chain()
-        .filter_map(|cause| cause.downcast_ref::<io::Error>())
-        .any(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }

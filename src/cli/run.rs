@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::Args;
 use rwkv_edge::text::{Status, TextStream};
-use rwkv_edge::{Model, SamplingParams, Session, SessionOptions, cpu};
+use rwkv_edge::{Model, SamplingParams, Session, SessionOptions, console};
 use signal_hook::consts::SIGINT;
 
 use super::ModelArgs;
@@ -143,18 +143,17 @@ impl RunArgs {
     }
 
     fn summary(&self, session: &Session, prompt: Rate, generation: Rate) {
-        let rss =
-            cpu::peak_rss_bytes().map_or("unknown".into(), |b| format!("{:.1} MiB", b as f64 / 1048576.0));
         let model = session.model();
-        eprintln!("prompt:     {prompt}");
-        eprintln!("generation: {generation}");
-        eprintln!(
-            "model: {} ({}), isa: {}, threads: {}, peak RSS: {rss}",
+        console::say(format_args!("prompt:     {prompt}"));
+        console::say(format_args!("generation: {generation}"));
+        console::say(format_args!(
+            "model: {} ({}), isa: {}, threads: {}, peak RSS: {}",
             self.model.name(),
             model.config().version,
             model.kernels().isa(),
             session.threads(),
-        );
+            console::peak_rss(),
+        ));
     }
 }
 

@@ -1,6 +1,5 @@
 //! `rwkv-quantize`: convert a checkpoint to one quantized `.rwkv` file.
 
-use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,8 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use rwkv_edge::cpu;
 use rwkv_edge::kernels::DType;
+use rwkv_edge::{console, cpu};
 use rwkv_quantize::chat::Template;
 use rwkv_quantize::convert::{Conversion, Options, Progress};
 use rwkv_quantize::{dims, report};
@@ -80,24 +79,12 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if console::is_broken_pipe(&*error) => ExitCode::SUCCESS,
         Err(error) => {
-            say(format_args!("rwkv-quantize: {error:#}"));
+            console::say(format_args!("rwkv-quantize: {error:#}"));
             ExitCode::FAILURE
         }
     }
-}
-
-/// Prints a line to standard error. A conversion goes on when nobody listens any more.
-fn say(line: fmt::Arguments<'_>) {
-    let _ = writeln!(io::stderr(), "{line}");
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error
-        .chain()
-        .filter_map(|cause| cause.downcast_ref::<io::Error>())
-        .any(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 fn run(cli: &Cli) -> Result<()> {
@@ -128,11 +115,9 @@ fn run(cli: &Cli) -> Result<()> {
     progress.end();
     let report = report?;
     let seconds = started.elapsed().as_secs_f64();
-    say(format_args!("{report}"));
-    let rss = cpu::peak_rss_bytes()
-        .map_or("unknown".into(), |bytes| format!("{:.1} MiB", bytes as f64 / 1048576.0));
+    console::say(format_args!("{report}"));
     let speed = source_bytes as f64 / 1e6 / seconds;
-    say(format_args!("{seconds:.1} s, {speed:.0} MB/s of input, peak RSS {rss}"));
+    console::say(format_args!("{seconds:.1} s, {speed:.0} MB/s of input, peak RSS {}", console::peak_rss()));
     Ok(())
 }
 
@@ -196,7 +181,7 @@ impl Progress for Meter {
             Meter::Lines { tenths, shown } => {
                 let now = 10 * done / total.max(1);
                 if now > *tenths && (shown.elapsed() > Duration::from_secs(1) || now == 10) {
-                    say(format_args!("{} % {tensor}", 10 * now));
+                    console::say(format_args!("{} % {tensor}", 10 * now));
                     *tenths = now;
                     *shown = Instant::now();
                 }
