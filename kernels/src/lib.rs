@@ -135,6 +135,15 @@
 //!
 //! Int8 and Int4: `f32(code) * (f32(scale) * tensor_scale)`. F32 and F16: `f32(w) * tensor_scale`.
 //!
+//! ## `record_dots`
+//!
+//! With `dot` as in `matvec` of Int4, and group `g` in lane `g mod 8`, every lane from 0 and in ascending order:
+//!
+//! ```text
+//! lane = fma(f32(s_g) * scale_g, f32(dot_g), lane)
+//! y    = (sum of the lanes) * tensor_scale               lane i and i + 4, then i + 2, then i + 1
+//! ```
+//!
 //! ## `layer_norm`
 //!
 //! ```text
@@ -201,4 +210,4 @@ mod x86_64;
 pub use isa::{Isa, ParseIsaError};
 pub use layout::*;
 pub use math::{exp, sigmoid, tanh};
-pub use table::{Kernels, SPARSE_TILE, SoftmaxStats};
+pub use table::{Kernels, MAX_READ_STREAMS, SPARSE_TILE, SoftmaxStats};

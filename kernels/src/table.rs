@@ -18,6 +18,8 @@ pub(crate) type MatvecFn = fn(&mut [f32], &Matrix<'_>, usize, Activation<'_>);
 pub(crate) type NonzeroFn = fn(&mut [u32], &mut [f32], &[f32]) -> usize;
 pub(crate) type SparseFn = fn(&mut [f32], &Records<'_>, usize, Sparse<'_>);
 pub(crate) type RecordFn = fn(&mut [f32], &Records<'_>, usize);
+pub(crate) type RecordDotsFn = fn(&mut [f32], &Records<'_>, &[u32], Activation<'_>);
+pub(crate) type ReadFn = fn(&[u8], usize) -> u64;
 pub(crate) type LayerNormFn = fn(&mut [f32], &[f32], &[f32], &[f32], f32);
 pub(crate) type LerpFn = fn(&mut [f32], &[f32], &[f32], &[f32]);
 pub(crate) type Wkv4Fn = fn(&mut [f32], &[f32], &[f32], &[f32], &[f32], &mut [f32], &mut [f32], &mut [f32]);
@@ -30,6 +32,9 @@ pub(crate) type Wkv7Fn = fn(&mut [f32], &mut [f32], &[f32], &[f32], &[f32], &[f3
 pub(crate) type InPlaceFn = fn(&mut [f32]);
 pub(crate) type MulFn = fn(&mut [f32], &[f32], &[f32]);
 pub(crate) type Dot3Fn = fn(&[f32], &[f32], &[f32]) -> f32;
+
+/// Most streams of [`Kernels::read`].
+pub const MAX_READ_STREAMS: usize = 8;
 
 /// What [`Kernels::softmax`] found on the way.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -57,6 +62,8 @@ pub struct Kernels {
     pub(crate) sparse_int8: SparseFn,
     pub(crate) sparse_int4: SparseFn,
     pub(crate) dequantize_record: RecordFn,
+    pub(crate) record_dots: RecordDotsFn,
+    pub(crate) read: ReadFn,
     pub(crate) layer_norm: LayerNormFn,
     pub(crate) lerp: LerpFn,
     pub(crate) wkv4: Wkv4Fn,
@@ -166,8 +173,7 @@ impl Kernels {
         assert!(out.len() <= SPARSE_TILE, "{} outputs are more than {SPARSE_TILE}", out.len());
         check_range("outputs", first, out.len(), w.value_count());
         check_len("sparse values", x.values.len(), x.indices.len());
-        let last = x.indices.iter().copied().max().map_or(0, |j| j as usize);
-        assert!(last < w.count(), "record {last} of {}", w.count());
+        check_indices(x.indices, w);
         let kernel = match w.dtype() {
             DType::F32 => self.sparse_f32,
             DType::F16 => self.sparse_f16,
@@ -185,6 +191,30 @@ impl Kernels {
         assert!(index < w.count(), "record {index} of {}", w.count());
         check_len("output", out.len(), w.value_count());
         (self.dequantize_record)(out, w, index);
+    }
+
+    /// The product of `x` with each of the records `indices` of an Int4 tensor.
+    ///
+    /// # Panics
+    /// If the records are of another type, `out` and `indices` differ in length, an index is no record, or the
+    /// lengths in `x` are not those of a padded record.
+    pub fn record_dots(&self, out: &mut [f32], w: &Records<'_>, indices: &[u32], x: Activation<'_>) {
+        assert!(w.dtype() == DType::Int4, "record_dots of {} records", w.dtype());
+        check_len("output", out.len(), indices.len());
+        check_indices(indices, w);
+        check_activation(x, padded_cols(w.value_count()));
+        (self.record_dots)(out, w, indices, x);
+    }
+
+    /// Reads `bytes` as that many streams side by side and returns all 64-bit words xored: nothing but reading, for
+    /// measuring how fast memory can be read with these instructions. Up to `64 * streams` bytes at the end are
+    /// left out.
+    ///
+    /// # Panics
+    /// If `streams` is not in `1..=MAX_READ_STREAMS`.
+    pub fn read(&self, bytes: &[u8], streams: usize) -> u64 {
+        assert!((1..=MAX_READ_STREAMS).contains(&streams), "{streams} streams");
+        (self.read)(bytes, streams)
     }
 
     /// `(x - mean) / sqrt(variance + eps) * weight + bias`.
@@ -283,6 +313,12 @@ fn check_len(what: &str, found: usize, expected: usize) {
 #[track_caller]
 fn check_range(what: &str, first: usize, count: usize, total: usize) {
     assert!(first <= total && count <= total - first, "{what} {first} + {count} of {total}");
+}
+
+#[track_caller]
+fn check_indices(indices: &[u32], w: &Records<'_>) {
+    let last = indices.iter().copied().max().map_or(0, |j| j as usize);
+    assert!(last < w.count(), "record {last} of {}", w.count());
 }
 
 #[track_caller]

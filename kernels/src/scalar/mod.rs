@@ -7,13 +7,15 @@ mod activation;
 pub(crate) mod heads;
 mod matvec;
 mod norm;
+mod read;
+pub(crate) mod record;
 pub(crate) mod sparse;
 mod wkv;
 
 pub(crate) use activation::{add, lerp, nonzero, quantize, relu_squared, sigmoid_mul};
 pub(crate) use heads::{decay6, decay7, dot3, l2_normalize, mul, sigmoid, silu_mul, tanh, wkv6, wkv7};
 pub(crate) use norm::{layer_norm, softmax};
-pub(crate) use sparse::dequantize_record;
+pub(crate) use record::{dequantize_record, record_dots};
 pub(crate) use wkv::wkv4;
 
 use crate::isa::Isa;
@@ -33,6 +35,8 @@ pub(crate) const KERNELS: Kernels = Kernels {
     sparse_int8: sparse::sparse_int8,
     sparse_int4: sparse::sparse_int4,
     dequantize_record,
+    record_dots,
+    read: read::read,
     layer_norm,
     lerp,
     wkv4,

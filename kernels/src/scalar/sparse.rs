@@ -1,7 +1,7 @@
-//! Products of records with a sparse vector, and single records.
+//! Products of records with a sparse vector.
 
 use crate::fp16;
-use crate::layout::{DType, GROUP_SIZE, Records, Sparse, record_scale_bytes};
+use crate::layout::{GROUP_SIZE, Records, Sparse, record_scale_bytes};
 use crate::math::{magnitude_bits, round_clamped};
 use crate::table::SPARSE_TILE;
 
@@ -109,41 +109,6 @@ fn sparse_quantized<const RUN: usize>(
         let scale = (largest[g] / cmax) * w.scale();
         for (out, acc) in out.iter_mut().zip(acc[g]) {
             *out = acc.wrapping_sub(correction) as f32 * scale;
-        }
-    }
-}
-
-#[inline(always)]
-pub(crate) fn dequantize_record(out: &mut [f32], w: &Records<'_>, index: usize) {
-    let record = w.record(index);
-    let codes = &record[record_scale_bytes(w.dtype(), w.value_count())..];
-    match w.dtype() {
-        DType::F32 => {
-            for (out, bytes) in out.iter_mut().zip(codes.as_chunks::<4>().0) {
-                *out = f32::from_le_bytes(*bytes) * w.scale();
-            }
-        }
-        DType::F16 => {
-            for (out, bytes) in out.iter_mut().zip(codes.as_chunks::<2>().0) {
-                *out = fp16::to_f32(u16::from_le_bytes(*bytes)) * w.scale();
-            }
-        }
-        DType::Int8 => {
-            for (g, (out, run)) in out.chunks_mut(GROUP_SIZE).zip(codes.as_chunks::<32>().0).enumerate() {
-                let scale = fp16::read(record, g) * w.scale();
-                for (out, &code) in out.iter_mut().zip(run) {
-                    *out = f32::from(code as i8) * scale;
-                }
-            }
-        }
-        DType::Int4 => {
-            for (g, (out, run)) in out.chunks_mut(GROUP_SIZE).zip(codes.as_chunks::<16>().0).enumerate() {
-                let scale = fp16::read(record, g) * w.scale();
-                let nibbles = run.iter().map(|b| b & 15).chain(run.iter().map(|b| b >> 4));
-                for (out, code) in out.iter_mut().zip(nibbles) {
-                    *out = f32::from(code as i8 - 8) * scale;
-                }
-            }
         }
     }
 }

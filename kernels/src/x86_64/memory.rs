@@ -11,6 +11,13 @@ pub(super) fn load(from: &[u8; 32]) -> __m256i {
 
 #[target_feature(enable = "avx2")]
 #[inline]
+pub(super) fn load_codes(from: &[i8; 32]) -> __m256i {
+    // SAFETY: 32 bytes are readable; the load needs no alignment.
+    unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
 pub(super) fn load_half(from: &[u8; 16]) -> __m128i {
     // SAFETY: 16 bytes are readable; the load needs no alignment.
     unsafe { _mm_loadu_si128(from.as_ptr().cast()) }

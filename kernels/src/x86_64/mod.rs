@@ -9,6 +9,8 @@ mod heads;
 mod int;
 mod live;
 mod memory;
+mod read;
+mod record;
 mod shared;
 mod sparse;
 mod sparse_codes;
@@ -34,6 +36,8 @@ pub(crate) const AVX2: Kernels = Kernels {
     sparse_int8: entry::sparse_int8,
     sparse_int4: entry::sparse_int4,
     dequantize_record: entry::dequantize_record,
+    record_dots: entry::record_dots,
+    read: entry::read,
     layer_norm: entry::layer_norm,
     lerp: entry::lerp,
     wkv4: entry::wkv4,
@@ -83,6 +87,8 @@ entries! {
     fn sparse_int8(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) = sparse;
     fn sparse_int4(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) = sparse;
     fn dequantize_record(out: &mut [f32], w: &Records<'_>, index: usize) = shared;
+    fn record_dots(out: &mut [f32], w: &Records<'_>, indices: &[u32], x: Activation<'_>) = record;
+    fn read(bytes: &[u8], streams: usize) -> u64 = read;
     fn layer_norm(out: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32], eps: f32) = shared;
     fn lerp(out: &mut [f32], a: &[f32], b: &[f32], t: &[f32]) = shared;
     fn wkv4(

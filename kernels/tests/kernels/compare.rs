@@ -1,6 +1,6 @@
 //! Every available level against scalar: the same bits, nothing read or written outside.
 
-use rwkv_edge_kernels::{DType, GROUP_SIZE, Kernels, SPARSE_TILE, Sparse};
+use rwkv_edge_kernels::{DType, GROUP_SIZE, Kernels, MAX_READ_STREAMS, SPARSE_TILE, Sparse};
 
 use crate::guard::Guarded;
 use crate::support::{
@@ -373,6 +373,57 @@ fn sparse_matvec_of_largest_sums_wraps_nowhere() {
         }
     }
     report.finish();
+}
+
+#[test]
+fn record_dots_of_every_length_and_any_bytes() {
+    let mut report = Report::default();
+    let mut rng = Rng(17);
+    for len in lengths().into_iter().filter(|&n| n > 0) {
+        for &bytes in Bytes::ALL {
+            let w = TestRecords::new(DType::Int4, 5, len, bytes, &mut rng);
+            for &fill in Fill::ALL {
+                let x = Input::new(&fill.vector(len, &mut rng), scalar());
+                for indices in [&[][..], &[4], &[0, 4, 2, 2, 1, 3, 0]] {
+                    let indices = Guarded::new(indices);
+                    let shape = format!("{len} {bytes:?} {fill:?} {}", indices.len());
+                    check_f32(
+                        &mut report,
+                        "record_dots",
+                        &shape,
+                        &canaries(indices.len()),
+                        |kernels, out| {
+                            kernels.record_dots(out, &w.view(), &indices, x.view());
+                        },
+                    );
+                }
+            }
+        }
+    }
+    report.finish();
+}
+
+#[test]
+fn read_of_every_length_and_number_of_streams() {
+    let mut rng = Rng(18);
+    for len in lengths() {
+        let bytes = Guarded::new(&rng.bytes(9 * len));
+        for streams in 1..=MAX_READ_STREAMS {
+            let wanted = scalar().read(&bytes, streams);
+            let words = bytes.as_chunks::<64>().0.len() / streams * streams * 8;
+            let xored =
+                bytes.as_chunks::<8>().0[..words].iter().fold(0, |all, w| all ^ u64::from_le_bytes(*w));
+            assert_eq!(wanted, xored, "{len}, {streams} streams");
+            for kernels in vector_levels() {
+                assert_eq!(
+                    kernels.read(&bytes, streams),
+                    wanted,
+                    "{} {len}, {streams} streams",
+                    kernels.isa()
+                );
+            }
+        }
+    }
 }
 
 #[test]

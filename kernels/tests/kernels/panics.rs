@@ -8,6 +8,8 @@ use rwkv_edge_kernels::{
     records_bytes,
 };
 
+use crate::support::{Bytes, Input, Rng, TestRecords, scalar};
+
 /// Values in a record: one tile, two groups and a part of one.
 const RECORD: usize = SPARSE_TILE + 76;
 
@@ -177,6 +179,27 @@ fn sparse_matvec_rejects_records_that_are_not_there() {
 #[test]
 fn sparse_matvec_rejects_values_without_indices() {
     assert!(sparse_panics(8, 0, &[0], 0) && sparse_panics(8, 0, &[0], 2));
+}
+
+#[test]
+fn record_dots_reject_wrong_shapes() {
+    let int4 = TestRecords::new(DType::Int4, 5, 64, Bytes::Encoded, &mut Rng(1));
+    let int8 = TestRecords::new(DType::Int8, 5, 64, Bytes::Encoded, &mut Rng(1));
+    let dots = |w: &TestRecords, n: usize, indices: &[u32], len: usize| {
+        let x = Input::new(&vec![1.0; len], scalar());
+        panics(|kernels| kernels.record_dots(&mut vec![0.0; n], &w.view(), indices, x.view()))
+    };
+    assert!(!dots(&int4, 2, &[0, 4], 64));
+    assert!(dots(&int8, 2, &[0, 4], 64));
+    assert!(dots(&int4, 1, &[0, 4], 64) && dots(&int4, 3, &[0, 4], 64));
+    assert!(dots(&int4, 2, &[0, 5], 64) && dots(&int4, 2, &[0, u32::MAX], 64));
+    assert!(dots(&int4, 2, &[0, 4], 65) && dots(&int4, 2, &[0, 4], 0));
+}
+
+#[test]
+fn read_rejects_impossible_streams() {
+    let read = |streams| panics(|kernels| assert_eq!(kernels.read(&[0; 128], streams), 0));
+    assert!(read(0) && read(9) && !read(8));
 }
 
 #[test]

@@ -57,6 +57,24 @@ fn dot(w: &[f32], x: impl Fn(usize) -> f64) -> (f64, f64) {
 }
 
 #[test]
+fn record_dots_are_those_of_decoded_records() {
+    let mut rng = Rng(37);
+    for len in [1, 31, 64, 100, 256, 768, 2048] {
+        let w = TestRecords::new(DType::Int4, 3, len, Bytes::Encoded, &mut rng);
+        let input = Input::new(&rng.normals(len), scalar());
+        let mut out = [0.0; 2];
+        scalar().record_dots(&mut out, &w.view(), &[2, 0], input.view());
+        for (record, got) in [2, 0].into_iter().zip(out) {
+            let mut row = vec![0.0; len];
+            decode_record(&w.view(), record, &mut row);
+            let x = |k: usize| f64::from(input.codes[k]) * f64::from(input.scales[k / GROUP_SIZE]);
+            let (wanted, magnitude) = dot(&row, x);
+            assert_close("record_dots", wanted, got, 20.0 * EPS * magnitude);
+        }
+    }
+}
+
+#[test]
 fn matvec_is_the_dot_product_of_decoded_rows() {
     let mut rng = Rng(31);
     for dtype in DType::ALL {

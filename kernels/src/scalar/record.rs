@@ -1,0 +1,80 @@
+//! Single records: decoded, and multiplied with a dense vector.
+
+use crate::fp16;
+use crate::layout::{Activation, DType, GROUP_SIZE, Records, record_scale_bytes};
+
+/// Group `g` belongs to lane `g % DOT_LANES`.
+pub(crate) const DOT_LANES: usize = 8;
+
+#[inline(always)]
+pub(crate) fn record_dots(out: &mut [f32], w: &Records<'_>, indices: &[u32], x: Activation<'_>) {
+    for (out, &index) in out.iter_mut().zip(indices) {
+        let mut lanes = [0.0; DOT_LANES];
+        add_groups(&mut lanes, w, w.record(index as usize), 0, x);
+        *out = dot_of_lanes(lanes) * w.scale();
+    }
+}
+
+/// Adds groups `first..` of an Int4 record.
+#[inline(always)]
+pub(crate) fn add_groups(
+    lanes: &mut [f32; DOT_LANES],
+    w: &Records<'_>,
+    record: &[u8],
+    first: usize,
+    x: Activation<'_>,
+) {
+    let (runs, _) = record[record_scale_bytes(DType::Int4, w.value_count())..].as_chunks::<16>();
+    let (codes, _) = x.codes.as_chunks::<GROUP_SIZE>();
+    for g in first..w.value_count().div_ceil(GROUP_SIZE) {
+        let (low, high) = codes[g].split_at(GROUP_SIZE / 2);
+        let mut dot = 0i32;
+        for ((&byte, &low), &high) in runs[g].iter().zip(low).zip(high) {
+            dot += i32::from(byte & 15) * i32::from(low) + i32::from(byte >> 4) * i32::from(high);
+        }
+        let scale = fp16::read(record, g) * x.scales[g];
+        let lane = &mut lanes[g % DOT_LANES];
+        *lane = scale.mul_add(dot.wrapping_sub(x.sums[g].wrapping_mul(8)) as f32, *lane);
+    }
+}
+
+/// Lane i and i + 4, then i + 2, then i + 1.
+#[inline(always)]
+pub(crate) fn dot_of_lanes([a, b, c, d, e, f, g, h]: [f32; DOT_LANES]) -> f32 {
+    ((a + e) + (c + g)) + ((b + f) + (d + h))
+}
+
+#[inline(always)]
+pub(crate) fn dequantize_record(out: &mut [f32], w: &Records<'_>, index: usize) {
+    let record = w.record(index);
+    let codes = &record[record_scale_bytes(w.dtype(), w.value_count())..];
+    match w.dtype() {
+        DType::F32 => {
+            for (out, bytes) in out.iter_mut().zip(codes.as_chunks::<4>().0) {
+                *out = f32::from_le_bytes(*bytes) * w.scale();
+            }
+        }
+        DType::F16 => {
+            for (out, bytes) in out.iter_mut().zip(codes.as_chunks::<2>().0) {
+                *out = fp16::to_f32(u16::from_le_bytes(*bytes)) * w.scale();
+            }
+        }
+        DType::Int8 => {
+            for (g, (out, run)) in out.chunks_mut(GROUP_SIZE).zip(codes.as_chunks::<32>().0).enumerate() {
+                let scale = fp16::read(record, g) * w.scale();
+                for (out, &code) in out.iter_mut().zip(run) {
+                    *out = f32::from(code as i8) * scale;
+                }
+            }
+        }
+        DType::Int4 => {
+            for (g, (out, run)) in out.chunks_mut(GROUP_SIZE).zip(codes.as_chunks::<16>().0).enumerate() {
+                let scale = fp16::read(record, g) * w.scale();
+                let nibbles = run.iter().map(|b| b & 15).chain(run.iter().map(|b| b >> 4));
+                for (out, code) in out.iter_mut().zip(nibbles) {
+                    *out = f32::from(code as i8 - 8) * scale;
+                }
+            }
+        }
+    }
+}
