@@ -67,7 +67,14 @@ impl Sampler {
     /// `logits`.
     pub fn sample(&mut self, kernels: &Kernels, logits: &[f32], buf: &mut SamplerBuffers<'_>) -> Result<u32> {
         buf.check(logits.len())?;
-        self.penalise(logits, buf);
+        buf.probs.copy_from_slice(logits);
+        self.sample_in_place(kernels, buf)
+    }
+
+    /// As [`sample`](Self::sample), from the logits in `buf.probs`. All but the
+    /// [`largest_needed`](Self::largest_needed) after the penalties may be -infinity instead.
+    pub(crate) fn sample_in_place(&mut self, kernels: &Kernels, buf: &mut SamplerBuffers<'_>) -> Result<u32> {
+        self.penalise(buf);
         let top = argmax(buf.probs)?;
         if self.params.temperature == 0.0 {
             return Ok(top);
@@ -80,6 +87,20 @@ impl Sampler {
             self.draw(n, max, buf)
         };
         Ok(chosen.unwrap_or(top))
+    }
+
+    /// How many of the largest logits decide what is drawn, or `None` if all do.
+    pub(crate) fn largest_needed(&self) -> Option<usize> {
+        match self.params {
+            SamplingParams { temperature: 0.0, .. } => Some(1),
+            SamplingParams { top_p, top_k: 1.., .. } if top_p >= 1.0 => Some(self.params.top_k as usize),
+            _ => None,
+        }
+    }
+
+    /// The ids that penalties may concern.
+    pub(crate) fn seen<'a>(&self, buf: &'a SamplerBuffers<'_>) -> &'a [u32] {
+        &buf.seen[..self.n_seen.min(buf.seen.len())]
     }
 
     /// Counts a token of the reply. Tokens of the prompt and the token that ends the reply are not to be
@@ -108,9 +129,8 @@ impl Sampler {
         self.n_seen = 0;
     }
 
-    /// Step 1: the penalised logits in `buf.probs`.
-    fn penalise(&self, logits: &[f32], buf: &mut SamplerBuffers<'_>) {
-        buf.probs.copy_from_slice(logits);
+    /// Step 1, on the logits in `buf.probs`.
+    fn penalise(&self, buf: &mut SamplerBuffers<'_>) {
         for &id in buf.seen.iter().take(self.n_seen) {
             if let (Some(logit), Some(count)) = (buf.probs.get_mut(id as usize), buf.counts.get(id as usize))
             {

@@ -6,10 +6,17 @@ use crate::cpu;
 use crate::error::{Error, Result};
 use crate::format::{Config, SamplingParams};
 use crate::memory::{Arena, Buffers, Measure, Plan};
-use crate::model::{self, Model, Traffic};
+use crate::model::{self, Meter, Model, Phase, Profile, Traffic};
 use crate::sampler::{Sampler, SamplerBuffers};
+use crate::shortlist::Estimates;
 use crate::state::State;
 use crate::threads::{Pool, WORKER_STACK_BYTES};
+
+/// Most tokens whose logits decide by their order alone, for a shortlist to be tried.
+const MOST_LARGEST: usize = 256;
+/// A shortlist must be shorter than the vocabulary by this factor: reading rows here and there is slower than
+/// reading all.
+const LEAST_SAVING: usize = 3;
 
 /// How a session runs.
 #[derive(Clone, Debug, Default)]
@@ -20,6 +27,17 @@ pub struct SessionOptions {
     pub sampling: Option<SamplingParams>,
     /// Seed of the sampler.
     pub seed: u64,
+    /// What to do without that is done to read less; for measuring what each is worth. Results are the same.
+    pub without: Savings,
+}
+
+/// Ways of reading less than all weights for a token. None changes a bit of the results.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Savings {
+    /// Of the columns of `ffn.value`, read only those with an input that is not zero.
+    pub sparse_value: bool,
+    /// Of the second plane of a nested head, read only rows of tokens that can be sampled.
+    pub shortlist: bool,
 }
 
 impl SessionOptions {
@@ -38,10 +56,21 @@ pub struct Session {
     sampler: Sampler,
     /// A sampled token that has not been fed yet.
     pending: Option<u32>,
-    /// Whether the logits are those of the last token fed.
-    has_logits: bool,
+    logits: Logits,
     tokens_fed: u64,
-    traffic: Traffic,
+    meter: Meter,
+    without: Savings,
+}
+
+/// What the buffer of logits holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Logits {
+    /// Nothing of use.
+    Stale,
+    /// Estimates of those after the last token fed.
+    Estimated,
+    /// Those after the last token fed.
+    Exact,
 }
 
 /// The buffers of a session that outlive a token, as cut out of its arena. The model's scratch follows them.
@@ -49,6 +78,8 @@ struct Memory<'a> {
     state: &'a mut [f32],
     logits: &'a mut [f32],
     sampler: SamplerBuffers<'a>,
+    /// Exact logits of the tokens that are being made exact.
+    exact: &'a mut [f32],
 }
 
 impl<'a> Memory<'a> {
@@ -63,6 +94,7 @@ impl<'a> Memory<'a> {
                 counts: buffers.f32s("sampler", n),
                 seen: buffers.u32s("sampler", n),
             },
+            exact: buffers.f32s("sampler", n),
         }
     }
 }
@@ -106,9 +138,10 @@ impl Session {
             pool: Pool::new(options.thread_count())?,
             sampler: Sampler::new(sampling, options.seed)?,
             pending: None,
-            has_logits: false,
+            logits: Logits::Stale,
             tokens_fed: 0,
-            traffic: Traffic::default(),
+            meter: Meter::default(),
+            without: options.without,
             model,
         };
         session.reset()?;
@@ -137,7 +170,17 @@ impl Session {
 
     /// What was read of the weights since the session was made.
     pub fn traffic(&self) -> Traffic {
-        self.traffic
+        self.meter.traffic
+    }
+
+    /// From here on the time of each phase is measured, or is not.
+    pub fn measure_time(&mut self, on: bool) {
+        self.meter.measure_time(on);
+    }
+
+    /// The time spent in each phase while it was measured.
+    pub fn profile(&self) -> Profile {
+        self.meter.profile
     }
 
     /// Forgets the text: state and penalties start anew. The random numbers go on.
@@ -173,7 +216,7 @@ impl Session {
 
     fn forget_logits(&mut self) {
         self.pending = None;
-        self.has_logits = false;
+        self.logits = Logits::Stale;
         self.tokens_fed = 0;
     }
 
@@ -191,6 +234,7 @@ impl Session {
     /// As [`feed`](Self::feed).
     pub fn forward(&mut self, token: u32) -> Result<&[f32]> {
         self.step(token, true)?;
+        self.make_exact()?;
         Ok(Memory::take(&mut self.arena.carve(), self.model.config()).logits)
     }
 
@@ -216,29 +260,97 @@ impl Session {
         if let Some(token) = self.pending.take() {
             self.step(token, true)?;
         }
-        if !self.has_logits {
+        if self.logits == Logits::Stale {
             return Err(Error::invalid("there is nothing to continue: the prompt is empty"));
         }
+        let token = self.sample()?;
+        self.meter.end(Phase::Sample);
         let Self { model, arena, sampler, .. } = self;
-        let mut memory = Memory::take(&mut arena.carve(), model.config());
-        let token = sampler.sample(model.kernels(), memory.logits, &mut memory.sampler)?;
         if model.chat().stop_tokens.contains(&token) {
             return Ok(None);
         }
+        let mut memory = Memory::take(&mut arena.carve(), model.config());
         sampler.accept(token, &mut memory.sampler);
         self.pending = Some(token);
         Ok(Some(token))
     }
 
+    fn sample(&mut self) -> Result<u32> {
+        let largest = self.sampler.largest_needed().filter(|&n| n <= MOST_LARGEST);
+        if let Some(n) = largest
+            && self.logits == Logits::Estimated
+            && !self.without.shortlist
+            && let Some(token) = self.sample_shortlist(n)?
+        {
+            return Ok(token);
+        }
+        self.make_exact()?;
+        let Self { model, arena, sampler, .. } = self;
+        let mut memory = Memory::take(&mut arena.carve(), model.config());
+        sampler.sample(model.kernels(), memory.logits, &mut memory.sampler)
+    }
+
+    /// Makes those logits exact that can be among the `largest`, and samples; `None` if that does not pay.
+    fn sample_shortlist(&mut self, largest: usize) -> Result<Option<u32>> {
+        let Self { model, arena, pool, sampler, meter, without, .. } = self;
+        let mut buffers = arena.carve();
+        let Memory { logits, sampler: mut buf, exact, .. } = Memory::take(&mut buffers, model.config());
+        let mut scratch = buffers.rest();
+        let (bounds, norm) = model.logit_bounds(&mut scratch.carve())?;
+        let estimates = Estimates { logits, bounds, norm };
+        if !estimates.are_finite() {
+            return Ok(None);
+        }
+        // Logits that are not known are -infinity.
+        buf.probs.fill(f32::NEG_INFINITY);
+        let mut refine = |buf: &mut SamplerBuffers<'_>, n: usize| {
+            let (ids, exact) = (&buf.candidates[..n], &mut exact[..n]);
+            model.refine(model.ops(pool, meter, *without), &mut scratch.carve(), ids, logits, exact)?;
+            ids.iter().zip(&*exact).for_each(|(&id, &exact)| buf.probs[id as usize] = exact);
+            Ok::<_, Error>(())
+        };
+        // Tokens with a penalty are known, so that among the others the order of logits is that of the penalised.
+        let n = sampler.seen(&buf).len();
+        buf.candidates[..n].copy_from_slice(&buf.seen[..n]);
+        refine(&mut buf, n)?;
+        let n = estimates.largest(buf.probs, &mut buf.candidates[..largest.min(logits.len())]);
+        let enough = n == largest;
+        refine(&mut buf, n)?;
+        let known = buf.candidates[..n].iter().map(|&id| buf.probs[id as usize]);
+        let reached = if enough { known.fold(f32::INFINITY, f32::min) } else { f32::NEG_INFINITY };
+        let most = logits.len() / LEAST_SAVING;
+        let Some(n) = estimates.reaching(reached, buf.probs, buf.candidates, most) else { return Ok(None) };
+        refine(&mut buf, n)?;
+        Ok(Some(sampler.sample_in_place(model.kernels(), &mut buf)?))
+    }
+
+    /// Makes estimates of logits the logits.
+    fn make_exact(&mut self) -> Result<()> {
+        if self.logits == Logits::Estimated {
+            let Self { model, arena, pool, meter, without, .. } = self;
+            let without = *without;
+            let mut buffers = arena.carve();
+            let memory = Memory::take(&mut buffers, model.config());
+            model.refine_all(model.ops(pool, meter, without), &mut buffers, memory.logits)?;
+            self.logits = Logits::Exact;
+        }
+        Ok(())
+    }
+
     fn step(&mut self, token: u32, want_logits: bool) -> Result<()> {
-        let Self { model, arena, pool, traffic, .. } = self;
+        let Self { model, arena, pool, meter, without, .. } = self;
+        let without = *without;
         let mut buffers = arena.carve();
         let memory = Memory::take(&mut buffers, model.config());
         let logits = want_logits.then_some(memory.logits);
         self.pending = None;
-        self.has_logits = false;
-        model.forward(pool, traffic, token, memory.state, &mut buffers, logits)?;
-        self.has_logits = want_logits;
+        self.logits = Logits::Stale;
+        model.forward(model.ops(pool, meter, without), token, memory.state, &mut buffers, logits)?;
+        self.logits = match (want_logits, model.has_nested_head()) {
+            (false, _) => Logits::Stale,
+            (true, true) => Logits::Estimated,
+            (true, false) => Logits::Exact,
+        };
         self.tokens_fed += 1;
         Ok(())
     }

@@ -185,10 +185,45 @@ fn info_shows_the_header_the_plan_and_the_kernels_and_verifies() {
 #[test]
 fn bench_prints_speed_and_bandwidth() {
     let (_folder, model) = tiny();
-    let text = stdout(&run(&["bench", &model, "-n", "4"]));
-    for part in ["decode", "p99", "MB/token", "plain reading"] {
+    let text = stdout(&run(&["bench", &model, "-n", "4", "--threads", "1,2", "--profile"]));
+    for part in ["threads           2", "decode", "p99", "read per token", "share of limit", "time_mix in"] {
         assert!(text.contains(part), "{part:?} missing in {text}");
     }
+}
+
+#[test]
+fn bench_prints_json() {
+    let (_folder, model) = tiny();
+    let text = stdout(&run(&["bench", &model, "-n", "4", "--threads", "1,2", "--json", "--profile"]));
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    for (run, threads) in json["runs"].as_array().unwrap().iter().zip([1, 2]) {
+        assert_eq!(run["threads"], threads);
+        for key in [
+            "prompt_tokens_per_second",
+            "decode_tokens_per_second",
+            "bytes_per_token",
+            "read_bandwidth_bytes_per_second",
+            "share_of_limit",
+        ] {
+            assert!(run[key].as_f64().unwrap() > 0.0, "{key} in {text}");
+        }
+        let latency = |key: &str| run["latency_ms"][key].as_f64().unwrap();
+        assert!(0.0 < latency("p50") && latency("p50") <= latency("p99") && latency("p99") <= latency("max"));
+        assert!(run["profile_us_per_token"]["head"].as_f64().unwrap() > 0.0);
+    }
+}
+
+#[test]
+fn what_bench_does_without_costs_bytes() {
+    let bytes = |without: &[&str]| {
+        let text = stdout(&run(&[&["bench", "-n", "8", "--threads", "1", "--json"], without].concat()));
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        json["runs"][0]["bytes_per_token"].as_f64().unwrap()
+    };
+    let all = bytes(&[]);
+    assert!(bytes(&["--without", "sparse-value"]) > 1.1 * all);
+    assert!(bytes(&["--without", "shortlist"]) > 1.02 * all);
+    assert!(bytes(&["--choose", "logits"]) > 1.02 * all);
 }
 
 /// Writes `bytes` to a file and returns the error that `run` gives for it.

@@ -58,7 +58,8 @@ fn generate_without_allocating(model: &Arc<Model>, n: usize) {
         frequency_penalty: 0.3,
         penalty_decay: 0.99,
     };
-    let options = SessionOptions { threads: Some(2), sampling: Some(sampling), seed: 3 };
+    let options =
+        SessionOptions { threads: Some(2), sampling: Some(sampling), seed: 3, ..Default::default() };
     let before = BYTES.load(Ordering::Relaxed);
     let mut session = Session::new(Arc::clone(model), &options).unwrap();
     let allocated = BYTES.load(Ordering::Relaxed) - before;

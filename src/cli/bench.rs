@@ -1,109 +1,290 @@
-//! `rwkv-edge bench`: decoding speed, beside what this machine can read from memory.
+//! `rwkv-edge bench`: speed of prompt and decoding, beside what this machine can read from memory.
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use clap::Args;
+use clap::{Args, ValueEnum};
+use rwkv_edge::format::SamplingParams;
+use rwkv_edge::kernels::MAX_READ_STREAMS;
+use rwkv_edge::model::{Phase, Profile, Traffic};
 use rwkv_edge::threads::Pool;
-use rwkv_edge::{Session, SessionOptions};
+use rwkv_edge::{Model, Savings, Session, SessionOptions, console, cpu};
 
-use super::ModelArgs;
+use super::{KernelArgs, load};
 
 #[derive(Args)]
 pub(super) struct BenchArgs {
+    /// Model file (.rwkv); without it the built-in model is used
+    model: Option<PathBuf>,
     #[command(flatten)]
-    model: ModelArgs,
-    /// Tokens to decode, after as many to warm up
+    kernels: KernelArgs,
+    /// Thread counts to measure, such as 1,2,4 [default: the physical performance cores, at most 4]
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=256))]
+    threads: Vec<u16>,
+    /// Tokens to decode, after a quarter as many to warm up
     #[arg(short = 'n', long = "tokens", value_name = "N", default_value_t = 64,
-          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+          value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     n_tokens: u32,
+    /// Tokens of the prompt
+    #[arg(long = "prompt", value_name = "N", default_value_t = 16,
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    n_prompt: u32,
+    /// How the next token is chosen, which decides how much of a nested head is read
+    #[arg(long, value_enum, default_value_t = Choice::Greedy)]
+    choose: Choice,
+    /// Do without something that reads less; may be given several times
+    #[arg(long, value_enum, value_delimiter = ',')]
+    without: Vec<Saving>,
+    /// Show the time of each phase
+    #[arg(long)]
+    profile: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Choice {
+    /// The most likely token
+    Greedy,
+    /// The model's sampling defaults
+    Sample,
+    /// Not at all: all logits are computed
+    Logits,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Saving {
+    /// Read all columns of ffn.value, also those whose input is zero
+    SparseValue,
+    /// Read all rows of a nested head's second plane
+    Shortlist,
+}
+
+/// What was measured with one number of threads.
+struct Measured {
+    threads: usize,
+    prompt: f64,
+    /// Sorted.
+    latencies: Vec<Duration>,
+    traffic: Traffic,
+    profile: Profile,
+    /// The best of all numbers of streams, before and after decoding.
+    bandwidth: f64,
 }
 
 pub(super) fn run(args: &BenchArgs) -> Result<()> {
-    let model = args.model.load()?;
-    let options = SessionOptions { threads: args.model.compute.threads(), ..Default::default() };
-    let mut session = Session::new(Arc::clone(&model), &options)?;
-    let n_vocab = model.config().n_vocab as u32;
-    // A fixed pseudo-random walk over the vocabulary: the work does not depend on what a token says.
-    let token = |i: u32| i.wrapping_mul(2_654_435_761) % n_vocab;
-    for i in 0..args.n_tokens {
-        session.forward(token(i))?;
+    let model = load(args.model.as_ref(), &args.kernels)?;
+    let threads: Vec<usize> = match args.threads.is_empty() {
+        true => vec![cpu::default_threads()],
+        false => args.threads.iter().copied().map(usize::from).collect(),
+    };
+    let runs = threads.into_iter().map(|threads| measure(args, &model, threads));
+    let runs = runs.collect::<Result<Vec<_>>>()?;
+    let out = &mut io::stdout().lock();
+    match args.json {
+        true => print_json(out, args, &model, &runs)?,
+        false => print_text(out, args, &model, &runs)?,
     }
-    let before = session.traffic();
-    let mut times = Vec::with_capacity(args.n_tokens as usize);
-    for i in 0..args.n_tokens {
-        let started = Instant::now();
-        session.forward(token(i))?;
-        times.push(started.elapsed());
-    }
-    let after = session.traffic();
-
-    let total: Duration = times.iter().sum();
-    times.sort_unstable();
-    let bytes_per_token = (after.weight_bytes - before.weight_bytes) as f64 / f64::from(args.n_tokens);
-    let live = (after.live_columns - before.live_columns) as f64 / (after.columns - before.columns) as f64;
-    let rate = f64::from(args.n_tokens) / total.as_secs_f64();
-    let bandwidth = read_bandwidth(model.file().mapping(), session.threads())?;
-    let used = rate * bytes_per_token;
-    let mut out = io::stdout().lock();
-    writeln!(out, "model             {} ({})", args.model.name(), model.config().version)?;
-    writeln!(out, "isa, threads      {}, {}", model.kernels().isa(), session.threads())?;
-    writeln!(out, "decode            {rate:.2} tokens/s")?;
-    writeln!(
-        out,
-        "per token         p50 {:.3} ms, p99 {:.3} ms, max {:.3} ms",
-        quantile(&times, 0.5),
-        quantile(&times, 0.99),
-        quantile(&times, 1.0)
-    )?;
-    writeln!(
-        out,
-        "weights read      {:.1} MB/token; {:.1} % of ffn.value's columns",
-        bytes_per_token / 1e6,
-        100.0 * live
-    )?;
-    writeln!(out, "read bandwidth    {:.2} GB/s while decoding", used / 1e9)?;
-    writeln!(out, "plain reading     {:.2} GB/s over the same file", bandwidth / 1e9)?;
-    writeln!(out, "share             {:.0} % of plain reading", 100.0 * used / bandwidth)?;
     Ok(())
 }
 
-/// Milliseconds of the `q` quantile of sorted times.
-fn quantile(sorted: &[Duration], q: f64) -> f64 {
-    let index = (q * (sorted.len() - 1) as f64).round() as usize;
-    sorted[index].as_secs_f64() * 1e3
+fn model_name(args: &BenchArgs) -> String {
+    args.model.as_ref().map_or("built-in".into(), |path| path.display().to_string())
 }
 
-/// Bytes per second at which the same threads can read `bytes` and do nothing else: the best of five passes.
-fn read_bandwidth(bytes: &[u8], threads: usize) -> Result<f64> {
+fn measure(args: &BenchArgs, model: &Arc<Model>, threads: usize) -> Result<Measured> {
+    let sampling = match args.choose {
+        Choice::Greedy => Some(SamplingParams { temperature: 0.0, ..model.chat().sampling }),
+        Choice::Sample | Choice::Logits => None,
+    };
+    let without = Savings {
+        sparse_value: args.without.contains(&Saving::SparseValue),
+        shortlist: args.without.contains(&Saving::Shortlist),
+    };
+    let options = SessionOptions { threads: Some(threads), sampling, without, ..Default::default() };
+    let mut session = Session::new(Arc::clone(model), &options)?;
+    let n_vocab = model.config().n_vocab as u32;
+    // A fixed pseudo-random walk over the vocabulary: the work does not depend on what a token says.
+    let token = |i: u32| i.wrapping_mul(2_654_435_761) % n_vocab;
+    let decode = |session: &mut Session, i| {
+        if args.choose == Choice::Logits {
+            session.forward(token(i))?;
+        } else {
+            session.prompt(&[token(i)])?;
+            session.next_token()?;
+        }
+        anyhow::Ok(())
+    };
+
+    let bytes =
+        &model.file().mapping()[..(model.file().file_len() - model.file().embedding_bytes()) as usize];
+    let before = read_bandwidth(bytes, model, threads)?;
+    let prompt: Vec<u32> = (0..args.n_prompt).map(token).collect();
+    let started = Instant::now();
+    session.prompt(&prompt)?;
+    let prompt = f64::from(args.n_prompt) / started.elapsed().as_secs_f64();
+    (0..args.n_tokens.div_ceil(4)).try_for_each(|i| decode(&mut session, i))?;
+
+    let traffic = session.traffic();
+    session.measure_time(args.profile);
+    let mut latencies = Vec::with_capacity(args.n_tokens as usize);
+    for i in 0..args.n_tokens {
+        let started = Instant::now();
+        decode(&mut session, i)?;
+        latencies.push(started.elapsed());
+    }
+    let (traffic, profile) = (session.traffic() - traffic, session.profile());
+    let after = read_bandwidth(bytes, model, threads)?;
+    latencies.sort_unstable();
+    Ok(Measured { threads, prompt, latencies, traffic, profile, bandwidth: before.max(after) })
+}
+
+impl Measured {
+    fn tokens(&self) -> f64 {
+        self.latencies.len() as f64
+    }
+
+    fn seconds(&self) -> f64 {
+        self.latencies.iter().sum::<Duration>().as_secs_f64()
+    }
+
+    fn tokens_per_second(&self) -> f64 {
+        self.tokens() / self.seconds()
+    }
+
+    /// Weights and state.
+    fn bytes_per_token(&self) -> f64 {
+        (self.traffic.weight_bytes + self.traffic.state_bytes) as f64 / self.tokens()
+    }
+
+    fn share_of_limit(&self) -> f64 {
+        self.bytes_per_token() * self.tokens_per_second() / self.bandwidth
+    }
+
+    /// Milliseconds of the `q` quantile.
+    fn latency(&self, q: f64) -> f64 {
+        let index = (q * (self.latencies.len() - 1) as f64).round() as usize;
+        self.latencies[index].as_secs_f64() * 1e3
+    }
+
+    /// Share of the inputs of `ffn.value` that are zero.
+    fn zeros(&self) -> f64 {
+        1.0 - self.traffic.live_columns as f64 / self.traffic.columns.max(1) as f64
+    }
+
+    /// Share of the rows of the head's residual that were read; `None` for a plain head.
+    fn residual_rows(&self) -> Option<f64> {
+        let Traffic { residual_rows, head_rows, .. } = self.traffic;
+        (head_rows > 0).then(|| residual_rows as f64 / head_rows as f64)
+    }
+}
+
+fn print_text(out: &mut impl Write, args: &BenchArgs, model: &Model, runs: &[Measured]) -> io::Result<()> {
+    writeln!(out, "model             {} ({})", model_name(args), model.config().version)?;
+    writeln!(out, "kernels           {}", model.kernels().isa())?;
+    for run in runs {
+        writeln!(out, "threads           {}", run.threads)?;
+        writeln!(out, "  prompt          {:.2} tokens/s", run.prompt)?;
+        writeln!(out, "  decode          {:.2} tokens/s", run.tokens_per_second())?;
+        let [p50, p99, max] = [0.5, 0.99, 1.0].map(|q| run.latency(q));
+        writeln!(out, "  latency         p50 {p50:.3} ms, p99 {p99:.3} ms, max {max:.3} ms")?;
+        write!(out, "  read per token  {:.1} MB; ", run.bytes_per_token() / 1e6)?;
+        write!(out, "{:.1} % of ffn.value's inputs are zero", 100.0 * run.zeros())?;
+        match run.residual_rows() {
+            Some(share) => writeln!(out, ", {:.1} % of the head's second plane is read", 100.0 * share)?,
+            None => writeln!(out)?,
+        }
+        let rate = run.bytes_per_token() * run.tokens_per_second();
+        writeln!(out, "  read bandwidth  {:.2} GB/s of weights and state while decoding", rate / 1e9)?;
+        writeln!(
+            out,
+            "  limit           {:.2} GB/s reading the same file and nothing else",
+            run.bandwidth / 1e9
+        )?;
+        writeln!(out, "  share of limit  {:.1} %", 100.0 * run.share_of_limit())?;
+        if args.profile {
+            print_profile(out, run)?;
+        }
+    }
+    writeln!(out, "peak RSS          {}", console::peak_rss())
+}
+
+fn print_profile(out: &mut impl Write, run: &Measured) -> io::Result<()> {
+    let total = run.profile.total().max(1) as f64;
+    for phase in Phase::ALL {
+        let nanos = run.profile.nanos(phase) as f64;
+        let (micros, share) = (nanos / 1e3 / run.tokens(), 100.0 * nanos / total);
+        writeln!(out, "    {:<22} {micros:>10.1} us  {share:>5.1} %", phase.name())?;
+    }
+    Ok(())
+}
+
+fn print_json(out: &mut impl Write, args: &BenchArgs, model: &Model, runs: &[Measured]) -> io::Result<()> {
+    write!(out, "{{\"model\":{},", json_string(&model_name(args)))?;
+    write!(out, "\"version\":{},", json_string(&model.config().version.to_string()))?;
+    write!(out, "\"isa\":{},\"runs\":[", json_string(model.kernels().isa().name()))?;
+    for (i, run) in runs.iter().enumerate() {
+        let comma = if i > 0 { "," } else { "" };
+        write!(out, "{comma}{{\"threads\":{},", run.threads)?;
+        write!(out, "\"prompt_tokens_per_second\":{:.4},", run.prompt)?;
+        write!(out, "\"decode_tokens_per_second\":{:.4},", run.tokens_per_second())?;
+        write!(out, "\"bytes_per_token\":{:.0},", run.bytes_per_token())?;
+        write!(out, "\"read_bandwidth_bytes_per_second\":{:.0},", run.bandwidth)?;
+        write!(out, "\"share_of_limit\":{:.4},", run.share_of_limit())?;
+        write!(out, "\"ffn_zeros\":{:.4},", run.zeros())?;
+        if let Some(share) = run.residual_rows() {
+            write!(out, "\"head_residual_rows\":{share:.4},")?;
+        }
+        let [p50, p99, max] = [0.5, 0.99, 1.0].map(|q| run.latency(q));
+        write!(out, "\"latency_ms\":{{\"p50\":{p50:.4},\"p99\":{p99:.4},\"max\":{max:.4}}}")?;
+        if args.profile {
+            let phases = Phase::ALL.map(|phase| {
+                let micros = run.profile.nanos(phase) as f64 / 1e3 / run.tokens();
+                format!("{}:{micros:.3}", json_string(phase.name()))
+            });
+            write!(out, ",\"profile_us_per_token\":{{{}}}", phases.join(","))?;
+        }
+        write!(out, "}}")?;
+    }
+    let rss = cpu::peak_rss_bytes().map_or("null".into(), |bytes| bytes.to_string());
+    writeln!(out, "],\"peak_rss_bytes\":{rss}}}")
+}
+
+/// A JSON string: quotes, backslashes and control characters escaped.
+fn json_string(text: &str) -> String {
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            c if c < ' ' => out += &format!("\\u{:04x}", c as u32),
+            c => out.push(c),
+        }
+    }
+    out + "\""
+}
+
+/// Bytes per second at which the same threads can read `bytes` and do nothing else: the best of one to eight streams
+/// in each, three passes of each.
+fn read_bandwidth(bytes: &[u8], model: &Model, threads: usize) -> Result<f64> {
     const CHUNK: usize = 1 << 18;
     let mut pool = Pool::new(threads)?;
-    let mut sums = vec![0.0f32; bytes.len().div_ceil(CHUNK)];
+    let kernels = model.kernels();
+    let chunks = bytes.len() / CHUNK;
+    let mut sums = vec![0.0f32; chunks.max(1)];
     let mut best = f64::MAX;
-    for _ in 0..5 {
+    for streams in (1..=MAX_READ_STREAMS).cycle().take(3 * MAX_READ_STREAMS) {
         let started = Instant::now();
         pool.for_each_chunk([&mut sums], 1, &|_, index, sum| {
             let chunk = &bytes[index * CHUNK..bytes.len().min((index + 1) * CHUNK)];
-            sum[0] = f32::from_bits(xor_words(chunk) as u32);
+            sum[0] = f32::from_bits(kernels.read(chunk, streams) as u32);
         });
         std::hint::black_box(&sums);
-        best = best.min(started.elapsed().as_secs_f64());
+        let seconds = started.elapsed().as_secs_f64();
+        best = best.min(seconds / (bytes.len().min(sums.len() * CHUNK)) as f64);
     }
-    Ok(bytes.len() as f64 / best)
-}
-
-/// Reads every word of `bytes`, as four streams.
-fn xor_words(bytes: &[u8]) -> u64 {
-    let words = bytes.as_chunks::<8>().0;
-    let quarter = words.len() / 4;
-    let [a, b, c, d] = [0, 1, 2, 3].map(|i| &words[i * quarter..][..quarter]);
-    let mut sum = [0u64; 4];
-    for (((a, b), c), d) in a.iter().zip(b).zip(c).zip(d) {
-        for (sum, word) in sum.iter_mut().zip([a, b, c, d]) {
-            *sum ^= u64::from_le_bytes(*word);
-        }
-    }
-    sum.iter().fold(0, |x, y| x ^ y)
+    Ok(1.0 / best)
 }

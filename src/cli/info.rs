@@ -25,7 +25,7 @@ pub(super) struct InfoArgs {
 
 pub(super) fn run(args: &InfoArgs) -> Result<()> {
     let compute = &args.model.compute;
-    let options = LoadOptions { isa: compute.isa, verify: false, transient: false };
+    let options = LoadOptions { isa: compute.kernels.isa, verify: false, transient: false };
     let model = match &args.model.model {
         Some(path) => Model::open(path, &options)?,
         None => super::builtin_model(&options)?,

@@ -54,6 +54,13 @@ struct ComputeArgs {
     /// Threads [default: the physical performance cores, at most 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: Option<u16>,
+    #[command(flatten)]
+    kernels: KernelArgs,
+}
+
+/// Which kernels to run on what.
+#[derive(Args)]
+struct KernelArgs {
     /// Instruction set of the kernels: scalar, avx2 [default: $RWKV_EDGE_ISA, or the best this CPU has]
     #[arg(long)]
     isa: Option<Isa>,
@@ -75,17 +82,21 @@ impl ModelArgs {
 
 impl ComputeArgs {
     fn load(&self, path: Option<&PathBuf>) -> Result<Arc<Model>> {
-        let options = LoadOptions { isa: self.isa, verify: !self.no_verify, transient: false };
-        let model = match path {
-            Some(path) => Model::open(path, &options)?,
-            None => builtin_model(&options)?,
-        };
-        Ok(Arc::new(model))
+        load(path, &self.kernels)
     }
 
     fn threads(&self) -> Option<usize> {
         self.threads.map(usize::from)
     }
+}
+
+fn load(path: Option<&PathBuf>, args: &KernelArgs) -> Result<Arc<Model>> {
+    let options = LoadOptions { isa: args.isa, verify: !args.no_verify, transient: false };
+    let model = match path {
+        Some(path) => Model::open(path, &options)?,
+        None => builtin_model(&options)?,
+    };
+    Ok(Arc::new(model))
 }
 
 #[cfg(feature = "builtin-model")]

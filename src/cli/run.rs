@@ -112,6 +112,7 @@ impl RunArgs {
                 penalty_decay: self.penalty_decay.unwrap_or(defaults.penalty_decay),
             }),
             seed: self.seed.unwrap_or_else(clock_seed),
+            ..Default::default()
         }
     }
 

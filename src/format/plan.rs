@@ -23,17 +23,25 @@ pub struct WriteSpec {
     pub layout: TensorLayout,
     /// Logical shape `[out, in]`; `[n, 1]` for vectors.
     pub shape: [usize; 2],
+    /// Whether each record gets a checksum of its own, to be checked when it is used, instead of one for all.
+    pub checked_by_record: bool,
 }
 
 impl WriteSpec {
     /// An f32 vector of `len` elements.
     pub fn vector(name: impl Into<String>, len: usize) -> Self {
-        Self { name: name.into(), dtype: ElementType::F32, layout: TensorLayout::Vector, shape: [len, 1] }
+        Self {
+            name: name.into(),
+            dtype: ElementType::F32,
+            layout: TensorLayout::Vector,
+            shape: [len, 1],
+            checked_by_record: false,
+        }
     }
 
     /// A weight matrix or records of logical shape `[out, in]`.
     pub fn weight(name: impl Into<String>, dtype: DType, layout: TensorLayout, shape: [usize; 2]) -> Self {
-        Self { name: name.into(), dtype: dtype.into(), layout, shape }
+        Self { name: name.into(), dtype: dtype.into(), layout, shape, checked_by_record: false }
     }
 }
 
@@ -50,8 +58,8 @@ pub struct FileContents {
     pub provenance: Provenance,
     /// Self-test. The digest may be put in at the end; the tokens are final.
     pub self_test: SelfTest,
-    /// Tensors in the order in which they are written. Those with [`TensorLayout::RowRecords`] get a vector
-    /// with a checksum for each record after them, which is not listed here.
+    /// Tensors in the order in which they are written. Those that are checked by record get a vector with a
+    /// checksum for each record after them, which is not listed here.
     pub tensors: Vec<WriteSpec>,
 }
 
@@ -167,7 +175,7 @@ impl FilePlan {
 }
 
 fn plan_tensor(spec: &WriteSpec) -> Result<TensorInfo> {
-    let WriteSpec { name, dtype, layout, shape } = spec;
+    let WriteSpec { name, dtype, layout, shape, checked_by_record } = spec;
     let len = byte_len(*dtype, *layout, *shape).ok_or_else(|| {
         Error::invalid(format!("tensor {name}: {} cannot be stored", describe(*dtype, *layout, *shape)))
     })?;
@@ -181,7 +189,7 @@ fn plan_tensor(spec: &WriteSpec) -> Result<TensorInfo> {
         offset: 0,
         len,
         crc32: 0,
-        checked_by_record: *layout == TensorLayout::RowRecords,
+        checked_by_record: *checked_by_record,
     })
 }
 
@@ -192,6 +200,7 @@ fn plan_record_table(tensor: &TensorInfo) -> Result<TensorInfo> {
         dtype: ElementType::U32,
         layout: TensorLayout::Vector,
         shape: [tensor.shape[0], 1],
+        checked_by_record: false,
     })
 }
 
@@ -252,6 +261,7 @@ mod tests {
             dtype: ElementType::F32,
             layout: TensorLayout::Interleaved,
             shape: [1 << 30, (1 << 30) - 64],
+            checked_by_record: false,
         };
         contents.tensors = (0..8).map(|i| WriteSpec { name: format!("t{i}"), ..huge.clone() }).collect();
         let error = FilePlan::new(contents).unwrap_err().to_string();

@@ -16,7 +16,10 @@ pub(crate) const N_FFN: usize = 24;
 
 /// Everything but the tensors' bytes. The tensors are one of each layout and type.
 pub(crate) fn contents() -> FileContents {
-    let spec = |name: &str, dtype, layout, shape| WriteSpec { name: name.into(), dtype, layout, shape };
+    let spec = |name: &str, dtype, layout, shape| {
+        let checked_by_record = layout == TensorLayout::RowRecords;
+        WriteSpec { name: name.into(), dtype, layout, shape, checked_by_record }
+    };
     FileContents {
         config: Config {
             version: Version::V4,

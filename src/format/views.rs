@@ -46,6 +46,13 @@ pub struct U32Ref {
     place: Place,
 }
 
+impl RecordsRef {
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+}
+
 impl ModelFile {
     /// The interleaved matrix `name` of any weight type.
     ///

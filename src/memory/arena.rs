@@ -31,12 +31,29 @@ impl Arena {
     }
 }
 
+/// A part of an [`Arena`].
+pub(crate) struct Rest<'a> {
+    lines: &'a mut [Line],
+}
+
+impl Rest<'_> {
+    /// Starts cutting buffers from the beginning of the part.
+    pub(crate) fn carve(&mut self) -> Carve<'_> {
+        Carve { rest: self.lines }
+    }
+}
+
 /// Cuts buffers out of an [`Arena`].
 pub(crate) struct Carve<'a> {
     rest: &'a mut [Line],
 }
 
 impl<'a> Carve<'a> {
+    /// What was not cut yet, to be cut more than once.
+    pub(crate) fn rest(self) -> Rest<'a> {
+        Rest { lines: self.rest }
+    }
+
     fn take<T: Pod>(&mut self, len: usize) -> &'a mut [T] {
         let (lines, rest) = std::mem::take(&mut self.rest).split_at_mut(lines_bytes::<T>(len) / 64);
         self.rest = rest;

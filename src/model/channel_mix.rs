@@ -6,6 +6,7 @@ use crate::memory::Buffers;
 
 use super::common::{Input, Live, Ops, Shift};
 use super::layer::SCRATCH;
+use super::meter::Phase;
 
 /// Weights of one layer's channel mixing.
 #[derive(Debug)]
@@ -92,11 +93,15 @@ impl ChannelMix {
         let Scratch { xk, xr, hidden, live, r, value } = scratch;
         ops.token_shift(xk, self.shift, h, h_prev, self.mix_k)?;
         let Some(gate) = &self.gate else {
+            ops.meter.end(Phase::Mix);
             ops.matvec([&mut **hidden], [(self.key, xk)])?;
+            ops.meter.end(Phase::ChannelMixKey);
             return ops.relu_squared_matvec(out, self.value, hidden, live);
         };
         ops.token_shift(xr, self.shift, h, h_prev, gate.mix_r)?;
+        ops.meter.end(Phase::Mix);
         ops.matvec([&mut **hidden, &mut **r], [(self.key, xk), (gate.receptance, xr)])?;
+        ops.meter.end(Phase::ChannelMixKey);
         ops.relu_squared_matvec(value, self.value, hidden, live)?;
         ops.kernels.sigmoid_mul(out, r, value);
         Ok(())

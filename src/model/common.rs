@@ -1,13 +1,15 @@
 //! What all RWKV versions share: weights as handles into the file, operations that run on the thread pool,
 //! input vectors in quantized form, and the sparse product of channel mixing.
 
-use rwkv_edge_kernels::layout::{Activation, ActivationMut, GROUP_SIZE, Sparse, padded_cols};
+use rwkv_edge_kernels::layout::{Activation, ActivationMut, GROUP_SIZE, Records, Sparse, padded_cols};
 use rwkv_edge_kernels::{Kernels, SPARSE_TILE};
 
 use crate::error::Result;
 use crate::format::{MatrixRef, ModelFile, RecordsRef, VectorRef};
 use crate::memory::Buffers;
 use crate::threads::Pool;
+
+use super::meter::Meter;
 
 /// Rows that a thread takes at a time: four blocks of 16, which the kernels read as four streams.
 const MATVEC_CHUNK: usize = 64;
@@ -67,6 +69,13 @@ impl<'a> Live<'a> {
         let name = "live ffn channels";
         Self { indices: buffers.u32s(name, len), values: buffers.f32s(name, len) }
     }
+
+    /// Takes every element of `x`, and returns their number.
+    fn all(&mut self, x: &[f32]) -> usize {
+        self.indices.iter_mut().zip(0..).for_each(|(index, i)| *index = i);
+        self.values.copy_from_slice(x);
+        x.len()
+    }
 }
 
 /// Which token a mix weighs: `mix` of the one and `1 - mix` of the other.
@@ -78,17 +87,6 @@ pub(crate) enum Shift {
     Previous,
 }
 
-/// What a session has read of its weights.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Traffic {
-    /// Bytes of matrices read, live columns of sparse ones included.
-    pub weight_bytes: u64,
-    /// Inputs of `ffn.value` that were not zero, so that their columns were read.
-    pub live_columns: u64,
-    /// All inputs of `ffn.value`.
-    pub columns: u64,
-}
-
 /// Operations on a model's weights: kernels, threads and the file that the handles point into.
 pub(crate) struct Ops<'a> {
     pub(crate) file: &'a ModelFile,
@@ -97,7 +95,9 @@ pub(crate) struct Ops<'a> {
     /// Give the pages of a matrix back to the system after its use.
     pub(crate) transient: bool,
     pub(crate) layer_norm_eps: f32,
-    pub(crate) traffic: &'a mut Traffic,
+    /// Read the columns of `ffn.value` whose inputs are zero too.
+    pub(crate) all_columns: bool,
+    pub(crate) meter: &'a mut Meter,
 }
 
 impl Ops<'_> {
@@ -146,7 +146,7 @@ impl Ops<'_> {
         for (view, (matrix, input)) in views.iter_mut().zip(jobs) {
             *view = Some((self.file.matrix(matrix)?, input.view()));
         }
-        self.traffic.weight_bytes +=
+        self.meter.traffic.weight_bytes +=
             views.iter().flatten().map(|(matrix, _)| matrix.data().len() as u64).sum::<u64>();
         let kernels = self.kernels;
         self.pool.for_each_chunk(outs, MATVEC_CHUNK, &|job, row, out| {
@@ -160,6 +160,12 @@ impl Ops<'_> {
         Ok(())
     }
 
+    /// Counts `rows` rows of the head's residual as read.
+    pub(crate) fn count_residual(&mut self, residual: Records<'_>, rows: usize) {
+        self.meter.traffic.residual_rows += rows as u64;
+        self.meter.traffic.weight_bytes += (rows * residual.stride()) as u64;
+    }
+
     /// `out = columns @ relu(x)^2`, reading only the columns of positive inputs; `x` is overwritten.
     pub(crate) fn relu_squared_matvec(
         &mut self,
@@ -171,10 +177,13 @@ impl Ops<'_> {
         let columns = self.file.records(columns)?;
         let kernels = self.kernels;
         kernels.relu_squared(x);
-        let count = kernels.nonzero(live.indices, live.values, x);
-        self.traffic.weight_bytes += (count * columns.stride()) as u64;
-        self.traffic.live_columns += count as u64;
-        self.traffic.columns += x.len() as u64;
+        let count = match self.all_columns {
+            true => live.all(x),
+            false => kernels.nonzero(live.indices, live.values, x),
+        };
+        self.meter.traffic.weight_bytes += (count * columns.stride()) as u64;
+        self.meter.traffic.live_columns += count as u64;
+        self.meter.traffic.columns += x.len() as u64;
         let sparse = Sparse { indices: &live.indices[..count], values: &live.values[..count] };
         let chunk = out.len().div_ceil(self.pool.threads()).next_multiple_of(64).min(SPARSE_TILE);
         self.pool.for_each_chunk([out], chunk, &|_, first, out| {

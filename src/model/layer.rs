@@ -8,6 +8,7 @@ use crate::memory::Buffers;
 
 use super::channel_mix::{self, ChannelMix};
 use super::common::{Norm, Ops};
+use super::meter::Phase;
 
 /// Name of the scratch buffers in the memory plan.
 pub(super) const SCRATCH: &str = "time and channel mixing";
@@ -109,11 +110,13 @@ impl<T: TimeMix> Layer<T> {
 
         ops.layer_norm(h, x, self.ln1)?;
         self.time_mix.forward(ops, Step { h, h_prev: att_x_prev, state, out }, time_mix)?;
+        ops.meter.end(Phase::TimeMixOut);
         att_x_prev.copy_from_slice(h);
         ops.kernels.add(x, out);
 
         ops.layer_norm(h, x, self.ln2)?;
         self.channel_mix.forward(ops, h, ffn_x_prev, out, channel_mix)?;
+        ops.meter.end(Phase::ChannelMixValue);
         ffn_x_prev.copy_from_slice(h);
         ops.kernels.add(x, out);
         Ok(())

@@ -5,8 +5,10 @@
 
 mod channel_mix;
 mod common;
+mod head;
 mod heads;
 mod layer;
+mod meter;
 pub mod names;
 mod v4;
 mod v5;
@@ -20,15 +22,21 @@ use std::str::FromStr;
 use rwkv_edge_kernels::{Isa, Kernels};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Chat, Config, MatrixRef, ModelFile, RecordsRef, TensorLayout, VectorRef, Version};
+use crate::format::{
+    Chat, Config, ElementType, ModelFile, RecordsRef, TensorInfo, TensorLayout, VectorRef, Version,
+};
 use crate::knobs;
 use crate::memory::Buffers;
+use crate::session::Savings;
 use crate::threads::Pool;
 use crate::tokenizer::Tokenizer;
-use common::{Input, Norm, Ops};
+use common::Ops;
+use head::Head;
 use layer::{Layer, SCRATCH};
+use names::Extras;
 
-pub use common::Traffic;
+pub(crate) use meter::Meter;
+pub use meter::{Phase, Profile, Traffic};
 
 /// How to load a model.
 #[derive(Clone, Copy, Debug)]
@@ -110,8 +118,9 @@ pub struct Model {
     layers: Layers,
     /// WKV state of each layer before the first token, for state-tuned models.
     initial_state: Vec<VectorRef>,
-    ln_out: Norm,
-    head: MatrixRef,
+    head: Head,
+    /// Bytes that a token reads beside matrices: vectors, and a row of the embedding.
+    small_bytes: u64,
 }
 
 impl Model {
@@ -153,8 +162,8 @@ impl Model {
             embedding: file.records_ref("emb.weight", TensorLayout::RowRecords, [n_vocab, n_embd])?,
             initial_state: if tuned_state { initial_state(&file)? } else { Vec::new() },
             layers,
-            ln_out: Norm::load(&file, "ln_out", n_embd)?,
-            head: file.matrix_ref("head.weight", n_vocab, n_embd)?,
+            head: Head::load(&file)?,
+            small_bytes: small_bytes(&file)?,
             file,
         };
         model.advise(options)?;
@@ -171,6 +180,9 @@ impl Model {
             self.file.mapping().will_need(0..embedding.start);
         }
         self.file.mapping().random(embedding);
+        if self.head.is_nested() {
+            self.file.mapping().random(self.file.range(self.file.tensor(names::HEAD_RESIDUAL)?));
+        }
         Ok(())
     }
 
@@ -227,27 +239,39 @@ impl Model {
         Ok(())
     }
 
-    /// Feeds `token`: updates `state` and, if asked for, computes the logits of the next token, `[n_vocab]`.
-    /// `buffers` are those that [`measure_scratch`] took.
+    /// Whether logits come as estimates first.
+    pub(crate) fn has_nested_head(&self) -> bool {
+        self.head.is_nested()
+    }
+
+    /// What a session computes with.
+    pub(crate) fn ops<'a>(&'a self, pool: &'a mut Pool, meter: &'a mut Meter, without: Savings) -> Ops<'a> {
+        Ops {
+            all_columns: without.sparse_value,
+            file: &self.file,
+            kernels: self.kernels,
+            pool,
+            transient: self.transient,
+            layer_norm_eps: self.config().layer_norm_eps,
+            meter,
+        }
+    }
+
+    /// Feeds `token`: updates `state` and, if asked for, computes estimates of the logits of the next token,
+    /// `[n_vocab]`, which for a plain head are the logits. `buffers` are those that [`measure_scratch`] took.
     pub(crate) fn forward<'a>(
         &self,
-        pool: &mut Pool,
-        traffic: &mut Traffic,
+        mut ops: Ops<'_>,
         token: u32,
         state: &mut [f32],
         buffers: &mut impl Buffers<'a>,
         logits: Option<&mut [f32]>,
     ) -> Result<()> {
         let config = self.config();
-        let mut ops = Ops {
-            file: &self.file,
-            kernels: self.kernels,
-            pool,
-            transient: self.transient,
-            layer_norm_eps: config.layer_norm_eps,
-            traffic,
-        };
-        let Scratch { x, mut head_input } = Scratch::take(buffers, config);
+        ops.meter.start();
+        ops.meter.traffic.weight_bytes += self.small_bytes;
+        ops.meter.traffic.state_bytes += size_of_val(state) as u64;
+        let Scratch { x, mut head } = Scratch::take(buffers, config);
         self.embed(token, x)?;
         match &self.layers {
             Layers::V4(layers) => run_layers(layers, &mut ops, config, x, state, buffers)?,
@@ -256,11 +280,38 @@ impl Model {
             Layers::V7(layers) => run_layers(layers, &mut ops, config, x, state, buffers)?,
         }
         if let Some(logits) = logits {
-            ops.layer_norm(head_input.values(), x, self.ln_out)?;
-            ops.quantize(&mut head_input);
-            ops.matvec([logits], [(self.head, &head_input)])?;
+            self.head.estimate(&mut ops, x, logits, &mut head)?;
+            ops.meter.end(Phase::Head);
         }
         Ok(())
+    }
+
+    /// Makes the estimates that [`forward`](Self::forward) left the logits.
+    pub(crate) fn refine_all<'a>(
+        &self,
+        mut ops: Ops<'_>,
+        buffers: &mut impl Buffers<'a>,
+        logits: &mut [f32],
+    ) -> Result<()> {
+        self.head.refine_all(&mut ops, logits, &Scratch::take(buffers, self.config()).head)
+    }
+
+    /// Sets `exact[i]` to the logit of token `indices[i]`, given the estimates.
+    pub(crate) fn refine<'a>(
+        &self,
+        mut ops: Ops<'_>,
+        buffers: &mut impl Buffers<'a>,
+        indices: &[u32],
+        logits: &[f32],
+        exact: &mut [f32],
+    ) -> Result<()> {
+        let head = Scratch::take(buffers, self.config()).head;
+        self.head.refine(&mut ops, indices, logits, exact, &head)
+    }
+
+    /// Upper bounds of how far the logits are from their estimates: an element of the first times the second.
+    pub(crate) fn logit_bounds<'a>(&self, buffers: &mut impl Buffers<'a>) -> Result<(&[f32], f32)> {
+        self.head.bounds(&self.file, &Scratch::take(buffers, self.config()).head)
     }
 
     /// `x = ln0(embedding of token)`; the norm was folded into the table by the converter.
@@ -311,17 +362,25 @@ fn run_layers<'a, T: layer::TimeMix>(
 struct Scratch<'a> {
     /// The residual stream, `[n_embd]`.
     x: &'a mut [f32],
-    /// Input of the head, `[n_embd]`.
-    head_input: Input<'a>,
+    head: head::Scratch<'a>,
 }
 
 impl<'a> Scratch<'a> {
     fn take(buffers: &mut impl Buffers<'a>, config: &Config) -> Self {
-        Self {
-            x: buffers.f32s(SCRATCH, config.n_embd),
-            head_input: Input::take(buffers, "head input", config.n_embd),
-        }
+        Self { x: buffers.f32s(SCRATCH, config.n_embd), head: head::Scratch::take(buffers, config) }
     }
+}
+
+/// Bytes of all vectors that a token reads, and of a row of the embedding.
+fn small_bytes(file: &ModelFile) -> Result<u64> {
+    let embedding = file.tensor("emb.weight")?;
+    let is_read = |tensor: &&TensorInfo| {
+        tensor.layout == TensorLayout::Vector
+            && tensor.dtype == ElementType::F32
+            && !tensor.name.ends_with(".time_state")
+    };
+    let vectors: u64 = file.tensors().iter().filter(is_read).map(|tensor| tensor.len).sum();
+    Ok(vectors + embedding.len / embedding.shape[0] as u64)
 }
 
 /// The tuned WKV states of all layers.
@@ -333,7 +392,8 @@ fn initial_state(file: &ModelFile) -> Result<Vec<VectorRef>> {
 
 /// Refuses files with tensors that no code reads: they are of an unknown variant.
 fn check_tensors(file: &ModelFile, tuned_state: bool) -> Result<()> {
-    let expected = names::tensors(file.config(), tuned_state)?;
+    let extras = Extras { tuned_state, nested_head: head::is_nested(file) };
+    let expected = names::tensors(file.config(), extras)?;
     let known: HashSet<&str> = expected.iter().map(|tensor| tensor.name.as_str()).collect();
     let checksums = |name: &str| name.strip_suffix(".crc32").is_some_and(|name| known.contains(name));
     let mut tensors = file.tensors().iter();

@@ -20,8 +20,12 @@ pub enum Role {
     LowRank,
     /// The recurrent state before the first token, of a state-tuned model: f32.
     State,
-    /// The output head.
+    /// The output head; in a nested head the first of its two planes, read whole for every token.
     Head,
+    /// What the first plane of a nested head leaves: rows of which those are read that may still be sampled.
+    HeadResidual,
+    /// The norm of each row of the residual, which bounds what it can add: f32.
+    HeadBound,
     /// The embedding, of which one row is read per token; `ln0` is folded in.
     Embedding,
 }
@@ -40,12 +44,30 @@ pub struct ModelTensor {
     pub role: Role,
 }
 
+/// The output head, `[n_vocab, n_embd]`.
+pub const HEAD: &str = "head.weight";
+
+/// Rows that add to those of an Int4 head, `[n_vocab, n_embd]`.
+pub const HEAD_RESIDUAL: &str = "head.residual";
+
+/// Upper bounds of the Euclidean norms of the residual's rows, `[n_vocab]`.
+pub const HEAD_BOUND: &str = "head.bound";
+
+/// Tensors that a model may have or not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extras {
+    /// The initial state of a state-tuned model.
+    pub tuned_state: bool,
+    /// The residual of a head in two planes, and its bound.
+    pub nested_head: bool,
+}
+
 /// Tensors of one layer, and of the model, in the order in which a token uses them; the embedding comes last,
-/// so that it lies in a range of its own. `tuned_state` adds the initial state of a state-tuned model.
+/// so that it lies in a range of its own.
 ///
 /// # Errors
 /// If the version needs a dimension that `config` does not have.
-pub fn tensors(config: &Config, tuned_state: bool) -> Result<Vec<ModelTensor>> {
+pub fn tensors(config: &Config, extras: Extras) -> Result<Vec<ModelTensor>> {
     config.validate()?;
     let mut list = List { config, block: String::new(), specs: Vec::new() };
     for layer in 0..config.n_layer {
@@ -62,8 +84,12 @@ pub fn tensors(config: &Config, tuned_state: bool) -> Result<Vec<ModelTensor>> {
     }
     list.block.clear();
     list.norm("ln_out", config.n_embd);
-    list.add("head.weight", [config.n_vocab, config.n_embd], Role::Head);
-    if let (true, Some(heads)) = (tuned_state, config.heads) {
+    list.add(HEAD, [config.n_vocab, config.n_embd], Role::Head);
+    if extras.nested_head {
+        list.add(HEAD_RESIDUAL, [config.n_vocab, config.n_embd], Role::HeadResidual);
+        list.add(HEAD_BOUND, [config.n_vocab, 1], Role::HeadBound);
+    }
+    if let (true, Some(heads)) = (extras.tuned_state, config.heads) {
         for layer in 0..config.n_layer {
             list.add(&initial_state(layer), [config.n_att * heads.head_size, 1], Role::State);
         }

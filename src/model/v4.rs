@@ -6,6 +6,7 @@ use crate::memory::Buffers;
 
 use super::common::{Input, Ops, Shift};
 use super::layer::{self, SCRATCH, Step};
+use super::meter::Phase;
 
 /// Weights of one layer's time mixing.
 #[derive(Debug)]
@@ -112,13 +113,16 @@ impl layer::TimeMix for TimeMix {
         ops.token_shift(xk, Shift::Current, h, h_prev, self.time_mix_k)?;
         ops.token_shift(xv, Shift::Current, h, h_prev, self.time_mix_v)?;
         ops.token_shift(xr, Shift::Current, h, h_prev, self.time_mix_r)?;
+        ops.meter.end(Phase::Mix);
         ops.matvec([k, v, r], [(self.key, xk), (self.value, xv), (self.receptance, xr)])?;
+        ops.meter.end(Phase::TimeMixIn);
 
         let (time_first, time_decay) = (ops.file.vector(self.time_first)?, ops.file.vector(self.time_decay)?);
         let Wkv { aa, bb, pp } = Wkv::split(state);
         ops.kernels.wkv4(wkv, k, v, time_first, time_decay, aa, bb, pp);
         ops.kernels.sigmoid_mul(gated.values(), r, wkv);
         ops.quantize(gated);
+        ops.meter.end(Phase::Wkv);
         ops.matvec([out], [(self.output, gated)])
     }
 }

@@ -8,6 +8,7 @@ use crate::memory::Buffers;
 use super::common::{Input, Ops, Shift};
 use super::heads::{self, HeadNorm};
 use super::layer::{self, SCRATCH, Step};
+use super::meter::Phase;
 
 /// Weights of one layer's time mixing.
 #[derive(Debug)]
@@ -117,13 +118,17 @@ impl layer::TimeMix for TimeMix {
         ops.token_shift(xv, Shift::Current, h, h_prev, self.time_mix_v)?;
         ops.token_shift(xr, Shift::Current, h, h_prev, self.time_mix_r)?;
         let [key, value, receptance] = [(self.key, &*xk), (self.value, &*xv), (self.receptance, &*xr)];
+        if let Some(gate) = &self.gate {
+            ops.token_shift(xg, Shift::Current, h, h_prev, gate.time_mix_g)?;
+        }
+        ops.meter.end(Phase::Mix);
         match &self.gate {
             Some(gate) => {
-                ops.token_shift(xg, Shift::Current, h, h_prev, gate.time_mix_g)?;
                 ops.matvec([k, v, r, g], [key, value, receptance, (gate.weight, xg)])?;
             }
             None => ops.matvec([k, v, r], [key, value, receptance])?,
         }
+        ops.meter.end(Phase::TimeMixIn);
 
         let (u, w) = (ops.file.vector(self.time_faaaa)?, ops.file.vector(self.time_decay)?);
         let (kernels, k, v, r) = (ops.kernels, &**k, &**v, &**r);
@@ -139,6 +144,7 @@ impl layer::TimeMix for TimeMix {
             None => self.heads.normalize(ops, gated.values(), wkv)?,
         }
         ops.quantize(gated);
+        ops.meter.end(Phase::Wkv);
         ops.matvec([out], [(self.output, gated)])
     }
 }

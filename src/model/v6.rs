@@ -8,6 +8,7 @@ use crate::memory::Buffers;
 use super::common::{Input, Ops, Shift};
 use super::heads::{self, HeadNorm};
 use super::layer::{self, SCRATCH, Step};
+use super::meter::Phase;
 use super::names::V6_MIXES;
 
 /// Weights of one layer's time mixing. Arrays are in the order of [`V6_MIXES`]: w, k, v, r, g.
@@ -126,6 +127,7 @@ impl layer::TimeMix for TimeMix {
     fn forward(&self, ops: &mut Ops<'_>, step: Step<'_>, scratch: &mut Scratch<'_>) -> Result<()> {
         let Step { h, h_prev, state, out } = step;
         self.dynamic_shift(ops, h, h_prev, scratch)?;
+        ops.meter.end(Phase::Mix);
         let Scratch { xs, decay_low, w, k, v, r, g, wkv, normed, gated, .. } = scratch;
         let [xw, xk, xv, xr, xg] = xs;
         let [key, value, receptance, gate] = self.projections;
@@ -133,6 +135,7 @@ impl layer::TimeMix for TimeMix {
             [&mut **k, &mut **v, &mut **r, &mut **g, decay_low.values()],
             [(key, xk), (value, xv), (receptance, xr), (gate, xg), (self.time_decay_w1, xw)],
         )?;
+        ops.meter.end(Phase::TimeMixIn);
 
         // w = exp(-exp(time_decay + w2 @ tanh(w1 @ xw)))
         ops.kernels.tanh(decay_low.values());
@@ -150,6 +153,7 @@ impl layer::TimeMix for TimeMix {
         self.heads.normalize(ops, normed, wkv)?;
         ops.kernels.silu_mul(gated.values(), g, normed);
         ops.quantize(gated);
+        ops.meter.end(Phase::Wkv);
         ops.matvec([out], [(self.output, gated)])
     }
 }

@@ -8,6 +8,7 @@ use crate::memory::Buffers;
 use super::common::{Input, Ops, Shift};
 use super::heads::{self, HeadNorm};
 use super::layer::{self, SCRATCH, Step};
+use super::meter::Phase;
 
 /// Weights of one layer's time mixing.
 #[derive(Debug)]
@@ -160,6 +161,7 @@ impl layer::TimeMix for TimeMix {
     fn forward(&self, ops: &mut Ops<'_>, step: Step<'_>, scratch: &mut Scratch<'_>) -> Result<()> {
         let Step { h, h_prev, state, out } = step;
         self.project(ops, h, h_prev, scratch)?;
+        ops.meter.end(Phase::TimeMixIn);
         self.expand(ops, scratch)?;
         self.mix_value(ops, scratch)?;
         self.split_key(ops, scratch)?;
@@ -184,6 +186,7 @@ impl layer::TimeMix for TimeMix {
         kernels.add(normed, wkv);
         kernels.mul(gated.values(), normed, g);
         ops.quantize(gated);
+        ops.meter.end(Phase::Wkv);
         ops.matvec([out], [(self.output, gated)])
     }
 }
@@ -203,6 +206,7 @@ impl TimeMix {
         for (x, mix) in shifts {
             ops.token_shift(x, Shift::Previous, h, h_prev, mix)?;
         }
+        ops.meter.end(Phase::Mix);
         let jobs = [
             (self.receptance, &*xr),
             (self.key, &*xk),

@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicBool;
 use rwkv_edge::kernels::{DType, Isa};
 use rwkv_edge::{LoadOptions, Model, Session, SessionOptions};
 use rwkv_quantize::convert::{Conversion, Options, Progress};
+use rwkv_quantize::policy::Wanted;
 use tempfile::TempDir;
 
 /// Versions that have a fixture `<version>-tiny.pth`.
@@ -40,7 +41,7 @@ impl Progress for Quiet {
 
 pub(crate) fn options(dtype: DType) -> Options {
     Options {
-        dtype,
+        wanted: Wanted { dtype, plain_head: false },
         tokenizer: None,
         template: None,
         start_tokens: vec![],

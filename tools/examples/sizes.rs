@@ -8,10 +8,11 @@
 use anyhow::Result;
 use rwkv_edge::format::{Config, FileContents, FilePlan, Heads, Provenance, SelfTest, Version};
 use rwkv_edge::kernels::DType;
-use rwkv_edge::model::names;
+use rwkv_edge::model::names::{self, Extras};
 use rwkv_edge::{Session, SessionOptions};
 use rwkv_quantize::chat::{self, Template};
-use rwkv_quantize::{dims, policy, vocab};
+use rwkv_quantize::policy::{self, Wanted};
+use rwkv_quantize::{dims, vocab};
 
 /// Name, version, layers, width, vocabulary.
 const RELEASED: [(&str, Version, usize, usize, usize); 27] = [
@@ -83,7 +84,8 @@ fn config(version: Version, n_layer: usize, n_embd: usize, n_vocab: usize) -> Co
 }
 
 fn plan(config: Config, dtype: DType) -> Result<FilePlan> {
-    let tensors = names::tensors(&config, false)?;
+    let wanted = Wanted { dtype, plain_head: false };
+    let tensors = names::tensors(&config, Extras { nested_head: true, ..Extras::default() })?;
     let chat = chat::chat(Template::World, vec![], vec![0], &[])?;
     Ok(FilePlan::new(FileContents {
         tokenizer: vocab::world_builtin(),
@@ -96,7 +98,7 @@ fn plan(config: Config, dtype: DType) -> Result<FilePlan> {
             ..Provenance::default()
         },
         self_test: SelfTest { tokens: vec![1, 2, 3, 4], ..SelfTest::default() },
-        tensors: tensors.iter().map(|tensor| policy::spec(tensor, dtype)).collect(),
+        tensors: tensors.iter().map(|tensor| policy::spec(tensor, wanted)).collect(),
         config,
     })?)
 }

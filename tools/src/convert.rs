@@ -9,9 +9,8 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rwkv_edge::format::{Config, FileContents, FilePlan, ModelWriter, Provenance, SelfTest, Version};
-use rwkv_edge::kernels::DType;
 use rwkv_edge::kernels::quant::ErrorSums;
-use rwkv_edge::model::names::{self, ModelTensor, Role};
+use rwkv_edge::model::names::{self, Extras, ModelTensor, Role};
 use rwkv_edge::{LoadOptions, Model, Tokenizer, self_test};
 use sha2::{Digest, Sha256};
 
@@ -19,7 +18,7 @@ use crate::chat::{self, Template};
 use crate::dims;
 use crate::encode::{self, Encoder, INTERRUPTED};
 use crate::origin::{Input, Origin, Sources};
-use crate::policy;
+use crate::policy::{self, Wanted};
 use crate::report::Report;
 use crate::source::{self, Checkpoint};
 use crate::vocab::{self, VocabError};
@@ -33,8 +32,8 @@ fn max_unused_ids(n_vocab: usize) -> usize {
 /// What to make of a checkpoint.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Type of the projections.
-    pub dtype: DType,
+    /// Types of the weights.
+    pub wanted: Wanted,
     /// Vocabulary file; `None` takes the one that the vocabulary size implies.
     pub tokenizer: Option<PathBuf>,
     /// Chat template; `None` takes the one that the vocabulary size implies.
@@ -94,7 +93,7 @@ impl Conversion {
         let config = dims::config(&checkpoint, version, options.group_norm_eps).with_context(with_path)?;
         let open = |path: &PathBuf| Checkpoint::open(path).map(|state| (path.clone(), state));
         let state = options.state.as_ref().map(open).transpose()?;
-        let tensors = model_tensors(sources(input, &checkpoint, &state), &config)?;
+        let tensors = model_tensors(sources(input, &checkpoint, &state), &config, options.wanted)?;
         let (tokenizer, error) = match tokenizer(options.tokenizer.as_deref(), config.n_vocab) {
             Ok(tokenizer) => (tokenizer, None),
             Err(error) => (rwkv_edge::tokenizer::compile::bytes(), Some(error)),
@@ -116,7 +115,7 @@ impl Conversion {
                 tokens: self_test_tokens(&config, &options.start_tokens),
                 logits_sha256: [0; 32],
             },
-            tensors: tensors.iter().map(|tensor| policy::spec(tensor, options.dtype)).collect(),
+            tensors: tensors.iter().map(|tensor| policy::spec(tensor, options.wanted)).collect(),
             tokenizer,
             config,
         };
@@ -196,9 +195,10 @@ fn sources<'a>(
 
 /// The tensors of the file, after checking that the checkpoint has each in the right shape. That it has no
 /// others, [`source::detect`] saw to.
-fn model_tensors(sources: Sources<'_>, config: &Config) -> Result<Vec<ModelTensor>> {
+fn model_tensors(sources: Sources<'_>, config: &Config, wanted: Wanted) -> Result<Vec<ModelTensor>> {
     sources.check_state(config)?;
-    let tensors = names::tensors(config, sources.has_state())?;
+    let extras = Extras { tuned_state: sources.has_state(), nested_head: wanted.nested_head() };
+    let tensors = names::tensors(config, extras)?;
     let ln0 = encode::LN0.map(|name| ModelTensor {
         name: name.into(),
         shape: [config.n_embd, 1],
@@ -220,7 +220,8 @@ fn write_tensors(
     interrupted: &AtomicBool,
 ) -> Result<(Vec<f32>, ErrorSums)> {
     let specs = writer.plan().contents().tensors.clone();
-    let tensors = names::tensors(config, sources.has_state())?;
+    let nested_head = specs.iter().any(|spec| spec.name == names::HEAD_RESIDUAL);
+    let tensors = names::tensors(config, Extras { tuned_state: sources.has_state(), nested_head })?;
     let total: u64 = specs.iter().map(|spec| spec.shape[0] as u64 * spec.shape[1] as u64).sum();
     let mut encoder = Encoder::new(sources.checkpoint, config.layer_norm_eps, threads, interrupted)?;
     let mut sums = ErrorSums::default();
@@ -228,12 +229,17 @@ fn write_tensors(
     let mut done = 0;
     for (index, (spec, tensor)) in specs.iter().zip(&tensors).enumerate() {
         let origin = Origin::find(sources, config, tensor)?;
-        let tensor_sums = encoder.tensor(writer, index, spec, &origin, &mut |elements| {
+        let tensor_sums = encoder.tensor(writer, index, spec, tensor.role, &origin, &mut |elements| {
             progress.update(done + elements as u64, total, &spec.name);
         })?;
         done += spec.shape[0] as u64 * spec.shape[1] as u64;
-        errors.push(tensor_sums.relative() as f32);
-        sums += tensor_sums;
+        // The first plane of a nested head has no error of its own: what it leaves, the residual has.
+        if nested_head && tensor.role == Role::Head {
+            errors.push(0.0);
+        } else {
+            errors.push(tensor_sums.relative() as f32);
+            sums += tensor_sums;
+        }
     }
     progress.update(total, total, "");
     Ok((errors, sums))
@@ -241,7 +247,10 @@ fn write_tensors(
 
 /// The options that change weights, as on the command line.
 fn settings(options: &Options, version: Version) -> String {
-    let mut settings = format!("--type {}", options.dtype);
+    let mut settings = format!("--type {}", options.wanted.dtype);
+    if options.wanted.plain_head {
+        settings += " --plain-head";
+    }
     if version != Version::V4 {
         settings += &format!(" --group-norm-eps {:e}", options.group_norm_eps);
     }

@@ -12,8 +12,10 @@ use rwkv_edge::format::{ModelWriter, TensorLayout, WriteSpec};
 use rwkv_edge::kernels::layout::{ROW_INTERLEAVE, matrix_bytes, record_bytes};
 use rwkv_edge::kernels::quant::{self, ErrorSums, ScaleOverflow, TENSOR_SCALE};
 use rwkv_edge::kernels::{DType, Kernels};
+use rwkv_edge::model::names::{self, Role};
 
 use crate::origin::{Input, Origin};
+use crate::residual::BlockRows;
 use crate::source::{SourceError, SourceTensor};
 
 /// Floats that one thread holds of a slice: 16 MiB, so that a slice of the columns of a large matrix still
@@ -43,6 +45,8 @@ pub(crate) struct Encoder<'a> {
     ln0: [Vec<f32>; 2],
     /// One slice of floats per thread.
     slices: Vec<Vec<f32>>,
+    /// Bounds of the head's residual, once that is encoded.
+    bounds: Vec<f32>,
 }
 
 /// A unit could not be encoded.
@@ -106,28 +110,39 @@ impl<'a> Encoder<'a> {
             layer_norm_eps,
             ln0: [vector(LN0[0])?, vector(LN0[1])?],
             slices: vec![Vec::new(); threads.max(1)],
+            bounds: Vec::new(),
         })
     }
 
-    /// Writes tensor number `index` of the file; returns its error against the checkpoint.
+    /// Writes tensor number `index` of the file; returns its error against the checkpoint, in a nested head that of
+    /// both planes together for the residual.
     pub(crate) fn tensor(
         &mut self,
         writer: &mut ModelWriter,
         index: usize,
         spec: &WriteSpec,
+        role: Role,
         origin: &Origin<'_>,
         advance: &mut Advance<'_>,
     ) -> Result<ErrorSums> {
         let name = &spec.name;
         if spec.layout == TensorLayout::Vector {
             writer.begin(index, 1.0)?;
-            writer.write(&self.vector(origin)?)?;
+            let bytes = match role {
+                Role::HeadBound => self.bounds.iter().flat_map(|bound| bound.to_le_bytes()).collect(),
+                _ => self.vector(origin)?,
+            };
+            writer.write(&bytes)?;
             writer.end(0.0)?;
             advance(spec.shape[0]);
             return Ok(ErrorSums::default());
         }
         let dtype =
             spec.dtype.weight().with_context(|| format!("tensor {name}: {} is no weight", spec.dtype))?;
+        let first_plane = match role {
+            Role::HeadResidual => Some(scale_of(writer, names::HEAD)?),
+            _ => None,
+        };
         let values = if origin.transposed {
             Values::Memory(self.transposed(origin, spec.shape)?)
         } else {
@@ -137,7 +152,8 @@ impl<'a> Encoder<'a> {
         let mut tries = if dtype.is_quantized() { SCALE_TRIES } else { 1 };
         loop {
             writer.begin(index, scale)?;
-            match self.units(writer, &values, spec, dtype, scale, advance) {
+            let target = Target { spec, dtype, scale, first_plane };
+            match self.units(writer, &values, target, advance) {
                 Ok(sums) => {
                     writer.end(sums.relative() as f32)?;
                     return Ok(sums);
@@ -184,18 +200,18 @@ impl<'a> Encoder<'a> {
         &mut self,
         writer: &mut ModelWriter,
         values: &Values<'_>,
-        spec: &WriteSpec,
-        dtype: DType,
-        scale: f32,
+        target: Target<'_>,
         advance: &mut Advance<'_>,
     ) -> Result<ErrorSums, UnitError> {
-        let units = Units::of(spec, dtype)?;
+        let [rows, cols] = target.spec.shape;
+        let units = Units::of(target)?;
         let per_thread = (SLICE_FLOATS / units.floats).clamp(1, units.count.div_ceil(self.slices.len()));
         let per_slice = per_thread * self.slices.len();
         let mut bytes = vec![0; per_slice * units.bytes];
-        let mut sums = vec![ErrorSums::default(); per_slice];
+        let mut outcomes = vec![Outcome::default(); per_slice];
         let mut slices = std::mem::take(&mut self.slices);
         let mut total = ErrorSums::default();
+        let mut bounds = Vec::new();
         let mut first = 0;
         let mut result = Ok(());
         while first < units.count && result.is_ok() {
@@ -205,23 +221,57 @@ impl<'a> Encoder<'a> {
             }
             let count = per_slice.min(units.count - first);
             let bytes = &mut bytes[..count * units.bytes];
-            let sums = &mut sums[..count];
-            let job = Job { encoder: self, values, spec, dtype, scale, units: &units };
-            result = job.slice(first, per_thread, bytes, sums, &mut slices);
+            let outcomes = &mut outcomes[..count];
+            let job = Job { encoder: self, values, target, units: &units };
+            result = job.slice(first, per_thread, bytes, outcomes, &mut slices);
             if result.is_ok() {
-                writer.write(bytes)?;
-                sums.iter().for_each(|&unit| total += unit);
-                advance(((first + count) * units.floats).min(spec.shape[0] * spec.shape[1]));
+                let done = ((first + count) * units.floats).min(rows * cols);
+                writer.write(&bytes[..units.bytes_of(target, first, count)])?;
+                for outcome in outcomes {
+                    total += outcome.sums;
+                    bounds.extend(outcome.bounds);
+                }
+                advance(done);
             }
             first += count;
         }
         self.slices = slices;
+        if target.first_plane.is_some() {
+            bounds.truncate(rows);
+            self.bounds = bounds;
+        }
         result.map(|()| total)
     }
 }
 
+/// The scale of a tensor that is written already.
+fn scale_of(writer: &ModelWriter, name: &str) -> Result<f32> {
+    let tensor = writer.plan().tensors().iter().find(|tensor| tensor.name == name);
+    Ok(tensor.with_context(|| format!("there is no tensor {name} in the file"))?.scale)
+}
+
+/// What a matrix is encoded as.
+#[derive(Clone, Copy)]
+struct Target<'a> {
+    spec: &'a WriteSpec,
+    dtype: DType,
+    /// Tensor scale.
+    scale: f32,
+    /// The tensor scale of the first plane, for the residual of a nested head.
+    first_plane: Option<f32>,
+}
+
+/// What became of a unit.
+#[derive(Clone, Copy, Default)]
+struct Outcome {
+    sums: ErrorSums,
+    /// Bounds of the rows of a residual.
+    bounds: [f32; ROW_INTERLEAVE],
+}
+
 impl Units {
-    fn of(spec: &WriteSpec, dtype: DType) -> Result<Self> {
+    fn of(target: Target<'_>) -> Result<Self> {
+        let Target { spec, dtype, .. } = target;
         let [rows, cols] = spec.shape;
         let too_large = || format!("tensor {}: the shape {:?} is too large", spec.name, spec.shape);
         let record = |count, len| {
@@ -229,6 +279,11 @@ impl Units {
             anyhow::Ok(Self { count, floats: len, bytes })
         };
         match spec.layout {
+            TensorLayout::RowRecords if target.first_plane.is_some() => Ok(Self {
+                count: rows.div_ceil(ROW_INTERLEAVE),
+                floats: ROW_INTERLEAVE * cols,
+                bytes: ROW_INTERLEAVE * record_bytes(dtype, cols).with_context(too_large)?,
+            }),
             TensorLayout::Interleaved => Ok(Self {
                 count: rows.div_ceil(ROW_INTERLEAVE),
                 floats: ROW_INTERLEAVE * cols,
@@ -239,6 +294,18 @@ impl Units {
             TensorLayout::Vector => bail!("tensor {}: a vector has no units", spec.name),
         }
     }
+
+    /// Bytes of `count` units from `first` on. The last of a residual may have fewer rows than the others; the
+    /// blocks of a matrix are whole.
+    fn bytes_of(&self, target: Target<'_>, first: usize, count: usize) -> usize {
+        let rows = target.spec.shape[0];
+        match target.first_plane {
+            Some(_) => {
+                self.bytes / ROW_INTERLEAVE * (rows - first * ROW_INTERLEAVE).min(count * ROW_INTERLEAVE)
+            }
+            None => count * self.bytes,
+        }
+    }
 }
 
 /// One tensor being encoded.
@@ -246,9 +313,7 @@ impl Units {
 struct Job<'a> {
     encoder: &'a Encoder<'a>,
     values: &'a Values<'a>,
-    spec: &'a WriteSpec,
-    dtype: DType,
-    scale: f32,
+    target: Target<'a>,
     units: &'a Units,
 }
 
@@ -259,16 +324,16 @@ impl Job<'_> {
         first: usize,
         per_thread: usize,
         bytes: &mut [u8],
-        sums: &mut [ErrorSums],
+        outcomes: &mut [Outcome],
         slices: &mut [Vec<f32>],
     ) -> Result<(), UnitError> {
-        let parts =
-            bytes.chunks_mut(per_thread * self.units.bytes).zip(sums.chunks_mut(per_thread)).zip(slices);
+        let bytes = bytes.chunks_mut(per_thread * self.units.bytes);
+        let parts = bytes.zip(outcomes.chunks_mut(per_thread)).zip(slices);
         thread::scope(|scope| {
             let threads: Vec<_> = parts
                 .enumerate()
-                .map(|(i, ((bytes, sums), floats))| {
-                    scope.spawn(move || self.part(first + i * per_thread, bytes, sums, floats))
+                .map(|(i, ((bytes, outcomes), floats))| {
+                    scope.spawn(move || self.part(first + i * per_thread, bytes, outcomes, floats))
                 })
                 .collect();
             let join = |thread: thread::ScopedJoinHandle<'_, _>| match thread.join() {
@@ -285,11 +350,14 @@ impl Job<'_> {
         self,
         first: usize,
         bytes: &mut [u8],
-        sums: &mut [ErrorSums],
+        outcomes: &mut [Outcome],
         floats: &mut Vec<f32>,
     ) -> Result<(), UnitError> {
-        let outs = bytes.chunks_mut(self.units.bytes).zip(sums.iter_mut());
-        match self.spec.layout {
+        let outs = bytes.chunks_mut(self.units.bytes).zip(outcomes.iter_mut());
+        if let Some(first_plane) = self.target.first_plane {
+            return self.residual(first, first_plane, outs, floats);
+        }
+        match self.target.spec.layout {
             TensorLayout::ColumnRecords => self.columns(first, outs.collect(), floats),
             TensorLayout::RowRecords => self.rows(first, 1, outs, floats),
             _ => self.rows(first, ROW_INTERLEAVE, outs, floats),
@@ -301,28 +369,53 @@ impl Job<'_> {
         self,
         first: usize,
         unit_rows: usize,
-        outs: impl Iterator<Item = (&'b mut [u8], &'b mut ErrorSums)>,
+        outs: impl Iterator<Item = (&'b mut [u8], &'b mut Outcome)>,
         floats: &mut Vec<f32>,
     ) -> Result<(), UnitError> {
-        let [rows, cols] = self.spec.shape;
-        for (unit, (out, sums)) in (first..).zip(outs) {
-            let row = unit * unit_rows;
-            let count = unit_rows.min(rows - row);
-            floats.resize(count * cols, 0.0);
-            self.read(row * cols, floats)?;
-            *sums = if self.spec.layout == TensorLayout::RowRecords {
+        let Target { spec, dtype, scale, .. } = self.target;
+        for (unit, (out, outcome)) in (first..).zip(outs) {
+            self.read_rows(unit * unit_rows, unit_rows, floats)?;
+            outcome.sums = if spec.layout == TensorLayout::RowRecords {
                 let row = self.normalized_row(floats);
-                quant::encode_record(self.dtype, &row, self.scale, out)
+                quant::encode_record(dtype, &row, scale, out)
             } else {
-                quant::encode_block_row(self.dtype, floats, cols, self.scale, out)
+                quant::encode_block_row(dtype, floats, spec.shape[1], scale, out)
             }
             .map_err(|error| self.overflow(error))?;
         }
         Ok(())
     }
 
+    /// Units of a block of rows each: what the first plane leaves of them.
+    fn residual<'b>(
+        self,
+        first: usize,
+        first_plane: f32,
+        outs: impl Iterator<Item = (&'b mut [u8], &'b mut Outcome)>,
+        floats: &mut Vec<f32>,
+    ) -> Result<(), UnitError> {
+        let cols = self.target.spec.shape[1];
+        let mut block = BlockRows::new(cols, first_plane)?;
+        for (unit, (out, outcome)) in (first..).zip(outs) {
+            self.read_rows(unit * ROW_INTERLEAVE, ROW_INTERLEAVE, floats)?;
+            let rows = floats.len() / cols;
+            let records = out.chunks_exact_mut(out.len() / ROW_INTERLEAVE).take(rows);
+            outcome.sums = block
+                .encode(floats, self.target.scale, records, &mut outcome.bounds)
+                .map_err(|error| self.overflow(error))?;
+        }
+        Ok(())
+    }
+
+    /// Reads up to `count` rows from `row` on, as many as there are.
+    fn read_rows(self, row: usize, count: usize, floats: &mut Vec<f32>) -> Result<(), UnitError> {
+        let [rows, cols] = self.target.spec.shape;
+        floats.resize(count.min(rows - row) * cols, 0.0);
+        Ok(self.read(row * cols, floats)?)
+    }
+
     fn overflow(self, error: ScaleOverflow) -> UnitError {
-        UnitError::Overflow(error.largest * self.scale)
+        UnitError::Overflow(error.largest * self.target.scale)
     }
 
     /// The matrix's values from `start` on.
@@ -348,10 +441,11 @@ impl Job<'_> {
     fn columns(
         self,
         first: usize,
-        mut outs: Vec<(&mut [u8], &mut ErrorSums)>,
+        mut outs: Vec<(&mut [u8], &mut Outcome)>,
         panel: &mut Vec<f32>,
     ) -> Result<(), UnitError> {
-        let [rows, cols] = self.spec.shape;
+        let Target { spec, dtype, scale, .. } = self.target;
+        let [rows, cols] = spec.shape;
         let width = outs.len();
         panel.resize(rows * width, 0.0);
         for (row, values) in panel.chunks_exact_mut(width).enumerate() {
@@ -364,9 +458,9 @@ impl Job<'_> {
                     column[j * rows + i] = *value;
                 }
             }
-            for ((out, sums), column) in outs.iter_mut().zip(column.chunks_exact(rows)) {
-                **sums = quant::encode_record(self.dtype, column, self.scale, out)
-                    .map_err(|error| self.overflow(error))?;
+            for ((out, outcome), column) in outs.iter_mut().zip(column.chunks_exact(rows)) {
+                outcome.sums =
+                    quant::encode_record(dtype, column, scale, out).map_err(|error| self.overflow(error))?;
             }
         }
         Ok(())

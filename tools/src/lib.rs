@@ -11,5 +11,6 @@ mod encode;
 mod origin;
 pub mod policy;
 pub mod report;
+mod residual;
 pub mod source;
 pub mod vocab;

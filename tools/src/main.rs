@@ -14,6 +14,7 @@ use rwkv_edge::kernels::DType;
 use rwkv_edge::{console, cpu};
 use rwkv_quantize::chat::Template;
 use rwkv_quantize::convert::{Conversion, Options, Progress};
+use rwkv_quantize::policy::Wanted;
 use rwkv_quantize::{dims, report};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -26,9 +27,12 @@ struct Cli {
     /// File to write; it appears under this name when it is complete
     #[arg(required_unless_present = "inspect")]
     output: Option<PathBuf>,
-    /// Type of the projections; head and embedding are int8 in int4 files, vectors always f32
+    /// Type of the projections; head and embedding have 8 bits in int4 files, vectors are always f32
     #[arg(long = "type", value_name = "TYPE", value_enum, default_value_t = Type::Int8)]
     dtype: Type,
+    /// Keep an int8 head in one plane, instead of two of int4 of which decoding reads the second only in part
+    #[arg(long)]
+    plain_head: bool,
     /// Vocabulary: World format (`id literal length` lines) or tokenizer.json of a byte-level BPE
     /// [default: World for 65536 tokens, bytes for 256]
     #[arg(long, value_name = "FILE")]
@@ -89,7 +93,7 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<()> {
     let options = Options {
-        dtype: cli.dtype.into(),
+        wanted: Wanted { dtype: cli.dtype.into(), plain_head: cli.plain_head },
         tokenizer: cli.tokenizer.clone(),
         template: cli.chat,
         start_tokens: cli.start_tokens.clone(),

@@ -6,36 +6,59 @@
 //! | projections | int4 | int8 | f16 | f32 | interleaved |
 //! | `ffn.value` | int4 | int8 | f16 | f32 | column records |
 //! | low-rank factors (RWKV-6, 7) | int8 | int8 | f16 | f32 | interleaved |
-//! | head | int8 | int8 | f16 | f32 | interleaved |
+//! | head | int4 | int4 | f16 | f32 | interleaved |
+//! | its residual | int4 | int4 | - | - | row records |
+//! | a plain head, if asked for | int8 | int8 | f16 | f32 | interleaved |
 //! | embedding | int8 | int8 | f16 | f32 | row records |
 //!
 //! Vectors are below 0.1 % of the bytes, have large outliers and feed the recurrence. The head decides between
-//! tokens directly, and of the embedding only one row per token is read.
+//! tokens directly: both of its planes together are as precise as int8. Of the embedding only one row per token is
+//! read.
 
 use rwkv_edge::format::{TensorLayout, WriteSpec};
 use rwkv_edge::kernels::DType;
 use rwkv_edge::model::names::{ModelTensor, Role};
 
-/// Element type of a tensor with `role` in a file of type `wanted`.
-pub fn dtype(role: Role, wanted: DType) -> DType {
+/// What is asked of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Type of the projections.
+    pub dtype: DType,
+    /// Keep a quantized head in one plane.
+    pub plain_head: bool,
+}
+
+impl Wanted {
+    /// Whether the head has two planes.
+    pub fn nested_head(self) -> bool {
+        self.dtype.is_quantized() && !self.plain_head
+    }
+}
+
+/// Element type of a tensor with `role`.
+pub fn dtype(role: Role, wanted: Wanted) -> DType {
     match role {
-        Role::Vector | Role::State => DType::F32,
-        Role::LowRank | Role::Head | Role::Embedding if wanted == DType::Int4 => DType::Int8,
-        Role::Matrix | Role::SparseMatrix | Role::LowRank | Role::Head | Role::Embedding => wanted,
+        Role::Vector | Role::State | Role::HeadBound => DType::F32,
+        Role::HeadResidual => DType::Int4,
+        Role::Head if wanted.nested_head() => DType::Int4,
+        Role::LowRank | Role::Head | Role::Embedding if wanted.dtype == DType::Int4 => DType::Int8,
+        Role::Matrix | Role::SparseMatrix | Role::LowRank | Role::Head | Role::Embedding => wanted.dtype,
     }
 }
 
 /// How the bytes of a tensor with `role` are arranged.
 pub fn layout(role: Role) -> TensorLayout {
     match role {
-        Role::Vector | Role::State => TensorLayout::Vector,
+        Role::Vector | Role::State | Role::HeadBound => TensorLayout::Vector,
         Role::Matrix | Role::LowRank | Role::Head => TensorLayout::Interleaved,
         Role::SparseMatrix => TensorLayout::ColumnRecords,
-        Role::Embedding => TensorLayout::RowRecords,
+        Role::HeadResidual | Role::Embedding => TensorLayout::RowRecords,
     }
 }
 
-/// What the file stores for `tensor` when type `wanted` was asked for.
-pub fn spec(tensor: &ModelTensor, wanted: DType) -> WriteSpec {
-    WriteSpec::weight(&tensor.name, dtype(tensor.role, wanted), layout(tensor.role), tensor.shape)
+/// What the file stores for `tensor`.
+pub fn spec(tensor: &ModelTensor, wanted: Wanted) -> WriteSpec {
+    let dtype = dtype(tensor.role, wanted);
+    let spec = WriteSpec::weight(&tensor.name, dtype, layout(tensor.role), tensor.shape);
+    WriteSpec { checked_by_record: tensor.role == Role::Embedding, ..spec }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use rwkv_edge::format::{FilePlan, TensorInfo, TensorLayout};
+use rwkv_edge::model::names;
 
 /// Tensors listed as the worst.
 const WORST: usize = 5;
@@ -34,7 +35,12 @@ impl Report {
         Self {
             file_bytes: plan.file_len(),
             tensor_bytes: weights.iter().map(|t| t.len).sum(),
-            weights: weights.iter().map(|t| t.shape[0] as u64 * t.shape[1] as u64).sum(),
+            // The planes of a nested head and its bounds are the same weights.
+            weights: weights
+                .iter()
+                .filter(|t| ![names::HEAD_RESIDUAL, names::HEAD_BOUND].contains(&t.name.as_str()))
+                .map(|t| t.shape[0] as u64 * t.shape[1] as u64)
+                .sum(),
             rel_error,
             worst,
         }

@@ -11,6 +11,7 @@ use rwkv_edge::kernels::DType;
 use rwkv_edge::kernels::quant::{decode_matrix_row, decode_record};
 use rwkv_quantize::convert::{Conversion, Options, Progress};
 use rwkv_quantize::dims;
+use rwkv_quantize::policy::Wanted;
 use rwkv_quantize::report::Report;
 use rwkv_quantize::source::torch_writer::{TensorSpec, TorchWriter};
 use rwkv_quantize::source::{Checkpoint, SourceDType};
@@ -199,7 +200,7 @@ impl Parts {
 
 pub(crate) fn options(dtype: DType) -> Options {
     Options {
-        dtype,
+        wanted: Wanted { dtype, plain_head: false },
         tokenizer: None,
         template: None,
         start_tokens: vec![],

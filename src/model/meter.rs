@@ -1,0 +1,137 @@
+//! What a session has read, and where its time went.
+
+use std::ops::Sub;
+use std::time::Instant;
+
+/// What a session has read of its weights and state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Bytes of weights read: matrices, live columns of sparse ones, the rows of the head's residual that were
+    /// wanted, vectors, embedding rows.
+    pub weight_bytes: u64,
+    /// Bytes of recurrent state read; as many were written.
+    pub state_bytes: u64,
+    /// Inputs of `ffn.value` that were not zero, so that their columns were read.
+    pub live_columns: u64,
+    /// All inputs of `ffn.value`.
+    pub columns: u64,
+    /// Rows of the head's residual that were read.
+    pub residual_rows: u64,
+    /// All rows of the head's residual, for every token whose logits or successor were wanted.
+    pub head_rows: u64,
+}
+
+impl Sub for Traffic {
+    type Output = Traffic;
+
+    /// What was read since `before`.
+    fn sub(self, before: Traffic) -> Traffic {
+        Traffic {
+            weight_bytes: self.weight_bytes - before.weight_bytes,
+            state_bytes: self.state_bytes - before.state_bytes,
+            live_columns: self.live_columns - before.live_columns,
+            columns: self.columns - before.columns,
+            residual_rows: self.residual_rows - before.residual_rows,
+            head_rows: self.head_rows - before.head_rows,
+        }
+    }
+}
+
+/// A part of the work on a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Embedding row, norms, token shifts, and their quantization.
+    Mix,
+    /// The first matrices of time mixing.
+    TimeMixIn,
+    /// The recurrence and what is around it, low-rank matrices included.
+    Wkv,
+    /// The output matrix of time mixing.
+    TimeMixOut,
+    /// `ffn.key` and `ffn.receptance`.
+    ChannelMixKey,
+    /// `ffn.value`.
+    ChannelMixValue,
+    /// The output head.
+    Head,
+    /// Choosing the next token, with the rows of the head's residual that this needs.
+    Sample,
+}
+
+impl Phase {
+    /// All phases, in order.
+    pub const ALL: [Phase; 8] = [
+        Phase::Mix,
+        Phase::TimeMixIn,
+        Phase::Wkv,
+        Phase::TimeMixOut,
+        Phase::ChannelMixKey,
+        Phase::ChannelMixValue,
+        Phase::Head,
+        Phase::Sample,
+    ];
+
+    /// The name in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Phase::Mix => "norms and token shift",
+            Phase::TimeMixIn => "time_mix in",
+            Phase::Wkv => "wkv",
+            Phase::TimeMixOut => "time_mix out",
+            Phase::ChannelMixKey => "channel_mix key",
+            Phase::ChannelMixValue => "channel_mix value",
+            Phase::Head => "head",
+            Phase::Sample => "sample",
+        }
+    }
+}
+
+/// Nanoseconds spent in each phase.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Profile {
+    nanos: [u64; Phase::ALL.len()],
+}
+
+impl Profile {
+    /// Nanoseconds spent in `phase`.
+    pub fn nanos(&self, phase: Phase) -> u64 {
+        self.nanos[phase as usize]
+    }
+
+    /// Nanoseconds spent in all phases.
+    pub fn total(&self) -> u64 {
+        self.nanos.iter().sum()
+    }
+}
+
+/// Counts traffic always, and time if asked to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Meter {
+    pub(crate) traffic: Traffic,
+    pub(crate) profile: Profile,
+    /// The end of the phase before; `None` while time is not measured.
+    last: Option<Instant>,
+}
+
+impl Meter {
+    /// From here on time is measured, or is not.
+    pub(crate) fn measure_time(&mut self, on: bool) {
+        self.last = on.then(Instant::now);
+    }
+
+    /// A phase begins that does not follow another.
+    pub(crate) fn start(&mut self) {
+        if self.last.is_some() {
+            self.last = Some(Instant::now());
+        }
+    }
+
+    /// What was done since the last call was this phase.
+    pub(crate) fn end(&mut self, phase: Phase) {
+        if let Some(last) = &mut self.last {
+            let now = Instant::now();
+            self.profile.nanos[phase as usize] += (now - *last).as_nanos() as u64;
+            *last = now;
+        }
+    }
+}
