@@ -5,8 +5,9 @@ use core::str::FromStr;
 
 /// A level of vector instructions that the kernels are written for.
 ///
-/// Levels of one architecture form a chain: a level is available only if those below it are. Every level gives
-/// the same bits, so the choice is a matter of speed alone.
+/// Levels are no chain: [`AvxVnni`](Isa::AvxVnni) and [`Avx512Vnni`](Isa::Avx512Vnni) both build on
+/// [`Avx2`](Isa::Avx2), and a processor may have either without the other. Every level gives the same bits, so the
+/// choice is a matter of speed alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Isa {
@@ -14,17 +15,23 @@ pub enum Isa {
     Scalar,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
+    /// [`Isa::Avx2`] with AVX-VNNI: dot products of bytes in registers of 256 bits.
+    AvxVnni,
+    /// [`Isa::Avx2`] with AVX-512 F, BW, VL and VNNI: dot products of bytes in registers of 512 bits.
+    Avx512Vnni,
 }
 
 impl Isa {
     /// All levels of all architectures, slower ones first within an architecture.
-    pub const ALL: &'static [Isa] = &[Isa::Scalar, Isa::Avx2];
+    pub const ALL: &'static [Isa] = &[Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512Vnni];
 
     /// The name used in options, reports and benchmark ids.
     pub const fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
+            Isa::AvxVnni => "avxvnni",
+            Isa::Avx512Vnni => "avx512vnni",
         }
     }
 
@@ -33,6 +40,8 @@ impl Isa {
         match self {
             Isa::Scalar => true,
             Isa::Avx2 => has_avx2(),
+            Isa::AvxVnni => has_avx2() && has_avx_vnni(),
+            Isa::Avx512Vnni => has_avx2() && has_avx512_vnni(),
         }
     }
 
@@ -52,8 +61,27 @@ cfg_if::cfg_if! {
                 && is_x86_feature_detected!("fma")
                 && is_x86_feature_detected!("f16c")
         }
+
+        fn has_avx_vnni() -> bool {
+            is_x86_feature_detected!("avxvnni")
+        }
+
+        fn has_avx512_vnni() -> bool {
+            is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512vnni")
+        }
     } else {
         fn has_avx2() -> bool {
+            false
+        }
+
+        fn has_avx_vnni() -> bool {
+            false
+        }
+
+        fn has_avx512_vnni() -> bool {
             false
         }
     }

@@ -189,7 +189,7 @@
 //! # Adding an instruction set
 //!
 //! Add the level to [`Isa`], with its name and its detection, and a table of it to `Kernels::for_isa`: a constant
-//! that takes what it does not improve from the level below by struct update. Operations that compilers vectorise
+//! that takes what it does not improve from the level it builds on by struct update. Operations that compilers vectorise
 //! well are the scalar bodies again, compiled with the level's features; the rest is written by hand, as safe
 //! functions whose loads and stores know their lengths by type. The tests compare every available level with
 //! scalar, and scalar with pinned results; set `RWKV_EDGE_EXPECT_ISA` to a level's name to be sure that they ran

@@ -101,8 +101,12 @@ impl Kernels {
             Isa::Scalar => Some(&scalar::KERNELS),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => Some(&crate::x86_64::AVX2),
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => Some(&crate::x86_64::AVX_VNNI),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => Some(&crate::x86_64::AVX512_VNNI),
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 => None,
+            Isa::Avx2 | Isa::AvxVnni | Isa::Avx512Vnni => None,
         }
     }
 

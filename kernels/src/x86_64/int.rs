@@ -1,4 +1,4 @@
-//! Products of quantized matrices.
+//! Products of quantized matrices: the walk that all levels share, and its parts for AVX2.
 
 use core::arch::x86_64::*;
 
@@ -6,62 +6,96 @@ use super::memory::{broadcast, load, load_f16, store_f32};
 use super::streams::{STREAMS, Streams, by_streams};
 use crate::layout::{Activation, DType, GROUP_SIZE, K_BLOCK, LINE_BYTES, Matrix, ROW_INTERLEAVE};
 
-const INT4_BLOCK: usize = DType::Int4.block_bytes();
-const INT8_BLOCK: usize = DType::Int8.block_bytes();
 const QUADS: usize = GROUP_SIZE / 4;
 
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn matvec_int4(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) {
-    by_streams!(int4_rows, out, w, first_row, x);
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn matvec_int8(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) {
-    by_streams!(int8_rows, out, w, first_row, x);
-}
+/// The weights of a group: 16 rows of 4 columns in each line.
+pub(super) type Int8Lines = [[u8; LINE_BYTES]; QUADS];
+/// The weights of a group: 16 rows of 4 columns in the low nibbles of each line, and of 4 in the high ones.
+pub(super) type Int4Lines = [[u8; LINE_BYTES]; QUADS / 2];
 
 /// 16 rows, 8 in each register.
-type Rows<T> = [T; 2];
+pub(super) type Rows<T> = [T; 2];
 
 /// What a group of the vector contributes to all rows.
-struct Group<'a> {
-    codes: &'a [[i8; 4]; QUADS],
-    scale: f32,
-    sum: i32,
+pub(super) struct Group<'a> {
+    pub(super) codes: &'a [[i8; 4]; QUADS],
+    pub(super) scale: f32,
+    pub(super) sum: i32,
 }
 
 /// Group `g` of column block `i`.
 #[inline(always)]
-fn group(x: Activation<'_>, i: usize, g: usize) -> Group<'_> {
+pub(super) fn group(x: Activation<'_>, i: usize, g: usize) -> Group<'_> {
     let (codes, _) = x.codes.as_chunks::<4>().0.as_chunks::<QUADS>();
     let g = i * (K_BLOCK / GROUP_SIZE) + g;
     Group { codes: &codes[g], scale: x.scales[g], sum: x.sums[g] }
 }
 
-#[target_feature(enable = "avx2,fma,f16c")]
-fn int4_rows<const N: usize>(out: &mut [f32], w: &Matrix<'_>, first: usize, end: usize, x: Activation<'_>) {
-    let streams = Streams::<N, INT4_BLOCK>::new(w, first, end);
-    let mut acc = [[_mm256_setzero_ps(); 2]; N];
-    for i in 0..w.col_blocks() {
-        let groups = [group(x, i, 0), group(x, i, 1)];
-        for (n, acc) in acc.iter_mut().enumerate() {
-            let (lines, _) = streams.block(n, i).as_chunks::<LINE_BYTES>();
-            let [scales, a, b, c, d, e, f, g, h] = lines else { continue };
-            let (scales, _) = scales.as_chunks::<32>();
-            *acc = add_group(*acc, &scales[0], int4_dot([a, b, c, d], &groups[0]), &groups[0]);
-            *acc = add_group(*acc, &scales[1], int4_dot([e, f, g, h], &groups[1]), &groups[1]);
+/// Defines the product `$matvec` of a level: block rows by streams, and of each block both groups.
+///
+/// `$dot` multiplies the `$lines` of a group with a [`Group`], `$add_group` adds the result to the sums of 16 rows,
+/// and `$finish` stores them.
+macro_rules! int_matvec {
+    ($features:literal, $matvec:ident, $rows:ident, $dtype:expr, $lines:ty, $zero:expr, $dot:ident) => {
+        #[target_feature(enable = $features)]
+        pub(super) fn $matvec(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) {
+            by_streams!($rows, out, w, first_row, x);
         }
-    }
-    finish(out, acc, w.scale());
+
+        #[target_feature(enable = $features)]
+        fn $rows<const N: usize>(
+            out: &mut [f32],
+            w: &Matrix<'_>,
+            first: usize,
+            end: usize,
+            x: Activation<'_>,
+        ) {
+            const LINES: usize = size_of::<$lines>() / LINE_BYTES;
+            let streams = Streams::<N, { $dtype.block_bytes() }>::new(w, first, end);
+            let mut acc = [$zero; N];
+            for i in 0..w.col_blocks() {
+                let groups = [group(x, i, 0), group(x, i, 1)];
+                for (n, acc) in acc.iter_mut().enumerate() {
+                    let (scales, lines) = streams.block(n, i).split_at(LINE_BYTES);
+                    let scales = scales.as_chunks().0;
+                    let lines = lines.as_chunks::<LINE_BYTES>().0.as_chunks::<LINES>().0;
+                    for ((scales, lines), group) in scales.iter().zip(lines).zip(&groups) {
+                        *acc = add_group(*acc, scales, $dot(lines, group), group);
+                    }
+                }
+            }
+            finish(out, acc, w.scale());
+        }
+    };
 }
+pub(super) use int_matvec;
+
+int_matvec!(
+    "avx2,fma,f16c",
+    matvec_int4,
+    int4_rows,
+    DType::Int4,
+    Int4Lines,
+    [_mm256_setzero_ps(); 2],
+    int4_dot
+);
+int_matvec!(
+    "avx2,fma,f16c",
+    matvec_int8,
+    int8_rows,
+    DType::Int8,
+    Int8Lines,
+    [_mm256_setzero_ps(); 2],
+    int8_dot
+);
 
 /// Sums of nibble times code, minus 8 times the sum of the codes: 16-bit sums reach 8 * 2 * 15 * 127 = 30480.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn int4_dot(lines: [&[u8; LINE_BYTES]; 4], x: &Group<'_>) -> Rows<__m256i> {
+fn int4_dot(lines: &Int4Lines, x: &Group<'_>) -> Rows<__m256i> {
     let low = _mm256_set1_epi8(15);
     let mut sums = [_mm256_setzero_si256(); 2];
-    for (line, quads) in lines.into_iter().zip(x.codes.as_chunks::<2>().0) {
+    for (line, quads) in lines.iter().zip(x.codes.as_chunks::<2>().0) {
         let quads = [broadcast(&quads[0]), broadcast(&quads[1])];
         for (sum, weights) in sums.iter_mut().zip(line.as_chunks::<32>().0) {
             let weights = load(weights);
@@ -73,36 +107,14 @@ fn int4_dot(lines: [&[u8; LINE_BYTES]; 4], x: &Group<'_>) -> Rows<__m256i> {
     }
     let ones = _mm256_set1_epi16(1);
     let correction = _mm256_set1_epi32(x.sum.wrapping_mul(-8));
-    let [a, b] = sums;
-    [
-        _mm256_add_epi32(_mm256_madd_epi16(a, ones), correction),
-        _mm256_add_epi32(_mm256_madd_epi16(b, ones), correction),
-    ]
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-fn int8_rows<const N: usize>(out: &mut [f32], w: &Matrix<'_>, first: usize, end: usize, x: Activation<'_>) {
-    let streams = Streams::<N, INT8_BLOCK>::new(w, first, end);
-    let mut acc = [[_mm256_setzero_ps(); 2]; N];
-    for i in 0..w.col_blocks() {
-        let groups = [group(x, i, 0), group(x, i, 1)];
-        for (n, acc) in acc.iter_mut().enumerate() {
-            let (scales, lines) = streams.block(n, i).split_at(LINE_BYTES);
-            let scales = scales.as_chunks::<32>().0;
-            let lines = lines.as_chunks::<LINE_BYTES>().0.as_chunks::<QUADS>().0;
-            for ((scales, lines), group) in scales.iter().zip(lines).zip(&groups) {
-                *acc = add_group(*acc, scales, int8_dot(lines, group), group);
-            }
-        }
-    }
-    finish(out, acc, w.scale());
+    sums.map(|sum| _mm256_add_epi32(_mm256_madd_epi16(sum, ones), correction))
 }
 
 /// Sums of code times code. The unsigned factor is `|w|`, at most 128, the signed one the vector's code with the
 /// sign of `w`: two products reach 2 * 128 * 127, which 16 bits hold.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn int8_dot(lines: &[[u8; LINE_BYTES]; QUADS], x: &Group<'_>) -> Rows<__m256i> {
+fn int8_dot(lines: &Int8Lines, x: &Group<'_>) -> Rows<__m256i> {
     let ones = _mm256_set1_epi16(1);
     let mut sums = [_mm256_setzero_si256(); 2];
     for (line, quad) in lines.iter().zip(x.codes) {
@@ -119,7 +131,12 @@ fn int8_dot(lines: &[[u8; LINE_BYTES]; QUADS], x: &Group<'_>) -> Rows<__m256i> {
 /// `acc + scale * x.scale * dot`, with fp16 scales of 16 rows.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn add_group(acc: Rows<__m256>, scales: &[u8; 32], dot: Rows<__m256i>, x: &Group<'_>) -> Rows<__m256> {
+pub(super) fn add_group(
+    acc: Rows<__m256>,
+    scales: &[u8; 32],
+    dot: Rows<__m256i>,
+    x: &Group<'_>,
+) -> Rows<__m256> {
     let (scales, _) = scales.as_chunks::<16>();
     let scale = _mm256_set1_ps(x.scale);
     let low = _mm256_mul_ps(load_f16(&scales[0]), scale);

@@ -72,8 +72,28 @@ pub(super) fn broadcast(codes: &[i8; 4]) -> __m256i {
     _mm256_set1_epi32(i32::from_ne_bytes(codes.map(|code| code as u8)))
 }
 
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(super) fn load_512(from: &[u8; 64]) -> __m512i {
+    // SAFETY: 64 bytes are readable; the load needs no alignment.
+    unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(super) fn store_f32_512(to: &mut [f32; 16], value: __m512) {
+    // SAFETY: 16 floats are writable; the store needs no alignment.
+    unsafe { _mm512_storeu_ps(to.as_mut_ptr(), value) }
+}
+
+/// Four codes in every 32-bit lane.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(super) fn broadcast_512(codes: &[i8; 4]) -> __m512i {
+    _mm512_set1_epi32(i32::from_ne_bytes(codes.map(|code| code as u8)))
+}
+
 /// Asks for every cache line of `bytes`.
-#[target_feature(enable = "avx2")]
 #[inline]
 pub(super) fn prefetch(bytes: &[u8]) {
     let start = bytes.as_ptr();

@@ -4,6 +4,8 @@
 //! are in their argument types, and the calls from the table, which is handed out after detection.
 #![allow(unsafe_code, reason = "vector loads and stores, and calls of functions with target features")]
 
+mod avx512_vnni;
+mod avx_vnni;
 mod float;
 mod heads;
 mod int;
@@ -59,23 +61,49 @@ pub(crate) const AVX2: Kernels = Kernels {
     encode_int4: entry::encode_int4,
 };
 
+/// The kernels of [`Isa::AvxVnni`]; to be used only where that level is available.
+pub(crate) const AVX_VNNI: Kernels = Kernels {
+    isa: Isa::AvxVnni,
+    matvec_int8: avx_vnni_entry::matvec_int8,
+    matvec_int4: avx_vnni_entry::matvec_int4,
+    ..AVX2
+};
+
+/// The kernels of [`Isa::Avx512Vnni`]; to be used only where that level is available.
+pub(crate) const AVX512_VNNI: Kernels = Kernels {
+    isa: Isa::Avx512Vnni,
+    matvec_int8: avx512_vnni_entry::matvec_int8,
+    matvec_int4: avx512_vnni_entry::matvec_int4,
+    ..AVX2
+};
+
 /// Functions that can be pointed to, for functions with target features, which cannot.
 macro_rules! entries {
-    ($(fn $name:ident($($arg:ident: $type:ty),*) $(-> $result:ty)? = $module:ident;)*) => {
-        mod entry {
+    ($entry:ident: $(fn $name:ident($($arg:ident: $type:ty),*) $(-> $result:ty)? = $module:ident;)*) => {
+        mod $entry {
             use super::*;
 
             $(#[allow(clippy::too_many_arguments, reason = "as many as the kernel has")]
             pub(super) fn $name($($arg: $type),*) $(-> $result)? {
-                // SAFETY: only the AVX2 table points here, and `Kernels::for_isa` hands it out only if the
-                // processor has the features that the function asks for.
+                // SAFETY: only tables of levels with the features that the function asks for point here, and
+                // `Kernels::for_isa` hands a table out only if the processor has its level.
                 unsafe { super::$module::$name($($arg),*) }
             })*
         }
     };
 }
 
-entries! {
+entries! { avx_vnni_entry:
+    fn matvec_int8(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = avx_vnni;
+    fn matvec_int4(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = avx_vnni;
+}
+
+entries! { avx512_vnni_entry:
+    fn matvec_int8(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = avx512_vnni;
+    fn matvec_int4(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = avx512_vnni;
+}
+
+entries! { entry:
     fn quantize(x: &mut ActivationMut<'_>) = shared;
     fn matvec_f32(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = float;
     fn matvec_f16(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = float;

@@ -28,7 +28,6 @@ impl<'a, const N: usize, const BLOCK: usize> Streams<'a, N, BLOCK> {
     }
 
     /// Block `i` of stream `n`; asks for the one that is [`PREFETCH_BYTES`] behind it.
-    #[target_feature(enable = "avx2")]
     #[inline]
     pub(super) fn block(&self, n: usize, i: usize) -> &'a [u8; BLOCK] {
         let blocks = self.blocks[n];

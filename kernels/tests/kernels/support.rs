@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use rwkv_edge_kernels::quant::{TENSOR_SCALE, encode_block_row, encode_record};
 use rwkv_edge_kernels::{
     Activation, ActivationMut, DType, GROUP_SIZE, Isa, Kernels, Matrix, Records, matrix_bytes, padded_cols,
-    records_bytes,
+    record_scale_bytes, records_bytes,
 };
 
 use crate::guard::Guarded;
@@ -155,8 +155,10 @@ impl Input {
 pub(crate) enum Bytes {
     /// Encoded normal values.
     Encoded,
-    /// Noise: every scale and code there can be.
+    /// Noise: every scale and code there can be. Wide products are mostly NaNs.
     Hostile,
+    /// Noise with scales, or float weights, of 0.125 to 2 and both signs, so that every code counts.
+    Finite,
     /// One byte everywhere.
     Constant(u8),
 }
@@ -169,12 +171,26 @@ impl Bytes {
         &[
             Bytes::Encoded,
             Bytes::Hostile,
+            Bytes::Finite,
             Bytes::Constant(0),
             Bytes::Constant(0xff),
             Bytes::Constant(0x80),
             Bytes::Constant(0x3c),
         ]
     };
+}
+
+/// `n` bytes of [`Bytes::Finite`], in which every `period` bytes start with `scales` bytes of scales if quantized.
+fn finite_bytes(dtype: DType, n: usize, period: usize, scales: usize, rng: &mut Rng) -> Vec<u8> {
+    let mut data = rng.bytes(n);
+    for part in data.chunks_exact_mut(period) {
+        match dtype {
+            DType::F32 => part.chunks_exact_mut(4).for_each(|w| w[3] = w[3] & 0x81 | 0x3e),
+            DType::F16 => part.chunks_exact_mut(2).for_each(|w| w[1] = w[1] & 0x8f | 0x30),
+            _ => part[..scales].chunks_exact_mut(2).for_each(|s| s[1] = s[1] & 0x8f | 0x30),
+        }
+    }
+    data
 }
 
 /// A matrix in guarded memory.
@@ -191,6 +207,7 @@ impl TestMatrix {
         let data = match bytes {
             Bytes::Encoded => encode_matrix(dtype, &rng.normals(rows * cols), cols, TENSOR_SCALE),
             Bytes::Hostile => rng.bytes(n),
+            Bytes::Finite => finite_bytes(dtype, n, dtype.block_bytes(), 64, rng),
             Bytes::Constant(byte) => vec![byte; n],
         };
         Self { dtype, rows, cols, data: Guarded::new(&data) }
@@ -224,6 +241,7 @@ impl TestRecords {
         let data = match bytes {
             Bytes::Encoded => encode_records(dtype, &rng.normals(count * len), len, TENSOR_SCALE),
             Bytes::Hostile => rng.bytes(n),
+            Bytes::Finite => finite_bytes(dtype, n, n / count, record_scale_bytes(dtype, len), rng),
             Bytes::Constant(byte) => vec![byte; n],
         };
         Self { dtype, count, len, data: Guarded::new(&data) }

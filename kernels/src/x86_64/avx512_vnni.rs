@@ -1,0 +1,74 @@
+//! Products of quantized matrices with AVX-512 VNNI: a register holds a line, or the sums of 16 rows.
+
+use core::arch::x86_64::*;
+
+use super::int::{Group, Int4Lines, Int8Lines, group, int_matvec};
+use super::memory::{broadcast_512, load, load_512, store_f32_512};
+use super::streams::{STREAMS, Streams, by_streams};
+use crate::layout::{Activation, DType, LINE_BYTES, Matrix, ROW_INTERLEAVE};
+
+int_matvec!(
+    "avx512f,avx512bw,avx512vl,avx512vnni",
+    matvec_int4,
+    int4_rows,
+    DType::Int4,
+    Int4Lines,
+    _mm512_setzero_ps(),
+    int4_dot
+);
+int_matvec!(
+    "avx512f,avx512bw,avx512vl,avx512vnni",
+    matvec_int8,
+    int8_rows,
+    DType::Int8,
+    Int8Lines,
+    _mm512_setzero_ps(),
+    int8_dot
+);
+
+/// Sums of nibble times code, from -8 times the sum of the codes.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline]
+fn int4_dot(lines: &Int4Lines, x: &Group<'_>) -> __m512i {
+    let low = _mm512_set1_epi8(15);
+    let mut sum = _mm512_set1_epi32(x.sum.wrapping_mul(-8));
+    for (line, quads) in lines.iter().zip(x.codes.as_chunks::<2>().0) {
+        let weights = load_512(line);
+        let first = _mm512_and_si512(weights, low);
+        let second = _mm512_and_si512(_mm512_srli_epi16::<4>(weights), low);
+        sum = _mm512_dpbusd_epi32(sum, first, broadcast_512(&quads[0]));
+        sum = _mm512_dpbusd_epi32(sum, second, broadcast_512(&quads[1]));
+    }
+    sum
+}
+
+/// Sums of code times code: unsigned, as code + 128, from -128 times the sum of the vector's codes.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline]
+fn int8_dot(lines: &Int8Lines, x: &Group<'_>) -> __m512i {
+    let sign = _mm512_set1_epi8(i8::MIN);
+    let mut sum = _mm512_set1_epi32(x.sum.wrapping_mul(-128));
+    for (line, quad) in lines.iter().zip(x.codes) {
+        sum = _mm512_dpbusd_epi32(sum, _mm512_xor_si512(load_512(line), sign), broadcast_512(quad));
+    }
+    sum
+}
+
+/// `acc + scale * x.scale * dot`, with fp16 scales of 16 rows.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn add_group(acc: __m512, scales: &[u8; 32], dot: __m512i, x: &Group<'_>) -> __m512 {
+    let scale = _mm512_mul_ps(_mm512_cvtph_ps(load(scales)), _mm512_set1_ps(x.scale));
+    _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(dot), acc)
+}
+
+/// Stores the sums times the tensor scale; the last rows may be padding.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn finish<const N: usize>(out: &mut [f32], acc: [__m512; N], scale: f32) {
+    for (out, acc) in out.chunks_mut(ROW_INTERLEAVE).zip(acc) {
+        let mut rows = [0.0; ROW_INTERLEAVE];
+        store_f32_512(&mut rows, _mm512_mul_ps(acc, _mm512_set1_ps(scale)));
+        out.copy_from_slice(&rows[..out.len()]);
+    }
+}
