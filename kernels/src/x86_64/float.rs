@@ -3,8 +3,8 @@
 use core::arch::x86_64::*;
 
 use super::int::finish;
-use super::memory::{load, load_f16};
-use super::streams::{STREAMS, Streams, by_streams};
+use super::memory::{load, load_f16, prefetch};
+use super::streams::{STREAMS, Streams, by_streams, start};
 use crate::layout::{Activation, DType, GROUP_SIZE, K_BLOCK, Matrix, ROW_INTERLEAVE};
 
 const F32_BLOCK: usize = DType::F32.block_bytes();
@@ -34,12 +34,16 @@ macro_rules! float_rows {
             let streams = Streams::<N, $block>::new(w, first, end);
             let mut acc = [[_mm256_setzero_ps(); 2]; N];
             for (i, x) in x.values.as_chunks::<K_BLOCK>().0.iter().enumerate() {
-                let blocks: [_; N] = core::array::from_fn(|n| streams.block(n, i).as_chunks::<$bytes>().0);
+                let blocks: [_; N] = core::array::from_fn(|n| {
+                    let [block, later] = streams.block(n, i);
+                    [block.as_chunks::<$bytes>().0, later.as_chunks::<$bytes>().0]
+                });
                 for (g, x) in x.as_chunks::<GROUP_SIZE>().0.iter().enumerate() {
                     let mut partial = [[_mm256_setzero_ps(); 2]; N];
                     for (k, &x) in x.iter().enumerate() {
                         let x = _mm256_set1_ps(x);
-                        for (partial, columns) in partial.iter_mut().zip(blocks) {
+                        for (partial, [columns, later]) in partial.iter_mut().zip(blocks) {
+                            prefetch(&later[2 * (GROUP_SIZE * g + k)]);
                             for (half, partial) in partial.iter_mut().enumerate() {
                                 let weights = $load(&columns[2 * (GROUP_SIZE * g + k) + half]);
                                 *partial = _mm256_fmadd_ps(weights, x, *partial);

@@ -2,11 +2,12 @@
 
 use core::arch::x86_64::*;
 
-use super::memory::{broadcast, load, load_f16, store_f32};
-use super::streams::{STREAMS, Streams, by_streams};
+use super::memory::{broadcast, load, load_f16, prefetch, store_f32};
+use super::streams::{STREAMS, Streams, by_streams, start};
 use crate::layout::{Activation, DType, GROUP_SIZE, K_BLOCK, LINE_BYTES, Matrix, ROW_INTERLEAVE};
 
 const QUADS: usize = GROUP_SIZE / 4;
+const GROUPS: usize = K_BLOCK / GROUP_SIZE;
 
 /// The weights of a group: 16 rows of 4 columns in each line.
 pub(super) type Int8Lines = [[u8; LINE_BYTES]; QUADS];
@@ -27,14 +28,31 @@ pub(super) struct Group<'a> {
 #[inline(always)]
 pub(super) fn group(x: Activation<'_>, i: usize, g: usize) -> Group<'_> {
     let (codes, _) = x.codes.as_chunks::<4>().0.as_chunks::<QUADS>();
-    let g = i * (K_BLOCK / GROUP_SIZE) + g;
+    let g = i * GROUPS + g;
     Group { codes: &codes[g], scale: x.scales[g], sum: x.sums[g] }
+}
+
+/// A block: fp16 scales of 16 rows for each group, then the groups.
+pub(super) struct Parts<'a, const LINES: usize> {
+    pub(super) scales: &'a [[u8; 2 * ROW_INTERLEAVE]; GROUPS],
+    pub(super) lines: &'a [[[u8; LINE_BYTES]; LINES]; GROUPS],
+}
+
+impl<'a, const LINES: usize> Parts<'a, LINES> {
+    #[inline(always)]
+    pub(super) fn of(block: &'a [u8]) -> Self {
+        let (scales, lines) = block.split_at(LINE_BYTES);
+        Self {
+            scales: &scales.as_chunks().0.as_chunks().0[0],
+            lines: &lines.as_chunks().0.as_chunks().0.as_chunks().0[0],
+        }
+    }
 }
 
 /// Defines the product `$matvec` of a level: block rows by streams, and of each block both groups.
 ///
-/// `$dot` multiplies the `$lines` of a group with a [`Group`], `$add_group` adds the result to the sums of 16 rows,
-/// and `$finish` stores them.
+/// `$dot(lines, group, before)` multiplies the `$lines` of a group with a [`Group`] and calls `before(i)` before it
+/// loads line `i`. `add_group` adds the result to the sums of 16 rows, which start as `$zero`; `finish` stores them.
 macro_rules! int_matvec {
     ($features:literal, $matvec:ident, $rows:ident, $dtype:expr, $lines:ty, $zero:expr, $dot:ident) => {
         #[target_feature(enable = $features)]
@@ -56,11 +74,12 @@ macro_rules! int_matvec {
             for i in 0..w.col_blocks() {
                 let groups = [group(x, i, 0), group(x, i, 1)];
                 for (n, acc) in acc.iter_mut().enumerate() {
-                    let (scales, lines) = streams.block(n, i).split_at(LINE_BYTES);
-                    let scales = scales.as_chunks().0;
-                    let lines = lines.as_chunks::<LINE_BYTES>().0.as_chunks::<LINES>().0;
-                    for ((scales, lines), group) in scales.iter().zip(lines).zip(&groups) {
-                        *acc = add_group(*acc, scales, $dot(lines, group), group);
+                    let [block, later] = streams.block(n, i);
+                    let (block, later) = (Parts::<LINES>::of(block), Parts::<LINES>::of(later));
+                    prefetch(later.scales.as_flattened());
+                    for (g, group) in groups.iter().enumerate() {
+                        let dot = $dot(&block.lines[g], group, |line| prefetch(&later.lines[g][line]));
+                        *acc = add_group(*acc, &block.scales[g], dot, group);
                     }
                 }
             }
@@ -92,10 +111,11 @@ int_matvec!(
 /// Sums of nibble times code, minus 8 times the sum of the codes: 16-bit sums reach 8 * 2 * 15 * 127 = 30480.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn int4_dot(lines: &Int4Lines, x: &Group<'_>) -> Rows<__m256i> {
+fn int4_dot(lines: &Int4Lines, x: &Group<'_>, before: impl Fn(usize)) -> Rows<__m256i> {
     let low = _mm256_set1_epi8(15);
     let mut sums = [_mm256_setzero_si256(); 2];
-    for (line, quads) in lines.iter().zip(x.codes.as_chunks::<2>().0) {
+    for (i, (line, quads)) in lines.iter().zip(x.codes.as_chunks::<2>().0).enumerate() {
+        before(i);
         let quads = [broadcast(&quads[0]), broadcast(&quads[1])];
         for (sum, weights) in sums.iter_mut().zip(line.as_chunks::<32>().0) {
             let weights = load(weights);
@@ -107,17 +127,22 @@ fn int4_dot(lines: &Int4Lines, x: &Group<'_>) -> Rows<__m256i> {
     }
     let ones = _mm256_set1_epi16(1);
     let correction = _mm256_set1_epi32(x.sum.wrapping_mul(-8));
-    sums.map(|sum| _mm256_add_epi32(_mm256_madd_epi16(sum, ones), correction))
+    let [a, b] = sums;
+    [
+        _mm256_add_epi32(_mm256_madd_epi16(a, ones), correction),
+        _mm256_add_epi32(_mm256_madd_epi16(b, ones), correction),
+    ]
 }
 
 /// Sums of code times code. The unsigned factor is `|w|`, at most 128, the signed one the vector's code with the
 /// sign of `w`: two products reach 2 * 128 * 127, which 16 bits hold.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn int8_dot(lines: &Int8Lines, x: &Group<'_>) -> Rows<__m256i> {
+fn int8_dot(lines: &Int8Lines, x: &Group<'_>, before: impl Fn(usize)) -> Rows<__m256i> {
     let ones = _mm256_set1_epi16(1);
     let mut sums = [_mm256_setzero_si256(); 2];
-    for (line, quad) in lines.iter().zip(x.codes) {
+    for (i, (line, quad)) in lines.iter().zip(x.codes).enumerate() {
+        before(i);
         let quad = broadcast(quad);
         for (sum, weights) in sums.iter_mut().zip(line.as_chunks::<32>().0) {
             let weights = load(weights);

@@ -1,6 +1,7 @@
 //! Loads and stores whose length is in the type of their argument.
 
 use core::arch::x86_64::*;
+use core::sync::atomic::{Ordering, compiler_fence};
 
 #[target_feature(enable = "avx2")]
 #[inline]
@@ -93,7 +94,8 @@ pub(super) fn broadcast_512(codes: &[i8; 4]) -> __m512i {
     _mm512_set1_epi32(i32::from_ne_bytes(codes.map(|code| code as u8)))
 }
 
-/// Asks for every cache line of `bytes`.
+/// Asks for every cache line of `bytes`, at this place among the loads: compilers would gather what is asked for one
+/// by one, and the processor have more of it in flight than it can hold, then less.
 #[inline]
 pub(super) fn prefetch(bytes: &[u8]) {
     let start = bytes.as_ptr();
@@ -104,4 +106,5 @@ pub(super) fn prefetch(bytes: &[u8]) {
             _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(64 * line).cast())
         };
     }
+    compiler_fence(Ordering::SeqCst);
 }
