@@ -7,7 +7,7 @@ use rwkv_edge::model::names::V6_MIXES;
 use crate::source::{Checkpoint, SourceTensor};
 
 /// Epsilon of every layer norm of every released model.
-const LAYER_NORM_EPS: f32 = 1e-5;
+pub(crate) const LAYER_NORM_EPS: f32 = 1e-5;
 
 /// Epsilon of the group norm of RWKV-5 to 7 as BlinkDL trains and runs them: 1e-5 times 8 squared.
 pub const GROUP_NORM_EPS: f32 = 64e-5;

@@ -12,5 +12,6 @@ mod origin;
 pub mod policy;
 pub mod report;
 mod residual;
+pub mod shapes;
 pub mod source;
 pub mod vocab;

@@ -1,0 +1,130 @@
+//! The shapes of the released models.
+
+use rwkv_edge::format::{Config, Heads, Version};
+
+use crate::dims::{GROUP_NORM_EPS, LAYER_NORM_EPS};
+
+/// Channels of a head in every released model that has heads.
+const HEAD_SIZE: usize = 64;
+
+/// A released model: what tells it from the others of its version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Short name, unique among [`RELEASED`].
+    pub name: &'static str,
+    /// What the models of this shape are called.
+    pub models: &'static str,
+    /// Architecture.
+    pub version: Version,
+    /// Layers.
+    pub n_layer: usize,
+    /// Width.
+    pub n_embd: usize,
+    /// Tokens.
+    pub n_vocab: usize,
+}
+
+const fn shape(
+    name: &'static str,
+    models: &'static str,
+    version: Version,
+    [n_layer, n_embd, n_vocab]: [usize; 3],
+) -> Shape {
+    Shape { name, models, version, n_layer, n_embd, n_vocab }
+}
+
+/// Every released shape, by version and size.
+pub const RELEASED: [Shape; 27] = [
+    shape("rwkv4-169m", "Pile 169M", Version::V4, [12, 768, 50277]),
+    shape("rwkv4-430m", "Pile 430M", Version::V4, [24, 1024, 50277]),
+    shape("rwkv4-1.5b", "Pile, Raven 1.5B", Version::V4, [24, 2048, 50277]),
+    shape("rwkv4-3b", "Pile, Raven 3B", Version::V4, [32, 2560, 50277]),
+    shape("rwkv4-7b", "Pile, Raven 7B", Version::V4, [32, 4096, 50277]),
+    shape("rwkv4-14b", "Pile, Raven 14B", Version::V4, [40, 5120, 50277]),
+    shape("rwkv4-world-0.1b", "World 0.1B", Version::V4, [12, 768, 65536]),
+    shape("rwkv4-world-0.4b", "World 0.4B", Version::V4, [24, 1024, 65536]),
+    shape("rwkv4-world-1.5b", "World 1.5B", Version::V4, [24, 2048, 65536]),
+    shape("rwkv4-world-3b", "World 3B", Version::V4, [32, 2560, 65536]),
+    shape("rwkv4-world-7b", "World 7B", Version::V4, [32, 4096, 65536]),
+    shape("rwkv5.0-0.1b", "World 0.1B", Version::V5_0, [12, 768, 65536]),
+    shape("rwkv5.1-0.4b", "Music", Version::V5_1, [24, 1024, 65536]),
+    shape("rwkv5.2-0.4b", "World 0.4B", Version::V5_2, [24, 1024, 65536]),
+    shape("rwkv5.2-1.5b", "World 1.5B", Version::V5_2, [24, 2048, 65536]),
+    shape("rwkv5.2-3b", "World 3B", Version::V5_2, [32, 2560, 65536]),
+    shape("rwkv5.2-7b", "World 7B", Version::V5_2, [32, 4096, 65536]),
+    shape("rwkv6-1.6b", "World 1.6B", Version::V6, [24, 2048, 65536]),
+    shape("rwkv6-3b", "World 3B", Version::V6, [32, 2560, 65536]),
+    shape("rwkv6-7b", "World 7B", Version::V6, [32, 4096, 65536]),
+    shape("rwkv6-14b", "World 14B", Version::V6, [61, 4096, 65536]),
+    shape("rwkv7-0.1b", "World, G1 0.1B", Version::V7, [12, 768, 65536]),
+    shape("rwkv7-0.4b", "World, G1 0.4B", Version::V7, [24, 1024, 65536]),
+    shape("rwkv7-1.5b", "World, G1 1.5B", Version::V7, [24, 2048, 65536]),
+    shape("rwkv7-2.9b", "World, G1 2.9B", Version::V7, [32, 2560, 65536]),
+    shape("rwkv7-7.2b", "World, G1 7.2B", Version::V7, [32, 4096, 65536]),
+    shape("rwkv7-13.3b", "World, G1 13.3B", Version::V7, [61, 4096, 65536]),
+];
+
+impl Shape {
+    /// The released shape of that name.
+    pub fn find(name: &str) -> Option<&'static Self> {
+        RELEASED.iter().find(|shape| shape.name == name)
+    }
+
+    /// All hyperparameters.
+    pub fn config(&self) -> Config {
+        let Self { version, n_layer, n_embd, n_vocab, .. } = *self;
+        let short_ffn = matches!(version, Version::V5_1 | Version::V5_2 | Version::V6);
+        let heads =
+            Heads { n_head: n_embd / HEAD_SIZE, head_size: HEAD_SIZE, group_norm_eps: GROUP_NORM_EPS };
+        let mut config = Config {
+            version,
+            n_layer,
+            n_embd,
+            n_att: n_embd,
+            n_ffn: if short_ffn { n_embd * 7 / 2 / 32 * 32 } else { 4 * n_embd },
+            n_vocab,
+            layer_norm_eps: LAYER_NORM_EPS,
+            heads: (version != Version::V4).then_some(heads),
+            mix_rank: None,
+            decay_rank: None,
+            iclr_rank: None,
+            value_rank: None,
+            gate_rank: None,
+        };
+        if version == Version::V6 {
+            let (mix, decay) = if n_embd < 4096 { (32, 64) } else { (64, 128) };
+            (config.mix_rank, config.decay_rank) = (Some(mix), Some(decay));
+        }
+        if version == Version::V7 {
+            let [decay, iclr, value, gate] = ranks_v7(n_embd);
+            (config.decay_rank, config.iclr_rank) = (Some(decay), Some(iclr));
+            (config.value_rank, config.gate_rank) = (Some(value), Some(gate));
+        }
+        config
+    }
+}
+
+/// Inner sizes of decay, in-context learning rate, value residual and gate of an RWKV-7.
+fn ranks_v7(n_embd: usize) -> [usize; 4] {
+    match n_embd {
+        0..=1024 => [64, 64, 32, 128],
+        1025..=2048 => [96, 96, 64, 256],
+        2049..=2560 => [96, 96, 64, 320],
+        _ => [128, 128, 96, 480],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_every_shape_is_a_valid_model() {
+        for (i, shape) in RELEASED.iter().enumerate() {
+            shape.config().validate().unwrap();
+            assert_eq!(Shape::find(shape.name), Some(shape));
+            assert!(RELEASED[..i].iter().all(|other| other.name != shape.name), "{}", shape.name);
+        }
+        assert_eq!(Shape::find("rwkv7-1.6b"), None);
+    }
+}
