@@ -17,6 +17,7 @@ mod plan;
 mod reader;
 #[cfg(test)]
 mod round_trip;
+mod temp_file;
 mod tensor;
 mod tensor_table;
 #[cfg(test)]
@@ -31,6 +32,7 @@ pub use mapping::Mapping;
 pub use metadata::{Provenance, SelfTest};
 pub use plan::{FileContents, FilePlan, WriteSpec};
 pub use reader::ModelFile;
+pub use temp_file::TempFile;
 pub use tensor::{ElementType, TensorInfo, TensorLayout};
 pub use views::{MatrixRef, RecordsRef, U32Ref, VectorRef};
 pub use writer::ModelWriter;

@@ -1,19 +1,16 @@
 //! Streams a model file to disk.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::mem;
 use std::path::{Path, PathBuf};
-use std::process;
 
 use super::metadata::check_rel_error;
 use super::tensor::scale_fits;
-use super::{FilePlan, Provenance, SelfTest, TensorInfo};
+use super::{FilePlan, Provenance, SelfTest, TempFile, TensorInfo};
 use crate::error::{Error, Result};
 
 const BUFFER_BYTES: usize = 1 << 20;
-/// Names tried for the temporary file.
-const MAX_ATTEMPTS: u32 = 100;
 
 /// Writes a planned file: tensors strictly in order, into a temporary file beside the target that replaces it
 /// at the end. The target is never seen half-written, and an abandoned writer removes its temporary file.
@@ -54,11 +51,7 @@ impl ModelWriter {
     /// # Errors
     /// If `target` is a directory or no file can be created beside it.
     pub fn create(target: &Path, plan: FilePlan) -> Result<Self> {
-        let at_target = |error: Error| error.with_path(target);
-        if target.is_dir() {
-            return Err(at_target(Error::invalid("it is a directory")));
-        }
-        let (temp, file) = TempFile::create_beside(target).map_err(at_target)?;
+        let (temp, file) = TempFile::create_beside(target)?;
         let mut writer = Self {
             position: plan.data_start,
             plan,
@@ -69,7 +62,7 @@ impl ModelWriter {
             current: None,
             data_complete: false,
         };
-        writer.seek(writer.position).map_err(at_target)?;
+        writer.seek(writer.position).map_err(|error| error.with_path(target))?;
         Ok(writer)
     }
 
@@ -80,7 +73,7 @@ impl ModelWriter {
 
     /// The file that is being written.
     pub fn temp_path(&self) -> &Path {
-        &self.temp.path
+        self.temp.path()
     }
 
     /// Starts tensor `index` of [`FileContents::tensors`](super::FileContents::tensors), which must be the
@@ -179,14 +172,7 @@ impl ModelWriter {
         self.plan.contents.provenance = provenance;
         self.plan.contents.self_test = self_test;
         self.write_front()?;
-        self.publish().map_err(|error| self.io(error))
-    }
-
-    fn publish(&mut self) -> io::Result<()> {
-        self.file.get_ref().sync_all()?;
-        fs::rename(&self.temp.path, &self.target)?;
-        self.temp.path = PathBuf::new();
-        sync_directory(&self.target)
+        self.temp.publish(self.file.get_ref()).map_err(|error| self.io(error))
     }
 
     fn begin_slot(&mut self, slot: usize, scale: f32) -> Result<()> {
@@ -273,49 +259,4 @@ impl Current {
             }
         }
     }
-}
-
-/// A file that is removed unless its path is cleared.
-#[derive(Debug)]
-struct TempFile {
-    path: PathBuf,
-}
-
-impl TempFile {
-    /// A new file in the directory of `target`, under a name that no other process uses.
-    fn create_beside(target: &Path) -> Result<(Self, File)> {
-        let name = target.file_name().ok_or_else(|| Error::invalid("it is not the name of a file"))?;
-        for attempt in 0..MAX_ATTEMPTS {
-            let mut temp_name = std::ffi::OsString::from(".");
-            temp_name.push(name);
-            temp_name.push(format!(".{}.{attempt}.tmp", process::id()));
-            let path = target.with_file_name(temp_name);
-            match OpenOptions::new().write(true).create_new(true).open(&path) {
-                Ok(file) => return Ok((Self { path }, file)),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Err(Error::invalid("too many temporary files beside it"))
-    }
-}
-
-impl Drop for TempFile {
-    fn drop(&mut self) {
-        if !self.path.as_os_str().is_empty() {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-/// Makes the new name of a file durable.
-fn sync_directory(file: &Path) -> io::Result<()> {
-    #[cfg(unix)]
-    {
-        let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty());
-        File::open(directory.unwrap_or(Path::new(".")))?.sync_all()?;
-    }
-    #[cfg(not(unix))]
-    let _ = file;
-    Ok(())
 }
