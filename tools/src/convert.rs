@@ -1,7 +1,6 @@
 //! From a checkpoint to a `.rwkv` file.
 
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -59,11 +58,11 @@ pub trait Progress {
 
 /// A checkpoint that was found fit, and the file it would become.
 pub struct Conversion {
-    input: PathBuf,
     checkpoint: Checkpoint,
-    /// The file of a tuned state, with its path.
-    state: Option<(PathBuf, Checkpoint)>,
+    /// The file of a tuned state.
+    state: Option<Checkpoint>,
     tokenizer: Option<PathBuf>,
+    byte_tokens: bool,
     plan: FilePlan,
     threads: usize,
 }
@@ -75,42 +74,36 @@ impl Conversion {
     /// If the checkpoint cannot be read, is of an unsupported kind, or does not have exactly the tensors that
     /// its version has; or if the tokenizer is missing or another model's.
     pub fn prepare(input: &Path, options: &Options) -> Result<Self> {
-        match Self::inspect(input, options)? {
+        match Self::of(Checkpoint::open(input)?, options)? {
             (conversion, None) => Ok(conversion),
             (_, Some(error)) => Err(error),
         }
     }
 
-    /// As [`prepare`](Self::prepare), but a missing or wrong tokenizer is not the end: the error comes back with
-    /// a plan that has byte tokens instead.
+    /// As [`prepare`](Self::prepare) for an opened checkpoint, but a missing or wrong tokenizer is not the end: the
+    /// error comes back with a plan that has byte tokens instead.
     ///
     /// # Errors
     /// As [`prepare`](Self::prepare), apart from the tokenizer.
-    pub fn inspect(input: &Path, options: &Options) -> Result<(Self, Option<anyhow::Error>)> {
-        let checkpoint = Checkpoint::open(input)?;
+    pub fn of(checkpoint: Checkpoint, options: &Options) -> Result<(Self, Option<anyhow::Error>)> {
+        let input = checkpoint.path();
         let with_path = || input.display().to_string();
         let version = source::detect(&checkpoint)?;
         let config = dims::config(&checkpoint, version, options.group_norm_eps).with_context(with_path)?;
-        let open = |path: &PathBuf| Checkpoint::open(path).map(|state| (path.clone(), state));
-        let state = options.state.as_ref().map(open).transpose()?;
-        let tensors = model_tensors(sources(input, &checkpoint, &state), &config, options.wanted)?;
+        let state = options.state.as_deref().map(Checkpoint::open).transpose()?;
+        let tensors = model_tensors(sources(&checkpoint, &state), &config, options.wanted)?;
         let (tokenizer, error) = match tokenizer(options.tokenizer.as_deref(), config.n_vocab) {
             Ok(tokenizer) => (tokenizer, None),
             Err(error) => (rwkv_edge::tokenizer::compile::bytes(), Some(error)),
         };
+        // Random weights write no text, whatever their tokens stand for.
+        let byte_tokens = error.is_some() && checkpoint.is_synthetic() && options.tokenizer.is_none();
+        let error = error.filter(|_| !byte_tokens);
         let stop_tokens = stop_tokens(&tokenizer)?;
         let template = options.template.unwrap_or_else(|| Template::for_vocab(config.n_vocab));
         let contents = FileContents {
             chat: chat::chat(template, options.start_tokens.clone(), stop_tokens, &options.sampling)?,
-            provenance: Provenance {
-                source_name: printable(&checkpoint.file_name()),
-                source_format: checkpoint.container().to_string(),
-                source_bytes: checkpoint.file_len(),
-                source_sha256: [0; 32],
-                converter: format!("{} {}", env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION")),
-                settings: settings(options, version),
-                rel_error: 0.0,
-            },
+            provenance: provenance(&checkpoint, options, version),
             self_test: SelfTest {
                 tokens: self_test_tokens(&config, &options.start_tokens),
                 logits_sha256: [0; 32],
@@ -120,8 +113,13 @@ impl Conversion {
             config,
         };
         let plan = FilePlan::new(contents)?;
-        let (input, tokenizer) = (input.to_owned(), options.tokenizer.clone());
-        Ok((Self { input, checkpoint, state, tokenizer, plan, threads: options.threads.max(1) }, error))
+        let (tokenizer, threads) = (options.tokenizer.clone(), options.threads.max(1));
+        Ok((Self { checkpoint, state, tokenizer, byte_tokens, plan, threads }, error))
+    }
+
+    /// Whether the model gets byte tokens because no built-in vocabulary has its size: of synthetic checkpoints only.
+    pub fn has_byte_tokens(&self) -> bool {
+        self.byte_tokens
     }
 
     /// The checkpoint.
@@ -142,8 +140,8 @@ impl Conversion {
     /// finite or too large, or the run was interrupted.
     pub fn run(self, output: &Path, progress: &mut dyn Progress, interrupted: &AtomicBool) -> Result<Report> {
         self.check_output(output)?;
-        let Self { input, checkpoint, state, plan, threads, .. } = self;
-        let sources = sources(&input, &checkpoint, &state);
+        let Self { checkpoint, state, plan, threads, .. } = self;
+        let sources = sources(&checkpoint, &state);
         let FileContents { mut provenance, mut self_test, config, .. } = plan.contents().clone();
         let mut writer = ModelWriter::create(output, plan)?;
         let failed = AtomicBool::new(false);
@@ -165,16 +163,14 @@ impl Conversion {
         Ok(report)
     }
 
-    /// Refuses to replace what is read, or what is no regular file, such as a device. Links are replaced, not
-    /// followed; what is not there yet is fine.
+    /// Refuses to replace what is read, or what is no regular file.
     fn check_output(&self, output: &Path) -> Result<()> {
-        let Ok(metadata) = fs::symlink_metadata(output) else { return Ok(()) };
-        let replaceable = metadata.is_file() || metadata.is_symlink();
-        ensure!(replaceable || metadata.is_dir(), "{}: it is not a regular file", output.display());
+        check_replaceable(output)?;
         let Ok(found) = fs::canonicalize(output) else { return Ok(()) };
-        let state = self.state.iter().flat_map(|(path, state)| state.paths().chain([path.as_path()]));
-        let read = [Some(self.input.as_path()), self.tokenizer.as_deref()];
-        for path in read.into_iter().flatten().chain(self.checkpoint.paths()).chain(state) {
+        let files = [Some(&self.checkpoint), self.state.as_ref()].into_iter().flatten();
+        let files = files.filter(|checkpoint| !checkpoint.is_synthetic());
+        let read = files.flat_map(|checkpoint| checkpoint.paths().chain([checkpoint.path()]));
+        for path in read.chain(self.tokenizer.as_deref()) {
             let same = fs::canonicalize(path).is_ok_and(|path| path == found);
             ensure!(!same, "{}: this file is read and must not be replaced", output.display());
         }
@@ -182,15 +178,18 @@ impl Conversion {
     }
 }
 
-fn sources<'a>(
-    path: &'a Path,
-    checkpoint: &'a Checkpoint,
-    state: &'a Option<(PathBuf, Checkpoint)>,
-) -> Sources<'a> {
-    Sources {
-        checkpoint: Input { path, checkpoint },
-        state: state.as_ref().map(|(path, checkpoint)| Input { path, checkpoint }),
-    }
+/// Refuses to replace what is no regular file, such as a device. Links are replaced, not followed; what is not there
+/// yet is fine.
+pub(crate) fn check_replaceable(output: &Path) -> Result<()> {
+    let Ok(metadata) = fs::symlink_metadata(output) else { return Ok(()) };
+    let replaceable = metadata.is_file() || metadata.is_symlink();
+    ensure!(replaceable || metadata.is_dir(), "{}: it is not a regular file", output.display());
+    Ok(())
+}
+
+fn sources<'a>(checkpoint: &'a Checkpoint, state: &'a Option<Checkpoint>) -> Sources<'a> {
+    let input = |checkpoint: &'a Checkpoint| Input { path: checkpoint.path(), checkpoint };
+    Sources { checkpoint: input(checkpoint), state: state.as_ref().map(input) }
 }
 
 /// The tensors of the file, after checking that the checkpoint has each in the right shape. That it has no
@@ -245,6 +244,19 @@ fn write_tensors(
     Ok((errors, sums))
 }
 
+/// Where the weights come from; what only the run can tell is missing.
+fn provenance(checkpoint: &Checkpoint, options: &Options, version: Version) -> Provenance {
+    let container = checkpoint.container().to_string();
+    Provenance {
+        source_name: printable(&checkpoint.file_name()),
+        source_format: if checkpoint.is_synthetic() { "synthetic".into() } else { container },
+        source_bytes: checkpoint.file_len(),
+        converter: format!("{} {}", env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION")),
+        settings: settings(options, version),
+        ..Provenance::default()
+    }
+}
+
 /// The options that change weights, as on the command line.
 fn settings(options: &Options, version: Version) -> String {
     let mut settings = format!("--type {}", options.wanted.dtype);
@@ -268,19 +280,11 @@ fn printable(name: &str) -> String {
 /// The SHA-256 of the files with the tensors, one after the other, unless one of the flags is raised.
 fn sha256(checkpoint: &Checkpoint, stop: [&AtomicBool; 2]) -> Result<[u8; 32]> {
     let mut digest = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    for path in checkpoint.paths() {
-        let with_path = || path.display().to_string();
-        let mut file = File::open(path).with_context(with_path)?;
-        loop {
-            ensure!(!stop.iter().any(|flag| flag.load(Ordering::Relaxed)), INTERRUPTED);
-            let n = file.read(&mut buffer).with_context(with_path)?;
-            if n == 0 {
-                break;
-            }
-            digest.update(&buffer[..n]);
-        }
-    }
+    checkpoint.for_each_block(|block| {
+        ensure!(!stop.iter().any(|flag| flag.load(Ordering::Relaxed)), INTERRUPTED);
+        digest.update(block);
+        Ok(())
+    })?;
     Ok(digest.finalize().into())
 }
 

@@ -15,6 +15,7 @@ use rwkv_edge::{console, cpu};
 use rwkv_quantize::chat::Template;
 use rwkv_quantize::convert::{Conversion, Options, Progress};
 use rwkv_quantize::policy::Wanted;
+use rwkv_quantize::source::Checkpoint;
 use rwkv_quantize::{dims, report};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -126,7 +127,7 @@ fn run(cli: &Cli) -> Result<()> {
 }
 
 fn inspect(cli: &Cli, options: &Options) -> Result<()> {
-    let (conversion, tokenizer_error) = Conversion::inspect(&cli.input, options)?;
+    let (conversion, tokenizer_error) = Conversion::of(Checkpoint::open(&cli.input)?, options)?;
     let out = &mut io::stdout().lock();
     let checkpoint = conversion.checkpoint();
     let config = &conversion.plan().contents().config;

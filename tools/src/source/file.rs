@@ -1,17 +1,26 @@
-//! The opened checkpoint file: positioned reads, and errors that name it.
+//! The opened checkpoint file, or one that is computed: positioned reads, and errors that name it.
 
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::SourceError;
+use crate::synth::{Image, Recipe};
 
 /// An opened file with its length at opening.
 #[derive(Debug)]
 pub(super) struct Source {
-    file: File,
+    bytes: Bytes,
     path: PathBuf,
     len: u64,
+}
+
+/// Where bytes come from.
+#[derive(Debug)]
+enum Bytes {
+    File(File),
+    /// They are computed; the path is a description.
+    Synthetic(Image),
 }
 
 impl Source {
@@ -32,7 +41,21 @@ impl Source {
         if len == 0 {
             return refuse("the file is empty; the download did not start or was interrupted");
         }
-        Ok(Self { file, path: path.to_owned(), len })
+        Ok(Self { bytes: Bytes::File(file), path: path.to_owned(), len })
+    }
+
+    /// The file that a recipe describes.
+    pub(super) fn synthetic(recipe: &Recipe) -> Result<Self, SourceError> {
+        let path = PathBuf::from(recipe.to_string());
+        match Image::new(recipe) {
+            Ok(image) => Ok(Self { len: image.len(), bytes: Bytes::Synthetic(image), path }),
+            Err(what) => Err(SourceError::Unsupported { file: path, what }),
+        }
+    }
+
+    /// Whether the file is computed.
+    pub(super) fn is_synthetic(&self) -> bool {
+        matches!(self.bytes, Bytes::Synthetic(_))
     }
 
     /// The path the file was opened by.
@@ -47,16 +70,25 @@ impl Source {
 
     /// A second handle for readers that seek. Both share one cursor, which positioned reads may move on Windows.
     pub(super) fn cursor(&self) -> Result<File, SourceError> {
-        self.file.try_clone().map_err(|error| self.io(error))
+        match &self.bytes {
+            Bytes::File(file) => file.try_clone().map_err(|error| self.io(error)),
+            Bytes::Synthetic(_) => Err(self.unsupported("a synthetic checkpoint of this format")),
+        }
     }
 
     /// Fills `buffer` from byte `offset`.
     pub(super) fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), SourceError> {
-        read_exact_at(&self.file, buffer, offset).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => {
-                let end = offset.saturating_add(buffer.len() as u64);
-                self.malformed(format!("it ends before byte {end}"))
+        let end = offset.saturating_add(buffer.len() as u64);
+        let result = match &self.bytes {
+            Bytes::File(file) => read_exact_at(file, buffer, offset),
+            Bytes::Synthetic(_) if end > self.len => Err(io::ErrorKind::UnexpectedEof.into()),
+            Bytes::Synthetic(image) => {
+                image.read_at(buffer, offset);
+                Ok(())
             }
+        };
+        result.map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => self.malformed(format!("it ends before byte {end}")),
             _ => self.io(error),
         })
     }

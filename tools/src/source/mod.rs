@@ -9,6 +9,8 @@
 //! positioned reads: memory stays bounded whatever the size of the file, and several threads may read at once.
 //! [`detect()`] tells the RWKV version from tensor names and shapes.
 //!
+//! [`Checkpoint::synthetic`] opens one that is no file but is computed where it is read.
+//!
 //! A `.pth` file contains a pickle, a format that can run code. The reader here builds numbers, strings, containers
 //! and tensor descriptions, knows the names of seven globals, and refuses any other one by name.
 
@@ -35,6 +37,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+use crate::synth::Recipe;
 pub use aliases::Naming;
 pub use detect::detect;
 pub use error::SourceError;
@@ -167,7 +170,20 @@ impl Checkpoint {
     ///
     /// When a file cannot be read, is no checkpoint, or breaks a rule of its container.
     pub fn open(path: &Path) -> Result<Self, SourceError> {
-        let source = Source::open(path)?;
+        Self::index(Source::open(path)?)
+    }
+
+    /// The checkpoint with random weights that a recipe describes. It takes no space: values are computed where they
+    /// are read.
+    ///
+    /// # Errors
+    ///
+    /// When the recipe's shape or share of zeros is not possible.
+    pub fn synthetic(recipe: &Recipe) -> Result<Self, SourceError> {
+        Self::index(Source::synthetic(recipe)?)
+    }
+
+    fn index(source: Source) -> Result<Self, SourceError> {
         let (shards, container, mut index) = match sniff::kind(&source)? {
             Kind::Container(container) => (Vec::new(), container, read_index(&source, container)?),
             Kind::Json => {
@@ -213,9 +229,36 @@ impl Checkpoint {
         &self.other_entries
     }
 
+    /// Whether this checkpoint has random weights and is no file.
+    pub fn is_synthetic(&self) -> bool {
+        self.source.is_synthetic()
+    }
+
+    /// The path of the file that was opened; a description of a checkpoint that is no file.
+    pub fn path(&self) -> &Path {
+        self.source.path()
+    }
+
     /// The files with the tensors, in the order of their names.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
-        self.files().iter().map(Source::path)
+        self.files().iter().filter(|file| !file.is_synthetic()).map(Source::path)
+    }
+
+    /// Passes all bytes of the files with the tensors to `take`, in order, until it fails.
+    pub(crate) fn for_each_block<E: From<SourceError>>(
+        &self,
+        mut take: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        const BLOCK: u64 = 1 << 20;
+        let mut buffer = vec![0; BLOCK as usize];
+        for file in self.files() {
+            for offset in (0..file.len()).step_by(BLOCK as usize) {
+                let block = &mut buffer[..BLOCK.min(file.len() - offset) as usize];
+                file.read_at(block, offset)?;
+                take(block)?;
+            }
+        }
+        Ok(())
     }
 
     fn files(&self) -> &[Source] {

@@ -2,6 +2,7 @@
 
 use rwkv_edge::kernels::DType;
 use rwkv_quantize::convert::{Conversion, Options};
+use rwkv_quantize::source::Checkpoint;
 
 use crate::convert_common::{Desk, Parts, VERSIONS, options};
 
@@ -90,7 +91,8 @@ fn a_model_without_its_tokenizer_can_be_inspected() {
     let desk = Desk::new();
     for n_vocab in [1, 255, 1000] {
         desk.put(&with_vocabulary(n_vocab).torch());
-        let (conversion, error) = Conversion::inspect(&desk.input(), &options(DType::Int8)).unwrap();
+        let (conversion, error) =
+            Conversion::of(Checkpoint::open(&desk.input()).unwrap(), &options(DType::Int8)).unwrap();
         assert!(format!("{:#}", error.unwrap()).contains("--tokenizer"));
         assert_eq!(conversion.plan().contents().config.n_vocab, n_vocab);
     }
