@@ -37,9 +37,9 @@ fn plan(config: Config, dtype: DType) -> Result<FilePlan> {
 
 fn main() -> Result<()> {
     println!(
-        "| version | model | weights | int4 file MB | int4 memory MB | int8 file MB | int8 memory MB | state MB |"
+        "| version | model | `--synth` | weights | int4 file MB | int4 memory MB | int8 file MB | int8 memory MB | state MB |"
     );
-    println!("|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|");
     for shape in RELEASED {
         let config = shape.config();
         let options = SessionOptions { threads: Some(4), ..SessionOptions::default() };
@@ -58,7 +58,8 @@ fn main() -> Result<()> {
         }
         let state = 4 * rwkv_edge::model::state_len(&config);
         let (weights, state) = (weights as f64 / 1e6, state as f64 / 1e6);
-        println!("| {} | {} | {weights:.0} M |{row} {state:.2} |", shape.version, shape.models);
+        let (version, models, name) = (shape.version, shape.models, shape.name);
+        println!("| {version} | {models} | {name} | {weights:.0} M |{row} {state:.2} |");
     }
     Ok(())
 }

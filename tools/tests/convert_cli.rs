@@ -4,10 +4,13 @@ mod convert_common;
 
 use std::ffi::OsStr;
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use convert_common::{Desk, Model, Part, Parts, fixture};
+use rwkv_quantize::shapes::RELEASED;
 use rwkv_quantize::source::SourceDType;
+use sha2::{Digest, Sha256};
 
 fn command(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rwkv-quantize"));
@@ -58,6 +61,9 @@ fn help_names_every_option_and_version_is_the_crates() {
         "--sampling",
         "--state",
         "--group-norm-eps",
+        "--synth <SHAPE>",
+        "--ffn-sparsity",
+        "--seed",
         "--threads",
         "--inspect",
     ] {
@@ -239,12 +245,61 @@ fn wrong_usage_exits_with_2() {
         &[input, target, "--group-norm-eps", "small"],
         &[input, target, "--unknown"],
         &["--inspect"],
+        &["--synth", "rwkv7-0.1b"],
+        &["--synth", "rwkv7-0.1b", input, target],
+        &["--synth", "rwkv7-0.1b", "--seed", "-1", target],
+        &["--synth", "rwkv7-0.1b", "--ffn-sparsity", "most", target],
+        &["--synth", "rwkv7-0.1b", "--type", "int4", "x.safetensors"],
+        &["--synth", "rwkv7-0.1b", "--chat", "none", "x.SafeTensors"],
+        &["--seed", "1", input, target],
+        &["--ffn-sparsity", "0.5", input, target],
     ] {
         let output = run(args);
         assert_eq!(output.status.code(), Some(2), "{args:?}");
         assert!(output.stdout.is_empty() && text(&output.stderr).starts_with("error: "), "{args:?}");
     }
     assert!(desk.files().is_empty());
+}
+
+#[test]
+fn a_shape_that_is_not_known_gets_the_list_of_those_that_are() {
+    let output = run(["--synth", "rwkv7-1.6b", "x.rwkv"]);
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    for shape in RELEASED {
+        assert!(message.contains(shape.name), "{} is not in {message}", shape.name);
+    }
+}
+
+#[test]
+fn a_synthetic_checkpoint_can_be_inspected() {
+    let output = run(["--synth", "rwkv7-13.3b", "--type", "int4", "--seed", "3", "--inspect"]);
+    let shown = stdout(&output);
+    let first = "synth rwkv7-13.3b seed 3 ffn-sparsity 0.5: synthetic, ";
+    assert!(shown.starts_with(first) && shown.contains("RWKV-7: 61 layers, n_embd 4096"), "{shown}");
+    assert!(shown.contains("would write ") && !shown.contains("tokenizer, but"), "{shown}");
+}
+
+#[test]
+fn a_released_shape_becomes_a_model_or_the_checkpoint_of_the_same_model() {
+    let desk = Desk::new();
+    let (model, checkpoint) = (desk.output(), desk.path("checkpoint.safetensors"));
+    let synth = |output: &Path, options: &[&str]| {
+        let args = ["--synth", "rwkv4-169m", "--seed", "5", "--ffn-sparsity", "0.9"];
+        let output = command(args).args(options).arg(output).output().unwrap();
+        assert!(output.status.success() && output.stdout.is_empty(), "{}", text(&output.stderr));
+        text(&output.stderr).to_owned()
+    };
+    let said = synth(&model, &["--type", "f16"]);
+    assert!(said.starts_with("no built-in vocabulary has 50277 tokens"), "{said}");
+    assert!(synth(&checkpoint, &[]).contains("synth rwkv4-169m seed 5 ffn-sparsity 0.9: "));
+    let model = Model::open(&model).0;
+    let provenance = model.provenance();
+    assert_eq!(provenance.source_name, "synth rwkv4-169m seed 5 ffn-sparsity 0.9");
+    let bytes = fs::read(&checkpoint).unwrap();
+    assert_eq!(provenance.source_bytes, bytes.len() as u64);
+    assert!(provenance.source_sha256 == *Sha256::digest(&bytes));
+    assert_eq!(desk.files(), ["checkpoint.safetensors", "output.rwkv"]);
 }
 
 #[test]

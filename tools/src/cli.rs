@@ -1,0 +1,196 @@
+//! The command line of `rwkv-quantize`.
+
+use std::path::{Path, PathBuf};
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
+use rwkv_edge::cpu;
+use rwkv_edge::kernels::DType;
+use rwkv_quantize::chat::Template;
+use rwkv_quantize::convert::Options;
+use rwkv_quantize::dims;
+use rwkv_quantize::policy::Wanted;
+use rwkv_quantize::shapes::{RELEASED, Shape};
+use rwkv_quantize::source::{Checkpoint, SourceError};
+use rwkv_quantize::synth::{self, Recipe};
+
+const USAGE: &str = "rwkv-quantize [OPTIONS] <INPUT> <OUTPUT>
+       rwkv-quantize [OPTIONS] --synth <SHAPE> <OUTPUT>
+       rwkv-quantize [OPTIONS] --inspect <INPUT>";
+
+/// Options of models that a checkpoint does not have, by the names of their fields.
+const MODEL_OPTIONS: [&str; 8] =
+    ["dtype", "plain_head", "tokenizer", "chat", "start_tokens", "sampling", "state", "group_norm_eps"];
+
+/// Convert an RWKV checkpoint (.pth, .safetensors, rwkv.cpp .bin) to one quantized .rwkv file
+#[derive(Parser)]
+#[command(version, max_term_width = 100, override_usage = USAGE)]
+struct Cli {
+    /// Checkpoint to read; with --synth there is none
+    #[arg(value_name = "INPUT")]
+    first: Option<PathBuf>,
+    /// File to write; it appears under this name when it is complete
+    #[arg(value_name = "OUTPUT")]
+    second: Option<PathBuf>,
+    /// Type of the projections; head and embedding have 8 bits in int4 files, vectors are always f32
+    #[arg(long = "type", value_name = "TYPE", value_enum, default_value_t = Type::Int8)]
+    dtype: Type,
+    /// Keep an int8 head in one plane, instead of two of int4 of which decoding reads the second only in part
+    #[arg(long)]
+    plain_head: bool,
+    /// Vocabulary: World format (`id literal length` lines) or tokenizer.json of a byte-level BPE
+    /// [default: World for 65536 tokens, bytes for 256, and with --synth for any other number]
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+    /// Chat template [default: world for models of 65536 tokens, none otherwise]
+    #[arg(long, value_enum)]
+    chat: Option<Template>,
+    /// Token fed before any text; may be given several times
+    #[arg(long = "start-token", value_name = "ID")]
+    start_tokens: Vec<u32>,
+    /// Sampling defaults, such as temperature=0.8,top-p=0.5
+    #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',')]
+    sampling: Vec<String>,
+    /// State-tuned model: file with the `time_state` tensors, if they are not in the checkpoint
+    #[arg(long, value_name = "FILE")]
+    state: Option<PathBuf>,
+    /// Epsilon of the group norm of RWKV-5 to 7, for checkpoints that were made with another than BlinkDL's
+    #[arg(long, value_name = "EPS", default_value_t = dims::GROUP_NORM_EPS)]
+    group_norm_eps: f32,
+    /// Make a model of a released shape with random weights, to measure speed without a download; if
+    /// OUTPUT ends in .safetensors, its checkpoint
+    #[arg(long, value_name = "SHAPE", value_parser = shape_parser())]
+    synth: Option<&'static Shape>,
+    /// With --synth: share of exact zeros after the squared relu of channel mixing, 0.01 to 0.99
+    #[arg(long, value_name = "SHARE", requires = "synth", default_value_t = synth::DENSE)]
+    ffn_sparsity: f64,
+    /// With --synth: seed of the weights
+    #[arg(long, value_name = "N", requires = "synth", default_value_t = 0)]
+    seed: u64,
+    /// Threads [default: the physical performance cores, at most 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    threads: Option<u16>,
+    /// Print what the checkpoint holds and what would be written, and convert nothing
+    #[arg(long)]
+    inspect: bool,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Type {
+    Int8,
+    Int4,
+    F16,
+    F32,
+}
+
+impl From<Type> for DType {
+    fn from(dtype: Type) -> Self {
+        match dtype {
+            Type::Int8 => DType::Int8,
+            Type::Int4 => DType::Int4,
+            Type::F16 => DType::F16,
+            Type::F32 => DType::F32,
+        }
+    }
+}
+
+/// What the command line asks for.
+pub(crate) enum Task {
+    /// Print what would be done.
+    Inspect(Source, Options),
+    /// Write a model.
+    Convert(Source, Options, PathBuf),
+    /// Write a synthetic checkpoint.
+    Synthesize(Recipe, PathBuf),
+}
+
+/// Where weights come from.
+pub(crate) enum Source {
+    File(PathBuf),
+    Synthetic(Recipe),
+}
+
+impl Source {
+    pub(crate) fn open(&self) -> Result<Checkpoint, SourceError> {
+        match self {
+            Self::File(path) => Checkpoint::open(path),
+            Self::Synthetic(recipe) => Checkpoint::synthetic(recipe),
+        }
+    }
+}
+
+/// The task; on wrong usage ends the process with a message.
+pub(crate) fn parse() -> Task {
+    let matches = Cli::command().get_matches();
+    let task = Cli::from_arg_matches(&matches).and_then(|cli| cli.task(&matches));
+    task.unwrap_or_else(|error| error.format(&mut Cli::command()).exit())
+}
+
+/// Knows the released shapes by their names.
+fn shape_parser() -> impl TypedValueParser<Value = &'static Shape> {
+    let names = PossibleValuesParser::new(RELEASED.map(|shape| shape.name));
+    names.try_map(|name| Shape::find(&name).ok_or("no such shape"))
+}
+
+impl Cli {
+    fn task(self, matches: &ArgMatches) -> Result<Task, clap::Error> {
+        let (source, output) = match (self.synth, &self.first, &self.second) {
+            (None, None, _) => return usage(ErrorKind::MissingRequiredArgument, "INPUT is missing"),
+            (None, Some(input), output) => (Source::File(input.clone()), output),
+            (Some(shape), output, None) => (Source::Synthetic(self.recipe(shape)), output),
+            (Some(_), ..) => {
+                return usage(ErrorKind::ArgumentConflict, "--synth reads no INPUT: give the OUTPUT alone");
+            }
+        };
+        match (source, output.clone()) {
+            (source, _) if self.inspect => Ok(Task::Inspect(source, self.options())),
+            (_, None) => usage(ErrorKind::MissingRequiredArgument, "OUTPUT is missing"),
+            (Source::Synthetic(recipe), Some(output)) if is_safetensors(&output) => {
+                let given = |id: &&str| matches.value_source(id) == Some(ValueSource::CommandLine);
+                match MODEL_OPTIONS.into_iter().find(given) {
+                    None => Ok(Task::Synthesize(recipe, output)),
+                    Some(id) => usage(
+                        ErrorKind::ArgumentConflict,
+                        &format!("{} is for models, and .safetensors a checkpoint", flag(id)),
+                    ),
+                }
+            }
+            (source, Some(output)) => Ok(Task::Convert(source, self.options(), output)),
+        }
+    }
+
+    fn recipe(&self, shape: &Shape) -> Recipe {
+        let (name, config) = (shape.name.to_owned(), shape.config());
+        Recipe { name, config, ffn_sparsity: self.ffn_sparsity, seed: self.seed }
+    }
+
+    fn options(self) -> Options {
+        Options {
+            wanted: Wanted { dtype: self.dtype.into(), plain_head: self.plain_head },
+            tokenizer: self.tokenizer,
+            template: self.chat,
+            start_tokens: self.start_tokens,
+            sampling: self.sampling,
+            state: self.state,
+            group_norm_eps: self.group_norm_eps,
+            threads: self.threads.map_or_else(cpu::default_threads, usize::from),
+        }
+    }
+}
+
+fn usage(kind: ErrorKind, message: &str) -> Result<Task, clap::Error> {
+    Err(clap::Error::raw(kind, message))
+}
+
+fn is_safetensors(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("safetensors"))
+}
+
+/// How the option with this field is written.
+fn flag(id: &str) -> String {
+    let command = Cli::command();
+    let long = command.get_arguments().find(|arg| arg.get_id() == id).and_then(|arg| arg.get_long());
+    format!("--{}", long.unwrap_or(id))
+}
