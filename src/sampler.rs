@@ -23,6 +23,7 @@ use std::cmp::Ordering;
 use crate::error::{Error, Result};
 use crate::format::SamplingParams;
 use crate::kernels::{Kernels, exp};
+use crate::shortlist::largest;
 
 /// Memory of a sampler, each buffer `[n_vocab]`. The contents need not be initialised.
 #[derive(Debug)]
@@ -188,7 +189,7 @@ impl SamplerBuffers<'_> {
 
 /// The id of the largest logit, of equal ones the lowest.
 fn argmax(logits: &[f32]) -> Result<u32> {
-    let max = logits.iter().fold(f32::NEG_INFINITY, |max, logit| if *logit > max { *logit } else { max });
+    let max = largest(logits);
     let nan = logits.iter().fold(false, |nan, logit| nan | logit.is_nan());
     let top = logits.iter().position(|logit| *logit == max).filter(|_| max.is_finite() && !nan);
     top.map(|id| id as u32).ok_or_else(|| Error::invalid("logits are not finite"))

@@ -5,6 +5,21 @@
 //! no exact logit. (With a share of the probability, `top_p`, every logit counts: the bounds are for the worst case,
 //! some 45 times the usual error at `n_embd` 2048, and say too little about a sum over the vocabulary.)
 
+/// Tokens that are looked at together.
+const CHUNK: usize = 64;
+
+/// The largest of numbers that are no NaNs, -infinity if there are none.
+pub(crate) fn largest(x: &[f32]) -> f32 {
+    // In lanes, as one chain of comparisons would wait for each.
+    let max = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    let (chunks, tail) = x.as_chunks::<16>();
+    for chunk in chunks {
+        lanes.iter_mut().zip(chunk).for_each(|(lane, &x)| *lane = max(*lane, x));
+    }
+    lanes.iter().chain(tail).fold(f32::NEG_INFINITY, |m, &x| max(m, x))
+}
+
 /// Estimates of logits, `[n_vocab]`, with their error bounds.
 #[derive(Clone, Copy)]
 pub(crate) struct Estimates<'a> {
@@ -20,38 +35,36 @@ impl Estimates<'_> {
         self.logits.iter().fold(true, |finite, logit| finite & logit.is_finite()) && self.norm.is_finite()
     }
 
-    /// What the logit of token `i` cannot exceed: rounding keeps the order of sums.
-    fn upper(&self, i: usize) -> f32 {
-        self.logits[i] + self.bounds[i] * self.norm
-    }
-
     /// Writes the tokens with the largest estimates, among those whose `exact` logit is unknown (-infinity), to `ids`
     /// as far as there is room, in no order; returns how many.
     pub(crate) fn largest(&self, exact: &[f32], ids: &mut [u32]) -> usize {
         let mut n = 0;
-        let mut least = f32::NEG_INFINITY;
-        for (i, (&logit, &exact)) in self.logits.iter().zip(exact).enumerate() {
-            if n == ids.len() && logit <= least || exact > f32::NEG_INFINITY {
+        // The position of the least on a full list, and its estimate.
+        let mut least = (0, f32::NEG_INFINITY);
+        for (chunk, logits) in self.logits.chunks(CHUNK).enumerate() {
+            if n == ids.len() && largest(logits) <= least.1 {
                 continue;
             }
-            if n < ids.len() {
-                ids[n] = i as u32;
-                n += 1;
-            } else if let Some(entry) =
-                ids.iter_mut().min_by(|a, b| self.logits[**a as usize].total_cmp(&self.logits[**b as usize]))
-            {
+            for (i, &logit) in (chunk * CHUNK..).zip(logits) {
+                if n == ids.len() && logit <= least.1 || exact[i] > f32::NEG_INFINITY {
+                    continue;
+                }
+                let place = if n < ids.len() { n } else { least.0 };
+                let Some(entry) = ids.get_mut(place) else { return 0 };
                 *entry = i as u32;
-            }
-            if n == ids.len() {
-                let logits = ids.iter().map(|&id| self.logits[id as usize]);
-                least = logits.fold(f32::INFINITY, f32::min);
+                n = n.max(place + 1);
+                if n == ids.len() {
+                    let logits = ids.iter().map(|&id| self.logits[id as usize]).enumerate();
+                    least = logits.min_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or(least);
+                }
             }
         }
         n
     }
 
     /// Writes the tokens that may reach `threshold` and are not known yet to `ids`, rising; `None` if they are more
-    /// than `limit`.
+    /// than `limit`. What a logit cannot exceed is its estimate plus its bound, also when rounded: rounding keeps the
+    /// order of sums.
     pub(crate) fn reaching(
         &self,
         threshold: f32,
@@ -59,15 +72,24 @@ impl Estimates<'_> {
         ids: &mut [u32],
         limit: usize,
     ) -> Option<usize> {
+        // A bound that is not a number excludes nothing.
+        let reaches = |logit: f32, bound: f32| !(logit + bound * self.norm < threshold);
         let mut n = 0;
-        let limit = limit.min(ids.len() - 1);
-        for (i, &exact) in exact.iter().enumerate() {
-            ids[n] = i as u32;
-            // A bound that is not a number excludes nothing.
-            let excluded = self.upper(i) < threshold || exact > f32::NEG_INFINITY;
-            n += usize::from(!excluded);
-            if n > limit {
-                return None;
+        let chunks = self.logits.chunks(CHUNK).zip(self.bounds.chunks(CHUNK));
+        for (chunk, (logits, bounds)) in chunks.enumerate() {
+            // Most chunks have none, which vector code finds out.
+            let pairs = || logits.iter().zip(bounds);
+            if !pairs().fold(false, |any, (&logit, &bound)| any | reaches(logit, bound)) {
+                continue;
+            }
+            for (i, (&logit, &bound)) in (chunk * CHUNK..).zip(pairs()) {
+                if reaches(logit, bound) && exact[i] == f32::NEG_INFINITY {
+                    if n == limit.min(ids.len()) {
+                        return None;
+                    }
+                    ids[n] = i as u32;
+                    n += 1;
+                }
             }
         }
         Some(n)

@@ -1,10 +1,10 @@
 //! A fork-join pool for row-partitioned kernels.
 //!
 //! One call hands every thread the same closure and returns when all have finished it. Work is split into
-//! chunks of output rows that threads take from a shared counter, so uneven cores balance themselves; since a
+//! shares of output rows that threads take from a shared counter, so uneven cores balance themselves; since a
 //! row is computed by one thread from start to end, the result does not depend on who took it.
 //!
-//! A call never waits for a worker that has not started: the caller takes chunks itself, closes the job when none
+//! A call never waits for a worker that has not started: the caller takes shares itself, closes the job when none
 //! is left, and waits only for workers in the middle of one. So a worker that the system keeps from running, on
 //! a busy machine, costs its help and nothing more. Idle threads spin for a short time and then sleep.
 
@@ -12,6 +12,7 @@
 
 use std::cell::UnsafeCell;
 use std::io;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -25,9 +26,6 @@ pub const WORKER_STACK_BYTES: usize = 256 * 1024;
 const SPIN: Duration = Duration::from_micros(40);
 
 type Work = dyn Fn() + Sync;
-
-/// Work on one pair of chunks: their index, the chunk of the first slice, the chunk of the second.
-pub type PairWork<'a> = dyn Fn(usize, &mut [f32], &mut [f32]) + Sync + 'a;
 
 /// Keeps what it holds on cache lines of its own, two for CPUs that fetch lines in pairs.
 #[repr(align(128))]
@@ -146,78 +144,113 @@ impl Pool {
         assert!(!shared.panicked.swap(false, Ordering::Relaxed), "a worker thread panicked");
     }
 
-    /// Cuts every slice of `outs` into chunks of `chunk_len` values (the last may be shorter) and calls
-    /// `work(slice index, offset of the chunk in its slice, chunk)` for each, on all threads.
+    /// Shares the elements of all slices of `outs` among the threads, cut at multiples of `grain`, and calls
+    /// `work(slice index, offset in the slice, part of the slice)` for each part.
+    ///
+    /// Parts are long at first and short at the end: long ones keep memory streaming, short ones let threads finish
+    /// together, also on cores that differ or have other work to do.
     ///
     /// # Panics
-    /// If `chunk_len` is 0 or `work` panics.
-    pub fn for_each_chunk<const N: usize>(
+    /// If `grain` is 0 or `work` panics.
+    pub fn for_each_range<const N: usize>(
         &mut self,
         outs: [&mut [f32]; N],
-        chunk_len: usize,
+        grain: usize,
         work: &(dyn Fn(usize, usize, &mut [f32]) + Sync),
     ) {
-        let parts = outs.map(Part::new);
-        let total: usize = parts.iter().map(|part| part.len.div_ceil(chunk_len)).sum();
+        let slices = outs.map(Part::new);
+        let grains: usize = slices.iter().map(|slice| slice.len.div_ceil(grain)).sum();
+        let shares = Shares::new(grains, self.threads());
         let next = AtomicUsize::new(0);
-        let parts = &parts;
-        let take_chunks = || {
-            loop {
-                let mut index = next.fetch_add(1, Ordering::Relaxed);
-                if index >= total {
-                    return;
+        let slices = &slices;
+        let take_shares = || {
+            while let Some(mut share) = shares.get(next.fetch_add(1, Ordering::Relaxed)) {
+                for (index, slice) in slices.iter().enumerate() {
+                    let here = slice.len.div_ceil(grain);
+                    if share.start < here {
+                        let (start, end) = (share.start * grain, slice.len.min(share.end * grain));
+                        // SAFETY: `next` gives every share to one thread only, shares do not overlap, and the
+                        // exclusive borrows in `outs` last until `run` returns.
+                        work(index, start, unsafe { slice.chunk(start, end - start) });
+                    }
+                    share = share.start.saturating_sub(here)..share.end.saturating_sub(here);
+                    if share.is_empty() {
+                        break;
+                    }
                 }
-                let mut slice = 0;
-                while index >= parts[slice].len.div_ceil(chunk_len) {
-                    index -= parts[slice].len.div_ceil(chunk_len);
-                    slice += 1;
-                }
-                let offset = index * chunk_len;
-                let len = chunk_len.min(parts[slice].len - offset);
-                // SAFETY: `next` gives every chunk to one thread only, chunks do not overlap, and the
-                // exclusive borrows in `outs` last until `run` returns.
-                work(slice, offset, unsafe { parts[slice].chunk(offset, len) });
             }
         };
-        if total <= 1 { take_chunks() } else { self.run(&take_chunks) }
+        if grains <= 1 { take_shares() } else { self.run(&take_shares) }
     }
-}
 
-impl Pool {
-    /// Cuts both slices into as many chunks, of `a_len` and `b_len` values, and calls `work(index, chunk of a, chunk
-    /// of b)` for each pair, on all threads.
+    /// Cuts every slice into pieces of the length given with it, the last of which may be shorter, and calls
+    /// `work(index, [piece of each slice])` for each index, on all threads.
     ///
     /// # Panics
-    /// If a length is 0, the slices are not whole chunks or not equally many, or `work` panics.
-    pub fn for_each_pair(
+    /// If a length is 0, the slices do not give equally many pieces, or `work` panics.
+    pub fn for_each_piece<const N: usize>(
         &mut self,
-        (a, a_len): (&mut [f32], usize),
-        (b, b_len): (&mut [f32], usize),
-        work: &PairWork<'_>,
+        slices: [(&mut [f32], usize); N],
+        work: &(dyn Fn(usize, [&mut [f32]; N]) + Sync),
     ) {
-        let total = a.len() / a_len;
-        assert!(
-            a.len() == total * a_len && b.len() == total * b_len,
-            "the slices are not equally many chunks"
-        );
+        let slices = slices.map(|(slice, len)| (Part::new(slice), len));
+        let total = slices.first().map_or(0, |(slice, len)| slice.len.div_ceil(*len));
+        let alike = slices.iter().all(|(slice, len)| slice.len.div_ceil(*len) == total);
+        assert!(alike, "the slices are not equally many pieces");
         let next = AtomicUsize::new(0);
-        let (a, b) = (Part::new(a), Part::new(b));
-        let (a, b) = (&a, &b);
-        let take_pairs = || {
+        let slices = &slices;
+        let take_pieces = || {
             loop {
                 let index = next.fetch_add(1, Ordering::Relaxed);
                 if index >= total {
                     return;
                 }
-                // SAFETY: `next` gives every index to one thread only, and the exclusive borrows of `a` and `b`
-                // last until `run` returns.
-                let a = unsafe { a.chunk(index * a_len, a_len) };
-                // SAFETY: as above.
-                let b = unsafe { b.chunk(index * b_len, b_len) };
-                work(index, a, b);
+                let pieces = slices.each_ref().map(|(slice, len)| {
+                    let start = index * len;
+                    // SAFETY: `next` gives every index to one thread only, and the exclusive borrows of the
+                    // slices last until `run` returns.
+                    unsafe { slice.chunk(start, slice.len.min(start + len) - start) }
+                });
+                work(index, pieces);
             }
         };
-        if total <= 1 { take_pairs() } else { self.run(&take_pairs) }
+        if total <= 1 { take_pieces() } else { self.run(&take_pieces) }
+    }
+}
+
+/// How a number of grains is shared out: rounds of one share for each thread, every round half of what is left.
+struct Shares {
+    grains: usize,
+    threads: usize,
+}
+
+impl Shares {
+    fn new(grains: usize, threads: usize) -> Self {
+        Self { grains, threads }
+    }
+
+    /// Share number `index`, or `None` after the last.
+    fn get(&self, index: usize) -> Option<Range<usize>> {
+        let Self { grains, threads } = *self;
+        if threads == 1 {
+            return (index == 0 && grains > 0).then_some(0..grains);
+        }
+        let (round, place) = (index / threads, index % threads);
+        let mut start = 0;
+        for _ in 0..round {
+            start += threads * Self::size(grains - start, threads);
+            if start >= grains {
+                return None;
+            }
+        }
+        let size = Self::size(grains - start, threads);
+        let start = start + place * size;
+        (start < grains).then(|| start..grains.min(start + size))
+    }
+
+    /// Grains of each share of a round that begins with `left`.
+    fn size(left: usize, threads: usize) -> usize {
+        (left / (2 * threads)).max(1)
     }
 }
 
@@ -339,12 +372,14 @@ fn work_on(shared: &Shared) {
 mod tests {
     use super::*;
 
-    fn squares(threads: usize, lens: [usize; 3], chunk: usize) -> Vec<Vec<f32>> {
+    fn numbers(threads: usize, lens: [usize; 3], grain: usize) -> Vec<Vec<f32>> {
         let mut pool = Pool::new(threads).unwrap();
         let mut outs = lens.map(|len| vec![-1.0; len]);
         let [a, b, c] = &mut outs;
-        pool.for_each_chunk([a, b, c], chunk, &|slice, offset, out| {
+        pool.for_each_range([a, b, c], grain, &|slice, offset, out| {
+            assert!(offset.is_multiple_of(grain));
             for (i, value) in out.iter_mut().enumerate() {
+                assert_eq!(*value, -1.0, "written twice");
                 *value = (slice * 10_000 + offset + i) as f32;
             }
         });
@@ -354,23 +389,43 @@ mod tests {
     #[test]
     fn every_value_is_written_once_whatever_the_threads() {
         let lens = [130, 0, 64];
-        let expected = squares(1, lens, 64);
+        let expected = numbers(1, lens, 64);
         for (slice, out) in expected.iter().enumerate() {
             assert!(out.iter().enumerate().all(|(i, &v)| v == (slice * 10_000 + i) as f32));
         }
         for threads in 2..=5 {
-            for chunk in [1, 7, 64, 1000] {
-                assert_eq!(squares(threads, lens, chunk), expected, "{threads} threads, chunk {chunk}");
+            for grain in [1, 7, 64, 1000] {
+                assert_eq!(numbers(threads, lens, grain), expected, "{threads} threads, grain {grain}");
+            }
+        }
+        assert_eq!(numbers(3, [0, 0, 0], 4), vec![vec![]; 3]);
+    }
+
+    #[test]
+    fn shares_follow_each_other_and_get_shorter() {
+        for threads in 1..=9 {
+            for grains in (0..70).chain([1000, 4096]) {
+                let shares = Shares::new(grains, threads);
+                let all: Vec<_> = (0..).map_while(|i| shares.get(i)).collect();
+                assert_eq!(
+                    all.iter().flat_map(|share| share.clone()).collect::<Vec<_>>(),
+                    (0..grains).collect::<Vec<_>>()
+                );
+                assert!(all.windows(2).all(|pair| pair[0].len() >= pair[1].len()), "{all:?}");
+                assert!(shares.get(all.len() + 1).is_none() && shares.get(all.len() + 20).is_none());
+                if threads > 1 {
+                    assert!(all.last().is_none_or(|share| share.len() == 1), "{all:?}");
+                }
             }
         }
     }
 
     #[test]
-    fn every_pair_is_worked_on_once() {
+    fn every_piece_is_worked_on_once() {
         for threads in 1..=4 {
             let mut pool = Pool::new(threads).unwrap();
-            let (mut a, mut b) = (vec![0.0; 6 * 9], vec![0.0; 6 * 3]);
-            pool.for_each_pair((&mut a, 9), (&mut b, 3), &|i, a, b| {
+            let (mut a, mut b) = (vec![0.0; 6 * 9], vec![0.0; 5 * 3 + 1]);
+            pool.for_each_piece([(&mut a, 9), (&mut b, 3)], &|i, [a, b]| {
                 a.iter_mut().for_each(|x| *x += (i + 1) as f32);
                 b.iter_mut().for_each(|x| *x -= (i + 1) as f32);
             });
@@ -380,9 +435,9 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "equally many chunks")]
-    fn pairs_that_do_not_match_are_refused() {
-        Pool::new(1).unwrap().for_each_pair((&mut [0.0; 6], 3), (&mut [0.0; 6], 2), &|_, _, _| ());
+    #[should_panic(expected = "equally many pieces")]
+    fn pieces_that_do_not_match_are_refused() {
+        Pool::new(1).unwrap().for_each_piece([(&mut [0.0; 6], 3), (&mut [0.0; 7], 2)], &|_, _| ());
     }
 
     /// Waits in a job until `n` threads are in it.

@@ -72,7 +72,8 @@ struct Measured {
     latencies: Vec<Duration>,
     traffic: Traffic,
     profile: Profile,
-    /// The best of all numbers of streams, before and after decoding.
+    /// Bytes per second that the same threads read of the same file with the best number of streams, before and
+    /// after decoding.
     bandwidth: f64,
 }
 
@@ -120,9 +121,9 @@ fn measure(args: &BenchArgs, model: &Arc<Model>, threads: usize) -> Result<Measu
         anyhow::Ok(())
     };
 
-    let bytes =
-        &model.file().mapping()[..(model.file().file_len() - model.file().embedding_bytes()) as usize];
-    let before = read_bandwidth(bytes, model, threads)?;
+    let bytes = weights(model);
+    let mut reading = Reading::default();
+    reading.measure(bytes, model, threads)?;
     let prompt: Vec<u32> = (0..args.n_prompt).map(token).collect();
     let started = Instant::now();
     session.prompt(&prompt)?;
@@ -138,9 +139,18 @@ fn measure(args: &BenchArgs, model: &Arc<Model>, threads: usize) -> Result<Measu
         latencies.push(started.elapsed());
     }
     let (traffic, profile) = (session.traffic() - traffic, session.profile());
-    let after = read_bandwidth(bytes, model, threads)?;
+    reading.measure(bytes, model, threads)?;
     latencies.sort_unstable();
-    Ok(Measured { threads, prompt, latencies, traffic, profile, bandwidth: before.max(after) })
+    let bandwidth = bytes.len() as f64 / reading.seconds();
+    Ok(Measured { threads, prompt, latencies, traffic, profile, bandwidth })
+}
+
+/// What decoding reads of the file, which ends with the embedding; of a large one the first part.
+fn weights(model: &Model) -> &[u8] {
+    const MOST: u64 = 1 << 30;
+    let file = model.file();
+    let len = file.file_len() - file.embedding_bytes();
+    file.mapping().get(..len.min(MOST) as usize).unwrap_or_default()
 }
 
 impl Measured {
@@ -267,24 +277,41 @@ fn json_string(text: &str) -> String {
     out + "\""
 }
 
-/// Bytes per second at which the same threads can read `bytes` and do nothing else: the best of one to eight streams
-/// in each, three passes of each.
-fn read_bandwidth(bytes: &[u8], model: &Model, threads: usize) -> Result<f64> {
-    const CHUNK: usize = 1 << 18;
-    let mut pool = Pool::new(threads)?;
-    let kernels = model.kernels();
-    let chunks = bytes.len() / CHUNK;
-    let mut sums = vec![0.0f32; chunks.max(1)];
-    let mut best = f64::MAX;
-    for streams in (1..=MAX_READ_STREAMS).cycle().take(3 * MAX_READ_STREAMS) {
-        let started = Instant::now();
-        pool.for_each_chunk([&mut sums], 1, &|_, index, sum| {
-            let chunk = &bytes[index * CHUNK..bytes.len().min((index + 1) * CHUNK)];
-            sum[0] = f32::from_bits(kernels.read(chunk, streams) as u32);
-        });
-        std::hint::black_box(&sums);
-        let seconds = started.elapsed().as_secs_f64();
-        best = best.min(seconds / (bytes.len().min(sums.len() * CHUNK)) as f64);
+/// Seconds that the same threads take to read the file and do nothing else, for each number of streams.
+#[derive(Default)]
+struct Reading {
+    passes: [Vec<f64>; MAX_READ_STREAMS],
+}
+
+impl Reading {
+    /// Reads `bytes` three times with each number of streams in every thread.
+    fn measure(&mut self, bytes: &[u8], model: &Model, threads: usize) -> Result<()> {
+        /// What is read by one number of streams before the next is begun.
+        const BLOCK: usize = 1 << 20;
+        let mut pool = Pool::new(threads)?;
+        let kernels = model.kernels();
+        let mut words = vec![0.0f32; bytes.len().div_ceil(BLOCK)];
+        for _ in 0..3 {
+            for (streams, passes) in (1..).zip(&mut self.passes) {
+                let started = Instant::now();
+                pool.for_each_range([&mut words], 1, &|_, first, words| {
+                    for (word, block) in words.iter_mut().zip(bytes.chunks(BLOCK).skip(first)) {
+                        *word = f32::from_bits(kernels.read(block, streams) as u32);
+                    }
+                });
+                std::hint::black_box(&words);
+                passes.push(started.elapsed().as_secs_f64());
+            }
+        }
+        Ok(())
     }
-    Ok(1.0 / best)
+
+    /// The shortest of the medians.
+    fn seconds(&mut self) -> f64 {
+        let medians = self.passes.iter_mut().map(|passes| {
+            passes.sort_unstable_by(f64::total_cmp);
+            passes[passes.len() / 2]
+        });
+        medians.fold(f64::INFINITY, f64::min)
+    }
 }

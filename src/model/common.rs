@@ -1,7 +1,9 @@
 //! What all RWKV versions share: weights as handles into the file, operations that run on the thread pool,
 //! input vectors in quantized form, and the sparse product of channel mixing.
 
-use rwkv_edge_kernels::layout::{Activation, ActivationMut, GROUP_SIZE, Records, Sparse, padded_cols};
+use rwkv_edge_kernels::layout::{
+    Activation, ActivationMut, GROUP_SIZE, Matrix, Records, Sparse, padded_cols,
+};
 use rwkv_edge_kernels::{Kernels, SPARSE_TILE};
 
 use crate::error::Result;
@@ -11,8 +13,8 @@ use crate::threads::Pool;
 
 use super::meter::Meter;
 
-/// Rows that a thread takes at a time: four blocks of 16, which the kernels read as four streams.
-const MATVEC_CHUNK: usize = 64;
+/// Fewest rows that a thread takes at a time: four blocks of 16, which the kernels read as four streams.
+const MATVEC_GRAIN: usize = 64;
 
 /// Weight and bias of a layer norm, `[n]` each.
 #[derive(Clone, Copy, Debug)]
@@ -100,7 +102,7 @@ pub(crate) struct Ops<'a> {
     pub(crate) meter: &'a mut Meter,
 }
 
-impl Ops<'_> {
+impl<'a> Ops<'a> {
     /// `out = layer_norm(x)`.
     pub(crate) fn layer_norm(&self, out: &mut [f32], x: &[f32], norm: Norm) -> Result<()> {
         let (weight, bias) = self.norm(norm)?;
@@ -109,7 +111,7 @@ impl Ops<'_> {
     }
 
     /// Weight and bias of a norm.
-    pub(crate) fn norm(&self, norm: Norm) -> Result<(&[f32], &[f32])> {
+    pub(crate) fn norm(&self, norm: Norm) -> Result<(&'a [f32], &'a [f32])> {
         Ok((self.file.vector(norm.weight)?, self.file.vector(norm.bias)?))
     }
 
@@ -144,20 +146,30 @@ impl Ops<'_> {
     ) -> Result<()> {
         let mut views = [None; N];
         for (view, (matrix, input)) in views.iter_mut().zip(jobs) {
-            *view = Some((self.file.matrix(matrix)?, input.view()));
+            *view = Some((self.read(matrix)?, input.view()));
         }
-        self.meter.traffic.weight_bytes +=
-            views.iter().flatten().map(|(matrix, _)| matrix.data().len() as u64).sum::<u64>();
         let kernels = self.kernels;
-        self.pool.for_each_chunk(outs, MATVEC_CHUNK, &|job, row, out| {
+        self.pool.for_each_range(outs, MATVEC_GRAIN, &|job, row, out| {
             if let Some((matrix, input)) = &views[job] {
                 kernels.matvec(out, matrix, row, *input);
             }
         });
-        if self.transient {
-            views.iter().flatten().for_each(|(matrix, _)| self.file.release(matrix.data()));
-        }
+        views.iter().flatten().for_each(|(matrix, _)| self.release(matrix));
         Ok(())
+    }
+
+    /// A matrix that will be read whole, counted as read.
+    pub(crate) fn read(&mut self, matrix: MatrixRef) -> Result<Matrix<'a>> {
+        let matrix = self.file.matrix(matrix)?;
+        self.meter.traffic.weight_bytes += matrix.data().len() as u64;
+        Ok(matrix)
+    }
+
+    /// Ends the use of a matrix for this token.
+    pub(crate) fn release(&self, matrix: &Matrix<'_>) {
+        if self.transient {
+            self.file.release(matrix.data());
+        }
     }
 
     /// Counts `rows` rows of the head's residual as read.
@@ -185,9 +197,9 @@ impl Ops<'_> {
         self.meter.traffic.live_columns += count as u64;
         self.meter.traffic.columns += x.len() as u64;
         let sparse = Sparse { indices: &live.indices[..count], values: &live.values[..count] };
-        let chunk = out.len().div_ceil(self.pool.threads()).next_multiple_of(64).min(SPARSE_TILE);
-        self.pool.for_each_chunk([out], chunk, &|_, first, out| {
-            kernels.sparse_matvec(out, &columns, first, sparse);
+        let piece = out.len().div_ceil(self.pool.threads()).next_multiple_of(64).min(SPARSE_TILE);
+        self.pool.for_each_piece([(out, piece)], &|index, [out]| {
+            kernels.sparse_matvec(out, &columns, index * piece, sparse);
         });
         if self.transient {
             self.file.release(columns.data());

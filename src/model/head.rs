@@ -14,8 +14,8 @@ use crate::memory::Buffers;
 use super::common::{Input, Norm, Ops};
 use super::names;
 
-/// Rows of the residual that a thread takes at a time.
-const RESIDUAL_CHUNK: usize = 32;
+/// Fewest rows of the residual that a thread takes at a time.
+const RESIDUAL_GRAIN: usize = 32;
 
 /// The weights of the output.
 #[derive(Debug)]
@@ -104,13 +104,15 @@ impl Head {
         let rows = ops.file.records(rows)?;
         ops.count_residual(rows, logits.len());
         let (kernels, x) = (ops.kernels, scratch.input.view());
-        ops.pool.for_each_chunk([logits], RESIDUAL_CHUNK, &|_, first, logits| {
-            let mut indices = [0; RESIDUAL_CHUNK];
-            let mut added = [0.0; RESIDUAL_CHUNK];
-            let (indices, added) = (&mut indices[..logits.len()], &mut added[..logits.len()]);
-            indices.iter_mut().zip(first as u32..).for_each(|(index, i)| *index = i);
-            kernels.record_dots(added, &rows, indices, x);
-            logits.iter_mut().zip(added).for_each(|(logit, added)| *logit += *added);
+        ops.pool.for_each_range([logits], RESIDUAL_GRAIN, &|_, first, logits| {
+            let mut indices = [0; RESIDUAL_GRAIN];
+            let mut added = [0.0; RESIDUAL_GRAIN];
+            for (first, logits) in (first..).step_by(RESIDUAL_GRAIN).zip(logits.chunks_mut(RESIDUAL_GRAIN)) {
+                let (indices, added) = (&mut indices[..logits.len()], &mut added[..logits.len()]);
+                indices.iter_mut().zip(first as u32..).for_each(|(index, i)| *index = i);
+                kernels.record_dots(added, &rows, indices, x);
+                logits.iter_mut().zip(added).for_each(|(logit, added)| *logit += *added);
+            }
         });
         Ok(())
     }
@@ -128,7 +130,7 @@ impl Head {
         let rows = ops.file.records(rows)?;
         ops.count_residual(rows, indices.len());
         let (kernels, x) = (ops.kernels, scratch.input.view());
-        ops.pool.for_each_chunk([exact], RESIDUAL_CHUNK, &|_, first, exact| {
+        ops.pool.for_each_range([exact], RESIDUAL_GRAIN, &|_, first, exact| {
             let indices = &indices[first..][..exact.len()];
             kernels.record_dots(exact, &rows, indices, x);
             exact.iter_mut().zip(indices).for_each(|(exact, &i)| *exact += logits[i as usize]);

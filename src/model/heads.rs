@@ -2,9 +2,11 @@
 
 use std::ops::Range;
 
+use rwkv_edge_kernels::{Kernels, ROW_INTERLEAVE};
+
 use crate::error::{Error, Result};
 use crate::format::{Config, Heads, ModelFile};
-use crate::threads::PairWork;
+use crate::threads::Pool;
 
 use super::common::{Norm, Ops};
 
@@ -22,6 +24,28 @@ pub(crate) fn state_len(config: &Config) -> usize {
     config.n_att * config.heads.map_or(0, |heads| heads.head_size)
 }
 
+/// Weights of the group norms of all heads.
+#[derive(Clone, Copy)]
+pub(crate) struct HeadNorms<'a> {
+    kernels: &'static Kernels,
+    head_size: usize,
+    eps: f32,
+    weight: &'a [f32],
+    bias: &'a [f32],
+}
+
+impl HeadNorms<'_> {
+    /// `out = group_norm(x)` of the heads of `channels`.
+    pub(crate) fn normalize(&self, out: &mut [f32], x: &[f32], channels: Range<usize>) {
+        let n = self.head_size;
+        let (weight, bias) = (&self.weight[channels.clone()], &self.bias[channels]);
+        let params = weight.chunks_exact(n).zip(bias.chunks_exact(n));
+        for ((out, x), (weight, bias)) in out.chunks_exact_mut(n).zip(x.chunks_exact(n)).zip(params) {
+            self.kernels.layer_norm(out, x, weight, bias, self.eps);
+        }
+    }
+}
+
 impl HeadNorm {
     pub(crate) fn load(file: &ModelFile, config: &Config, index: usize) -> Result<Self> {
         let Some(Heads { head_size, group_norm_eps, .. }) = config.heads else {
@@ -35,31 +59,53 @@ impl HeadNorm {
         self.head_size
     }
 
-    /// Channels of head `i`.
-    pub(crate) fn channels(&self, i: usize) -> Range<usize> {
-        i * self.head_size..(i + 1) * self.head_size
+    /// Channels of the fewest heads that begin where a block of matrix rows does.
+    pub(crate) fn unit(&self) -> usize {
+        (1..=ROW_INTERLEAVE)
+            .map(|heads| heads * self.head_size)
+            .find(|n| n.is_multiple_of(ROW_INTERLEAVE))
+            .unwrap_or(0)
     }
 
-    /// Calls `head(i, its state, its output)` for every head, on all threads.
-    pub(crate) fn for_each(
+    /// Shares units of heads among the threads: `work(channels, state, out, scratch)` gets the channels of a unit, its
+    /// state, its part of `out`, and as large a part of each of the `N` vectors that `scratch` is made of.
+    pub(crate) fn for_each_unit<const N: usize>(
         &self,
-        ops: &mut Ops<'_>,
+        pool: &mut Pool,
         state: &mut [f32],
         out: &mut [f32],
-        head: &PairWork<'_>,
+        scratch: &mut [f32],
+        work: &(dyn Fn(Range<usize>, &mut [f32], &mut [f32], [&mut [f32]; N]) + Sync),
     ) {
-        let n = self.head_size;
-        ops.pool.for_each_pair((state, n * n), (out, n), head);
+        let (n, unit) = (self.head_size, self.unit());
+        pool.for_each_piece([(state, unit * n), (out, unit), (scratch, N * unit)], &|i,
+                                                                                     [
+            state,
+            out,
+            mut scratch,
+        ]| {
+            let channels = i * unit..i * unit + out.len();
+            let vectors = [(); N].map(|()| scratch.split_off_mut(..out.len()).unwrap_or_default());
+            work(channels, state, out, vectors);
+        });
     }
 
-    /// `out = group_norm(x)`, one group for each head.
-    pub(crate) fn normalize(&self, ops: &Ops<'_>, out: &mut [f32], x: &[f32]) -> Result<()> {
-        let (weight, bias) = ops.norm(self.ln_x)?;
+    /// Calls `head(its state, its output, its channels)` for each head of a unit.
+    pub(crate) fn recur(
+        &self,
+        state: &mut [f32],
+        out: &mut [f32],
+        mut head: impl FnMut(&mut [f32], &mut [f32], Range<usize>),
+    ) {
         let n = self.head_size;
-        let params = weight.chunks_exact(n).zip(bias.chunks_exact(n));
-        for ((out, x), (weight, bias)) in out.chunks_exact_mut(n).zip(x.chunks_exact(n)).zip(params) {
-            ops.kernels.layer_norm(out, x, weight, bias, self.eps);
+        for (i, (state, out)) in state.chunks_exact_mut(n * n).zip(out.chunks_exact_mut(n)).enumerate() {
+            head(state, out, i * n..(i + 1) * n);
         }
-        Ok(())
+    }
+
+    /// What the group norms of all heads need.
+    pub(crate) fn norms<'a>(&self, ops: &Ops<'a>) -> Result<HeadNorms<'a>> {
+        let (weight, bias) = ops.norm(self.ln_x)?;
+        Ok(HeadNorms { kernels: ops.kernels, head_size: self.head_size, eps: self.eps, weight, bias })
     }
 }

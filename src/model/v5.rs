@@ -52,8 +52,8 @@ pub(crate) struct Scratch<'a> {
     v: &'a mut [f32],
     r: &'a mut [f32],
     g: &'a mut [f32],
-    wkv: &'a mut [f32],
-    normed: &'a mut [f32],
+    /// Two vectors of each unit of heads.
+    units: &'a mut [f32],
     /// Input of the output projection, `[n_att]`.
     gated: Input<'a>,
 }
@@ -104,8 +104,7 @@ impl layer::TimeMix for TimeMix {
             v: buffers.f32s(SCRATCH, n_att),
             r: buffers.f32s(SCRATCH, n_att),
             g: buffers.f32s(SCRATCH, n_att),
-            wkv: buffers.f32s(SCRATCH, n_att),
-            normed: buffers.f32s(SCRATCH, n_att),
+            units: buffers.f32s(SCRATCH, 2 * n_att),
             gated: Input::take(buffers, SCRATCH, n_att),
         }
     }
@@ -113,7 +112,7 @@ impl layer::TimeMix for TimeMix {
     /// `out = Wo @ (group_norm(wkv(r, k, v)) * silu(g))`
     fn forward(&self, ops: &mut Ops<'_>, step: Step<'_>, scratch: &mut Scratch<'_>) -> Result<()> {
         let Step { h, h_prev, state, out } = step;
-        let Scratch { xk, xv, xr, xg, k, v, r, g, wkv, normed, gated } = scratch;
+        let Scratch { xk, xv, xr, xg, k, v, r, g, units, gated } = scratch;
         ops.token_shift(xk, Shift::Current, h, h_prev, self.time_mix_k)?;
         ops.token_shift(xv, Shift::Current, h, h_prev, self.time_mix_v)?;
         ops.token_shift(xr, Shift::Current, h, h_prev, self.time_mix_r)?;
@@ -131,18 +130,20 @@ impl layer::TimeMix for TimeMix {
         ops.meter.end(Phase::TimeMixIn);
 
         let (u, w) = (ops.file.vector(self.time_faaaa)?, ops.file.vector(self.time_decay)?);
-        let (kernels, k, v, r) = (ops.kernels, &**k, &**v, &**r);
-        self.heads.for_each(ops, state, wkv, &|head, state, y| {
-            let i = self.heads.channels(head);
-            kernels.wkv6(y, state, &r[i.clone()], &k[i.clone()], &v[i.clone()], &u[i.clone()], &w[i]);
-        });
-        match &self.gate {
-            Some(_) => {
-                self.heads.normalize(ops, normed, wkv)?;
-                ops.kernels.silu_mul(gated.values(), g, normed);
+        let (kernels, norms, gate) = (ops.kernels, self.heads.norms(ops)?, self.gate.is_some());
+        let (k, v, r, g) = (&**k, &**v, &**r, &**g);
+        self.heads.for_each_unit(ops.pool, state, gated.values(), units, &|i, state, out, [wkv, normed]| {
+            self.heads.recur(state, wkv, |state, y, head| {
+                let [r, k, v, u, w] = [r, k, v, u, w].map(|x| &x[i.clone()][head.clone()]);
+                kernels.wkv6(y, state, r, k, v, u, w);
+            });
+            if gate {
+                norms.normalize(normed, wkv, i.clone());
+                kernels.silu_mul(out, &g[i], normed);
+            } else {
+                norms.normalize(out, wkv, i);
             }
-            None => self.heads.normalize(ops, gated.values(), wkv)?,
-        }
+        });
         ops.quantize(gated);
         ops.meter.end(Phase::Wkv);
         ops.matvec([out], [(self.output, gated)])

@@ -52,13 +52,12 @@ pub(crate) struct Scratch<'a> {
     /// Input of `time_decay_w2`, `[decay_rank]`.
     decay_low: Input<'a>,
     /// `[n_att]` each.
-    w: &'a mut [f32],
     k: &'a mut [f32],
     v: &'a mut [f32],
     r: &'a mut [f32],
     g: &'a mut [f32],
-    wkv: &'a mut [f32],
-    normed: &'a mut [f32],
+    /// Three vectors of each unit of heads.
+    units: &'a mut [f32],
     /// Input of the output projection, `[n_att]`.
     gated: Input<'a>,
 }
@@ -112,13 +111,11 @@ impl layer::TimeMix for TimeMix {
             mixes: [(); 5].map(|()| buffers.f32s(SCRATCH, n_embd)),
             xs: [(); 5].map(|()| Input::take(buffers, SCRATCH, n_embd)),
             decay_low: Input::take(buffers, SCRATCH, decay_rank),
-            w: buffers.f32s(SCRATCH, n_att),
             k: buffers.f32s(SCRATCH, n_att),
             v: buffers.f32s(SCRATCH, n_att),
             r: buffers.f32s(SCRATCH, n_att),
             g: buffers.f32s(SCRATCH, n_att),
-            wkv: buffers.f32s(SCRATCH, n_att),
-            normed: buffers.f32s(SCRATCH, n_att),
+            units: buffers.f32s(SCRATCH, 3 * n_att),
             gated: Input::take(buffers, SCRATCH, n_att),
         }
     }
@@ -128,7 +125,7 @@ impl layer::TimeMix for TimeMix {
         let Step { h, h_prev, state, out } = step;
         self.dynamic_shift(ops, h, h_prev, scratch)?;
         ops.meter.end(Phase::Mix);
-        let Scratch { xs, decay_low, w, k, v, r, g, wkv, normed, gated, .. } = scratch;
+        let Scratch { xs, decay_low, k, v, r, g, units, gated, .. } = scratch;
         let [xw, xk, xv, xr, xg] = xs;
         let [key, value, receptance, gate] = self.projections;
         ops.matvec(
@@ -137,21 +134,31 @@ impl layer::TimeMix for TimeMix {
         )?;
         ops.meter.end(Phase::TimeMixIn);
 
-        // w = exp(-exp(time_decay + w2 @ tanh(w1 @ xw)))
         ops.kernels.tanh(decay_low.values());
         ops.quantize(decay_low);
-        ops.matvec([&mut **w], [(self.time_decay_w2, decay_low)])?;
-        ops.kernels.add(w, ops.file.vector(self.time_decay)?);
-        ops.kernels.decay6(w);
-
-        let u = ops.file.vector(self.time_faaaa)?;
-        let (kernels, k, v, r, w) = (ops.kernels, &**k, &**v, &**r, &**w);
-        self.heads.for_each(ops, state, wkv, &|head, state, y| {
-            let i = self.heads.channels(head);
-            kernels.wkv6(y, state, &r[i.clone()], &k[i.clone()], &v[i.clone()], &u[i.clone()], &w[i]);
-        });
-        self.heads.normalize(ops, normed, wkv)?;
-        ops.kernels.silu_mul(gated.values(), g, normed);
+        let decay_w2 = ops.read(self.time_decay_w2)?;
+        let (u, decay) = (ops.file.vector(self.time_faaaa)?, ops.file.vector(self.time_decay)?);
+        let (kernels, norms, decay_low) = (ops.kernels, self.heads.norms(ops)?, decay_low.view());
+        let (k, v, r, g) = (&**k, &**v, &**r, &**g);
+        self.heads.for_each_unit(
+            ops.pool,
+            state,
+            gated.values(),
+            units,
+            &|i, state, out, [w, wkv, normed]| {
+                // w = exp(-exp(time_decay + w2 @ tanh(w1 @ xw)))
+                kernels.matvec(w, &decay_w2, i.start, decay_low);
+                kernels.add(w, &decay[i.clone()]);
+                kernels.decay6(w);
+                self.heads.recur(state, wkv, |state, y, head| {
+                    let [r, k, v, u] = [r, k, v, u].map(|x| &x[i.clone()][head.clone()]);
+                    kernels.wkv6(y, state, r, k, v, u, &w[head]);
+                });
+                norms.normalize(normed, wkv, i.clone());
+                kernels.silu_mul(out, &g[i], normed);
+            },
+        );
+        ops.release(&decay_w2);
         ops.quantize(gated);
         ops.meter.end(Phase::Wkv);
         ops.matvec([out], [(self.output, gated)])

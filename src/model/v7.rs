@@ -1,6 +1,9 @@
 //! Time mixing of RWKV-7 (arXiv 2503.14456, section 4): a generalised delta rule. The state forgets by a decay and
 //! by what a normalised key removes, at an in-context learning rate; values are mixed with those of layer 0.
 
+use rwkv_edge_kernels::Kernels;
+use rwkv_edge_kernels::layout::{Activation, Matrix};
+
 use crate::error::{Error, Result};
 use crate::format::{Config, MatrixRef, ModelFile, VectorRef};
 use crate::memory::Buffers;
@@ -67,21 +70,12 @@ pub(crate) struct Scratch<'a> {
     g_low: Input<'a>,
     /// `[n_att]` each.
     r: &'a mut [f32],
-    w: &'a mut [f32],
     k: &'a mut [f32],
     v: &'a mut [f32],
-    a: &'a mut [f32],
-    g: &'a mut [f32],
-    /// Mix of `v` with `v_first`.
-    v_mix: &'a mut [f32],
     /// Value of layer 0 for the current token.
     v_first: &'a mut [f32],
-    /// The key that removes.
-    kk: &'a mut [f32],
-    /// Room for one vector.
-    t: &'a mut [f32],
-    wkv: &'a mut [f32],
-    normed: &'a mut [f32],
+    /// Eight vectors of each unit of heads.
+    units: &'a mut [f32],
     /// Input of the output projection, `[n_att]`.
     gated: Input<'a>,
 }
@@ -142,17 +136,10 @@ impl layer::TimeMix for TimeMix {
             v_low: Input::take(buffers, SCRATCH, rank(config.value_rank)),
             g_low: Input::take(buffers, SCRATCH, rank(config.gate_rank)),
             r: buffers.f32s(SCRATCH, n_att),
-            w: buffers.f32s(SCRATCH, n_att),
             k: buffers.f32s(SCRATCH, n_att),
             v: buffers.f32s(SCRATCH, n_att),
-            a: buffers.f32s(SCRATCH, n_att),
-            g: buffers.f32s(SCRATCH, n_att),
-            v_mix: buffers.f32s(SCRATCH, n_att),
             v_first: buffers.f32s(SCRATCH, n_att),
-            kk: buffers.f32s(SCRATCH, n_att),
-            t: buffers.f32s(SCRATCH, n_att),
-            wkv: buffers.f32s(SCRATCH, n_att),
-            normed: buffers.f32s(SCRATCH, n_att),
+            units: buffers.f32s(SCRATCH, 8 * n_att),
             gated: Input::take(buffers, SCRATCH, n_att),
         }
     }
@@ -162,32 +149,10 @@ impl layer::TimeMix for TimeMix {
         let Step { h, h_prev, state, out } = step;
         self.project(ops, h, h_prev, scratch)?;
         ops.meter.end(Phase::TimeMixIn);
-        self.expand(ops, scratch)?;
-        self.mix_value(ops, scratch)?;
-        self.split_key(ops, scratch)?;
-
-        let Scratch { r, w, k, v, a, g, kk, t, wkv, normed, gated, .. } = scratch;
-        let kernels = ops.kernels;
-        let (r, w, k, v, a, kk) = (&**r, &**w, &**k, &**v, &**a, &**kk);
-        self.heads.for_each(ops, state, wkv, &|head, state, y| {
-            let [r, w, k, v, kk, a] = [r, w, k, v, kk, a].map(|x| &x[self.heads.channels(head)]);
-            kernels.wkv7(y, state, r, w, k, v, kk, a);
-        });
-        self.heads.normalize(ops, normed, wkv)?;
-
-        // The bonus is one number for each head: sum(r * k * r_k).
-        let r_k = ops.file.vector(self.r_k)?;
-        let n = self.heads.head_size();
-        for (i, bonus) in t.chunks_exact_mut(n).enumerate() {
-            let head = self.heads.channels(i);
-            bonus.fill(kernels.dot3(&r[head.clone()], &k[head.clone()], &r_k[head]));
-        }
-        kernels.mul(wkv, t, v);
-        kernels.add(normed, wkv);
-        kernels.mul(gated.values(), normed, g);
-        ops.quantize(gated);
+        self.heads(ops, state, scratch)?;
+        ops.quantize(&mut scratch.gated);
         ops.meter.end(Phase::Wkv);
-        ops.matvec([out], [(self.output, gated)])
+        ops.matvec([out], [(self.output, &scratch.gated)])
     }
 }
 
@@ -231,56 +196,92 @@ impl TimeMix {
         Ok(())
     }
 
-    /// Decay, learning rate, gate and value mix, from the second factors of the low-rank matrices.
-    fn expand(&self, ops: &mut Ops<'_>, scratch: &mut Scratch<'_>) -> Result<()> {
-        let Scratch { w_low, a_low, v_low, g_low, w, a, g, v_mix, .. } = scratch;
-        let outs = [&mut **w, &mut **a, &mut **g];
-        let jobs = [(self.decay.second, &*w_low), (self.iclr.second, &*a_low), (self.gate.second, &*g_low)];
-        match &self.value_mix {
-            Some(mix) => {
-                let ([w, a, g], [jw, ja, jg]) = (outs, jobs);
-                ops.matvec([w, a, g, &mut **v_mix], [jw, ja, jg, (mix.second, &*v_low)])?;
-                add_bias(ops, v_mix, mix)?;
-                ops.kernels.sigmoid(v_mix);
-            }
-            None => ops.matvec(outs, jobs)?,
-        }
-        add_bias(ops, w, &self.decay)?;
-        ops.kernels.decay7(w);
-        add_bias(ops, a, &self.iclr)?;
-        ops.kernels.sigmoid(a);
-        Ok(())
-    }
-
-    /// `v = v + v_mix * (v_first - v)`; layer 0 sets `v_first`.
-    fn mix_value(&self, ops: &mut Ops<'_>, scratch: &mut Scratch<'_>) -> Result<()> {
-        let Scratch { v, v_mix, v_first, t, .. } = scratch;
-        if self.value_mix.is_some() {
-            ops.kernels.lerp(t, v, v_first, v_mix);
-            v.copy_from_slice(t);
-        } else {
+    /// All that a head does by itself: the second factors of the low-rank matrices, the recurrence, norm and gate.
+    fn heads(&self, ops: &mut Ops<'_>, state: &mut [f32], scratch: &mut Scratch<'_>) -> Result<()> {
+        let Scratch { w_low, a_low, v_low, g_low, r, k, v, v_first, units, gated, .. } = scratch;
+        if self.value_mix.is_none() {
             v_first.copy_from_slice(v);
         }
-        Ok(())
-    }
+        let decay = self.decay.expand(ops, w_low)?;
+        let iclr = self.iclr.expand(ops, a_low)?;
+        let gate = self.gate.expand(ops, g_low)?;
+        let value_mix = match &self.value_mix {
+            Some(mix) => Some(mix.expand(ops, v_low)?),
+            None => None,
+        };
+        let vector = |r: VectorRef| ops.file.vector(r);
+        let (k_k, k_a, r_k) = (vector(self.k_k)?, vector(self.k_a)?, vector(self.r_k)?);
+        let (kernels, norms, n) = (ops.kernels, self.heads.norms(ops)?, self.heads.head_size());
+        let (r, k, v, v_first) = (&**r, &**k, &**v, &**v_first);
+        self.heads.for_each_unit(ops.pool, state, gated.values(), units, &|i, state, out, vectors| {
+            let [w, a, g, key, value, kk, wkv, t] = vectors;
+            let [r, k, v, v_first] = [r, k, v, v_first].map(|x| &x[i.clone()]);
+            let [k_k, k_a, r_k] = [k_k, k_a, r_k].map(|x| &x[i.clone()]);
+            decay.rows(kernels, w, i.start);
+            kernels.decay7(w);
+            iclr.rows(kernels, a, i.start);
+            kernels.sigmoid(a);
+            gate.rows(kernels, g, i.start);
 
-    /// The key that removes, `kk = normalize(k * k_k)` for each head, and the one that adds,
-    /// `k = k * (1 + (a - 1) * k_a) = k + k_a * (k * a - k)`.
-    fn split_key(&self, ops: &mut Ops<'_>, scratch: &mut Scratch<'_>) -> Result<()> {
-        let Scratch { k, a, kk, t, normed, .. } = scratch;
-        ops.kernels.mul(kk, k, ops.file.vector(self.k_k)?);
-        kk.chunks_exact_mut(self.heads.head_size()).for_each(|head| ops.kernels.l2_normalize(head));
-        ops.kernels.mul(t, k, a);
-        ops.kernels.lerp(normed, k, t, ops.file.vector(self.k_a)?);
-        k.copy_from_slice(normed);
+            // value = v + sigmoid(mix) * (v_first - v)
+            match &value_mix {
+                Some(mix) => {
+                    mix.rows(kernels, t, i.start);
+                    kernels.sigmoid(t);
+                    kernels.lerp(value, v, v_first, t);
+                }
+                None => value.copy_from_slice(v),
+            }
+            // The key that removes is normalised, the one that adds is k * (1 + (a - 1) * k_a).
+            kernels.mul(kk, k, k_k);
+            kk.chunks_exact_mut(n).for_each(|head| kernels.l2_normalize(head));
+            kernels.mul(t, k, a);
+            kernels.lerp(key, k, t, k_a);
+
+            self.heads.recur(state, wkv, |state, y, head| {
+                let [w, k, v, kk, a] = [&*w, &*key, &*value, &*kk, &*a].map(|x| &x[head.clone()]);
+                kernels.wkv7(y, state, &r[head], w, k, v, kk, a);
+            });
+            norms.normalize(t, wkv, i);
+            // The bonus is one number for each head: sum(r * k * r_k).
+            for (head, bonus) in w.chunks_exact_mut(n).enumerate() {
+                let head = head * n..(head + 1) * n;
+                bonus.fill(kernels.dot3(&r[head.clone()], &key[head.clone()], &r_k[head]));
+            }
+            kernels.mul(wkv, w, value);
+            kernels.add(t, wkv);
+            kernels.mul(out, t, g);
+        });
+        let expansions = [Some(decay), Some(iclr), Some(gate), value_mix];
+        expansions.iter().flatten().for_each(|expansion| ops.release(&expansion.second));
         Ok(())
     }
 }
 
-/// Adds the bias of a low-rank matrix, if it has one.
-fn add_bias(ops: &Ops<'_>, x: &mut [f32], low_rank: &LowRank) -> Result<()> {
-    if let Some(bias) = low_rank.bias {
-        ops.kernels.add(x, ops.file.vector(bias)?);
+/// The second factor of a low-rank matrix with its input.
+#[derive(Clone, Copy)]
+struct Expansion<'f, 'x> {
+    second: Matrix<'f>,
+    input: Activation<'x>,
+    bias: Option<&'f [f32]>,
+}
+
+impl LowRank {
+    fn expand<'f, 'x>(&self, ops: &mut Ops<'f>, input: &'x Input<'_>) -> Result<Expansion<'f, 'x>> {
+        let bias = match self.bias {
+            Some(bias) => Some(ops.file.vector(bias)?),
+            None => None,
+        };
+        Ok(Expansion { second: ops.read(self.second)?, input: input.view(), bias })
     }
-    Ok(())
+}
+
+impl Expansion<'_, '_> {
+    /// As many rows as `out` has, from `first` on, with their bias.
+    fn rows(&self, kernels: &Kernels, out: &mut [f32], first: usize) {
+        kernels.matvec(out, &self.second, first, self.input);
+        if let Some(bias) = self.bias {
+            kernels.add(out, &bias[first..][..out.len()]);
+        }
+    }
 }
