@@ -22,7 +22,7 @@ pub mod tokenizer;
 pub use error::{Error, ErrorKind, Result};
 pub use format::{Config, SamplingParams, Version};
 pub use memory::Plan;
-pub use model::{LoadOptions, Model};
+pub use model::{LoadOptions, Model, Verify};
 pub use rwkv_edge_kernels as kernels;
 pub use session::{Savings, Session, SessionOptions};
 pub use state::State;

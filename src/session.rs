@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::cpu;
 use crate::error::{Error, Result};
-use crate::format::{Config, SamplingParams};
+use crate::format::{Config, SamplingParams, Verifier};
 use crate::memory::{Arena, Buffers, Measure, Plan};
 use crate::model::{self, Meter, Model, Phase, Profile, Traffic};
 use crate::sampler::{Sampler, SamplerBuffers};
@@ -12,6 +12,8 @@ use crate::shortlist::Estimates;
 use crate::state::State;
 use crate::threads::{Pool, WORKER_STACK_BYTES};
 
+/// Tokens over which the check of a file is spread.
+const VERIFYING_TOKENS: usize = 63;
 /// Most tokens whose logits decide by their order alone, for a shortlist to be tried.
 const MOST_LARGEST: usize = 256;
 /// A shortlist must be shorter than the vocabulary by this factor: reading rows here and there is slower than
@@ -60,6 +62,8 @@ pub struct Session {
     tokens_fed: u64,
     meter: Meter,
     without: Savings,
+    /// Checks the file while running.
+    verifier: Option<Verifier>,
 }
 
 /// What the buffer of logits holds.
@@ -142,6 +146,7 @@ impl Session {
             tokens_fed: 0,
             meter: Meter::default(),
             without: options.without,
+            verifier: model.take_verifier(),
             model,
         };
         session.reset()?;
@@ -352,6 +357,29 @@ impl Session {
             (true, false) => Logits::Exact,
         };
         self.tokens_fed += 1;
+        self.verify_some()
+    }
+
+    /// Checks the next part of the file, if that is still to be done. Not with the first token, which has to wait long
+    /// enough.
+    fn verify_some(&mut self) -> Result<()> {
+        let Some(verifier) = &mut self.verifier else { return Ok(()) };
+        let file = self.model.file();
+        let share = file.data_bytes() as usize / VERIFYING_TOKENS + 1;
+        if self.tokens_fed > 1 && verifier.advance(file, share)? {
+            self.verifier = None;
+        }
         Ok(())
+    }
+
+    /// Checks what is left of a file that is [checked while running](crate::Verify::WhileRunning).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Checksum`](crate::ErrorKind::Checksum) if the file is damaged.
+    pub fn verify_rest(&mut self) -> Result<()> {
+        match self.verifier.take() {
+            Some(mut verifier) => verifier.advance(self.model.file(), usize::MAX).map(drop),
+            None => Ok(()),
+        }
     }
 }

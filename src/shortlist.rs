@@ -72,8 +72,11 @@ impl Estimates<'_> {
         ids: &mut [u32],
         limit: usize,
     ) -> Option<usize> {
-        // A bound that is not a number excludes nothing.
-        let reaches = |logit: f32, bound: f32| !(logit + bound * self.norm < threshold);
+        let reaches = |logit: f32, bound: f32| {
+            let upper = logit + bound * self.norm;
+            // A bound that is not a number excludes nothing.
+            upper >= threshold || upper.is_nan()
+        };
         let mut n = 0;
         let chunks = self.logits.chunks(CHUNK).zip(self.bounds.chunks(CHUNK));
         for (chunk, (logits, bounds)) in chunks.enumerate() {

@@ -226,12 +226,12 @@ fn what_bench_does_without_costs_bytes() {
     assert!(bytes(&["--choose", "logits"]) > 1.02 * all);
 }
 
-/// Writes `bytes` to a file and returns the error that `run` gives for it.
+/// Writes `bytes` to a file and returns the error that `logits` gives for it.
 fn error_for(bytes: &[u8]) -> String {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("bad.rwkv");
     fs::write(&path, bytes).unwrap();
-    let message = failure(&["run", path.to_str().unwrap(), "-p", "x", "-n", "1"]);
+    let message = failure(&["logits", path.to_str().unwrap(), "--tokens", "1"]);
     assert!(message.contains("bad.rwkv"), "{message}");
     message
 }
@@ -342,4 +342,23 @@ fn ctrl_c_ends_a_run_with_the_summary() {
     assert!(started.elapsed() < Duration::from_secs(20));
     assert!(output.status.success(), "{:?}", output.status);
     assert!(String::from_utf8_lossy(&output.stderr).contains("generation:"));
+}
+
+#[test]
+fn a_run_of_a_damaged_file_ends_with_an_error_however_short_it_is() {
+    let (folder, model) = tiny();
+    let mut bytes = fs::read(&model).unwrap();
+    let file = rwkv_edge::format::ModelFile::open(Path::new(&model)).unwrap();
+    let damaged = file.range(file.tensor("head.residual").unwrap());
+    bytes[damaged.end - 1] ^= 0x10;
+    let path = folder.path().join("damaged.rwkv");
+    fs::write(&path, bytes).unwrap();
+    let path = path.to_str().unwrap();
+    for n in ["1", "100"] {
+        let output = run(&["run", path, "-p", "x", "-n", n]);
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && message.lines().count() == 1, "{message}");
+        assert!(message.contains("tensor head.residual") && message.contains("damaged.rwkv"), "{message}");
+    }
+    assert!(run(&["run", path, "-p", "x", "-n", "1", "--no-verify"]).status.success());
 }

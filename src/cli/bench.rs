@@ -11,7 +11,7 @@ use rwkv_edge::format::SamplingParams;
 use rwkv_edge::kernels::MAX_READ_STREAMS;
 use rwkv_edge::model::{Phase, Profile, Traffic};
 use rwkv_edge::threads::Pool;
-use rwkv_edge::{Model, Savings, Session, SessionOptions, console, cpu};
+use rwkv_edge::{Model, Savings, Session, SessionOptions, Verify, console, cpu};
 
 use super::{KernelArgs, load};
 
@@ -78,7 +78,7 @@ struct Measured {
 }
 
 pub(super) fn run(args: &BenchArgs) -> Result<()> {
-    let model = load(args.model.as_ref(), &args.kernels)?;
+    let model = load(args.model.as_ref(), &args.kernels, Verify::AtOnce)?;
     let threads: Vec<usize> = match args.threads.is_empty() {
         true => vec![cpu::default_threads()],
         false => args.threads.iter().copied().map(usize::from).collect(),

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use rwkv_edge::{Model, Session, SessionOptions, console};
+use rwkv_edge::{Model, Session, SessionOptions, Verify, console};
 
 use super::ModelArgs;
 
@@ -32,8 +32,9 @@ pub(super) struct EvalArgs {
 }
 
 pub(super) fn run(args: &EvalArgs) -> Result<()> {
-    let model = args.model.load()?;
-    let reference = args.against.as_ref().map(|path| args.model.compute.load(Some(path))).transpose()?;
+    let model = args.model.load(Verify::AtOnce)?;
+    let reference =
+        args.against.as_ref().map(|path| args.model.compute.load(Some(path), Verify::AtOnce)).transpose()?;
     if let Some(reference) = &reference {
         check_comparable(&model, reference)?;
     }

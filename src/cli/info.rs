@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::Args;
 use rwkv_edge::format::{Chat, ModelFile};
 use rwkv_edge::kernels::Isa;
-use rwkv_edge::{LoadOptions, Model, Session, SessionOptions, self_test};
+use rwkv_edge::{LoadOptions, Model, Session, SessionOptions, Verify, self_test};
 
 use super::ModelArgs;
 
@@ -25,7 +25,7 @@ pub(super) struct InfoArgs {
 
 pub(super) fn run(args: &InfoArgs) -> Result<()> {
     let compute = &args.model.compute;
-    let options = LoadOptions { isa: compute.kernels.isa, verify: false, transient: false };
+    let options = LoadOptions { isa: compute.kernels.isa, verify: Verify::Never, transient: false };
     let model = match &args.model.model {
         Some(path) => Model::open(path, &options)?,
         None => super::builtin_model(&options)?,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use rwkv_edge::{Session, SessionOptions};
+use rwkv_edge::{Session, SessionOptions, Verify};
 
 use super::ModelArgs;
 
@@ -24,7 +24,7 @@ pub(super) struct LogitsArgs {
 pub(super) fn run(args: &LogitsArgs) -> Result<()> {
     let Some((&last, rest)) = args.tokens.split_last() else { bail!("--tokens is empty") };
     let options = SessionOptions { threads: args.model.compute.threads(), ..Default::default() };
-    let mut session = Session::new(Arc::clone(&args.model.load()?), &options)?;
+    let mut session = Session::new(Arc::clone(&args.model.load(Verify::AtOnce)?), &options)?;
     for &token in rest {
         session.feed(token)?;
     }

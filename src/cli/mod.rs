@@ -14,7 +14,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use rwkv_edge::kernels::Isa;
-use rwkv_edge::{LoadOptions, Model, console};
+use rwkv_edge::{LoadOptions, Model, Verify, console};
 
 /// Run RWKV language models on small CPUs
 #[derive(Parser)]
@@ -64,14 +64,14 @@ struct KernelArgs {
     /// Instruction set of the kernels: scalar, avx2 [default: $RWKV_EDGE_ISA, or the best this CPU has]
     #[arg(long)]
     isa: Option<Isa>,
-    /// Do not check the weights' checksums while loading
+    /// Do not check the weights' checksums
     #[arg(long)]
     no_verify: bool,
 }
 
 impl ModelArgs {
-    fn load(&self) -> Result<Arc<Model>> {
-        self.compute.load(self.model.as_ref())
+    fn load(&self, verify: Verify) -> Result<Arc<Model>> {
+        self.compute.load(self.model.as_ref(), verify)
     }
 
     /// The model's name for people.
@@ -81,8 +81,8 @@ impl ModelArgs {
 }
 
 impl ComputeArgs {
-    fn load(&self, path: Option<&PathBuf>) -> Result<Arc<Model>> {
-        load(path, &self.kernels)
+    fn load(&self, path: Option<&PathBuf>, verify: Verify) -> Result<Arc<Model>> {
+        load(path, &self.kernels, verify)
     }
 
     fn threads(&self) -> Option<usize> {
@@ -90,8 +90,9 @@ impl ComputeArgs {
     }
 }
 
-fn load(path: Option<&PathBuf>, args: &KernelArgs) -> Result<Arc<Model>> {
-    let options = LoadOptions { isa: args.isa, verify: !args.no_verify, transient: false };
+fn load(path: Option<&PathBuf>, args: &KernelArgs, verify: Verify) -> Result<Arc<Model>> {
+    let verify = if args.no_verify { Verify::Never } else { verify };
+    let options = LoadOptions { isa: args.isa, verify, transient: false };
     let model = match path {
         Some(path) => Model::open(path, &options)?,
         None => builtin_model(&options)?,

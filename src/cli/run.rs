@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::Args;
 use rwkv_edge::text::{Status, TextStream};
-use rwkv_edge::{Model, SamplingParams, Session, SessionOptions, console};
+use rwkv_edge::{Model, SamplingParams, Session, SessionOptions, Verify, console};
 use signal_hook::consts::SIGINT;
 
 use super::ModelArgs;
@@ -55,36 +55,51 @@ pub(super) struct RunArgs {
 }
 
 pub(super) fn run(args: &RunArgs) -> Result<()> {
-    let model = args.model.load()?;
+    let model = args.model.load(Verify::WhileRunning)?;
     let prompt = args.prompt()?;
     let mut session = Session::new(Arc::clone(&model), &args.session_options(&model))?;
     let interrupted = catch_interrupts()?;
-
-    let started = Instant::now();
-    let mut tokens = model.chat().start_tokens.clone();
-    model.tokenizer()?.encode(&prompt, &mut tokens)?;
-    let mut fed = 0;
-    for (i, &token) in tokens.iter().enumerate() {
-        if interrupted.load(Ordering::Relaxed) {
-            break;
-        }
-        if i + 1 < tokens.len() {
-            session.feed(token)?
-        } else {
-            session.prompt(&[token])?
-        }
-        fed += 1;
+    let result = args.write_text(&mut session, &model, &prompt, &interrupted);
+    // A damaged file is the reason for whatever else went wrong. Whoever interrupts does not want to wait.
+    if result.is_err() || !interrupted.load(Ordering::Relaxed) {
+        session.verify_rest()?;
     }
-    let prompt_rate = Rate { tokens: fed, time: started.elapsed() };
-
-    let started = Instant::now();
-    let generated = args.generate(&mut session, &model, &interrupted)?;
-    let generation_rate = Rate { tokens: generated, time: started.elapsed() };
-    args.summary(&session, prompt_rate, generation_rate);
+    let (prompt, generation) = result?;
+    args.summary(&session, prompt, generation);
     Ok(())
 }
 
 impl RunArgs {
+    /// Feeds the prompt and streams what follows; the speed of both.
+    fn write_text(
+        &self,
+        session: &mut Session,
+        model: &Model,
+        prompt: &[u8],
+        interrupted: &AtomicBool,
+    ) -> Result<(Rate, Rate)> {
+        let started = Instant::now();
+        let mut tokens = model.chat().start_tokens.clone();
+        model.tokenizer()?.encode(prompt, &mut tokens)?;
+        let mut fed = 0;
+        for (i, &token) in tokens.iter().enumerate() {
+            if interrupted.load(Ordering::Relaxed) {
+                break;
+            }
+            if i + 1 < tokens.len() {
+                session.feed(token)?
+            } else {
+                session.prompt(&[token])?
+            }
+            fed += 1;
+        }
+        let prompt_rate = Rate { tokens: fed, time: started.elapsed() };
+
+        let started = Instant::now();
+        let generated = self.generate(session, model, interrupted)?;
+        Ok((prompt_rate, Rate { tokens: generated, time: started.elapsed() }))
+    }
+
     fn prompt(&self) -> Result<Vec<u8>> {
         if let Some(prompt) = &self.prompt {
             return Ok(prompt.clone().into_bytes());

@@ -4,6 +4,7 @@ use std::io::{self, BufWriter, Read, Write};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use rwkv_edge::Verify;
 
 use super::ModelArgs;
 
@@ -17,7 +18,7 @@ pub(super) struct TokenizeArgs {
 }
 
 pub(super) fn run(args: &TokenizeArgs) -> Result<()> {
-    let model = args.model.load()?;
+    let model = args.model.load(Verify::Never)?;
     let tokenizer = model.tokenizer()?;
     let mut input = Vec::new();
     io::stdin().lock().read_to_end(&mut input).context("standard input")?;

@@ -22,6 +22,7 @@ mod tensor;
 mod tensor_table;
 #[cfg(test)]
 mod testing;
+mod verifier;
 mod views;
 mod writer;
 
@@ -34,6 +35,7 @@ pub use plan::{FileContents, FilePlan, WriteSpec};
 pub use reader::ModelFile;
 pub use temp_file::TempFile;
 pub use tensor::{ElementType, TensorInfo, TensorLayout};
+pub use verifier::Verifier;
 pub use views::{MatrixRef, RecordsRef, U32Ref, VectorRef};
 pub use writer::ModelWriter;
 

@@ -3,11 +3,10 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::bytes::all_zero;
 use super::foreign::recognise;
 use super::header::{Header, MUST_UNDERSTAND};
 use super::tensor_table;
-use super::{Chat, Config, Mapping, Provenance, Section, SectionKind, SelfTest, TensorInfo};
+use super::{Chat, Config, Mapping, Provenance, Section, SectionKind, SelfTest, TensorInfo, Verifier};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A model file of which everything but the tensors' bytes has been checked.
@@ -159,6 +158,11 @@ impl ModelFile {
         self.mapping.get(self.range(tensor)).unwrap_or_default()
     }
 
+    /// Where the tensors begin.
+    pub(super) fn data_start(&self) -> usize {
+        self.front.data.start as usize
+    }
+
     /// Bytes of all tensors together, padding included.
     pub fn data_bytes(&self) -> u64 {
         self.front.data.end - self.front.data.start
@@ -199,16 +203,7 @@ impl ModelFile {
     /// # Errors
     /// [`ErrorKind::Checksum`] naming the first damaged tensor.
     pub fn verify_all(&self) -> Result<()> {
-        let mut end = self.front.data.start as usize;
-        for tensor in self.tensors() {
-            let range = self.range(tensor);
-            if !self.mapping.get(end..range.start).is_some_and(all_zero) {
-                let what = format!("the padding before tensor {}", tensor.name);
-                return Err(self.annotate(ErrorKind::Checksum { what }.into()));
-            }
-            end = range.end;
-        }
-        self.tensors().iter().filter(|tensor| !tensor.checked_by_record).try_for_each(|t| self.verify(t))
+        Verifier::new(self).advance(self, usize::MAX).map(drop)
     }
 
     /// Checks every record of the tensors that are checked by record: the embedding.

@@ -10,6 +10,10 @@ use crate::threads::Pool;
 
 use super::common::{Norm, Ops};
 
+/// Work on the channels of a unit of heads, their state, their output, and `N` vectors for itself.
+pub(crate) type UnitWork<'a, const N: usize> =
+    dyn Fn(Range<usize>, &mut [f32], &mut [f32], [&mut [f32]; N]) + Sync + 'a;
+
 /// Heads of one layer's time mixing, with the group norm that follows the recurrence.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HeadNorm {
@@ -75,7 +79,7 @@ impl HeadNorm {
         state: &mut [f32],
         out: &mut [f32],
         scratch: &mut [f32],
-        work: &(dyn Fn(Range<usize>, &mut [f32], &mut [f32], [&mut [f32]; N]) + Sync),
+        work: &UnitWork<'_, N>,
     ) {
         let (n, unit) = (self.head_size, self.unit());
         pool.for_each_piece([(state, unit * n), (out, unit), (scratch, N * unit)], &|i,

@@ -18,12 +18,13 @@ mod v7;
 use std::collections::HashSet;
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rwkv_edge_kernels::{Isa, Kernels};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{
-    Chat, Config, ElementType, ModelFile, RecordsRef, TensorInfo, TensorLayout, VectorRef, Version,
+    Chat, Config, ElementType, ModelFile, RecordsRef, TensorInfo, TensorLayout, VectorRef, Verifier, Version,
 };
 use crate::knobs;
 use crate::memory::Buffers;
@@ -43,9 +44,8 @@ pub use meter::{Phase, Profile, Traffic};
 pub struct LoadOptions {
     /// Kernels to run; `None` takes `RWKV_EDGE_ISA` or else the best that the CPU has.
     pub isa: Option<Isa>,
-    /// Check every tensor's checksum while loading. Reads the file once, which also warms the page cache;
-    /// embedding rows are always checked when they are used.
-    pub verify: bool,
+    /// When to check the tensors' checksums.
+    pub verify: Verify,
     /// Give pages back to the system as soon as they have been used: slow, but the resident set stays at one
     /// tensor. For machines that only check a model.
     pub transient: bool,
@@ -53,8 +53,20 @@ pub struct LoadOptions {
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { isa: None, verify: true, transient: false }
+        Self { isa: None, verify: Verify::AtOnce, transient: false }
     }
+}
+
+/// When the checksums of a model's tensors are checked. Rows of the embedding are always checked when they are used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verify {
+    /// While the model is loaded, which reads the whole file.
+    AtOnce,
+    /// By the model's first session, some after each token, so that the first comes at once; a damaged file is an error
+    /// after 64 tokens at the latest, or of [`Session::verify_rest`](crate::Session::verify_rest).
+    WhileRunning,
+    /// Never.
+    Never,
 }
 
 /// The layers, whose time mixing depends on the version.
@@ -114,6 +126,8 @@ pub struct Model {
     file: ModelFile,
     kernels: &'static Kernels,
     transient: bool,
+    /// Whether a session must check the file.
+    unverified: AtomicBool,
     embedding: RecordsRef,
     layers: Layers,
     /// WKV state of each layer before the first token, for state-tuned models.
@@ -159,6 +173,7 @@ impl Model {
         let model = Self {
             kernels,
             transient: options.transient,
+            unverified: AtomicBool::new(options.verify == Verify::WhileRunning),
             embedding: file.records_ref("emb.weight", TensorLayout::RowRecords, [n_vocab, n_embd])?,
             initial_state: if tuned_state { initial_state(&file)? } else { Vec::new() },
             layers,
@@ -167,7 +182,7 @@ impl Model {
             file,
         };
         model.advise(options)?;
-        if options.verify {
+        if options.verify == Verify::AtOnce {
             model.file.verify_all()?;
         }
         Ok(model)
@@ -176,7 +191,7 @@ impl Model {
     /// Tells the system how the file will be read: the embedding a row here and there, the rest from front to back.
     fn advise(&self, options: &LoadOptions) -> Result<()> {
         let embedding = self.file.range(self.file.tensor("emb.weight")?);
-        if !options.verify && !options.transient {
+        if options.verify != Verify::AtOnce && !options.transient {
             self.file.mapping().will_need(0..embedding.start);
         }
         self.file.mapping().random(embedding);
@@ -237,6 +252,11 @@ impl Model {
             }
         }
         Ok(())
+    }
+
+    /// A verifier if the file is still to be checked; once.
+    pub(crate) fn take_verifier(&self) -> Option<Verifier> {
+        self.unverified.swap(false, Ordering::Relaxed).then(|| Verifier::new(&self.file))
     }
 
     /// Whether logits come as estimates first.

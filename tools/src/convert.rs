@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use rwkv_edge::format::{Config, FileContents, FilePlan, ModelWriter, Provenance, SelfTest, Version};
 use rwkv_edge::kernels::quant::ErrorSums;
 use rwkv_edge::model::names::{self, Extras, ModelTensor, Role};
-use rwkv_edge::{LoadOptions, Model, Tokenizer, self_test};
+use rwkv_edge::{LoadOptions, Model, Tokenizer, Verify, self_test};
 use sha2::{Digest, Sha256};
 
 use crate::chat::{self, Template};
@@ -332,7 +332,7 @@ fn self_test_tokens(config: &Config, start_tokens: &[u32]) -> Vec<u32> {
 
 /// What the finished file computes, giving back pages as it goes so that memory stays bounded.
 fn logits_digest(path: &Path, tokens: &[u32], threads: usize) -> Result<[u8; 32]> {
-    let options = LoadOptions { isa: None, verify: false, transient: true };
+    let options = LoadOptions { isa: None, verify: Verify::Never, transient: true };
     let model = Arc::new(Model::open(path, &options)?);
     Ok(self_test::logits_digest(&model, tokens, Some(threads))?)
 }

@@ -1,0 +1,65 @@
+//! Checking a file's tensors a part at a time.
+
+use super::bytes::all_zero;
+use super::{ModelFile, TensorLayout};
+use crate::error::{ErrorKind, Result};
+
+/// Bytes that are checked before those of rarely used tensors are given back.
+const SLICE_BYTES: usize = 1 << 20;
+
+/// How far a file's tensors have been checked. Does not allocate.
+#[derive(Debug)]
+pub struct Verifier {
+    /// Index of the tensor that is being checked.
+    tensor: usize,
+    /// Bytes of it that went into the hash.
+    done: usize,
+    hasher: crc32fast::Hasher,
+    /// End of the tensor before it.
+    end: usize,
+}
+
+impl Verifier {
+    /// Nothing of `file` is checked yet.
+    pub fn new(file: &ModelFile) -> Self {
+        Self { tensor: 0, done: 0, hasher: crc32fast::Hasher::new(), end: file.data_start() }
+    }
+
+    /// Checks about `bytes` more: every tensor that has a checksum of its own, and that there are only zeros between
+    /// tensors. Returns whether all are checked. Errors of damaged tensors come when their last byte was read.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Checksum`] naming the damaged tensor.
+    pub fn advance(&mut self, file: &ModelFile, bytes: usize) -> Result<bool> {
+        let mut left = bytes;
+        while let Some(tensor) = file.tensors().get(self.tensor) {
+            if left == 0 {
+                return Ok(false);
+            }
+            let range = file.range(tensor);
+            if self.done == 0 && !file.mapping().get(self.end..range.start).is_some_and(all_zero) {
+                let what = format!("the padding before tensor {}", tensor.name);
+                return Err(file.annotate(ErrorKind::Checksum { what }.into()));
+            }
+            if !tensor.checked_by_record {
+                let len = SLICE_BYTES.min(left).min(range.len() - self.done);
+                let slice = &file.bytes(tensor)[self.done..][..len];
+                self.hasher.update(slice);
+                if tensor.layout == TensorLayout::RowRecords {
+                    file.release(slice);
+                }
+                left -= len;
+                self.done += len;
+                if self.done < range.len() {
+                    continue;
+                }
+                if std::mem::take(&mut self.hasher).finalize() != tensor.crc32 {
+                    let what = format!("tensor {}", tensor.name);
+                    return Err(file.annotate(ErrorKind::Checksum { what }.into()));
+                }
+            }
+            (self.tensor, self.done, self.end) = (self.tensor + 1, 0, range.end);
+        }
+        Ok(true)
+    }
+}
