@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::Args;
+use rwkv_edge::cpu::DefaultThreads;
 use rwkv_edge::format::{Chat, ModelFile};
 use rwkv_edge::kernels::Isa;
 use rwkv_edge::{LoadOptions, Model, Session, SessionOptions, Verify, self_test};
@@ -43,7 +44,10 @@ pub(super) fn run(args: &InfoArgs) -> Result<()> {
     write!(out, "{}", Session::plan(&model, &session))?;
     let available: Vec<_> = Isa::ALL.iter().filter(|isa| isa.is_available()).map(|isa| isa.name()).collect();
     writeln!(out, "kernels           {} (this CPU has: {})", model.kernels().isa(), available.join(", "))?;
-    writeln!(out, "threads           {}", session.thread_count())?;
+    match compute.threads() {
+        Some(threads) => writeln!(out, "threads           {threads} (--threads)")?,
+        None => writeln!(out, "threads           {}", DefaultThreads::detect())?,
+    }
     if args.verify {
         model.file().verify_all()?;
         model.file().verify_embedding()?;
