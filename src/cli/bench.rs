@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use rwkv_edge::format::SamplingParams;
-use rwkv_edge::kernels::MAX_READ_STREAMS;
+use rwkv_edge::kernels::{Kernels, MAX_READ_STREAMS};
 use rwkv_edge::model::{Phase, Profile, Traffic};
 use rwkv_edge::threads::Pool;
 use rwkv_edge::{Model, Savings, Session, SessionOptions, Verify, console, cpu};
@@ -72,9 +72,16 @@ struct Measured {
     latencies: Vec<Duration>,
     traffic: Traffic,
     profile: Profile,
-    /// Bytes per second that the same threads read of the same file with the best number of streams, before and
-    /// after decoding.
+    rounds: Vec<Round>,
+}
+
+/// A few tokens between two passes of plain reading. Machines that are shared change their speed from one second to
+/// the next, so decoding is held against what was read around it.
+struct Round {
+    /// Bytes per second of plain reading, before and after.
     bandwidth: f64,
+    /// Bytes per second read while decoding.
+    read: f64,
 }
 
 pub(super) fn run(args: &BenchArgs) -> Result<()> {
@@ -121,36 +128,39 @@ fn measure(args: &BenchArgs, model: &Arc<Model>, threads: usize) -> Result<Measu
         anyhow::Ok(())
     };
 
-    let bytes = weights(model);
-    let mut reading = Reading::default();
-    reading.measure(bytes, model, threads)?;
+    let mut yardstick = Yardstick::new(model, threads)?;
     let prompt: Vec<u32> = (0..args.n_prompt).map(token).collect();
     let started = Instant::now();
     session.prompt(&prompt)?;
     let prompt = f64::from(args.n_prompt) / started.elapsed().as_secs_f64();
     (0..args.n_tokens.div_ceil(4)).try_for_each(|i| decode(&mut session, i))?;
 
-    let traffic = session.traffic();
-    session.measure_time(args.profile);
+    let before = session.traffic();
+    let mut rounds = Vec::new();
     let mut latencies = Vec::with_capacity(args.n_tokens as usize);
-    for i in 0..args.n_tokens {
-        let started = Instant::now();
-        decode(&mut session, i)?;
-        latencies.push(started.elapsed());
+    let mut bandwidth = yardstick.read();
+    while latencies.len() < args.n_tokens as usize {
+        let first = latencies.len();
+        let traffic = session.traffic();
+        session.measure_time(args.profile);
+        // As much decoding as reading, so that both meet the same weather.
+        let until = Instant::now() + Duration::from_secs_f64(yardstick.bytes.len() as f64 / bandwidth);
+        while latencies.len() < args.n_tokens as usize && (latencies.len() == first || Instant::now() < until)
+        {
+            let started = Instant::now();
+            decode(&mut session, latencies.len() as u32)?;
+            latencies.push(started.elapsed());
+        }
+        session.measure_time(false);
+        let seconds = latencies[first..].iter().sum::<Duration>().as_secs_f64();
+        let read = (session.traffic() - traffic).bytes() as f64 / seconds;
+        let after = yardstick.read();
+        rounds.push(Round { bandwidth: 0.5 * (bandwidth + after), read });
+        bandwidth = after;
     }
-    let (traffic, profile) = (session.traffic() - traffic, session.profile());
-    reading.measure(bytes, model, threads)?;
     latencies.sort_unstable();
-    let bandwidth = bytes.len() as f64 / reading.seconds();
-    Ok(Measured { threads, prompt, latencies, traffic, profile, bandwidth })
-}
-
-/// What decoding reads of the file, which ends with the embedding; of a large one the first part.
-fn weights(model: &Model) -> &[u8] {
-    const MOST: u64 = 1 << 30;
-    let file = model.file();
-    let len = file.file_len() - file.embedding_bytes();
-    file.mapping().get(..len.min(MOST) as usize).unwrap_or_default()
+    let (traffic, profile) = (session.traffic() - before, session.profile());
+    Ok(Measured { threads, prompt, latencies, traffic, profile, rounds })
 }
 
 impl Measured {
@@ -168,11 +178,17 @@ impl Measured {
 
     /// Weights and state.
     fn bytes_per_token(&self) -> f64 {
-        (self.traffic.weight_bytes + self.traffic.state_bytes) as f64 / self.tokens()
+        self.traffic.bytes() as f64 / self.tokens()
     }
 
+    /// The median over the rounds.
+    fn bandwidth(&self) -> f64 {
+        median(&mut self.rounds.iter().map(|round| round.bandwidth).collect::<Vec<_>>())
+    }
+
+    /// The median over the rounds.
     fn share_of_limit(&self) -> f64 {
-        self.bytes_per_token() * self.tokens_per_second() / self.bandwidth
+        median(&mut self.rounds.iter().map(|round| round.read / round.bandwidth).collect::<Vec<_>>())
     }
 
     /// Milliseconds of the `q` quantile.
@@ -213,7 +229,7 @@ fn print_text(out: &mut impl Write, args: &BenchArgs, model: &Model, runs: &[Mea
         writeln!(
             out,
             "  limit           {:.2} GB/s reading the same file and nothing else",
-            run.bandwidth / 1e9
+            run.bandwidth() / 1e9
         )?;
         writeln!(out, "  share of limit  {:.1} %", 100.0 * run.share_of_limit())?;
         if args.profile {
@@ -243,7 +259,7 @@ fn print_json(out: &mut impl Write, args: &BenchArgs, model: &Model, runs: &[Mea
         write!(out, "\"prompt_tokens_per_second\":{:.4},", run.prompt)?;
         write!(out, "\"decode_tokens_per_second\":{:.4},", run.tokens_per_second())?;
         write!(out, "\"bytes_per_token\":{:.0},", run.bytes_per_token())?;
-        write!(out, "\"read_bandwidth_bytes_per_second\":{:.0},", run.bandwidth)?;
+        write!(out, "\"read_bandwidth_bytes_per_second\":{:.0},", run.bandwidth())?;
         write!(out, "\"share_of_limit\":{:.4},", run.share_of_limit())?;
         write!(out, "\"ffn_zeros\":{:.4},", run.zeros())?;
         if let Some(share) = run.residual_rows() {
@@ -277,41 +293,63 @@ fn json_string(text: &str) -> String {
     out + "\""
 }
 
-/// Seconds that the same threads take to read the file and do nothing else, for each number of streams.
-#[derive(Default)]
-struct Reading {
-    passes: [Vec<f64>; MAX_READ_STREAMS],
+/// The same threads reading the same file and doing nothing else.
+struct Yardstick<'a> {
+    pool: Pool,
+    kernels: &'static Kernels,
+    bytes: &'a [u8],
+    /// Read streams in each thread.
+    streams: usize,
+    /// Something to do with what is read, for each block.
+    words: Vec<f32>,
 }
 
-impl Reading {
-    /// Reads `bytes` three times with each number of streams in every thread.
-    fn measure(&mut self, bytes: &[u8], model: &Model, threads: usize) -> Result<()> {
-        /// What is read by one number of streams before the next is begun.
-        const BLOCK: usize = 1 << 20;
-        let mut pool = Pool::new(threads)?;
-        let kernels = model.kernels();
-        let mut words = vec![0.0f32; bytes.len().div_ceil(BLOCK)];
-        for _ in 0..3 {
-            for (streams, passes) in (1..).zip(&mut self.passes) {
-                let started = Instant::now();
-                pool.for_each_range([&mut words], 1, &|_, first, words| {
-                    for (word, block) in words.iter_mut().zip(bytes.chunks(BLOCK).skip(first)) {
-                        *word = f32::from_bits(kernels.read(block, streams) as u32);
-                    }
-                });
-                std::hint::black_box(&words);
-                passes.push(started.elapsed().as_secs_f64());
+impl<'a> Yardstick<'a> {
+    /// What is read as one set of streams before the next is begun.
+    const BLOCK: usize = 1 << 20;
+
+    /// Finds the number of streams with which reading is fastest, by the medians of five passes of each.
+    fn new(model: &'a Model, threads: usize) -> Result<Self> {
+        let bytes = weights(model);
+        let words = vec![0.0; bytes.len().div_ceil(Self::BLOCK)];
+        let pool = Pool::new(threads)?;
+        let mut yardstick = Self { pool, kernels: model.kernels(), bytes, streams: 1, words };
+        let mut passes = [const { Vec::new() }; MAX_READ_STREAMS];
+        for _ in 0..5 {
+            for (streams, passes) in (1..).zip(&mut passes) {
+                yardstick.streams = streams;
+                passes.push(yardstick.read());
             }
         }
-        Ok(())
+        let speeds = passes.map(|mut passes| median(&mut passes));
+        let best = (1..).zip(speeds).max_by(|a, b| a.1.total_cmp(&b.1));
+        yardstick.streams = best.map_or(1, |(streams, _)| streams);
+        Ok(yardstick)
     }
 
-    /// The shortest of the medians.
-    fn seconds(&mut self) -> f64 {
-        let medians = self.passes.iter_mut().map(|passes| {
-            passes.sort_unstable_by(f64::total_cmp);
-            passes[passes.len() / 2]
+    /// Reads everything once; bytes per second.
+    fn read(&mut self) -> f64 {
+        let Self { pool, kernels, bytes, streams, words } = self;
+        let started = Instant::now();
+        pool.for_each_range([words], 1, &|_, first, words| {
+            for (word, block) in words.iter_mut().zip(bytes.chunks(Self::BLOCK).skip(first)) {
+                *word = f32::from_bits(kernels.read(block, *streams) as u32);
+            }
         });
-        medians.fold(f64::INFINITY, f64::min)
+        std::hint::black_box(&self.words);
+        self.bytes.len() as f64 / started.elapsed().as_secs_f64()
     }
+}
+
+/// What decoding reads of the file, which ends with the embedding; of a large one the first part.
+fn weights(model: &Model) -> &[u8] {
+    const MOST: u64 = 1 << 30;
+    let file = model.file();
+    let len = file.file_len() - file.embedding_bytes();
+    file.mapping().get(..len.min(MOST) as usize).unwrap_or_default()
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

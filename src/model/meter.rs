@@ -21,6 +21,13 @@ pub struct Traffic {
     pub head_rows: u64,
 }
 
+impl Traffic {
+    /// Bytes of weights and state.
+    pub fn bytes(&self) -> u64 {
+        self.weight_bytes + self.state_bytes
+    }
+}
+
 impl Sub for Traffic {
     type Output = Traffic;
 

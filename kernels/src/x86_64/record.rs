@@ -7,7 +7,7 @@ use crate::layout::{Activation, DType, GROUP_SIZE, Records, record_scale_bytes};
 use crate::scalar::record::{DOT_LANES, add_groups, dot_of_lanes};
 
 /// How many records ahead one is asked for.
-const RECORDS_AHEAD: usize = 2;
+const RECORDS_AHEAD: usize = 8;
 
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn record_dots(out: &mut [f32], w: &Records<'_>, indices: &[u32], x: Activation<'_>) {
