@@ -87,6 +87,20 @@ pub(super) fn store_f32_512(to: &mut [f32; 16], value: __m512) {
     unsafe { _mm512_storeu_ps(to.as_mut_ptr(), value) }
 }
 
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(super) fn load_i32_512(from: &[i32; 16]) -> __m512i {
+    // SAFETY: 16 integers are readable; the load needs no alignment.
+    unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(super) fn store_i32_512(to: &mut [i32; 16], value: __m512i) {
+    // SAFETY: 16 integers are writable; the store needs no alignment.
+    unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), value) }
+}
+
 /// Four codes in every 32-bit lane.
 #[target_feature(enable = "avx512f")]
 #[inline]

@@ -15,7 +15,8 @@ mod read;
 mod record;
 mod shared;
 mod sparse;
-mod sparse_codes;
+mod sparse_256;
+mod sparse_512;
 mod sparse_float;
 mod streams;
 
@@ -74,6 +75,8 @@ pub(crate) const AVX512_VNNI: Kernels = Kernels {
     isa: Isa::Avx512Vnni,
     matvec_int8: avx512_vnni_entry::matvec_int8,
     matvec_int4: avx512_vnni_entry::matvec_int4,
+    sparse_int8: avx512_vnni_entry::sparse_int8,
+    sparse_int4: avx512_vnni_entry::sparse_int4,
     ..AVX2
 };
 
@@ -101,6 +104,8 @@ entries! { avx_vnni_entry:
 entries! { avx512_vnni_entry:
     fn matvec_int8(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = avx512_vnni;
     fn matvec_int4(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = avx512_vnni;
+    fn sparse_int8(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) = sparse_512;
+    fn sparse_int4(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) = sparse_512;
 }
 
 entries! { entry:
@@ -112,8 +117,8 @@ entries! { entry:
     fn nonzero(indices: &mut [u32], values: &mut [f32], x: &[f32]) -> usize = live;
     fn sparse_f32(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) = sparse_float;
     fn sparse_f16(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) = sparse_float;
-    fn sparse_int8(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) = sparse;
-    fn sparse_int4(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) = sparse;
+    fn sparse_int8(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) = sparse_256;
+    fn sparse_int4(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) = sparse_256;
     fn dequantize_record(out: &mut [f32], w: &Records<'_>, index: usize) = shared;
     fn record_dots(out: &mut [f32], w: &Records<'_>, indices: &[u32], x: Activation<'_>) = record;
     fn read(bytes: &[u8], streams: usize) -> u64 = read;

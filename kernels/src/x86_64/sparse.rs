@@ -1,198 +1,173 @@
-//! Products of quantized records with a sparse vector.
+//! Products of quantized records with a sparse vector: what all levels share.
 //!
-//! Records go by in sets of [`SET`]: first the coefficients of a set for all groups of the tile, then its codes in
-//! chunks of [`CHUNK`] bytes, while the sums of the chunk's outputs are in registers.
+//! Records go by in sets of [`SET`]: first the coefficients of a set for all groups of the tile, then its codes, one
+//! register of each record at a time, while the sums of its outputs are in registers. The records of a set are from
+//! [`SET`] parts of the vector, so that as many places of memory are read side by side, and the codes of the next set
+//! are asked for meanwhile.
+//!
+//! A 32-bit lane of a coefficient register holds the coefficient of one record in its low half and that of another in
+//! its high half; codes are brought into pairs of 16 bits alike, to be multiplied and added up. Within 128 bits all
+//! codes belong to one group.
 
 use core::arch::x86_64::*;
 
-use super::memory::{load, load_f16, load_half, load_i32, prefetch, store_f32, store_i32};
-use super::sparse_codes::{add_int4, add_int8, order_int4, spread_int4};
-use crate::layout::{GROUP_SIZE, Records, Sparse, record_scale_bytes};
+use super::memory::{load_f16, prefetch, store_i32};
+use crate::layout::{GROUP_SIZE, LINE_BYTES, Records, Sparse, record_scale_bytes};
 use crate::scalar::sparse::{ZERO_BELOW, cmax};
 use crate::table::SPARSE_TILE;
 
 /// Records that go by together.
-const SET: usize = 8;
-/// Bytes of codes that go by together: one group of Int8, two of Int4.
-pub(super) const CHUNK: usize = 32;
+pub(super) const SET: usize = 8;
 /// Output groups in a tile.
 const TILE_GROUPS: usize = SPARSE_TILE / GROUP_SIZE;
 /// Runs of 8 groups in a tile.
 const TILE_RUNS: usize = TILE_GROUPS / 8;
-/// How many records ahead the scales are asked for.
-const SCALES_AHEAD: usize = 16;
+/// How many sets ahead scales are asked for.
+const SETS_AHEAD: usize = 2;
+
+/// A number for every group of a tile.
+pub(super) type PerGroup = [[i32; 8]; TILE_RUNS];
 
 /// Coefficients of two records, 16 bits each, for every group of a tile.
-pub(super) type PairCoefficients = [[i32; 8]; TILE_RUNS];
+pub(super) type PairCoefficients = PerGroup;
 
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn sparse_int4(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) {
-    Tile::<2> { w, x, first_group: first / GROUP_SIZE, cmax: cmax(x.indices.len(), 15) }
-        .product::<{ TILE_GROUPS / 2 }, 8>(
-            out,
-            8,
-            |c, chunk| spread_int4(c, chunk),
-            |sums, a, b, c| add_int4(sums, a, b, c),
-            |sums| order_int4(sums),
-        );
+/// An entry of the vector, and what a tile needs of its record.
+#[derive(Clone, Copy)]
+struct Member<'a> {
+    x: f32,
+    /// Scales, and what follows: a record always has 16 bytes from any of its scales on.
+    scales: &'a [u8],
+    codes: &'a [u8],
 }
 
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn sparse_int8(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) {
-    Tile::<1> { w, x, first_group: first / GROUP_SIZE, cmax: cmax(x.indices.len(), 127) }
-        .product::<TILE_GROUPS, 4>(
-            out,
-            0,
-            |c, chunk| _mm256_set1_epi32(c.as_flattened()[chunk]),
-            |sums, a, b, c| add_int8(sums, a, b, c),
-            |sums| sums,
-        );
-}
-
-/// Neighbouring outputs of a product, with `GROUPS` groups in a chunk of codes.
-struct Tile<'a, const GROUPS: usize> {
+/// Neighbouring outputs of a product.
+pub(super) struct Tile<'a> {
     w: &'a Records<'a>,
     x: Sparse<'a>,
     first_group: usize,
+    groups: usize,
+    /// Bytes of a group's codes.
+    run: usize,
+    /// Number of sets.
+    pub(super) sets: usize,
     cmax: f32,
+    largest: [__m256; TILE_RUNS],
+    inverse: [__m256; TILE_RUNS],
+    coefficient_sums: [__m256i; TILE_RUNS],
 }
 
-impl<'a, const GROUPS: usize> Tile<'a, GROUPS> {
-    /// The record of entry `i`.
-    #[inline]
-    fn record(&self, i: usize) -> &'a [u8] {
-        self.w.record(self.x.indices[i] as usize)
-    }
-
-    /// The codes of entry `i` for `groups` groups of the tile.
-    #[inline]
-    fn codes(&self, i: usize, groups: usize) -> &'a [u8] {
-        let codes = record_scale_bytes(self.w.dtype(), self.w.value_count());
-        let run = CHUNK / GROUPS;
-        &self.record(i)[codes + run * self.first_group..][..run * groups]
-    }
-
-    /// The scales of entry `i` and what follows: a record always has 16 bytes from any of its scales on.
-    #[inline]
-    fn scales(&self, i: usize) -> &'a [u8] {
-        &self.record(i)[2 * self.first_group..]
-    }
-
-    /// The largest magnitude of any entry's product with its scale, for every group.
-    #[target_feature(enable = "avx2,f16c")]
-    fn largest(&self, groups: usize) -> [__m256; TILE_RUNS] {
-        let magnitude = _mm256_set1_epi32(i32::MAX);
-        let mut largest = [_mm256_setzero_si256(); TILE_RUNS];
-        for i in 0..self.x.indices.len() {
-            if i + SCALES_AHEAD < self.x.indices.len() {
-                prefetch(&self.scales(i + SCALES_AHEAD)[..2 * groups]);
-            }
-            let (scales, x) = (self.scales(i), self.x.values[i]);
-            for (run, largest) in largest[..groups.div_ceil(8)].iter_mut().enumerate() {
-                let bits = _mm256_and_si256(_mm256_castps_si256(products(x, scales, run)), magnitude);
-                *largest = _mm256_max_epi32(*largest, bits);
-            }
-        }
-        largest.map(|bits| _mm256_castsi256_ps(bits))
-    }
-
-    /// The whole product. Stored codes are `code + offset`; `spread` puts coefficients where `add` wants them,
-    /// which adds two chunks of codes; `order` undoes the order in which `add` left the outputs.
+impl<'a> Tile<'a> {
+    /// The tile of `n` outputs from `first` on, of records with `run` bytes of codes in a group.
     #[target_feature(enable = "avx2,fma,f16c")]
-    #[inline]
-    fn product<const CHUNKS: usize, const SUMS: usize>(
-        &self,
-        out: &mut [f32],
-        offset: i32,
-        spread: impl Fn(&PairCoefficients, usize) -> __m256i,
-        add: impl Fn([__m256i; SUMS], __m256i, __m256i, __m256i) -> [__m256i; SUMS],
-        order: impl Fn([__m256i; SUMS]) -> [__m256i; SUMS],
-    ) {
-        let groups = out.len().div_ceil(GROUP_SIZE);
-        let largest = self.largest(groups);
-        let cmax = _mm256_set1_ps(self.cmax);
-        let inverse = largest.map(|largest| {
+    pub(super) fn new(
+        w: &'a Records<'a>,
+        x: Sparse<'a>,
+        first: usize,
+        n: usize,
+        run: usize,
+        largest_code: usize,
+    ) -> Self {
+        let zero = _mm256_setzero_ps();
+        let mut new = Self {
+            w,
+            x,
+            first_group: first / GROUP_SIZE,
+            groups: n.div_ceil(GROUP_SIZE),
+            run,
+            sets: x.indices.len().div_ceil(SET),
+            cmax: cmax(x.indices.len(), largest_code),
+            largest: [zero; TILE_RUNS],
+            inverse: [zero; TILE_RUNS],
+            coefficient_sums: [_mm256_setzero_si256(); TILE_RUNS],
+        };
+        new.find_largest();
+        for (inverse, &largest) in new.inverse.iter_mut().zip(&new.largest) {
             let small = _mm256_cmp_ps::<_CMP_LT_OQ>(largest, _mm256_set1_ps(ZERO_BELOW));
-            _mm256_andnot_ps(small, _mm256_div_ps(cmax, largest))
-        });
-        let mut sums = [[[0i32; 8]; SUMS]; CHUNKS];
-        let mut coefficient_sums = [_mm256_setzero_si256(); TILE_RUNS];
-        let mut coefficients = [[[0; 8]; TILE_RUNS]; SET / 2];
-        let runs = groups.div_ceil(8);
-        for start in (0..self.x.indices.len()).step_by(SET) {
-            self.coefficients(start, &inverse[..runs], &mut coefficient_sums, &mut coefficients);
-            self.add_set(start, groups, &coefficients, &mut sums, &spread, &add);
+            *inverse = _mm256_andnot_ps(small, _mm256_div_ps(_mm256_set1_ps(new.cmax), largest));
         }
-        let scales = largest.map(|m| _mm256_mul_ps(_mm256_div_ps(m, cmax), _mm256_set1_ps(self.w.scale())));
-        let corrections = coefficient_sums.map(|sum| _mm256_mullo_epi32(sum, _mm256_set1_epi32(offset)));
-        let finish = Finish::new(scales, corrections);
-        for (i, (out, sums)) in out.chunks_mut(GROUPS * GROUP_SIZE).zip(&sums).enumerate() {
-            let sums = order(core::array::from_fn(|s| load_i32(&sums[s])));
-            finish.store(out, sums, i * GROUPS);
-        }
+        new
     }
 
-    /// Adds the set from `start` on. Entries that are not there have coefficient 0 and the codes of the last one.
-    #[target_feature(enable = "avx2,fma,f16c")]
-    #[inline]
-    fn add_set<const SUMS: usize>(
-        &self,
-        start: usize,
-        groups: usize,
-        coefficients: &[PairCoefficients; SET / 2],
-        sums: &mut [[[i32; 8]; SUMS]],
-        spread: &impl Fn(&PairCoefficients, usize) -> __m256i,
-        add: &impl Fn([__m256i; SUMS], __m256i, __m256i, __m256i) -> [__m256i; SUMS],
-    ) {
+    /// The entries of set `s`. Those that are not there have coefficients of 0, and the codes of the last one.
+    fn members(&self, s: usize) -> [Member<'a>; SET] {
         let last = self.x.indices.len() - 1;
-        let mut codes = [&[][..]; SET];
-        let mut next = [&[][..]; SET];
-        for k in 0..SET {
-            codes[k] = self.codes(last.min(start + k), groups);
-            next[k] = self.codes(last.min(start + SET + k), groups);
-        }
-        for (i, sums) in sums[..groups.div_ceil(GROUPS)].iter_mut().enumerate() {
-            prefetch_share(&next, i);
-            let mut acc = [_mm256_setzero_si256(); SUMS];
-            acc.iter_mut().zip(sums.iter()).for_each(|(acc, sum)| *acc = load_i32(sum));
-            for (pair, c) in coefficients.iter().enumerate() {
-                let (a, b) = (chunk(codes[2 * pair], i), chunk(codes[2 * pair + 1], i));
-                acc = add(acc, a, b, spread(c, i));
+        let codes = record_scale_bytes(self.w.dtype(), self.w.value_count()) + self.run * self.first_group;
+        let mut members = [Member { x: 0.0, scales: &[0; 2 * TILE_GROUPS], codes: &[] }; SET];
+        for (k, member) in members.iter_mut().enumerate() {
+            let position = k * self.sets + s;
+            let exists = s < self.sets && position <= last;
+            let record = self.w.record(self.x.indices[if exists { position } else { last }] as usize);
+            member.codes = &record[codes..][..self.run * self.groups];
+            if exists {
+                member.x = self.x.values[position];
+                member.scales = &record[2 * self.first_group..];
             }
-            sums.iter_mut().zip(acc).for_each(|(sum, acc)| store_i32(sum, acc));
+        }
+        members
+    }
+
+    /// The codes of set `s`.
+    pub(super) fn codes(&self, s: usize) -> [&'a [u8]; SET] {
+        let mut codes = [&[][..]; SET];
+        for (codes, member) in codes.iter_mut().zip(self.members(s)) {
+            *codes = member.codes;
+        }
+        codes
+    }
+
+    /// Finds the largest magnitude of any entry's product with its scale, for every group.
+    #[target_feature(enable = "avx2,f16c")]
+    fn find_largest(&mut self) {
+        let magnitude = _mm256_set1_epi32(i32::MAX);
+        for s in 0..self.sets {
+            let members = self.members(s);
+            for later in self.members(s + SETS_AHEAD) {
+                prefetch(&later.scales[..2 * self.groups]);
+            }
+            for (run, largest) in self.largest[..self.groups.div_ceil(8)].iter_mut().enumerate() {
+                let mut bits = _mm256_castps_si256(*largest);
+                for member in &members {
+                    let product = _mm256_castps_si256(products(member.x, member.scales, run));
+                    bits = _mm256_max_epi32(bits, _mm256_and_si256(product, magnitude));
+                }
+                *largest = _mm256_castsi256_ps(bits);
+            }
         }
     }
 
-    /// Sets the coefficients of the set from `start` on; those of records that are not there are 0.
+    /// Sets the coefficients of set `s`, and adds them up.
+    #[target_feature(enable = "avx2,f16c")]
+    pub(super) fn coefficients(&mut self, s: usize, out: &mut [PairCoefficients; SET / 2]) {
+        let members = self.members(s);
+        for run in 0..self.groups.div_ceil(8) {
+            let mut sum = self.coefficient_sums[run];
+            for (pair, out) in members.as_chunks::<2>().0.iter().zip(out.iter_mut()) {
+                let (a, b) = (self.coefficient(&pair[0], run), self.coefficient(&pair[1], run));
+                sum = _mm256_add_epi32(sum, _mm256_add_epi32(a, b));
+                store_i32(&mut out[run], _mm256_blend_epi16::<0b1010_1010>(a, _mm256_slli_epi32::<16>(b)));
+            }
+            self.coefficient_sums[run] = sum;
+        }
+    }
+
+    /// The coefficients of the groups `8 run..8 run + 8` of one record.
     #[target_feature(enable = "avx2,f16c")]
     #[inline]
-    fn coefficients(
-        &self,
-        start: usize,
-        inverse: &[__m256],
-        coefficient_sums: &mut [__m256i; TILE_RUNS],
-        out: &mut [PairCoefficients; SET / 2],
-    ) {
-        for (pair, out) in out.iter_mut().enumerate() {
-            let [a, b] = [start + 2 * pair, start + 2 * pair + 1].map(|i| self.factors(i));
-            let coefficient = |factors: Option<(f32, &[u8])>, run: usize| match factors {
-                Some((x, scales)) => round(_mm256_mul_ps(products(x, scales, run), inverse[run]), self.cmax),
-                None => _mm256_setzero_si256(),
-            };
-            for (run, (out, sum)) in
-                out[..inverse.len()].iter_mut().zip(coefficient_sums.iter_mut()).enumerate()
-            {
-                let (a, b) = (coefficient(a, run), coefficient(b, run));
-                *sum = _mm256_add_epi32(*sum, _mm256_add_epi32(a, b));
-                store_i32(out, _mm256_blend_epi16::<0b1010_1010>(a, _mm256_slli_epi32::<16>(b)));
-            }
-        }
+    fn coefficient(&self, member: &Member<'_>, run: usize) -> __m256i {
+        round(_mm256_mul_ps(products(member.x, member.scales, run), self.inverse[run]), self.cmax)
     }
 
-    /// Value and scales of entry `i`, if there is one.
-    #[inline]
-    fn factors(&self, i: usize) -> Option<(f32, &'a [u8])> {
-        self.x.values.get(i).map(|&x| (x, self.scales(i)))
+    /// For every group the sum of its coefficients, and the bits of what its sums are multiplied with.
+    #[target_feature(enable = "avx2")]
+    pub(super) fn corrections_and_scales(&self) -> [PerGroup; 2] {
+        let [mut corrections, mut scales] = [[[0; 8]; TILE_RUNS]; 2];
+        let (cmax, tensor_scale) = (_mm256_set1_ps(self.cmax), _mm256_set1_ps(self.w.scale()));
+        for run in 0..TILE_RUNS {
+            store_i32(&mut corrections[run], self.coefficient_sums[run]);
+            let scale = _mm256_mul_ps(_mm256_div_ps(self.largest[run], cmax), tensor_scale);
+            store_i32(&mut scales[run], _mm256_castps_si256(scale));
+        }
+        [corrections, scales]
     }
 }
 
@@ -210,57 +185,87 @@ fn products(x: f32, scales: &[u8], run: usize) -> __m256 {
     _mm256_mul_ps(_mm256_set1_ps(x), load_f16(&scales.as_chunks::<16>().0[run]))
 }
 
-/// Chunk `i` of `codes`; the last one may be half a chunk, filled up with zeros.
-#[target_feature(enable = "avx2")]
+/// Stores the values of a chunk: `values[k]` has outputs `4 k..4 k + 4` of every 128 bits' outputs.
 #[inline]
-fn chunk(codes: &[u8], i: usize) -> __m256i {
-    match codes.as_chunks::<CHUNK>().0.get(i) {
-        Some(chunk) => load(chunk),
-        None => _mm256_zextsi128_si256(load_half(&codes.as_chunks::<16>().0[2 * i])),
+pub(super) fn store_chunk<const REGISTER: usize, const SUMS: usize>(
+    out: &mut [f32],
+    values: &[[f32; REGISTER]; SUMS],
+) {
+    for (i, out) in out.chunks_mut(4).enumerate() {
+        out.copy_from_slice(&values[i % SUMS][4 * (i / SUMS)..][..out.len()]);
     }
 }
 
-/// Asks for a share of the next set's codes: all of them after the last chunk.
-#[target_feature(enable = "avx2")]
+/// Asks for the share of chunk `i` and a pair of records in the codes of the next set, so that every line is asked for.
 #[inline]
-fn prefetch_share(next: &[&[u8]; SET], i: usize) {
-    for codes in &next[i % 2 * (SET / 2)..][..SET / 2] {
-        prefetch(&codes[i / 2 * 64..][..1]);
-    }
-}
-
-/// What turns the sums of a group into outputs.
-struct Finish {
-    scales: [[f32; 8]; TILE_RUNS],
-    corrections: [[i32; 8]; TILE_RUNS],
-}
-
-impl Finish {
-    #[target_feature(enable = "avx2")]
-    fn new(scales: [__m256; TILE_RUNS], corrections: [__m256i; TILE_RUNS]) -> Self {
-        let mut new = Self { scales: [[0.0; 8]; TILE_RUNS], corrections: [[0; 8]; TILE_RUNS] };
-        for run in 0..TILE_RUNS {
-            store_f32(&mut new.scales[run], scales[run]);
-            store_i32(&mut new.corrections[run], corrections[run]);
+pub(super) fn ask_share<const CHUNK: usize>(next: &[&[u8]; SET], pair: usize, i: usize) {
+    let in_line = const { LINE_BYTES / CHUNK };
+    for k in [2 * pair, 2 * pair + 1] {
+        if k % in_line == i % in_line {
+            prefetch(&next[k][LINE_BYTES * (i / in_line)..][..1]);
         }
-        new
-    }
-
-    /// Stores the outputs of the groups from `group` on, each in four of the sums.
-    #[target_feature(enable = "avx2")]
-    #[inline]
-    fn store<const SUMS: usize>(&self, out: &mut [f32], sums: [__m256i; SUMS], group: usize) {
-        let mut values = [[0.0; 8]; SUMS];
-        for (i, (value, sum)) in values.iter_mut().zip(sums).enumerate() {
-            let group = group + 8 * i / GROUP_SIZE;
-            let (Some(&scale), Some(&correction)) =
-                (self.scales.as_flattened().get(group), self.corrections.as_flattened().get(group))
-            else {
-                break;
-            };
-            let sum = _mm256_cvtepi32_ps(_mm256_sub_epi32(sum, _mm256_set1_epi32(correction)));
-            store_f32(value, _mm256_mul_ps(sum, _mm256_set1_ps(scale)));
-        }
-        out.copy_from_slice(&values.as_flattened()[..out.len()]);
     }
 }
+
+/// Chunk `i` of `codes`, or `rest`, which is what is left after the whole chunks.
+#[inline]
+pub(super) fn chunk<'a, const CHUNK: usize>(
+    codes: &'a [u8],
+    rest: &'a [u8; CHUNK],
+    i: usize,
+) -> &'a [u8; CHUNK] {
+    codes.as_chunks().0.get(i).unwrap_or(rest)
+}
+
+/// Copies what is left of the codes after their whole chunks. What `rest` has beyond may be anything.
+pub(super) fn copy_rest<const CHUNK: usize>(rest: &mut [[u8; CHUNK]; SET], codes: &[&[u8]; SET]) {
+    for (rest, codes) in rest.iter_mut().zip(codes) {
+        let (_, last) = codes.as_chunks::<CHUNK>();
+        if !last.is_empty() {
+            rest[..last.len()].copy_from_slice(last);
+        }
+    }
+}
+
+/// Defines the product `$name` of a level.
+///
+/// Of the level are, by these names, `LANES`, how many times 128 bits a register has, `load_codes`, `load_sums`,
+/// `store_sums` and `to_values`. `$spread` brings numbers of groups to where a chunk of codes wants them, `$add` adds
+/// such chunks of two records, and `$order` undoes the order in which it left the `$sums` registers of sums, given the
+/// sums of coefficients.
+macro_rules! sparse_product {
+    (
+        $features:literal, $name:ident, $run:literal, $largest_code:literal, $sums:literal,
+        $spread:ident, $add:ident, $order:ident
+    ) => {
+        #[target_feature(enable = $features)]
+        pub(super) fn $name(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) {
+            const OUTPUTS: usize = 4 * LANES * $sums;
+            let mut tile = Tile::new(w, x, first, out.len(), $run, $largest_code);
+            let mut sums = [[[0; 4 * LANES]; $sums]; SPARSE_TILE / OUTPUTS];
+            let mut coefficients = <[PairCoefficients; SET / 2]>::default();
+            let mut rest = [[0; 16 * LANES]; SET];
+            for s in 0..tile.sets {
+                tile.coefficients(s, &mut coefficients);
+                let (set, next) = (tile.codes(s), tile.codes(s + 1));
+                copy_rest(&mut rest, &set);
+                for (i, sums) in sums[..out.len().div_ceil(OUTPUTS)].iter_mut().enumerate() {
+                    let mut acc = load_sums(sums);
+                    for (pair, c) in coefficients.iter().enumerate() {
+                        ask_share::<{ 16 * LANES }>(&next, pair, i);
+                        let a = load_codes(chunk(set[2 * pair], &rest[2 * pair], i));
+                        let b = load_codes(chunk(set[2 * pair + 1], &rest[2 * pair + 1], i));
+                        acc = $add(acc, a, b, $spread(c, i));
+                    }
+                    store_sums(sums, acc);
+                }
+            }
+            let [corrections, scales] = tile.corrections_and_scales();
+            for (i, (out, sums)) in out.chunks_mut(OUTPUTS).zip(&sums).enumerate() {
+                let sums = $order(load_sums(sums), $spread(&corrections, i));
+                store_chunk(out, &to_values(sums, $spread(&scales, i)));
+            }
+        }
+    };
+}
+pub(super) use sparse_product;
