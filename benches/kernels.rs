@@ -147,12 +147,20 @@ fn quantize(c: &mut Criterion) {
 /// The operations on vectors, with the number of slices that each reads and writes.
 fn element_wise(c: &mut Criterion) {
     type Op = fn(&Kernels, &mut [f32], &[f32]);
-    let operations: [(&str, u64, Op); 6] = [
+    let operations: [(&str, u64, Op); 14] = [
         ("layer_norm", 4, |kernels, out, x| kernels.layer_norm(out, x, x, x, 1e-5)),
+        ("l2_normalize", 2, |kernels, out, _| kernels.l2_normalize(out)),
+        ("dot3", 3, |kernels, out, x| out[0] = kernels.dot3(x, x, x)),
         ("lerp", 4, |kernels, out, x| kernels.lerp(out, x, x, x)),
         ("sigmoid_mul", 3, |kernels, out, x| kernels.sigmoid_mul(out, x, x)),
+        ("silu_mul", 3, |kernels, out, x| kernels.silu_mul(out, x, x)),
+        ("mul", 3, |kernels, out, x| kernels.mul(out, x, x)),
         ("relu_squared", 2, |kernels, out, _| kernels.relu_squared(out)),
         ("add", 3, |kernels, out, x| kernels.add(out, x)),
+        ("tanh", 2, |kernels, out, _| kernels.tanh(out)),
+        ("sigmoid", 2, |kernels, out, _| kernels.sigmoid(out)),
+        ("decay6", 2, |kernels, out, _| kernels.decay6(out)),
+        ("decay7", 2, |kernels, out, _| kernels.decay7(out)),
         ("softmax", 2, |kernels, out, x| {
             kernels.softmax(out, x);
         }),
@@ -167,6 +175,47 @@ fn element_wise(c: &mut Criterion) {
                 let id = id("f32", n, kernels);
                 group.bench_function(id, |b| b.iter(|| run(kernels, black_box(&mut out), black_box(&x))));
             }
+        }
+    }
+}
+
+/// One row of an embedding.
+fn dequantize_record(c: &mut Criterion) {
+    let mut group = group(c, "dequantize_record");
+    for dtype in DType::ALL {
+        for n in WIDTHS {
+            let mut data = vec![0; record_bytes(dtype, n).expect("a size")];
+            encode_record(dtype, &values(n), TENSOR_SCALE, &mut data).expect("small values");
+            let w = Records::new(dtype, 1, n, TENSOR_SCALE, &data).expect("a record");
+            let mut out = vec![0.0; n];
+            group.throughput(Throughput::Bytes(data.len() as u64));
+            for kernels in levels() {
+                let id = id(dtype.name(), n, kernels);
+                group
+                    .bench_function(id, |b| b.iter(|| kernels.dequantize_record(&mut out, black_box(&w), 0)));
+            }
+        }
+    }
+}
+
+/// One head, whose state is read and written.
+fn wkv_heads(c: &mut Criterion) {
+    type Op = fn(&Kernels, &mut [f32], &mut [f32], &[f32], &[f32]);
+    let operations: [(&str, Op); 2] = [
+        ("wkv6", |kernels, y, state, x, decay| kernels.wkv6(y, state, x, x, x, x, decay)),
+        ("wkv7", |kernels, y, state, x, decay| kernels.wkv7(y, state, x, decay, x, x, x, decay)),
+    ];
+    let n = 64;
+    // Keys of length 1, as the recurrence of RWKV-7 asks for, so that the state stays small.
+    let x: Vec<f32> = values(n).iter().map(|x| x / 8.0).collect();
+    let decay: Vec<f32> = x.iter().map(|x| 0.9 - x.abs()).collect();
+    for (op, run) in operations {
+        let mut group = group(c, op);
+        group.throughput(Throughput::Bytes(8 * (n * n) as u64));
+        for kernels in levels() {
+            let (mut y, mut state) = (vec![0.0; n], vec![0.0; n * n]);
+            let id = id("f32", format_args!("{n}x{n}"), kernels);
+            group.bench_function(id, |b| b.iter(|| run(kernels, &mut y, black_box(&mut state), &x, &decay)));
         }
     }
 }
@@ -201,5 +250,16 @@ fn encode(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, matvec, sparse_matvec, nonzero, quantize, element_wise, wkv4, encode);
+criterion_group!(
+    benches,
+    matvec,
+    sparse_matvec,
+    dequantize_record,
+    nonzero,
+    quantize,
+    element_wise,
+    wkv4,
+    wkv_heads,
+    encode
+);
 criterion_main!(benches);
