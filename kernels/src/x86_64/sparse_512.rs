@@ -58,8 +58,8 @@ fn spread_int8(groups: &PerGroup, chunk: usize) -> __m512i {
     _mm512_inserti64x4::<1>(_mm512_set1_epi32(a), _mm256_set1_epi32(b))
 }
 
-/// Adds four nibbles of every word, of each 128 bits' first words, then of the others: nibble 3 alone, nibbles 2 and up,
-/// 1 and up, and 0 to 2.
+/// Adds four nibbles of every word, of each 128 bits' first words, then of the others: nibble 3 alone, nibbles 2 and
+/// up, 1 and up, and 0 to 2.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
 fn add_int4(sums: [__m512i; 8], a: __m512i, b: __m512i, c: __m512i) -> [__m512i; 8] {

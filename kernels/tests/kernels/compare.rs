@@ -397,6 +397,23 @@ fn record_dots_of_every_length_and_any_bytes() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "about values, not memory")]
+fn sparse_matvec_of_int8_code_minus_128() {
+    let mut report = Report::default();
+    let mut rng = Rng(19);
+    let mut w = TestRecords::new(DType::Int8, 41, 390, Bytes::Constant(0x80), &mut rng);
+    let stride = w.view().stride();
+    for record in w.data.chunks_exact_mut(stride) {
+        record[..64].as_chunks_mut().0.fill([0x00, 0x3c]);
+    }
+    let indices: Vec<u32> = (0..41).collect();
+    for values in [vec![1.0; 41], vec![-1.0; 41], rng.normals(41)] {
+        check_sparse(&mut report, &w, &indices, &values, 0, 390, "codes -128");
+    }
+    report.finish();
+}
+
+#[test]
 fn read_of_every_length_and_number_of_streams() {
     let mut rng = Rng(18);
     for len in lengths() {
