@@ -189,11 +189,18 @@
 //! # Adding an instruction set
 //!
 //! Add the level to [`Isa`], with its name and its detection, and a table of it to `Kernels::for_isa`: a constant
-//! that takes what it does not improve from the level it builds on by struct update. Operations that compilers vectorise
-//! well are the scalar bodies again, compiled with the level's features; the rest is written by hand, as safe
-//! functions whose loads and stores know their lengths by type. The tests compare every available level with
-//! scalar, and scalar with pinned results; set `RWKV_EDGE_EXPECT_ISA` to a level's name to be sure that they ran
-//! on it.
+//! that takes what it does not improve from the level that it builds on, by struct update. Operations that
+//! compilers vectorise well are the scalar bodies again, compiled with the level's features; the rest is written
+//! by hand, as safe functions whose loads and stores know their lengths by type. The tests compare every available
+//! level with scalar, and scalar with pinned results; set `RWKV_EDGE_EXPECT_ISA` to a level's name to be sure that
+//! they ran on it.
+//!
+//! # Several vectors at once
+//!
+//! A product with the vectors of several tokens will be entries of its own beside those of `matvec`, with one
+//! output and one [`Activation`] per vector; each output has the bits that `matvec` gives for its vector, so the
+//! contract stays as it is. The walk over block rows and the dot product of a group with a vector are the same:
+//! the latter is called once per vector while the block is at hand, and only the sums are there as many times.
 
 #![deny(unsafe_code)]
 
