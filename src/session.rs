@@ -132,7 +132,7 @@ impl Session {
     /// Allocates a session and starts its threads.
     ///
     /// # Errors
-    /// If the sampling parameters are out of range or a thread cannot be started.
+    /// If the sampling parameters are out of range, a thread cannot be started, or the file is damaged.
     pub fn new(model: Arc<Model>, options: &SessionOptions) -> Result<Self> {
         let plan = Self::plan(&model, options);
         let sampling = options.sampling.unwrap_or(model.chat().sampling);
@@ -146,7 +146,7 @@ impl Session {
             tokens_fed: 0,
             meter: Meter::default(),
             without: options.without,
-            verifier: model.take_verifier(),
+            verifier: model.take_verifier()?,
             model,
         };
         session.reset()?;

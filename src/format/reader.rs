@@ -203,7 +203,7 @@ impl ModelFile {
     /// # Errors
     /// [`ErrorKind::Checksum`] naming the first damaged tensor.
     pub fn verify_all(&self) -> Result<()> {
-        Verifier::new(self).advance(self, usize::MAX).map(drop)
+        Verifier::new(self)?.advance(self, usize::MAX).map(drop)
     }
 
     /// Checks every record of the tensors that are checked by record: the embedding.

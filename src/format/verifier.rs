@@ -15,18 +15,28 @@ pub struct Verifier {
     /// Bytes of it that went into the hash.
     done: usize,
     hasher: crc32fast::Hasher,
-    /// End of the tensor before it.
-    end: usize,
 }
 
 impl Verifier {
-    /// Nothing of `file` is checked yet.
-    pub fn new(file: &ModelFile) -> Self {
-        Self { tensor: 0, done: 0, hasher: crc32fast::Hasher::new(), end: file.data_start() }
+    /// Nothing of `file` is checked yet but that there are only zeros between tensors, which is done here.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Checksum`] naming the tensor after other bytes.
+    pub fn new(file: &ModelFile) -> Result<Self> {
+        let mut end = file.data_start();
+        for tensor in file.tensors() {
+            let range = file.range(tensor);
+            if !file.mapping().get(end..range.start).is_some_and(all_zero) {
+                let what = format!("the padding before tensor {}", tensor.name);
+                return Err(file.annotate(ErrorKind::Checksum { what }.into()));
+            }
+            end = range.end;
+        }
+        Ok(Self { tensor: 0, done: 0, hasher: crc32fast::Hasher::new() })
     }
 
-    /// Checks about `bytes` more: every tensor that has a checksum of its own, and that there are only zeros between
-    /// tensors. Returns whether all are checked. Errors of damaged tensors come when their last byte was read.
+    /// Checks about `bytes` more of the tensors that have a checksum of their own, and returns whether all are checked.
+    /// The error of a damaged tensor comes when its last byte was read.
     ///
     /// # Errors
     /// [`ErrorKind::Checksum`] naming the damaged tensor.
@@ -37,10 +47,6 @@ impl Verifier {
                 return Ok(false);
             }
             let range = file.range(tensor);
-            if self.done == 0 && !file.mapping().get(self.end..range.start).is_some_and(all_zero) {
-                let what = format!("the padding before tensor {}", tensor.name);
-                return Err(file.annotate(ErrorKind::Checksum { what }.into()));
-            }
             if !tensor.checked_by_record {
                 let len = SLICE_BYTES.min(left).min(range.len() - self.done);
                 let slice = &file.bytes(tensor)[self.done..][..len];
@@ -58,7 +64,7 @@ impl Verifier {
                     return Err(file.annotate(ErrorKind::Checksum { what }.into()));
                 }
             }
-            (self.tensor, self.done, self.end) = (self.tensor + 1, 0, range.end);
+            (self.tensor, self.done) = (self.tensor + 1, 0);
         }
         Ok(true)
     }

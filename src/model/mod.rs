@@ -255,8 +255,8 @@ impl Model {
     }
 
     /// A verifier if the file is still to be checked; once.
-    pub(crate) fn take_verifier(&self) -> Option<Verifier> {
-        self.unverified.swap(false, Ordering::Relaxed).then(|| Verifier::new(&self.file))
+    pub(crate) fn take_verifier(&self) -> Result<Option<Verifier>> {
+        self.unverified.swap(false, Ordering::Relaxed).then(|| Verifier::new(&self.file)).transpose()
     }
 
     /// Whether logits come as estimates first.
