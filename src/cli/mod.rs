@@ -61,7 +61,7 @@ struct ComputeArgs {
 /// Which kernels to run on what.
 #[derive(Args)]
 struct KernelArgs {
-    /// Instruction set of the kernels: scalar, avx2 [default: $RWKV_EDGE_ISA, or the best this CPU has]
+    /// Instruction set of the kernels, by the names that `info` lists [default: $RWKV_EDGE_ISA, or the best this CPU has]
     #[arg(long)]
     isa: Option<Isa>,
     /// Do not check the weights' checksums

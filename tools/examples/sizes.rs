@@ -50,8 +50,11 @@ fn main() -> Result<()> {
         for dtype in [DType::Int4, DType::Int8] {
             let plan = plan(config.clone(), dtype)?;
             let tensors = plan.tensors();
-            weights =
-                tensors.iter().map(|t| (t.shape[0] * t.shape[1]) as u64).sum::<u64>() - config.n_vocab as u64;
+            // The residual and the bounds of a nested head are the head's weights again; checksums are none.
+            let again = [names::HEAD_RESIDUAL, names::HEAD_BOUND];
+            let own =
+                tensors.iter().filter(|t| t.dtype.weight().is_some() && !again.contains(&t.name.as_str()));
+            weights = own.map(|t| (t.shape[0] * t.shape[1]) as u64).sum::<u64>();
             let embedding: u64 = tensors.iter().filter(|t| t.checked_by_record).map(|t| t.len).sum();
             let resident = plan.file_len() - embedding + memory;
             row += &format!(" {:.0} | {:.0} |", plan.file_len() as f64 / 1e6, resident as f64 / 1e6);
