@@ -301,7 +301,7 @@ impl Session {
         let mut buffers = arena.carve();
         let Memory { logits, sampler: mut buf, exact, .. } = Memory::take(&mut buffers, model.config());
         let mut scratch = buffers.rest();
-        let (bounds, norm) = model.logit_bounds(&mut scratch.carve())?;
+        let (bounds, norm) = model.logit_bounds(meter, &mut scratch.carve())?;
         let estimates = Estimates { logits, bounds, norm };
         if !estimates.are_finite() {
             return Ok(None);

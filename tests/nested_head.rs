@@ -4,21 +4,14 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{VERSIONS, all_logits, convert, fixture, model, open, options, root, session, token_walk};
+use common::{
+    PLAIN, VERSIONS, all_logits, convert, fixture, model, open, options, root, session, token_walk,
+};
 use rwkv_edge::format::SamplingParams;
 use rwkv_edge::kernels::DType;
 use rwkv_edge::model::names;
 use rwkv_edge::{LoadOptions, Model, Savings, Session, SessionOptions};
 use rwkv_quantize::policy::Wanted;
-
-const PLAIN: SamplingParams = SamplingParams {
-    temperature: 1.0,
-    top_p: 1.0,
-    top_k: 0,
-    presence_penalty: 0.0,
-    frequency_penalty: 0.0,
-    penalty_decay: 0.99,
-};
 
 /// Greedy, top-k, top-p, all of them, and each with penalties and with rewards for repetition.
 fn samplings() -> Vec<SamplingParams> {
@@ -34,6 +27,7 @@ fn samplings() -> Vec<SamplingParams> {
     let with = |sampling: SamplingParams, (presence_penalty, frequency_penalty)| SamplingParams {
         presence_penalty,
         frequency_penalty,
+        penalty_decay: 0.99,
         ..sampling
     };
     plain.into_iter().flat_map(|sampling| penalties.map(|penalty| with(sampling, penalty))).collect()

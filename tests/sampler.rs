@@ -1,5 +1,8 @@
 //! The sampler against a literal reference in f64, and its edges.
 
+mod common;
+
+use common::PLAIN;
 use rwkv_edge::SamplingParams;
 use rwkv_edge::kernels::Kernels;
 use rwkv_edge::sampler::{Sampler, SamplerBuffers};
@@ -27,15 +30,6 @@ impl Memory {
         SamplerBuffers { probs, candidates, counts, seen }
     }
 }
-
-const PLAIN: SamplingParams = SamplingParams {
-    temperature: 1.0,
-    top_p: 1.0,
-    top_k: 0,
-    presence_penalty: 0.0,
-    frequency_penalty: 0.0,
-    penalty_decay: 1.0,
-};
 
 fn sample(sampler: &mut Sampler, logits: &[f32]) -> u32 {
     let mut memory = Memory::new(logits.len());

@@ -13,7 +13,7 @@ use rwkv_edge::model::{Phase, Profile, Traffic};
 use rwkv_edge::threads::Pool;
 use rwkv_edge::{Model, Savings, Session, SessionOptions, Verify, console, cpu};
 
-use super::{KernelArgs, load};
+use super::{KernelArgs, load, model_name};
 
 #[derive(Args)]
 pub(super) struct BenchArgs {
@@ -98,10 +98,6 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
         false => print_text(out, args, &model, &runs)?,
     }
     Ok(())
-}
-
-fn model_name(args: &BenchArgs) -> String {
-    args.model.as_ref().map_or("built-in".into(), |path| path.display().to_string())
 }
 
 fn measure(args: &BenchArgs, model: &Arc<Model>, threads: usize) -> Result<Measured> {
@@ -210,7 +206,7 @@ impl Measured {
 }
 
 fn print_text(out: &mut impl Write, args: &BenchArgs, model: &Model, runs: &[Measured]) -> io::Result<()> {
-    writeln!(out, "model             {} ({})", model_name(args), model.config().version)?;
+    writeln!(out, "model             {} ({})", model_name(args.model.as_ref()), model.config().version)?;
     writeln!(out, "kernels           {}", model.kernels().isa())?;
     for run in runs {
         writeln!(out, "threads           {}", run.threads)?;
@@ -250,7 +246,7 @@ fn print_profile(out: &mut impl Write, run: &Measured) -> io::Result<()> {
 }
 
 fn print_json(out: &mut impl Write, args: &BenchArgs, model: &Model, runs: &[Measured]) -> io::Result<()> {
-    write!(out, "{{\"model\":{},", json_string(&model_name(args)))?;
+    write!(out, "{{\"model\":{},", json_string(&model_name(args.model.as_ref())))?;
     write!(out, "\"version\":{},", json_string(&model.config().version.to_string()))?;
     write!(out, "\"isa\":{},\"runs\":[", json_string(model.kernels().isa().name()))?;
     for (i, run) in runs.iter().enumerate() {

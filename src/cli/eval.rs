@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use rwkv_edge::{Model, Session, SessionOptions, Verify, console};
 
-use super::ModelArgs;
+use super::{ModelArgs, load};
 
 #[derive(Args)]
 pub(super) struct EvalArgs {
@@ -33,8 +33,11 @@ pub(super) struct EvalArgs {
 
 pub(super) fn run(args: &EvalArgs) -> Result<()> {
     let model = args.model.load(Verify::AtOnce)?;
-    let reference =
-        args.against.as_ref().map(|path| args.model.compute.load(Some(path), Verify::AtOnce)).transpose()?;
+    let reference = args
+        .against
+        .as_ref()
+        .map(|path| load(Some(path), &args.model.compute.kernels, Verify::AtOnce))
+        .transpose()?;
     if let Some(reference) = &reference {
         check_comparable(&model, reference)?;
     }

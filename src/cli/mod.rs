@@ -71,23 +71,23 @@ struct KernelArgs {
 
 impl ModelArgs {
     fn load(&self, verify: Verify) -> Result<Arc<Model>> {
-        self.compute.load(self.model.as_ref(), verify)
+        load(self.model.as_ref(), &self.compute.kernels, verify)
     }
 
-    /// The model's name for people.
     fn name(&self) -> String {
-        self.model.as_ref().map_or("built-in".into(), |path| path.display().to_string())
+        model_name(self.model.as_ref())
     }
 }
 
 impl ComputeArgs {
-    fn load(&self, path: Option<&PathBuf>, verify: Verify) -> Result<Arc<Model>> {
-        load(path, &self.kernels, verify)
-    }
-
     fn threads(&self) -> Option<usize> {
         self.threads.map(usize::from)
     }
+}
+
+/// A model's name for people.
+fn model_name(path: Option<&PathBuf>) -> String {
+    path.map_or("built-in".into(), |path| path.display().to_string())
 }
 
 fn load(path: Option<&PathBuf>, args: &KernelArgs, verify: Verify) -> Result<Arc<Model>> {

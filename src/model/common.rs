@@ -1,9 +1,7 @@
 //! What all RWKV versions share: weights as handles into the file, operations that run on the thread pool,
 //! input vectors in quantized form, and the sparse product of channel mixing.
 
-use rwkv_edge_kernels::layout::{
-    Activation, ActivationMut, GROUP_SIZE, Matrix, Records, Sparse, padded_cols,
-};
+use rwkv_edge_kernels::layout::{Activation, ActivationMut, GROUP_SIZE, Matrix, Sparse, padded_cols};
 use rwkv_edge_kernels::{Kernels, SPARSE_TILE};
 
 use crate::error::Result;
@@ -154,7 +152,7 @@ impl<'a> Ops<'a> {
                 kernels.matvec(out, matrix, row, *input);
             }
         });
-        views.iter().flatten().for_each(|(matrix, _)| self.release(matrix));
+        views.iter().flatten().for_each(|(matrix, _)| self.release(matrix.data()));
         Ok(())
     }
 
@@ -165,17 +163,11 @@ impl<'a> Ops<'a> {
         Ok(matrix)
     }
 
-    /// Ends the use of a matrix for this token.
-    pub(crate) fn release(&self, matrix: &Matrix<'_>) {
+    /// Ends the use of a tensor's bytes for this token.
+    pub(crate) fn release(&self, data: &[u8]) {
         if self.transient {
-            self.file.release(matrix.data());
+            self.file.release(data);
         }
-    }
-
-    /// Counts `rows` rows of the head's residual as read.
-    pub(crate) fn count_residual(&mut self, residual: Records<'_>, rows: usize) {
-        self.meter.traffic.residual_rows += rows as u64;
-        self.meter.traffic.weight_bytes += (rows * residual.stride()) as u64;
     }
 
     /// `out = columns @ relu(x)^2`, reading only the columns of positive inputs; `x` is overwritten.
@@ -201,9 +193,7 @@ impl<'a> Ops<'a> {
         self.pool.for_each_piece([(out, piece)], &|index, [out]| {
             kernels.sparse_matvec(out, &columns, index * piece, sparse);
         });
-        if self.transient {
-            self.file.release(columns.data());
-        }
+        self.release(columns.data());
         Ok(())
     }
 }

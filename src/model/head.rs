@@ -5,13 +5,14 @@
 //! row of the second, so no logit is further from its estimate than that times the norm of the input
 //! (Cauchy and Schwarz). Rows that by this bound can no longer be sampled need not be read.
 
-use rwkv_edge_kernels::{DType, GROUP_SIZE};
+use rwkv_edge_kernels::{DType, GROUP_SIZE, Records};
 
 use crate::error::{Error, Result};
 use crate::format::{Config, MatrixRef, ModelFile, RecordsRef, TensorLayout, VectorRef};
 use crate::memory::Buffers;
 
 use super::common::{Input, Norm, Ops};
+use super::meter::Meter;
 use super::names;
 
 /// Fewest rows of the residual that a thread takes at a time.
@@ -54,6 +55,14 @@ impl Residual {
             return Err(Error::malformed(format!("{} is {}, not int4", names::HEAD_RESIDUAL, rows.dtype())));
         }
         Ok(Self { rows, bound: file.vector_ref(names::HEAD_BOUND, n_vocab)? })
+    }
+
+    /// The rows, of which `count` will be read.
+    fn read<'a>(&self, ops: &mut Ops<'a>, count: usize) -> Result<Records<'a>> {
+        let rows = ops.file.records(self.rows)?;
+        ops.meter.traffic.residual_rows += count as u64;
+        ops.meter.traffic.weight_bytes += (count * rows.stride()) as u64;
+        Ok(rows)
     }
 }
 
@@ -100,9 +109,8 @@ impl Head {
         logits: &mut [f32],
         scratch: &Scratch<'_>,
     ) -> Result<()> {
-        let Some(Residual { rows, .. }) = self.residual else { return Ok(()) };
-        let rows = ops.file.records(rows)?;
-        ops.count_residual(rows, logits.len());
+        let Some(residual) = self.residual else { return Ok(()) };
+        let rows = residual.read(ops, logits.len())?;
         let (kernels, x) = (ops.kernels, scratch.input.view());
         ops.pool.for_each_range([logits], RESIDUAL_GRAIN, &|_, first, logits| {
             let mut indices = [0; RESIDUAL_GRAIN];
@@ -114,6 +122,7 @@ impl Head {
                 logits.iter_mut().zip(added).for_each(|(logit, added)| *logit += *added);
             }
         });
+        ops.release(rows.data());
         Ok(())
     }
 
@@ -126,9 +135,8 @@ impl Head {
         exact: &mut [f32],
         scratch: &Scratch<'_>,
     ) -> Result<()> {
-        let Some(Residual { rows, .. }) = self.residual else { return Ok(()) };
-        let rows = ops.file.records(rows)?;
-        ops.count_residual(rows, indices.len());
+        let Some(residual) = self.residual else { return Ok(()) };
+        let rows = residual.read(ops, indices.len())?;
         let (kernels, x) = (ops.kernels, scratch.input.view());
         ops.pool.for_each_range([exact], RESIDUAL_GRAIN, &|_, first, exact| {
             let indices = &indices[first..][..exact.len()];
@@ -139,8 +147,15 @@ impl Head {
     }
 
     /// Upper bounds of how far each logit is from its estimate are the first times the second.
-    pub(crate) fn bounds<'a>(&self, file: &'a ModelFile, scratch: &Scratch<'_>) -> Result<(&'a [f32], f32)> {
+    pub(crate) fn bounds<'a>(
+        &self,
+        file: &'a ModelFile,
+        meter: &mut Meter,
+        scratch: &Scratch<'_>,
+    ) -> Result<(&'a [f32], f32)> {
         let Some(Residual { bound, .. }) = self.residual else { return Ok((&[], 0.0)) };
+        let bounds = file.vector(bound)?;
+        meter.traffic.weight_bytes += size_of_val(bounds) as u64;
         let x = scratch.input.view();
         let squares = x.codes.chunks_exact(GROUP_SIZE).zip(x.scales).map(|(codes, &scale)| {
             let squares: i32 = codes.iter().map(|&code| i32::from(code) * i32::from(code)).sum();
@@ -149,7 +164,7 @@ impl Head {
         let norm = squares.sum::<f64>().sqrt();
         // What is computed in f32 is off by fewer than n / 32 + 8 roundings, which are below a thousandth up to
         // n = 500,000.
-        Ok((file.vector(bound)?, (norm * 1.001) as f32))
+        Ok((bounds, (norm * 1.001) as f32))
     }
 }
 

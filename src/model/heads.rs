@@ -82,12 +82,8 @@ impl HeadNorm {
         work: &UnitWork<'_, N>,
     ) {
         let (n, unit) = (self.head_size, self.unit());
-        pool.for_each_piece([(state, unit * n), (out, unit), (scratch, N * unit)], &|i,
-                                                                                     [
-            state,
-            out,
-            mut scratch,
-        ]| {
+        let pieces = [(state, unit * n), (out, unit), (scratch, N * unit)];
+        pool.for_each_piece(pieces, &|i, [state, out, mut scratch]| {
             let channels = i * unit..i * unit + out.len();
             let vectors = [(); N].map(|()| scratch.split_off_mut(..out.len()).unwrap_or_default());
             work(channels, state, out, vectors);

@@ -330,8 +330,12 @@ impl Model {
     }
 
     /// Upper bounds of how far the logits are from their estimates: an element of the first times the second.
-    pub(crate) fn logit_bounds<'a>(&self, buffers: &mut impl Buffers<'a>) -> Result<(&[f32], f32)> {
-        self.head.bounds(&self.file, &Scratch::take(buffers, self.config()).head)
+    pub(crate) fn logit_bounds<'a>(
+        &self,
+        meter: &mut Meter,
+        buffers: &mut impl Buffers<'a>,
+    ) -> Result<(&[f32], f32)> {
+        self.head.bounds(&self.file, meter, &Scratch::take(buffers, self.config()).head)
     }
 
     /// `x = ln0(embedding of token)`; the norm was folded into the table by the converter.
@@ -391,13 +395,14 @@ impl<'a> Scratch<'a> {
     }
 }
 
-/// Bytes of all vectors that a token reads, and of a row of the embedding.
+/// Bytes of all vectors that every token reads, and of a row of the embedding.
 fn small_bytes(file: &ModelFile) -> Result<u64> {
     let embedding = file.tensor("emb.weight")?;
     let is_read = |tensor: &&TensorInfo| {
         tensor.layout == TensorLayout::Vector
             && tensor.dtype == ElementType::F32
             && !tensor.name.ends_with(".time_state")
+            && tensor.name != names::HEAD_BOUND
     };
     let vectors: u64 = file.tensors().iter().filter(is_read).map(|tensor| tensor.len).sum();
     Ok(vectors + embedding.len / embedding.shape[0] as u64)

@@ -158,7 +158,7 @@ impl layer::TimeMix for TimeMix {
                 kernels.silu_mul(out, &g[i], normed);
             },
         );
-        ops.release(&decay_w2);
+        ops.release(decay_w2.data());
         ops.quantize(gated);
         ops.meter.end(Phase::Wkv);
         ops.matvec([out], [(self.output, gated)])

@@ -253,7 +253,7 @@ impl TimeMix {
             kernels.mul(out, t, g);
         });
         let expansions = [Some(decay), Some(iclr), Some(gate), value_mix];
-        expansions.iter().flatten().for_each(|expansion| ops.release(&expansion.second));
+        expansions.iter().flatten().for_each(|expansion| ops.release(expansion.second.data()));
         Ok(())
     }
 }

@@ -6,14 +6,24 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use rwkv_edge::format::SamplingParams;
 use rwkv_edge::kernels::{DType, Isa};
 use rwkv_edge::{LoadOptions, Model, Session, SessionOptions};
 use rwkv_quantize::convert::{Conversion, Options, Progress};
-use rwkv_quantize::policy::Wanted;
 use tempfile::TempDir;
 
 /// Versions that have a fixture `<version>-tiny.pth`.
 pub(crate) const VERSIONS: [&str; 6] = ["v4", "v5.0", "v5.1", "v5.2", "v6", "v7"];
+
+/// Sampling from all tokens by their probability.
+pub(crate) const PLAIN: SamplingParams = SamplingParams {
+    temperature: 1.0,
+    top_p: 1.0,
+    top_k: 0,
+    presence_penalty: 0.0,
+    frequency_penalty: 0.0,
+    penalty_decay: 1.0,
+};
 
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -40,16 +50,7 @@ impl Progress for Quiet {
 }
 
 pub(crate) fn options(dtype: DType) -> Options {
-    Options {
-        wanted: Wanted { dtype, plain_head: false },
-        tokenizer: None,
-        template: None,
-        start_tokens: vec![],
-        sampling: vec![],
-        state: None,
-        group_norm_eps: rwkv_quantize::dims::GROUP_NORM_EPS,
-        threads: 2,
-    }
+    Options { threads: 2, ..Options::new(dtype) }
 }
 
 /// Converts `input` into a file of its own folder, which lives as long as the returned guard.

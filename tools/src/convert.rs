@@ -8,6 +8,7 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rwkv_edge::format::{Config, FileContents, FilePlan, ModelWriter, Provenance, SelfTest, Version};
+use rwkv_edge::kernels::DType;
 use rwkv_edge::kernels::quant::ErrorSums;
 use rwkv_edge::model::names::{self, Extras, ModelTensor, Role};
 use rwkv_edge::{LoadOptions, Model, Tokenizer, Verify, self_test};
@@ -47,6 +48,22 @@ pub struct Options {
     pub group_norm_eps: f32,
     /// Threads that quantize.
     pub threads: usize,
+}
+
+impl Options {
+    /// A checkpoint with all that its shapes imply, as weights of type `dtype`, converted by one thread.
+    pub fn new(dtype: DType) -> Self {
+        Self {
+            wanted: Wanted { dtype, plain_head: false },
+            tokenizer: None,
+            template: None,
+            start_tokens: vec![],
+            sampling: vec![],
+            state: None,
+            group_norm_eps: dims::GROUP_NORM_EPS,
+            threads: 1,
+        }
+    }
 }
 
 /// Receives the progress of a conversion.

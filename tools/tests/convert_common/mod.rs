@@ -10,8 +10,6 @@ use rwkv_edge::format::{ModelFile, TensorInfo, TensorLayout};
 use rwkv_edge::kernels::DType;
 use rwkv_edge::kernels::quant::{decode_matrix_row, decode_record};
 use rwkv_quantize::convert::{Conversion, Options, Progress};
-use rwkv_quantize::dims;
-use rwkv_quantize::policy::Wanted;
 use rwkv_quantize::report::Report;
 use rwkv_quantize::source::torch_writer::{TensorSpec, TorchWriter};
 use rwkv_quantize::source::{Checkpoint, SourceDType};
@@ -199,16 +197,7 @@ impl Parts {
 }
 
 pub(crate) fn options(dtype: DType) -> Options {
-    Options {
-        wanted: Wanted { dtype, plain_head: false },
-        tokenizer: None,
-        template: None,
-        start_tokens: vec![],
-        sampling: vec![],
-        state: None,
-        group_norm_eps: dims::GROUP_NORM_EPS,
-        threads: 2,
-    }
+    Options { threads: 2, ..Options::new(dtype) }
 }
 
 /// A progress that shows nothing.
