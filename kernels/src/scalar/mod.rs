@@ -16,6 +16,7 @@ pub(crate) use activation::{add, lerp, nonzero, quantize, relu_squared, sigmoid_
 pub(crate) use heads::{decay6, decay7, dot3, l2_normalize, mul, sigmoid, silu_mul, tanh, wkv6, wkv7};
 pub(crate) use norm::{layer_norm, softmax};
 pub(crate) use record::{dequantize_record, record_dots};
+pub(crate) use sparse::largest_magnitude;
 pub(crate) use wkv::wkv4;
 
 use crate::isa::Isa;
@@ -32,8 +33,11 @@ pub(crate) const KERNELS: Kernels = Kernels {
     nonzero,
     sparse_f32: sparse::sparse_f32,
     sparse_f16: sparse::sparse_f16,
-    sparse_int8: sparse::sparse_int8,
-    sparse_int4: sparse::sparse_int4,
+    largest_magnitude,
+    sparse_accumulate_int8: sparse::accumulate_int8,
+    sparse_accumulate_int4: sparse::accumulate_int4,
+    sparse_finish_int8: sparse::finish_int8,
+    sparse_finish_int4: sparse::finish_int4,
     dequantize_record,
     record_dots,
     read: read::read,
