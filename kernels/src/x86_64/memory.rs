@@ -101,6 +101,13 @@ pub(super) fn store_i32_512(to: &mut [i32; 16], value: __m512i) {
     unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), value) }
 }
 
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(super) fn load_codes_512(from: &[[i8; 32]; 2]) -> __m512i {
+    // SAFETY: 64 bytes are readable; the load needs no alignment.
+    unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
+}
+
 /// Four codes in every 32-bit lane.
 #[target_feature(enable = "avx512f")]
 #[inline]
