@@ -9,6 +9,7 @@ mod matvec;
 mod norm;
 mod read;
 pub(crate) mod record;
+pub(crate) mod search;
 pub(crate) mod sparse;
 mod wkv;
 
@@ -16,6 +17,7 @@ pub(crate) use activation::{add, lerp, nonzero, quantize, relu_squared, sigmoid_
 pub(crate) use heads::{decay6, decay7, dot3, l2_normalize, mul, sigmoid, silu_mul, tanh, wkv6, wkv7};
 pub(crate) use norm::{layer_norm, softmax};
 pub(crate) use record::{dequantize_record, record_dots};
+pub(crate) use search::{max, reaching};
 pub(crate) use sparse::largest_magnitude;
 pub(crate) use wkv::wkv4;
 
@@ -34,6 +36,8 @@ pub(crate) const KERNELS: Kernels = Kernels {
     sparse_f32: sparse::sparse_f32,
     sparse_f16: sparse::sparse_f16,
     largest_magnitude,
+    max,
+    reaching,
     sparse_accumulate_int8: sparse::accumulate_int8,
     sparse_accumulate_int4: sparse::accumulate_int4,
     sparse_finish_int8: sparse::finish_int8,

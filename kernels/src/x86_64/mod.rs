@@ -38,6 +38,8 @@ pub(crate) const AVX2: Kernels = Kernels {
     sparse_f32: entry::sparse_f32,
     sparse_f16: entry::sparse_f16,
     largest_magnitude: entry::largest_magnitude,
+    max: entry::max,
+    reaching: entry::reaching,
     sparse_accumulate_int8: entry::accumulate_int8,
     sparse_accumulate_int4: entry::accumulate_int4,
     sparse_finish_int8: entry::finish_int8,
@@ -145,6 +147,8 @@ entries! { entry:
     fn sigmoid_mul(out: &mut [f32], gate: &[f32], x: &[f32]) = shared;
     fn relu_squared(x: &mut [f32]) = shared;
     fn largest_magnitude(x: &[f32]) -> f32 = shared;
+    fn max(x: &[f32]) -> f32 = shared;
+    fn reaching(indices: &mut [u32], x: &[f32], bounds: &[f32], norm: f32, least: f32) -> usize = live;
     fn add(x: &mut [f32], y: &[f32]) = shared;
     fn softmax(out: &mut [f32], x: &[f32]) -> SoftmaxStats = shared;
     fn wkv6(
