@@ -13,7 +13,7 @@ pub(crate) mod search;
 pub(crate) mod sparse;
 mod wkv;
 
-pub(crate) use activation::{add, lerp, nonzero, quantize, relu_squared, sigmoid_mul};
+pub(crate) use activation::{ZERO_BELOW, add, lerp, nonzero, quantize, relu_squared, sigmoid_mul};
 pub(crate) use heads::{decay6, decay7, dot3, l2_normalize, mul, sigmoid, silu_mul, tanh, wkv6, wkv7};
 pub(crate) use norm::{layer_norm, softmax};
 pub(crate) use record::{dequantize_record, record_dots};

@@ -19,6 +19,13 @@ pub(super) fn load_codes(from: &[i8; 32]) -> __m256i {
 
 #[target_feature(enable = "avx2")]
 #[inline]
+pub(super) fn store_codes(to: &mut [i8; 32], value: __m256i) {
+    // SAFETY: 32 bytes are writable; the store needs no alignment.
+    unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), value) }
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
 pub(super) fn load_half(from: &[u8; 16]) -> __m128i {
     // SAFETY: 16 bytes are readable; the load needs no alignment.
     unsafe { _mm_loadu_si128(from.as_ptr().cast()) }

@@ -11,6 +11,7 @@ mod heads;
 mod int;
 mod live;
 mod memory;
+mod quantize;
 mod read;
 mod record;
 mod record_512;
@@ -123,7 +124,7 @@ entries! { avx512_vnni_entry:
 }
 
 entries! { entry:
-    fn quantize(x: &mut ActivationMut<'_>) = shared;
+    fn quantize(x: &mut ActivationMut<'_>) = quantize;
     fn matvec_f32(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = float;
     fn matvec_f16(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = float;
     fn matvec_int8(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = int;
