@@ -70,7 +70,8 @@ impl HeadNorm {
     /// rows does, or as many times these as leave each thread [`TURNS`] turns. Rows of several heads are read faster
     /// than those of one.
     fn unit(&self, n_att: usize, threads: usize) -> usize {
-        let heads = (1..=ROW_INTERLEAVE).find(|heads| (heads * self.head_size).is_multiple_of(ROW_INTERLEAVE));
+        let heads =
+            (1..=ROW_INTERLEAVE).find(|heads| (heads * self.head_size).is_multiple_of(ROW_INTERLEAVE));
         let least = heads.unwrap_or(1) * self.head_size;
         least * (n_att / least / (TURNS * threads)).max(1)
     }
