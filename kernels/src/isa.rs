@@ -19,11 +19,16 @@ pub enum Isa {
     AvxVnni,
     /// [`Isa::Avx2`] with AVX-512 F, BW, VL and VNNI: dot products of bytes in registers of 512 bits.
     Avx512Vnni,
+    /// Any 64-bit ARM: NEON with fused multiply-add.
+    Neon,
+    /// [`Isa::Neon`] with dot products of bytes: SDOT.
+    Dotprod,
 }
 
 impl Isa {
     /// All levels of all architectures, slower ones first within an architecture.
-    pub const ALL: &'static [Isa] = &[Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512Vnni];
+    pub const ALL: &'static [Isa] =
+        &[Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512Vnni, Isa::Neon, Isa::Dotprod];
 
     /// The name used in options, reports and benchmark ids.
     pub const fn name(self) -> &'static str {
@@ -32,6 +37,8 @@ impl Isa {
             Isa::Avx2 => "avx2",
             Isa::AvxVnni => "avxvnni",
             Isa::Avx512Vnni => "avx512vnni",
+            Isa::Neon => "neon",
+            Isa::Dotprod => "dotprod",
         }
     }
 
@@ -42,6 +49,8 @@ impl Isa {
             Isa::Avx2 => has_avx2(),
             Isa::AvxVnni => has_avx2() && has_avx_vnni(),
             Isa::Avx512Vnni => has_avx2() && has_avx512_vnni(),
+            Isa::Neon => has_neon(),
+            Isa::Dotprod => has_neon() && has_dotprod(),
         }
     }
 
@@ -82,6 +91,26 @@ cfg_if::cfg_if! {
         }
 
         fn has_avx512_vnni() -> bool {
+            false
+        }
+    }
+}
+
+cfg_if::cfg_if! {
+    if #[cfg(target_arch = "aarch64")] {
+        fn has_neon() -> bool {
+            std::arch::is_aarch64_feature_detected!("neon")
+        }
+
+        fn has_dotprod() -> bool {
+            std::arch::is_aarch64_feature_detected!("dotprod")
+        }
+    } else {
+        fn has_neon() -> bool {
+            false
+        }
+
+        fn has_dotprod() -> bool {
             false
         }
     }

@@ -213,6 +213,8 @@
 
 #![deny(unsafe_code)]
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 mod fp16;
 mod isa;
 pub mod layout;

@@ -113,6 +113,12 @@ impl Kernels {
             Isa::Avx512Vnni => Some(&crate::x86_64::AVX512_VNNI),
             #[cfg(not(target_arch = "x86_64"))]
             Isa::Avx2 | Isa::AvxVnni | Isa::Avx512Vnni => None,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => Some(&crate::aarch64::NEON),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Dotprod => Some(&crate::aarch64::DOTPROD),
+            #[cfg(not(target_arch = "aarch64"))]
+            Isa::Neon | Isa::Dotprod => None,
         }
     }
 

@@ -1,0 +1,225 @@
+//! Products of quantized matrices: the walk that all levels share, and its parts for NEON.
+
+use core::arch::aarch64::*;
+
+use super::memory::{load, load_f16, store_f32};
+use super::shim::{add_pairs, broadcast, prefetch};
+use super::walk::Walk;
+use crate::layout::{Activation, DType, GROUP_SIZE, K_BLOCK, LINE_BYTES, Matrix, ROW_INTERLEAVE};
+
+const QUADS: usize = GROUP_SIZE / 4;
+const GROUPS: usize = K_BLOCK / GROUP_SIZE;
+
+/// The weights of a group: 16 rows of 4 columns in each line.
+pub(super) type Int8Lines = [[u8; LINE_BYTES]; QUADS];
+/// The weights of a group: 16 rows of 4 columns in the low nibbles of each line, and of 4 in the high ones.
+pub(super) type Int4Lines = [[u8; LINE_BYTES]; QUADS / 2];
+
+/// 16 rows, 4 in each register.
+pub(super) type Rows<T> = [T; 4];
+
+/// What a group of the vector contributes to all rows.
+pub(super) struct Group<'a> {
+    pub(super) codes: &'a [[i8; 4]; QUADS],
+    pub(super) scale: f32,
+    pub(super) sum: i32,
+}
+
+/// The groups of each column block.
+#[inline(always)]
+pub(super) fn groups(x: Activation<'_>) -> impl Iterator<Item = [Group<'_>; GROUPS]> {
+    let (codes, _) = x.codes.as_chunks::<4>().0.as_chunks::<QUADS>().0.as_chunks::<GROUPS>();
+    let (scales, _) = x.scales.as_chunks::<GROUPS>();
+    let (sums, _) = x.sums.as_chunks::<GROUPS>();
+    codes.iter().zip(scales).zip(sums).map(|((codes, scales), sums)| {
+        [0, 1].map(|g| Group { codes: &codes[g], scale: scales[g], sum: sums[g] })
+    })
+}
+
+/// A block: fp16 scales of 16 rows for each group, then the groups.
+pub(super) struct Parts<'a, const LINES: usize> {
+    pub(super) scales: &'a [[u8; 2 * ROW_INTERLEAVE]; GROUPS],
+    pub(super) lines: &'a [[[u8; LINE_BYTES]; LINES]; GROUPS],
+}
+
+impl<'a, const LINES: usize> Parts<'a, LINES> {
+    #[inline(always)]
+    pub(super) fn of(block: &'a [u8]) -> Self {
+        let (scales, lines) = block.split_at(LINE_BYTES);
+        Self {
+            scales: &scales.as_chunks().0.as_chunks().0[0],
+            lines: &lines.as_chunks().0.as_chunks().0.as_chunks().0[0],
+        }
+    }
+}
+
+/// Defines the product `$matvec` of a level.
+///
+/// `$dot(lines, group, later)` multiplies the `$lines` of a group with a [`Group`] and asks for those of a later one.
+macro_rules! int_matvec {
+    ($features:literal, $matvec:ident, $dtype:expr, $lines:ty, $dot:ident) => {
+        #[target_feature(enable = $features)]
+        pub(super) fn $matvec(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) {
+            const LINES: usize = size_of::<$lines>() / LINE_BYTES;
+            let walk = Walk::<{ $dtype.block_bytes() }>::new(w, first_row, out.len());
+            for (out, row) in out.chunks_mut(ROW_INTERLEAVE).zip(walk.rows()) {
+                let mut acc = [vdupq_n_f32(0.0); 4];
+                for ([block, later], groups) in row.zip(groups(x)) {
+                    let (block, later) = (Parts::<LINES>::of(block), Parts::<LINES>::of(later));
+                    prefetch::<0>(later.scales.as_flattened());
+                    for (g, group) in groups.iter().enumerate() {
+                        let scales = row_scales(&block.scales[g], group.scale);
+                        let dot = $dot(&block.lines[g], group, &later.lines[g]);
+                        acc = add_group(acc, scales, dot);
+                    }
+                }
+                finish(out, acc, w.scale());
+            }
+        }
+    };
+}
+pub(super) use int_matvec;
+
+int_matvec!("neon", matvec_int4, DType::Int4, Int4Lines, int4_dot);
+int_matvec!("neon", matvec_int8, DType::Int8, Int8Lines, int8_dot);
+
+/// The four registers of a line.
+#[target_feature(enable = "neon")]
+#[inline]
+pub(super) fn load_line(line: &[u8; LINE_BYTES]) -> Rows<uint8x16_t> {
+    let (rows, _) = line.as_chunks::<16>();
+    [load(&rows[0]), load(&rows[1]), load(&rows[2]), load(&rows[3])]
+}
+
+/// The nibbles of each byte: low ones, and high ones.
+#[target_feature(enable = "neon")]
+#[inline]
+pub(super) fn nibbles(bytes: uint8x16_t) -> [int8x16_t; 2] {
+    let low = vandq_u8(bytes, vdupq_n_u8(15));
+    [vreinterpretq_s8_u8(low), vreinterpretq_s8_u8(vshrq_n_u8::<4>(bytes))]
+}
+
+/// `sums` and the products of all lanes, as 16 bits, of the first eight and of the others.
+#[target_feature(enable = "neon")]
+#[inline]
+pub(super) fn multiply_add(sums: [int16x8_t; 2], a: int8x16_t, b: int8x16_t) -> [int16x8_t; 2] {
+    [vmlal_s8(sums[0], vget_low_s8(a), vget_low_s8(b)), vmlal_high_s8(sums[1], a, b)]
+}
+
+/// Products of 16 rows with four columns, as 16 bits.
+type Products = Rows<[int16x8_t; 2]>;
+
+/// Sums of nibble times code, minus 8 times the sum of the codes. A 16-bit lane sums 8 products, two lanes reach
+/// 16 * 15 * 127 = 30480.
+#[target_feature(enable = "neon")]
+#[inline]
+fn int4_dot(lines: &Int4Lines, x: &Group<'_>, later: &Int4Lines) -> Rows<int32x4_t> {
+    let (quads, later) = (x.codes.as_chunks::<4>().0, later.as_flattened());
+    let sums = [[vdupq_n_s16(0); 2]; 4];
+    let [q0, q1, q2, q3] = broadcast(&quads[0]);
+    let sums = int4_line::<0>(sums, &lines[0], [q0, q1], later);
+    let sums = int4_line::<1>(sums, &lines[1], [q2, q3], later);
+    let [q4, q5, q6, q7] = broadcast(&quads[1]);
+    let sums = int4_line::<2>(sums, &lines[2], [q4, q5], later);
+    let [a, b, c, d] = int4_line::<3>(sums, &lines[3], [q6, q7], later);
+    let correction = vdupq_n_s32(x.sum.wrapping_mul(-8));
+    [
+        add_pairs(correction, vpaddq_s16(a[0], a[1])),
+        add_pairs(correction, vpaddq_s16(b[0], b[1])),
+        add_pairs(correction, vpaddq_s16(c[0], c[1])),
+        add_pairs(correction, vpaddq_s16(d[0], d[1])),
+    ]
+}
+
+/// Adds the products of a line's low nibbles with the first quad, and of its high ones with the second. Asks for line
+/// `LINE` of `later`.
+#[target_feature(enable = "neon")]
+#[inline]
+fn int4_line<const LINE: usize>(
+    mut sums: Products,
+    line: &[u8; LINE_BYTES],
+    quads: [int8x16_t; 2],
+    later: &[u8],
+) -> Products {
+    let weights = load_line(line);
+    prefetch::<LINE>(later);
+    for (sums, weights) in sums.iter_mut().zip(weights) {
+        let [low, high] = nibbles(weights);
+        *sums = multiply_add(multiply_add(*sums, low, quads[0]), high, quads[1]);
+    }
+    sums
+}
+
+/// Sums of code times code.
+#[target_feature(enable = "neon")]
+#[inline]
+fn int8_dot(lines: &Int8Lines, x: &Group<'_>, later: &Int8Lines) -> Rows<int32x4_t> {
+    let (quads, later) = (x.codes.as_chunks::<4>().0, later.as_flattened());
+    let (lines, _) = lines.as_chunks::<2>();
+    let sums = [[vdupq_n_s32(0); 2]; 4];
+    let [q0, q1, q2, q3] = broadcast(&quads[0]);
+    let sums = int8_lines::<0, 1>(sums, &lines[0], [q0, q1], later);
+    let sums = int8_lines::<2, 3>(sums, &lines[1], [q2, q3], later);
+    let [q4, q5, q6, q7] = broadcast(&quads[1]);
+    let sums = int8_lines::<4, 5>(sums, &lines[2], [q4, q5], later);
+    let [a, b, c, d] = int8_lines::<6, 7>(sums, &lines[3], [q6, q7], later);
+    [vpaddq_s32(a[0], a[1]), vpaddq_s32(b[0], b[1]), vpaddq_s32(c[0], c[1]), vpaddq_s32(d[0], d[1])]
+}
+
+/// Adds the products of two lines with a quad each: first in 16 bits, which hold 2 * 128 * 127, then in 32. Asks for
+/// lines `FIRST` and `SECOND` of `later`.
+#[target_feature(enable = "neon")]
+#[inline]
+fn int8_lines<const FIRST: usize, const SECOND: usize>(
+    mut sums: Rows<[int32x4_t; 2]>,
+    lines: &[[u8; LINE_BYTES]; 2],
+    quads: [int8x16_t; 2],
+    later: &[u8],
+) -> Rows<[int32x4_t; 2]> {
+    let (first, second) = (load_line(&lines[0]), load_line(&lines[1]));
+    prefetch::<FIRST>(later);
+    prefetch::<SECOND>(later);
+    for ((sums, first), second) in sums.iter_mut().zip(first).zip(second) {
+        let (first, second) = (vreinterpretq_s8_u8(first), vreinterpretq_s8_u8(second));
+        let products = [vmull_s8(vget_low_s8(first), vget_low_s8(quads[0])), vmull_high_s8(first, quads[0])];
+        let products = multiply_add(products, second, quads[1]);
+        *sums = [add_pairs(sums[0], products[0]), add_pairs(sums[1], products[1])];
+    }
+    sums
+}
+
+/// The fp16 scales of 16 rows, times the vector's.
+#[target_feature(enable = "neon")]
+#[inline]
+pub(super) fn row_scales(scales: &[u8; 32], x_scale: f32) -> Rows<float32x4_t> {
+    let (scales, _) = scales.as_chunks::<16>();
+    let ([a, b], [c, d]) = (load_f16(&scales[0]), load_f16(&scales[1]));
+    [vmulq_n_f32(a, x_scale), vmulq_n_f32(b, x_scale), vmulq_n_f32(c, x_scale), vmulq_n_f32(d, x_scale)]
+}
+
+/// `acc + scale * dot`.
+#[target_feature(enable = "neon")]
+#[inline]
+pub(super) fn add_group(
+    acc: Rows<float32x4_t>,
+    scales: Rows<float32x4_t>,
+    dot: Rows<int32x4_t>,
+) -> Rows<float32x4_t> {
+    [
+        vfmaq_f32(acc[0], scales[0], vcvtq_f32_s32(dot[0])),
+        vfmaq_f32(acc[1], scales[1], vcvtq_f32_s32(dot[1])),
+        vfmaq_f32(acc[2], scales[2], vcvtq_f32_s32(dot[2])),
+        vfmaq_f32(acc[3], scales[3], vcvtq_f32_s32(dot[3])),
+    ]
+}
+
+/// Stores the sums times the tensor scale; the last rows may be padding.
+#[target_feature(enable = "neon")]
+#[inline]
+pub(super) fn finish(out: &mut [f32], acc: Rows<float32x4_t>, scale: f32) {
+    let mut rows = [[0.0; 4]; 4];
+    for (rows, acc) in rows.iter_mut().zip(acc) {
+        store_f32(rows, vmulq_n_f32(acc, scale));
+    }
+    out.copy_from_slice(&rows.as_flattened()[..out.len()]);
+}

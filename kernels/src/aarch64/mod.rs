@@ -1,0 +1,113 @@
+//! Kernels for 64-bit ARM.
+//!
+//! NEON with fused multiply-add is in the baseline of the target, so the portable bodies are as good here as
+//! anywhere: a table takes them from scalar unless compilers do poorly on them.
+//!
+//! The kernels are safe functions over slices. Unsafe are only the loads and stores of `memory`, whose lengths
+//! are in their argument types, the instructions of `shim`, and the calls from the table, which is handed out after
+//! detection.
+#![allow(
+    unsafe_code,
+    reason = "vector loads and stores, assembly, and calls of functions with target features"
+)]
+
+mod dotprod;
+mod float;
+mod heads;
+mod int;
+mod live;
+mod memory;
+#[cfg(miri)]
+mod model;
+mod read;
+mod record;
+mod shim;
+mod sparse;
+mod sparse_float;
+mod tile;
+mod walk;
+
+use crate::isa::Isa;
+use crate::layout::{Activation, Matrix, Records, Sparse, SparseScale};
+use crate::scalar;
+use crate::table::Kernels;
+
+/// The kernels of [`Isa::Neon`]; to be used only where that level is available.
+pub(crate) const NEON: Kernels = Kernels {
+    isa: Isa::Neon,
+    matvec_f32: entry::matvec_f32,
+    matvec_f16: entry::matvec_f16,
+    matvec_int8: entry::matvec_int8,
+    matvec_int4: entry::matvec_int4,
+    nonzero: entry::nonzero,
+    reaching: entry::reaching,
+    sparse_f32: entry::sparse_f32,
+    sparse_f16: entry::sparse_f16,
+    sparse_accumulate_int8: entry::accumulate_int8,
+    sparse_accumulate_int4: entry::accumulate_int4,
+    sparse_finish_int8: entry::finish_int8,
+    sparse_finish_int4: entry::finish_int4,
+    record_dots: entry::record_dots,
+    read: entry::read,
+    wkv6: entry::wkv6,
+    wkv7: entry::wkv7,
+    ..scalar::KERNELS
+};
+
+/// The kernels of [`Isa::Dotprod`]; to be used only where that level is available.
+pub(crate) const DOTPROD: Kernels = Kernels {
+    isa: Isa::Dotprod,
+    matvec_int8: dotprod_entry::matvec_int8,
+    matvec_int4: dotprod_entry::matvec_int4,
+    sparse_accumulate_int4: dotprod_entry::accumulate_int4_dotprod,
+    record_dots: dotprod_entry::record_dots_dotprod,
+    ..NEON
+};
+
+/// Functions that can be pointed to, for functions with target features, which cannot.
+macro_rules! entries {
+    ($entry:ident: $(fn $name:ident($($arg:ident: $type:ty),*) $(-> $result:ty)? = $module:ident;)*) => {
+        mod $entry {
+            use super::*;
+
+            $(#[allow(clippy::too_many_arguments, reason = "as many as the kernel has")]
+            pub(super) fn $name($($arg: $type),*) $(-> $result)? {
+                // SAFETY: only tables of levels with the features that the function asks for point here, and
+                // `Kernels::for_isa` hands a table out only if the processor has its level.
+                unsafe { super::$module::$name($($arg),*) }
+            })*
+        }
+    };
+}
+
+entries! { dotprod_entry:
+    fn matvec_int8(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = dotprod;
+    fn matvec_int4(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = dotprod;
+    fn accumulate_int4_dotprod(
+        sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>
+    ) = sparse;
+    fn record_dots_dotprod(out: &mut [f32], w: &Records<'_>, indices: &[u32], x: Activation<'_>) = record;
+}
+
+entries! { entry:
+    fn matvec_f32(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = float;
+    fn matvec_f16(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = float;
+    fn matvec_int8(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = int;
+    fn matvec_int4(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = int;
+    fn nonzero(indices: &mut [u32], values: &mut [f32], x: &[f32]) -> usize = live;
+    fn reaching(indices: &mut [u32], x: &[f32], bounds: &[f32], norm: f32, least: f32) -> usize = live;
+    fn sparse_f32(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) = sparse_float;
+    fn sparse_f16(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) = sparse_float;
+    fn accumulate_int8(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>) = sparse;
+    fn accumulate_int4(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>) = sparse;
+    fn finish_int8(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) = sparse;
+    fn finish_int4(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) = sparse;
+    fn record_dots(out: &mut [f32], w: &Records<'_>, indices: &[u32], x: Activation<'_>) = record;
+    fn read(bytes: &[u8], streams: usize) -> u64 = read;
+    fn wkv6(
+        y: &mut [f32], state: &mut [f32], r: &[f32], k: &[f32], v: &[f32], u: &[f32], w: &[f32]
+    ) = heads;
+    fn wkv7(
+        y: &mut [f32], state: &mut [f32], r: &[f32], w: &[f32], k: &[f32], v: &[f32], kk: &[f32], a: &[f32]
+    ) = heads;
+}

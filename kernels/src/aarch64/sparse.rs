@@ -1,0 +1,201 @@
+//! Products of quantized records with a sparse vector.
+//!
+//! Records go by in sets of [`SET`]: first the coefficients of a set for all groups of a tile, then its codes, group by
+//! group, while the sums of a group's outputs are in registers. The codes of the next set are asked for meanwhile.
+
+use core::arch::aarch64::*;
+
+use super::int::nibbles;
+use super::memory::{load, load_i16, load_i32, store_f32, store_i32};
+use super::shim::{prefetch, sdot_rows, udot_rows};
+use super::tile::{SET, TILE_GROUPS, Tile};
+use crate::layout::{GROUP_SIZE, LINE_BYTES, Records, Sparse, SparseScale, sparse_sums};
+use crate::scalar::sparse::{cmax, split_sums};
+
+/// The sums of a group's outputs.
+type Sums = [int32x4_t; GROUP_SIZE / 4];
+
+#[target_feature(enable = "neon")]
+#[inline]
+fn load_sums(outputs: &[i32; GROUP_SIZE]) -> Sums {
+    let mut sums = [vdupq_n_s32(0); 8];
+    for (sum, outputs) in sums.iter_mut().zip(outputs.as_chunks().0) {
+        *sum = load_i32(outputs);
+    }
+    sums
+}
+
+#[target_feature(enable = "neon")]
+#[inline]
+fn store_sums(outputs: &mut [i32; GROUP_SIZE], sums: Sums) {
+    for (outputs, sum) in outputs.as_chunks_mut().0.iter_mut().zip(sums) {
+        store_i32(outputs, sum);
+    }
+}
+
+#[target_feature(enable = "neon")]
+pub(super) fn finish_int8(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) {
+    finish(out, w, sums, scale, cmax(scale.live, 127), 0);
+}
+
+#[target_feature(enable = "neon")]
+pub(super) fn finish_int4(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) {
+    finish(out, w, sums, scale, cmax(scale.live, 15), 8);
+}
+
+/// Codes are stored with `offset` added.
+#[target_feature(enable = "neon")]
+fn finish(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>, cmax: f32, offset: i32) {
+    let each = sparse_sums(w.value_count());
+    for (g, (out, &bound)) in out.chunks_mut(GROUP_SIZE).zip(scale.bounds).enumerate() {
+        let (mut totals, mut coefficients) = ([vdupq_n_s32(0); 8], 0i32);
+        for part in sums.chunks_exact(each) {
+            let (outputs, coefficient_sums) = part.split_at(each / (GROUP_SIZE + 1) * GROUP_SIZE);
+            for (total, sum) in totals.iter_mut().zip(load_sums(&outputs.as_chunks().0[g])) {
+                *total = vaddq_s32(*total, sum);
+            }
+            coefficients = coefficients.wrapping_add(coefficient_sums[g]);
+        }
+        let correction = vdupq_n_s32(coefficients.wrapping_mul(offset));
+        let factor = ((scale.largest * bound) / cmax) * w.scale();
+        let mut values = [0.0; GROUP_SIZE];
+        for (values, total) in values.as_chunks_mut().0.iter_mut().zip(totals) {
+            store_f32(values, vmulq_n_f32(vcvtq_f32_s32(vsubq_s32(total, correction)), factor));
+        }
+        out.copy_from_slice(&values[..out.len()]);
+    }
+}
+
+/// Defines the product `$accumulate` of a level. `$add(sums, codes, c)` adds the products of a group of each record with
+/// its coefficient.
+macro_rules! accumulate {
+    ($features:literal, $accumulate:ident, $run:literal, $largest_code:literal, $add:ident) => {
+        #[target_feature(enable = $features)]
+        pub(super) fn $accumulate(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>) {
+            const GROUPS_IN_LINE: usize = LINE_BYTES / $run;
+            let (outputs, coefficient_sums) = split_sums(sums);
+            let (coefficient_sums, _) = coefficient_sums.as_chunks_mut::<8>();
+            let mut coefficients = [[0; SET]; TILE_GROUPS];
+            let tiles = outputs.chunks_mut(TILE_GROUPS).zip(coefficient_sums.chunks_mut(TILE_GROUPS / 8));
+            for (i, (outputs, sums)) in tiles.enumerate() {
+                let tile = Tile::new(w, x, scale, i * TILE_GROUPS, $largest_code);
+                for s in 0..tile.sets() {
+                    tile.coefficients(s, &mut coefficients, sums);
+                    let (set, next) = (tile.codes::<$run>(s), tile.codes::<$run>(s + 1));
+                    for (g, (outputs, c)) in outputs[..tile.groups].iter_mut().zip(&coefficients).enumerate()
+                    {
+                        // Every line once, a few at each group.
+                        let share = SET / GROUPS_IN_LINE;
+                        for next in &next[g % GROUPS_IN_LINE * share..][..share] {
+                            prefetch::<0>(&next[g / GROUPS_IN_LINE * GROUPS_IN_LINE]);
+                        }
+                        let mut codes = [&[0; $run]; SET];
+                        codes.iter_mut().zip(&set).for_each(|(codes, set)| *codes = &set[g]);
+                        store_sums(outputs, $add(load_sums(outputs), codes, c));
+                    }
+                }
+            }
+        }
+    };
+}
+
+accumulate!("neon", accumulate_int4, 16, 15, add_int4);
+accumulate!("neon", accumulate_int8, 32, 127, add_int8);
+accumulate!("neon,dotprod", accumulate_int4_dotprod, 16, 15, add_int4_dotprod);
+
+#[target_feature(enable = "neon")]
+#[inline]
+fn add_int4(sums: Sums, codes: [&[u8; 16]; SET], c: &[i16; SET]) -> Sums {
+    let c = load_i16(c);
+    let sums = add_nibbles::<0>(sums, codes[0], c);
+    let sums = add_nibbles::<1>(sums, codes[1], c);
+    let sums = add_nibbles::<2>(sums, codes[2], c);
+    let sums = add_nibbles::<3>(sums, codes[3], c);
+    let sums = add_nibbles::<4>(sums, codes[4], c);
+    let sums = add_nibbles::<5>(sums, codes[5], c);
+    let sums = add_nibbles::<6>(sums, codes[6], c);
+    add_nibbles::<7>(sums, codes[7], c)
+}
+
+#[target_feature(enable = "neon")]
+#[inline]
+fn add_int8(sums: Sums, codes: [&[u8; 32]; SET], c: &[i16; SET]) -> Sums {
+    let c = load_i16(c);
+    let sums = add_bytes::<0>(sums, codes[0], c);
+    let sums = add_bytes::<1>(sums, codes[1], c);
+    let sums = add_bytes::<2>(sums, codes[2], c);
+    let sums = add_bytes::<3>(sums, codes[3], c);
+    let sums = add_bytes::<4>(sums, codes[4], c);
+    let sums = add_bytes::<5>(sums, codes[5], c);
+    let sums = add_bytes::<6>(sums, codes[6], c);
+    add_bytes::<7>(sums, codes[7], c)
+}
+
+#[target_feature(enable = "neon")]
+#[inline]
+fn add_nibbles<const RECORD: i32>(sums: Sums, codes: &[u8; 16], c: int16x8_t) -> Sums {
+    add_codes::<RECORD>(sums, nibbles(load(codes)), c)
+}
+
+#[target_feature(enable = "neon")]
+#[inline]
+fn add_bytes<const RECORD: i32>(sums: Sums, codes: &[u8; 32], c: int16x8_t) -> Sums {
+    let (halves, _) = codes.as_chunks::<16>();
+    let codes = [vreinterpretq_s8_u8(load(&halves[0])), vreinterpretq_s8_u8(load(&halves[1]))];
+    add_codes::<RECORD>(sums, codes, c)
+}
+
+/// Adds lane `RECORD` of `c` times the codes.
+#[target_feature(enable = "neon")]
+#[inline]
+fn add_codes<const RECORD: i32>(sums: Sums, codes: [int8x16_t; 2], c: int16x8_t) -> Sums {
+    let mut sums = sums;
+    for (sums, codes) in sums.as_chunks_mut::<4>().0.iter_mut().zip(codes) {
+        let (low, high) = (vmovl_s8(vget_low_s8(codes)), vmovl_high_s8(codes));
+        sums[0] = vmlal_laneq_s16::<RECORD>(sums[0], vget_low_s16(low), c);
+        sums[1] = vmlal_high_laneq_s16::<RECORD>(sums[1], low, c);
+        sums[2] = vmlal_laneq_s16::<RECORD>(sums[2], vget_low_s16(high), c);
+        sums[3] = vmlal_high_laneq_s16::<RECORD>(sums[3], high, c);
+    }
+    sums
+}
+
+/// Codes of four records meet in every 32-bit lane, to be multiplied with the low bytes of the coefficients, which are
+/// unsigned, and with the high ones, which are signed and weigh 256 times as much.
+#[target_feature(enable = "neon,dotprod")]
+#[inline]
+fn add_int4_dotprod(sums: Sums, codes: [&[u8; 16]; SET], c: &[i16; SET]) -> Sums {
+    let c = load_i16(c);
+    let low = vreinterpretq_u8_s16(c);
+    let (low, high) = (vuzp1q_u8(low, low), vreinterpretq_s8_u8(vuzp2q_u8(low, low)));
+    let zero = vdupq_n_s32(0);
+    let [a, b, c, d, e, f, g, h] = codes;
+    let (first, second) = (interleave([a, b, c, d]), interleave([e, f, g, h]));
+    let [a, b, c, d, e, f, g, h] = sums;
+    let halves = [[a, b, c, d], [e, f, g, h]];
+    let mut sums = [[zero; 4]; 2];
+    for (half, sums) in sums.iter_mut().enumerate() {
+        *sums = sdot_rows::<0>(*sums, first[half], high);
+        *sums = sdot_rows::<1>(*sums, second[half], high);
+        for (sum, half) in sums.iter_mut().zip(halves[half]) {
+            *sum = vaddq_s32(half, vshlq_n_s32::<8>(*sum));
+        }
+        *sums = udot_rows::<0>(*sums, first[half], low);
+        *sums = udot_rows::<1>(*sums, second[half], low);
+    }
+    let [[a, b, c, d], [e, f, g, h]] = sums;
+    [a, b, c, d, e, f, g, h]
+}
+
+/// The low nibbles of four records, those of four outputs in each register, and the high ones.
+#[target_feature(enable = "neon")]
+#[inline]
+fn interleave([a, b, c, d]: [&[u8; 16]; 4]) -> [[int8x16_t; 4]; 2] {
+    let [a, b, c, d] = [load(a), load(b), load(c), load(d)];
+    let pairs = [vzip1q_u8(a, b), vzip1q_u8(c, d), vzip2q_u8(a, b), vzip2q_u8(c, d)];
+    let [ab, cd, ab_high, cd_high] = pairs.map(|pairs| vreinterpretq_u16_u8(pairs));
+    let fours =
+        [vzip1q_u16(ab, cd), vzip2q_u16(ab, cd), vzip1q_u16(ab_high, cd_high), vzip2q_u16(ab_high, cd_high)];
+    let [a, b, c, d] = fours.map(|fours| nibbles(vreinterpretq_u8_u16(fours)));
+    [[a[0], b[0], c[0], d[0]], [a[1], b[1], c[1], d[1]]]
+}

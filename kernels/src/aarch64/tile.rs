@@ -1,0 +1,139 @@
+//! The coefficients of a sparse vector, for some of the outputs of its product with quantized records.
+
+use core::arch::aarch64::*;
+
+use super::memory::{load_f16, load_f32, load_i32, store_i16, store_i32};
+use super::shim::prefetch_all;
+use crate::layout::{Records, Sparse, SparseScale, record_scale_bytes};
+use crate::math::ROUNDER;
+use crate::scalar::ZERO_BELOW;
+use crate::scalar::sparse::cmax;
+
+/// Records that go by together.
+pub(super) const SET: usize = 8;
+/// Output groups in a tile.
+pub(super) const TILE_GROUPS: usize = 128;
+
+/// Coefficients of a set's records, for every group of a tile.
+pub(super) type Coefficients = [[i16; SET]; TILE_GROUPS];
+
+/// Neighbouring outputs of some entries' product.
+pub(super) struct Tile<'a> {
+    w: &'a Records<'a>,
+    x: Sparse<'a>,
+    first_group: usize,
+    /// Number of groups.
+    pub(super) groups: usize,
+    cmax: f32,
+    inverse: [f32; TILE_GROUPS],
+}
+
+impl<'a> Tile<'a> {
+    /// The tile of the groups from `first_group` on.
+    pub(super) fn new(
+        w: &'a Records<'a>,
+        x: Sparse<'a>,
+        scale: SparseScale<'a>,
+        first_group: usize,
+        largest_code: usize,
+    ) -> Self {
+        let cmax = cmax(scale.live, largest_code);
+        let bounds = &scale.bounds[first_group..];
+        let mut inverse = [0.0; TILE_GROUPS];
+        for (inverse, &bound) in inverse.iter_mut().zip(bounds) {
+            let m = scale.largest * bound;
+            *inverse = if m < ZERO_BELOW { 0.0 } else { cmax / m };
+        }
+        Self { w, x, first_group, groups: bounds.len().min(TILE_GROUPS), cmax, inverse }
+    }
+
+    pub(super) fn sets(&self) -> usize {
+        self.x.indices.len().div_ceil(SET)
+    }
+
+    /// The records of set `s`, as far as there are any; the last one again in place of others.
+    #[inline(always)]
+    fn records(&self, s: usize) -> [&'a [u8]; SET] {
+        let last = self.x.indices.len() - 1;
+        core::array::from_fn(|k| self.w.record(self.x.indices[last.min(SET * s + k)] as usize))
+    }
+
+    /// The codes of set `s`, `RUN` bytes for each group.
+    #[inline(always)]
+    pub(super) fn codes<const RUN: usize>(&self, s: usize) -> [&'a [[u8; RUN]]; SET] {
+        let start = record_scale_bytes(self.w.dtype(), self.w.value_count());
+        self.records(s).map(|record| &record[start..].as_chunks().0[self.first_group..][..self.groups])
+    }
+
+    /// Sets the coefficients of set `s`, 0 for entries that are not there, and adds them to the sums of each group's.
+    /// Asks for the scales of the next set.
+    #[target_feature(enable = "neon")]
+    pub(super) fn coefficients(&self, s: usize, out: &mut Coefficients, sums: &mut [[i32; 8]]) {
+        let mut x = [0.0; SET];
+        x.iter_mut().zip(&self.x.values[SET * s..]).for_each(|(x, &value)| *x = value);
+        let records = self.records(s).map(|record| &record[2 * self.first_group..]);
+        for later in self.records(s + 1) {
+            prefetch_all(&later[2 * self.first_group..][..2 * self.groups]);
+        }
+        let limits = [vdupq_n_f32(-self.cmax), vdupq_n_f32(self.cmax)];
+        let inverse = self.inverse.as_chunks::<4>().0.as_chunks::<2>().0;
+        for (i, ((out, sums), inverse)) in
+            out.as_chunks_mut::<8>().0.iter_mut().zip(sums).zip(inverse).enumerate()
+        {
+            let inverse = [load_f32(&inverse[0]), load_f32(&inverse[1])];
+            let (sums, _) = sums.as_chunks_mut::<4>();
+            let mut total = [load_i32(&sums[0]), load_i32(&sums[1])];
+            let mut rows = [vdupq_n_s16(0); SET];
+            for ((row, record), &x) in rows.iter_mut().zip(records).zip(&x) {
+                // A record always has 16 bytes from any eighth scale on.
+                let [a, b] = load_f16(&record.as_chunks().0[i]);
+                let a = round(vmulq_f32(vmulq_n_f32(a, x), inverse[0]), limits);
+                let b = round(vmulq_f32(vmulq_n_f32(b, x), inverse[1]), limits);
+                total = [vaddq_s32(total[0], a), vaddq_s32(total[1], b)];
+                *row = vcombine_s16(vmovn_s32(a), vmovn_s32(b));
+            }
+            store_i32(&mut sums[0], total[0]);
+            store_i32(&mut sums[1], total[1]);
+            for (out, column) in out.iter_mut().zip(transpose(rows)) {
+                store_i16(out, column);
+            }
+        }
+    }
+}
+
+/// Clamped to the limits and rounded to nearest even; the lower one for a NaN.
+#[target_feature(enable = "neon")]
+#[inline]
+fn round(c: float32x4_t, [low, high]: [float32x4_t; 2]) -> int32x4_t {
+    let c = vbslq_f32(vcgtq_f32(c, low), c, low);
+    let c = vbslq_f32(vcltq_f32(c, high), c, high);
+    let rounder = vdupq_n_f32(ROUNDER);
+    vsubq_s32(vreinterpretq_s32_f32(vaddq_f32(c, rounder)), vreinterpretq_s32_f32(rounder))
+}
+
+/// Lane `i` of register `k` to lane `k` of register `i`.
+#[target_feature(enable = "neon")]
+#[inline]
+fn transpose(rows: [int16x8_t; 8]) -> [int16x8_t; 8] {
+    let mut x = rows;
+    for [a, b] in x.as_chunks_mut::<2>().0 {
+        (*a, *b) = (vtrn1q_s16(*a, *b), vtrn2q_s16(*a, *b));
+    }
+    let mut x = x.map(|row| vreinterpretq_s32_s16(row));
+    for [a, b, c, d] in x.as_chunks_mut::<4>().0 {
+        (*a, *c) = (vtrn1q_s32(*a, *c), vtrn2q_s32(*a, *c));
+        (*b, *d) = (vtrn1q_s32(*b, *d), vtrn2q_s32(*b, *d));
+    }
+    let [a, b, c, d, e, f, g, h] = x.map(|row| vreinterpretq_s64_s32(row));
+    [
+        vtrn1q_s64(a, e),
+        vtrn1q_s64(b, f),
+        vtrn1q_s64(c, g),
+        vtrn1q_s64(d, h),
+        vtrn2q_s64(a, e),
+        vtrn2q_s64(b, f),
+        vtrn2q_s64(c, g),
+        vtrn2q_s64(d, h),
+    ]
+    .map(|column| vreinterpretq_s16_s64(column))
+}
