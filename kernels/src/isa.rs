@@ -19,11 +19,13 @@ pub enum Isa {
     AvxVnni,
     /// [`Isa::Avx2`] with AVX-512 F, BW, VL and VNNI: dot products of bytes in registers of 512 bits.
     Avx512Vnni,
+    /// ARMv7 with NEON and VFPv4: integers in registers of 128 bits, and fused multiply-adds.
+    Neon32,
 }
 
 impl Isa {
     /// All levels of all architectures, slower ones first within an architecture.
-    pub const ALL: &'static [Isa] = &[Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512Vnni];
+    pub const ALL: &'static [Isa] = &[Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512Vnni, Isa::Neon32];
 
     /// The name used in options, reports and benchmark ids.
     pub const fn name(self) -> &'static str {
@@ -32,6 +34,7 @@ impl Isa {
             Isa::Avx2 => "avx2",
             Isa::AvxVnni => "avxvnni",
             Isa::Avx512Vnni => "avx512vnni",
+            Isa::Neon32 => "neon32",
         }
     }
 
@@ -42,6 +45,10 @@ impl Isa {
             Isa::Avx2 => has_avx2(),
             Isa::AvxVnni => has_avx2() && has_avx_vnni(),
             Isa::Avx512Vnni => has_avx2() && has_avx512_vnni(),
+            #[cfg(target_arch = "arm")]
+            Isa::Neon32 => crate::arm::is_available(),
+            #[cfg(not(target_arch = "arm"))]
+            Isa::Neon32 => false,
         }
     }
 

@@ -204,6 +204,8 @@
 
 #![deny(unsafe_code)]
 
+#[cfg(target_arch = "arm")]
+mod arm;
 mod fp16;
 mod isa;
 pub mod layout;

@@ -107,6 +107,10 @@ impl Kernels {
             Isa::Avx512Vnni => Some(&crate::x86_64::AVX512_VNNI),
             #[cfg(not(target_arch = "x86_64"))]
             Isa::Avx2 | Isa::AvxVnni | Isa::Avx512Vnni => None,
+            #[cfg(target_arch = "arm")]
+            Isa::Neon32 => Some(&crate::arm::NEON32),
+            #[cfg(not(target_arch = "arm"))]
+            Isa::Neon32 => None,
         }
     }
 

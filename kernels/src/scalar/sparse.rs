@@ -2,7 +2,7 @@
 
 use crate::fp16;
 use crate::layout::{GROUP_SIZE, Records, Sparse, record_scale_bytes};
-use crate::math::{magnitude_bits, round_clamped};
+use crate::math::{Fma, magnitude_bits, round_clamped};
 use crate::table::SPARSE_TILE;
 
 /// Output groups in a tile.
@@ -17,16 +17,16 @@ pub(crate) fn cmax(live: usize, largest_code: usize) -> f32 {
     bound.clamp(1, 32767) as f32
 }
 
-pub(crate) fn sparse_f32(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) {
-    sparse_float::<4>(out, w, first, x, |bytes| f32::from_le_bytes(*bytes));
+pub(crate) fn sparse_f32<F: Fma>(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) {
+    sparse_float::<F, 4>(out, w, first, x, |bytes| f32::from_le_bytes(*bytes));
 }
 
-pub(crate) fn sparse_f16(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) {
-    sparse_float::<2>(out, w, first, x, |bytes| fp16::to_f32(u16::from_le_bytes(*bytes)));
+pub(crate) fn sparse_f16<F: Fma>(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) {
+    sparse_float::<F, 2>(out, w, first, x, |bytes| fp16::to_f32(u16::from_le_bytes(*bytes)));
 }
 
 #[inline(always)]
-fn sparse_float<const BYTES: usize>(
+fn sparse_float<F: Fma, const BYTES: usize>(
     out: &mut [f32],
     w: &Records<'_>,
     first: usize,
@@ -37,7 +37,7 @@ fn sparse_float<const BYTES: usize>(
     for (&j, &x) in x.indices.iter().zip(x.values) {
         let (weights, _) = w.record(j as usize)[BYTES * first..].as_chunks::<BYTES>();
         for (out, bytes) in out.iter_mut().zip(weights) {
-            *out = weight(bytes).mul_add(x, *out);
+            *out = F::fma(weight(bytes), x, *out);
         }
     }
     for out in out {
