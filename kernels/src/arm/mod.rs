@@ -10,6 +10,8 @@ cfg_if::cfg_if! {
     // detection.
     if #[cfg(any(all(target_os = "linux", target_abi = "eabihf"), target_os = "android"))] {
         mod detect;
+        mod neon;
+        mod products;
         mod vfp;
 
         use crate::isa::Isa;
@@ -20,6 +22,12 @@ cfg_if::cfg_if! {
 
         /// The kernels of [`Isa::Neon32`]; to be used only where that level is available.
         pub(crate) const NEON32: Kernels = Kernels {
+            matvec_f32: products::matvec_f32,
+            matvec_f16: products::matvec_f16,
+            matvec_int8: products::matvec_int8,
+            matvec_int4: products::matvec_int4,
+            record_dots: products::record_dots,
+            read: neon::read,
             ..scalar::kernels::<vfp::Vfp4>(Isa::Neon32)
         };
     } else {

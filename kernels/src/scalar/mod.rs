@@ -5,7 +5,7 @@
 
 mod activation;
 mod heads;
-mod matvec;
+pub(crate) mod matvec;
 mod norm;
 mod read;
 pub(crate) mod record;
