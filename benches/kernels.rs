@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use rwkv_edge::kernels::quant::{TENSOR_SCALE, encode_block_row, encode_record};
+use rwkv_edge::kernels::quant::{TENSOR_SCALE, encode_block_row, encode_record, largest_scales};
 use rwkv_edge::kernels::{
-    ActivationMut, DType, Isa, Kernels, Matrix, Records, SPARSE_TILE, Sparse, matrix_bytes, record_bytes,
+    ActivationMut, DType, GROUP_SIZE, Isa, Kernels, Matrix, Records, Sparse, SparseScale, matrix_bytes,
+    record_bytes, sparse_sums,
 };
 
 /// Widths of small and middling models.
@@ -95,26 +96,43 @@ fn matvec(c: &mut Criterion) {
     }
 }
 
-/// One tile of `ffn.value` with one column in eight alive.
-fn sparse_matvec(c: &mut Criterion) {
-    let mut group = group(c, "sparse_matvec");
+/// `ffn.value` with one column in eight alive.
+fn sparse_product(c: &mut Criterion) {
+    let mut group = group(c, "sparse_product");
+    let (count, len) = (2048, 2048);
     for dtype in DType::ALL {
-        let count = 2048;
-        let stride = record_bytes(dtype, SPARSE_TILE).expect("a size");
+        let stride = record_bytes(dtype, len).expect("a size");
         let mut data = vec![0; count * stride];
-        let record = values(SPARSE_TILE);
+        let record = values(len);
         for out in data.chunks_exact_mut(stride) {
             encode_record(dtype, &record, TENSOR_SCALE, out).expect("small values");
         }
-        let w = Records::new(dtype, count, SPARSE_TILE, TENSOR_SCALE, &data).expect("records");
+        let w = Records::new(dtype, count, len, TENSOR_SCALE, &data).expect("records");
         let indices: Vec<u32> = (0..count as u32).step_by(8).collect();
         let live = values(indices.len());
         let x = Sparse { indices: &indices, values: &live };
-        let mut out = vec![0.0; SPARSE_TILE];
+        let mut bounds = vec![0.0; len / GROUP_SIZE];
+        if dtype.is_quantized() {
+            largest_scales(&w, &mut bounds);
+        }
+        let mut out = vec![0.0; len];
+        let mut sums = vec![0; sparse_sums(len)];
         group.throughput(Throughput::Bytes((indices.len() * stride) as u64));
         for kernels in levels() {
-            let id = id(dtype.name(), format_args!("256of{count}x{SPARSE_TILE}"), kernels);
-            group.bench_function(id, |b| b.iter(|| kernels.sparse_matvec(&mut out, black_box(&w), 0, x)));
+            let id = id(dtype.name(), format_args!("256of{count}x{len}"), kernels);
+            group.bench_function(id, |b| {
+                b.iter(|| {
+                    let w = black_box(&w);
+                    if !dtype.is_quantized() {
+                        return kernels.sparse_matvec(&mut out, w, 0, x);
+                    }
+                    let largest = kernels.largest_magnitude(x.values);
+                    let scale = SparseScale { live: indices.len(), largest, bounds: &bounds };
+                    sums.fill(0);
+                    kernels.sparse_accumulate(&mut sums, w, x, scale);
+                    kernels.sparse_finish(&mut out, w, &sums, scale);
+                });
+            });
         }
     }
 }
@@ -253,7 +271,7 @@ fn encode(c: &mut Criterion) {
 criterion_group!(
     benches,
     matvec,
-    sparse_matvec,
+    sparse_product,
     dequantize_record,
     nonzero,
     quantize,

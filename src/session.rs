@@ -121,7 +121,7 @@ impl Session {
     pub fn arena_plan(config: &Config, options: &SessionOptions) -> Plan {
         let mut measure = Measure::default();
         Memory::take(&mut measure, config);
-        model::measure_scratch(config, &mut measure);
+        model::measure_scratch(config, options.thread_count(), &mut measure);
         Plan {
             regions: measure.into_regions(),
             stack_bytes: (options.thread_count() - 1) * WORKER_STACK_BYTES,

@@ -183,6 +183,37 @@ impl Pool {
         if grains <= 1 { take_shares() } else { self.run(&take_shares) }
     }
 
+    /// Shares `0..total`, cut at multiples of `grain`, among the threads, and calls `work(range, part)` for each share:
+    /// `scratch` is cut into as many equal parts as there are threads, and a thread has the same one for all its shares.
+    ///
+    /// # Panics
+    /// If `grain` is 0, `scratch` cannot be cut so, or `work` panics.
+    pub fn for_each_share<T: Send>(
+        &mut self,
+        total: usize,
+        grain: usize,
+        scratch: &mut [T],
+        work: &(dyn Fn(Range<usize>, &mut [T]) + Sync),
+    ) {
+        let (grains, threads) = (total.div_ceil(grain), self.threads());
+        assert!(scratch.len().is_multiple_of(threads), "{} elements for {threads} threads", scratch.len());
+        let each = scratch.len() / threads;
+        let parts = Part::new(scratch);
+        let shares = Shares::new(grains, threads);
+        let (next, joined) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let parts = &parts;
+        let take_shares = || {
+            let index = joined.fetch_add(1, Ordering::Relaxed);
+            // SAFETY: every thread runs this once at most, so the indices are below their number and each is given
+            // out once, and the exclusive borrow of `scratch` lasts until `run` returns.
+            let part = unsafe { parts.chunk(index * each, each) };
+            while let Some(share) = shares.get(next.fetch_add(1, Ordering::Relaxed)) {
+                work(share.start * grain..total.min(share.end * grain), &mut *part);
+            }
+        };
+        if grains <= 1 { take_shares() } else { self.run(&take_shares) }
+    }
+
     /// Cuts every slice into pieces of the length given with it, the last of which may be shorter, and calls
     /// `work(index, [piece of each slice])` for each index, on all threads.
     ///
@@ -266,26 +297,26 @@ impl Drop for Pool {
 }
 
 /// An exclusively borrowed slice that threads take chunks of.
-struct Part {
-    ptr: *mut f32,
+struct Part<T> {
+    ptr: *mut T,
     len: usize,
 }
 
 // SAFETY: the pointer stands for an exclusive borrow, of which `chunk`'s callers take disjoint pieces.
-unsafe impl Sync for Part {}
+unsafe impl<T: Send> Sync for Part<T> {}
 
-impl Part {
-    fn new(slice: &mut [f32]) -> Self {
+impl<T> Part<T> {
+    fn new(slice: &mut [T]) -> Self {
         Self { ptr: slice.as_mut_ptr(), len: slice.len() }
     }
 
-    /// Values `offset..offset + len`.
+    /// Elements `offset..offset + len`.
     ///
     /// # Safety
     /// - The borrow that `new` was given lasts as long as the result is used.
     /// - No other chunk that overlaps with this one is in use.
     #[allow(clippy::mut_from_ref, reason = "the second condition")]
-    unsafe fn chunk(&self, offset: usize, len: usize) -> &mut [f32] {
+    unsafe fn chunk(&self, offset: usize, len: usize) -> &mut [T] {
         assert!(offset <= self.len && len <= self.len - offset);
         // SAFETY: the offset was just checked to lie in the slice.
         let start = unsafe { self.ptr.add(offset) };
@@ -432,6 +463,32 @@ mod tests {
             assert!(a.iter().enumerate().all(|(i, &x)| x == (i / 9 + 1) as f32));
             assert!(b.iter().enumerate().all(|(i, &x)| x == -((i / 3 + 1) as f32)));
         }
+    }
+
+    #[test]
+    fn every_element_is_shared_out_once_and_scratch_is_one_threads_own() {
+        for threads in 1..=4 {
+            let mut pool = Pool::new(threads).unwrap();
+            for total in [0, 1, 31, 32, 33, 1000] {
+                let mut scratch = vec![0u64; 2 * threads];
+                let seen: Vec<AtomicU32> = (0..total).map(|_| AtomicU32::new(0)).collect();
+                pool.for_each_share(total, 32, &mut scratch, &|range, scratch| {
+                    assert!(range.start.is_multiple_of(32) && scratch.len() == 2);
+                    scratch[1] += range.len() as u64;
+                    seen[range].iter().for_each(|seen| {
+                        seen.fetch_add(1, Ordering::Relaxed);
+                    });
+                });
+                assert!(seen.iter().all(|seen| seen.load(Ordering::Relaxed) == 1), "{total} by {threads}");
+                assert_eq!(scratch.iter().sum::<u64>(), total as u64);
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "3 elements for 2 threads")]
+    fn scratch_that_cannot_be_cut_is_refused() {
+        Pool::new(2).unwrap().for_each_share(1, 1, &mut [0u8; 3], &|_, _| ());
     }
 
     #[test]

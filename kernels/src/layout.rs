@@ -345,11 +345,29 @@ pub struct Activation<'a> {
     pub sums: &'a [i32],
 }
 
-/// The non-zero entries of a vector, in ascending order of index.
+/// The non-zero entries of a vector, or some of them, in ascending order of index.
 #[derive(Clone, Copy, Debug)]
 pub struct Sparse<'a> {
     /// Positions of the entries.
     pub indices: &'a [u32],
     /// Values of the entries.
     pub values: &'a [f32],
+}
+
+/// What the coefficients of a sparse vector's product with quantized records are measured by: the same for all parts
+/// of the vector.
+#[derive(Clone, Copy, Debug)]
+pub struct SparseScale<'a> {
+    /// Entries of the whole vector.
+    pub live: usize,
+    /// The largest magnitude of an entry.
+    pub largest: f32,
+    /// For each group of outputs the largest magnitude of its scales in any record, `[ceil(value_count / 32)]`.
+    pub bounds: &'a [f32],
+}
+
+/// Integers that the partial sums of a product of `value_count` outputs take: one for each output, and one for each
+/// group, of a number of groups rounded up to a multiple of 8.
+pub const fn sparse_sums(value_count: usize) -> usize {
+    value_count.div_ceil(GROUP_SIZE).next_multiple_of(8) * (GROUP_SIZE + 1)
 }

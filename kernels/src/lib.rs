@@ -115,21 +115,25 @@
 //!
 //! ## `sparse_matvec`
 //!
-//! Float records, from `y_i = 0`, entries in the order given: `y_i = fma(f32(w_ji), x_j, y_i)`; at the end
-//! `y_i = y_i * tensor_scale`. Quantized records, with `q = 15` for Int4 and 127 for Int8, `n` the number of
-//! entries (at least 1), `s_jg` the scale and `u_ji` the stored code (Int4: the nibble, code + 8):
+//! From `y_i = 0`, entries in the order given: `y_i = fma(f32(w_ji), x_j, y_i)`; at the end `y_i = y_i * tensor_scale`.
+//!
+//! ## `sparse_accumulate` and `sparse_finish`
+//!
+//! With `q = 15` for Int4 and 127 for Int8, `n` the number of entries of the whole vector (at least 1), `largest` and
+//! `bound_g` as given, `s_jg` the scale and `u_ji` the stored code (Int4: the nibble, code + 8):
 //!
 //! ```text
 //! cmax  = min(32767, max(1, floor(floor((2^31 - 1) / q) / n)))
-//! m_g   = top(x_j * f32(s_jg) for all entries j)
+//! m_g   = largest * bound_g
 //! inv_g = 0 if m_g < 2^-100, else cmax / m_g
 //! c_jg  = code((x_j * f32(s_jg)) * inv_g, cmax)
 //! acc_i = sum of c_jg * u_ji, as integers           Int4: minus 8 * sum of c_jg
 //! y_i   = f32(acc_i) * ((m_g / cmax) * tensor_scale)
 //! ```
 //!
-//! The integer sums are exact, so the order of the entries and the cut of the outputs into calls do not matter,
-//! and neither do entries of value 0 as long as `cmax` is 32767.
+//! The integer sums are exact, so the order of the entries and how they are cut into calls do not matter, and neither
+//! do entries of value 0 as long as `cmax` is 32767. With `largest = top(x_j for all entries j)` and bounds of the
+//! scales no coefficient is clamped but by rounding.
 //!
 //! ## `dequantize_record`
 //!
@@ -219,4 +223,4 @@ mod x86_64;
 pub use isa::{Isa, ParseIsaError};
 pub use layout::*;
 pub use math::{exp, sigmoid, tanh};
-pub use table::{Kernels, MAX_READ_STREAMS, SPARSE_TILE, SoftmaxStats};
+pub use table::{Kernels, MAX_READ_STREAMS, SoftmaxStats};

@@ -26,7 +26,7 @@ mod group;
 mod int4;
 mod int8;
 
-pub use decode::{decode_matrix_row, decode_record};
+pub use decode::{decode_matrix_row, decode_record, largest_scales};
 
 use core::fmt;
 use core::ops::{Add, AddAssign};

@@ -5,18 +5,18 @@ mod heads;
 use crate::isa::Isa;
 use crate::layout::{
     Activation, ActivationMut, DType, GROUP_SIZE, K_BLOCK, Matrix, ROW_INTERLEAVE, Records, Sparse,
-    padded_cols,
+    SparseScale, padded_cols, sparse_sums,
 };
 use crate::quant::EncodeGroupFn;
 use crate::scalar;
-
-/// Most outputs of one call of [`Kernels::sparse_matvec`].
-pub const SPARSE_TILE: usize = 2048;
 
 pub(crate) type QuantizeFn = fn(&mut ActivationMut<'_>);
 pub(crate) type MatvecFn = fn(&mut [f32], &Matrix<'_>, usize, Activation<'_>);
 pub(crate) type NonzeroFn = fn(&mut [u32], &mut [f32], &[f32]) -> usize;
 pub(crate) type SparseFn = fn(&mut [f32], &Records<'_>, usize, Sparse<'_>);
+pub(crate) type SparseAccumulateFn = fn(&mut [i32], &Records<'_>, Sparse<'_>, SparseScale<'_>);
+pub(crate) type SparseFinishFn = fn(&mut [f32], &Records<'_>, &[i32], SparseScale<'_>);
+pub(crate) type LargestFn = fn(&[f32]) -> f32;
 pub(crate) type RecordFn = fn(&mut [f32], &Records<'_>, usize);
 pub(crate) type RecordDotsFn = fn(&mut [f32], &Records<'_>, &[u32], Activation<'_>);
 pub(crate) type ReadFn = fn(&[u8], usize) -> u64;
@@ -59,8 +59,11 @@ pub struct Kernels {
     pub(crate) nonzero: NonzeroFn,
     pub(crate) sparse_f32: SparseFn,
     pub(crate) sparse_f16: SparseFn,
-    pub(crate) sparse_int8: SparseFn,
-    pub(crate) sparse_int4: SparseFn,
+    pub(crate) largest_magnitude: LargestFn,
+    pub(crate) sparse_accumulate_int8: SparseAccumulateFn,
+    pub(crate) sparse_accumulate_int4: SparseAccumulateFn,
+    pub(crate) sparse_finish_int8: SparseFinishFn,
+    pub(crate) sparse_finish_int4: SparseFinishFn,
     pub(crate) dequantize_record: RecordFn,
     pub(crate) record_dots: RecordDotsFn,
     pub(crate) read: ReadFn,
@@ -169,26 +172,74 @@ impl Kernels {
         (self.nonzero)(&mut indices[..n], &mut values[..n], x)
     }
 
-    /// Outputs `first..first + out.len()` of the sum of `x_j` times record `j` over the entries of `x`.
+    /// The largest magnitude among `x`; a NaN if there is one, 0 if `x` is empty.
+    pub fn largest_magnitude(&self, x: &[f32]) -> f32 {
+        (self.largest_magnitude)(x)
+    }
+
+    /// Outputs `first..first + out.len()` of the sum of `x_j` times record `j` over the entries of `x`, for F32 and F16
+    /// records.
     ///
     /// How outputs are cut into calls does not change them.
     ///
     /// # Panics
-    /// If `first` is not a multiple of [`GROUP_SIZE`], `out` is longer than [`SPARSE_TILE`], the outputs are not
-    /// all in the records, `x` has not as many values as indices, or an index is no record.
+    /// If the records are quantized, the outputs are not all in them, `x` has not as many values as indices, or an
+    /// index is no record.
     pub fn sparse_matvec(&self, out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) {
-        assert!(first.is_multiple_of(GROUP_SIZE), "output {first} does not start a group");
-        assert!(out.len() <= SPARSE_TILE, "{} outputs are more than {SPARSE_TILE}", out.len());
         check_range("outputs", first, out.len(), w.value_count());
-        check_len("sparse values", x.values.len(), x.indices.len());
-        check_indices(x.indices, w);
+        check_sparse(x, w);
         let kernel = match w.dtype() {
             DType::F32 => self.sparse_f32,
             DType::F16 => self.sparse_f16,
-            DType::Int8 => self.sparse_int8,
-            DType::Int4 => self.sparse_int4,
+            quantized => panic!("sparse_matvec of {quantized} records"),
         };
         kernel(out, w, first, x);
+    }
+
+    /// Adds the products of some entries of a sparse vector with Int8 or Int4 records to partial sums, which start
+    /// with zeros and end with [`sparse_finish`](Self::sparse_finish).
+    ///
+    /// The sums are exact, so how entries are cut into calls, and which partial sums they are added to, does not matter.
+    /// What the numbers stand for in between is up to the level of instructions.
+    ///
+    /// # Panics
+    /// If the records are not quantized, `sums` does not have [`sparse_sums`] integers, `x` has not as many values as
+    /// indices or more than `scale.live`, an index is no record, or `scale` has not a bound for each group.
+    pub fn sparse_accumulate(
+        &self,
+        sums: &mut [i32],
+        w: &Records<'_>,
+        x: Sparse<'_>,
+        scale: SparseScale<'_>,
+    ) {
+        check_len("partial sums", sums.len(), sparse_sums(w.value_count()));
+        check_len("bounds", scale.bounds.len(), w.value_count().div_ceil(GROUP_SIZE));
+        check_sparse(x, w);
+        check_range("entries", 0, x.indices.len(), scale.live);
+        let kernel = match w.dtype() {
+            DType::Int8 => self.sparse_accumulate_int8,
+            DType::Int4 => self.sparse_accumulate_int4,
+            float => panic!("sparse_accumulate of {float} records"),
+        };
+        kernel(sums, w, x, scale);
+    }
+
+    /// The outputs, given one or several partial sums one after the other, and what they were made with.
+    ///
+    /// # Panics
+    /// If the records are not quantized, `out` has another length than a record, `sums` is not a whole number of
+    /// [`sparse_sums`], or `scale` has not a bound for each group.
+    pub fn sparse_finish(&self, out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) {
+        check_len("output", out.len(), w.value_count());
+        check_len("bounds", scale.bounds.len(), w.value_count().div_ceil(GROUP_SIZE));
+        let each = sparse_sums(w.value_count());
+        assert!(sums.len().is_multiple_of(each), "{} partial sums are not times {each}", sums.len());
+        let kernel = match w.dtype() {
+            DType::Int8 => self.sparse_finish_int8,
+            DType::Int4 => self.sparse_finish_int4,
+            float => panic!("sparse_finish of {float} records"),
+        };
+        kernel(out, w, sums, scale);
     }
 
     /// The values of record `index`.
@@ -321,6 +372,12 @@ fn check_len(what: &str, found: usize, expected: usize) {
 #[track_caller]
 fn check_range(what: &str, first: usize, count: usize, total: usize) {
     assert!(first <= total && count <= total - first, "{what} {first} + {count} of {total}");
+}
+
+#[track_caller]
+fn check_sparse(x: Sparse<'_>, w: &Records<'_>) {
+    check_len("sparse values", x.values.len(), x.indices.len());
+    check_indices(x.indices, w);
 }
 
 #[track_caller]

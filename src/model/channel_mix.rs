@@ -1,12 +1,13 @@
 //! Channel mixing: `Wv @ relu(Wk @ xk)^2`, up to RWKV-6 gated by `sigmoid(Wr @ xr)`.
 
 use crate::error::Result;
-use crate::format::{Config, MatrixRef, ModelFile, RecordsRef, TensorLayout, VectorRef, Version};
+use crate::format::{Config, MatrixRef, ModelFile, VectorRef, Version};
 use crate::memory::Buffers;
 
-use super::common::{Input, Live, Ops, Shift};
+use super::common::{Input, Ops, Shift};
 use super::layer::SCRATCH;
 use super::meter::Phase;
+use super::sparse_value::{Live, SparseValue};
 
 /// Weights of one layer's channel mixing.
 #[derive(Debug)]
@@ -16,8 +17,7 @@ pub(crate) struct ChannelMix {
     mix_k: VectorRef,
     /// `[n_ffn, n_embd]`
     key: MatrixRef,
-    /// `[n_embd, n_ffn]`, by columns
-    value: RecordsRef,
+    value: SparseValue,
     gate: Option<Gate>,
 }
 
@@ -43,13 +43,13 @@ pub(crate) struct Scratch<'a> {
 }
 
 impl<'a> Scratch<'a> {
-    pub(crate) fn take(buffers: &mut impl Buffers<'a>, config: &Config) -> Self {
+    pub(crate) fn take(buffers: &mut impl Buffers<'a>, config: &Config, threads: usize) -> Self {
         let Config { n_embd, n_ffn, .. } = *config;
         Self {
             xk: Input::take(buffers, SCRATCH, n_embd),
             xr: Input::take(buffers, SCRATCH, n_embd),
             hidden: buffers.f32s(SCRATCH, n_ffn),
-            live: Live::take(buffers, n_ffn),
+            live: Live::take(buffers, n_ffn, n_embd, threads),
             r: buffers.f32s(SCRATCH, n_embd),
             value: buffers.f32s(SCRATCH, n_embd),
         }
@@ -76,7 +76,7 @@ impl ChannelMix {
             shift,
             mix_k: file.vector_ref(&name(&format!("{mix}k")), n_embd)?,
             key: file.matrix_ref(&name("key.weight"), n_ffn, n_embd)?,
-            value: file.records_ref(&name("value.weight"), TensorLayout::ColumnRecords, [n_embd, n_ffn])?,
+            value: SparseValue::load(file, &name("value"), [n_embd, n_ffn])?,
             gate,
         })
     }
@@ -96,13 +96,13 @@ impl ChannelMix {
             ops.meter.end(Phase::Mix);
             ops.matvec([&mut **hidden], [(self.key, xk)])?;
             ops.meter.end(Phase::ChannelMixKey);
-            return ops.relu_squared_matvec(out, self.value, hidden, live);
+            return self.value.forward(ops, out, hidden, live);
         };
         ops.token_shift(xr, self.shift, h, h_prev, gate.mix_r)?;
         ops.meter.end(Phase::Mix);
         ops.matvec([&mut **hidden, &mut **r], [(self.key, xk), (gate.receptance, xr)])?;
         ops.meter.end(Phase::ChannelMixKey);
-        ops.relu_squared_matvec(value, self.value, hidden, live)?;
+        self.value.forward(ops, value, hidden, live)?;
         ops.kernels.sigmoid_mul(out, r, value);
         Ok(())
     }

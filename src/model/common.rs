@@ -1,11 +1,11 @@
 //! What all RWKV versions share: weights as handles into the file, operations that run on the thread pool,
-//! input vectors in quantized form, and the sparse product of channel mixing.
+//! and input vectors in quantized form.
 
-use rwkv_edge_kernels::layout::{Activation, ActivationMut, GROUP_SIZE, Matrix, Sparse, padded_cols};
-use rwkv_edge_kernels::{Kernels, SPARSE_TILE};
+use rwkv_edge_kernels::Kernels;
+use rwkv_edge_kernels::layout::{Activation, ActivationMut, GROUP_SIZE, Matrix, padded_cols};
 
 use crate::error::Result;
-use crate::format::{MatrixRef, ModelFile, RecordsRef, VectorRef};
+use crate::format::{MatrixRef, ModelFile, VectorRef};
 use crate::memory::Buffers;
 use crate::threads::Pool;
 
@@ -55,26 +55,6 @@ impl<'a> Input<'a> {
 
     pub(crate) fn view(&self) -> Activation<'_> {
         self.padded.view()
-    }
-}
-
-/// Indices and values of the live inputs of `ffn.value`, `[n_ffn]` each.
-pub(crate) struct Live<'a> {
-    indices: &'a mut [u32],
-    values: &'a mut [f32],
-}
-
-impl<'a> Live<'a> {
-    pub(crate) fn take(buffers: &mut impl Buffers<'a>, len: usize) -> Self {
-        let name = "live ffn channels";
-        Self { indices: buffers.u32s(name, len), values: buffers.f32s(name, len) }
-    }
-
-    /// Takes every element of `x`, and returns their number.
-    fn all(&mut self, x: &[f32]) -> usize {
-        self.indices.iter_mut().zip(0..).for_each(|(index, i)| *index = i);
-        self.values.copy_from_slice(x);
-        x.len()
     }
 }
 
@@ -168,32 +148,5 @@ impl<'a> Ops<'a> {
         if self.transient {
             self.file.release(data);
         }
-    }
-
-    /// `out = columns @ relu(x)^2`, reading only the columns of positive inputs; `x` is overwritten.
-    pub(crate) fn relu_squared_matvec(
-        &mut self,
-        out: &mut [f32],
-        columns: RecordsRef,
-        x: &mut [f32],
-        live: &mut Live<'_>,
-    ) -> Result<()> {
-        let columns = self.file.records(columns)?;
-        let kernels = self.kernels;
-        kernels.relu_squared(x);
-        let count = match self.all_columns {
-            true => live.all(x),
-            false => kernels.nonzero(live.indices, live.values, x),
-        };
-        self.meter.traffic.weight_bytes += (count * columns.stride()) as u64;
-        self.meter.traffic.live_columns += count as u64;
-        self.meter.traffic.columns += x.len() as u64;
-        let sparse = Sparse { indices: &live.indices[..count], values: &live.values[..count] };
-        let piece = out.len().div_ceil(self.pool.threads()).next_multiple_of(64).min(SPARSE_TILE);
-        self.pool.for_each_piece([(out, piece)], &|index, [out]| {
-            kernels.sparse_matvec(out, &columns, index * piece, sparse);
-        });
-        self.release(columns.data());
-        Ok(())
     }
 }

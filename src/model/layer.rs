@@ -64,12 +64,12 @@ pub(crate) struct Scratch<'a, T: TimeMix> {
 }
 
 impl<'a, T: TimeMix> Scratch<'a, T> {
-    pub(crate) fn take(buffers: &mut impl Buffers<'a>, config: &Config) -> Self {
+    pub(crate) fn take(buffers: &mut impl Buffers<'a>, config: &Config, threads: usize) -> Self {
         Self {
             h: buffers.f32s(SCRATCH, config.n_embd),
             out: buffers.f32s(SCRATCH, config.n_embd),
             time_mix: T::take(buffers, config),
-            channel_mix: channel_mix::Scratch::take(buffers, config),
+            channel_mix: channel_mix::Scratch::take(buffers, config, threads),
         }
     }
 }

@@ -10,6 +10,7 @@ mod heads;
 mod layer;
 mod meter;
 pub mod names;
+mod sparse_value;
 mod v4;
 mod v5;
 mod v6;
@@ -113,10 +114,10 @@ pub fn state_len(config: &Config) -> usize {
 }
 
 /// Takes the buffers that live for one token, and forgets them: for the memory plan.
-pub(crate) fn measure_scratch<'a>(config: &Config, buffers: &mut impl Buffers<'a>) {
+pub(crate) fn measure_scratch<'a>(config: &Config, threads: usize, buffers: &mut impl Buffers<'a>) {
     Scratch::take(buffers, config);
     with_time_mix!(config.version, T => {
-        layer::Scratch::<T>::take(buffers, config);
+        layer::Scratch::<T>::take(buffers, config, threads);
     });
 }
 
@@ -374,7 +375,7 @@ fn run_layers<'a, T: layer::TimeMix>(
     state: &mut [f32],
     buffers: &mut impl Buffers<'a>,
 ) -> Result<()> {
-    let mut scratch = layer::Scratch::take(buffers, config);
+    let mut scratch = layer::Scratch::take(buffers, config, ops.pool.threads());
     let states = state.chunks_exact_mut(Layer::<T>::state_len(config));
     layers
         .iter()
@@ -417,7 +418,11 @@ fn initial_state(file: &ModelFile) -> Result<Vec<VectorRef>> {
 
 /// Refuses files with tensors that no code reads: they are of an unknown variant.
 fn check_tensors(file: &ModelFile, tuned_state: bool) -> Result<()> {
-    let extras = Extras { tuned_state, nested_head: head::is_nested(file) };
+    let extras = Extras {
+        tuned_state,
+        nested_head: head::is_nested(file),
+        value_bound: file.tensor(&names::value_bound(0)).is_ok(),
+    };
     let expected = names::tensors(file.config(), extras)?;
     let known: HashSet<&str> = expected.iter().map(|tensor| tensor.name.as_str()).collect();
     let checksums = |name: &str| name.strip_suffix(".crc32").is_some_and(|name| known.contains(name));

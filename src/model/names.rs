@@ -4,6 +4,8 @@
 //! BlinkDL's checkpoints; where a file stores a transformed value, [`ModelTensor::name`]'s meaning is given in
 //! `docs/FORMAT.md`.
 
+use rwkv_edge_kernels::GROUP_SIZE;
+
 use crate::error::Result;
 use crate::format::{Config, Version};
 
@@ -16,6 +18,8 @@ pub enum Role {
     Matrix,
     /// `ffn.value`, of which only the columns with a non-zero input are read.
     SparseMatrix,
+    /// The largest scale of each group of rows of a quantized `ffn.value`, which bounds their products: f32.
+    ScaleBound,
     /// A factor of a low-rank matrix of RWKV-6 and 7: small, and fragile in few bits.
     LowRank,
     /// The recurrent state before the first token, of a state-tuned model: f32.
@@ -53,6 +57,19 @@ pub const HEAD_RESIDUAL: &str = "head.residual";
 /// Upper bounds of the Euclidean norms of the residual's rows, `[n_vocab]`.
 pub const HEAD_BOUND: &str = "head.bound";
 
+/// Last part of the names of `ffn.value`'s bounds.
+const VALUE_BOUND: &str = "ffn.value.bound";
+
+/// Name of the bounds of the scales of `ffn.value` in `layer`, `[ceil(n_embd / 32)]`.
+pub fn value_bound(layer: usize) -> String {
+    format!("blocks.{layer}.{VALUE_BOUND}")
+}
+
+/// Whether a tensor was made from others of the file, and has no weights of the model.
+pub fn is_derived(name: &str) -> bool {
+    name == HEAD_RESIDUAL || name == HEAD_BOUND || name.ends_with(VALUE_BOUND)
+}
+
 /// Tensors that a model may have or not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Extras {
@@ -60,6 +77,8 @@ pub struct Extras {
     pub tuned_state: bool,
     /// The residual of a head in two planes, and its bound.
     pub nested_head: bool,
+    /// Bounds of the scales of every `ffn.value`, which quantized ones have.
+    pub value_bound: bool,
 }
 
 /// Tensors of one layer, and of the model, in the order in which a token uses them; the embedding comes last,
@@ -69,7 +88,7 @@ pub struct Extras {
 /// If the version needs a dimension that `config` does not have.
 pub fn tensors(config: &Config, extras: Extras) -> Result<Vec<ModelTensor>> {
     config.validate()?;
-    let mut list = List { config, block: String::new(), specs: Vec::new() };
+    let mut list = List { config, extras, block: String::new(), specs: Vec::new() };
     for layer in 0..config.n_layer {
         list.block = format!("blocks.{layer}.");
         list.norm("ln1", config.n_embd);
@@ -105,6 +124,7 @@ pub fn initial_state(layer: usize) -> String {
 
 struct List<'a> {
     config: &'a Config,
+    extras: Extras,
     /// Prefix of the names.
     block: String,
     specs: Vec<ModelTensor>,
@@ -214,5 +234,8 @@ impl List<'_> {
             self.add("ffn.receptance.weight", [n_embd, n_embd], Role::Matrix);
         }
         self.add("ffn.value.weight", [n_embd, n_ffn], Role::SparseMatrix);
+        if self.extras.value_bound {
+            self.add(VALUE_BOUND, [n_embd.div_ceil(GROUP_SIZE), 1], Role::ScaleBound);
+        }
     }
 }

@@ -8,7 +8,7 @@
 use anyhow::Result;
 use rwkv_edge::format::{Config, FileContents, FilePlan, Provenance, SelfTest};
 use rwkv_edge::kernels::DType;
-use rwkv_edge::model::names::{self, Extras};
+use rwkv_edge::model::names;
 use rwkv_edge::{Session, SessionOptions};
 use rwkv_quantize::chat::{self, Template};
 use rwkv_quantize::policy::{self, Wanted};
@@ -17,7 +17,7 @@ use rwkv_quantize::vocab;
 
 fn plan(config: Config, dtype: DType) -> Result<FilePlan> {
     let wanted = Wanted { dtype, plain_head: false };
-    let tensors = names::tensors(&config, Extras { nested_head: true, ..Extras::default() })?;
+    let tensors = names::tensors(&config, wanted.extras(false))?;
     let chat = chat::chat(Template::World, vec![], vec![0], &[])?;
     Ok(FilePlan::new(FileContents {
         tokenizer: vocab::world_builtin(),
@@ -50,10 +50,8 @@ fn main() -> Result<()> {
         for dtype in [DType::Int4, DType::Int8] {
             let plan = plan(config.clone(), dtype)?;
             let tensors = plan.tensors();
-            // The residual and the bounds of a nested head are the head's weights again; checksums are none.
-            let again = [names::HEAD_RESIDUAL, names::HEAD_BOUND];
-            let own =
-                tensors.iter().filter(|t| t.dtype.weight().is_some() && !again.contains(&t.name.as_str()));
+            // The residual of a nested head is the head's weights again; bounds and checksums are none.
+            let own = tensors.iter().filter(|t| t.dtype.weight().is_some() && !names::is_derived(&t.name));
             weights = own.map(|t| (t.shape[0] * t.shape[1]) as u64).sum::<u64>();
             let embedding: u64 = tensors.iter().filter(|t| t.checked_by_record).map(|t| t.len).sum();
             let resident = plan.file_len() - embedding + memory;

@@ -213,8 +213,7 @@ fn sources<'a>(checkpoint: &'a Checkpoint, state: &'a Option<Checkpoint>) -> Sou
 /// others, [`source::detect`] saw to.
 fn model_tensors(sources: Sources<'_>, config: &Config, wanted: Wanted) -> Result<Vec<ModelTensor>> {
     sources.check_state(config)?;
-    let extras = Extras { tuned_state: sources.has_state(), nested_head: wanted.nested_head() };
-    let tensors = names::tensors(config, extras)?;
+    let tensors = names::tensors(config, wanted.extras(sources.has_state()))?;
     let ln0 = encode::LN0.map(|name| ModelTensor {
         name: name.into(),
         shape: [config.n_embd, 1],
@@ -236,8 +235,11 @@ fn write_tensors(
     interrupted: &AtomicBool,
 ) -> Result<(Vec<f32>, ErrorSums)> {
     let specs = writer.plan().contents().tensors.clone();
-    let nested_head = specs.iter().any(|spec| spec.name == names::HEAD_RESIDUAL);
-    let tensors = names::tensors(config, Extras { tuned_state: sources.has_state(), nested_head })?;
+    let has = |name: &str| specs.iter().any(|spec| spec.name == name);
+    let nested_head = has(names::HEAD_RESIDUAL);
+    let value_bound = has(&names::value_bound(0));
+    let tensors =
+        names::tensors(config, Extras { tuned_state: sources.has_state(), nested_head, value_bound })?;
     let total: u64 = specs.iter().map(|spec| spec.shape[0] as u64 * spec.shape[1] as u64).sum();
     let mut encoder = Encoder::new(sources.checkpoint, config.layer_norm_eps, threads, interrupted)?;
     let mut sums = ErrorSums::default();

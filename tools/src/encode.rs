@@ -9,7 +9,7 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail};
 use rwkv_edge::format::{ModelWriter, TensorLayout, WriteSpec};
-use rwkv_edge::kernels::layout::{ROW_INTERLEAVE, matrix_bytes, record_bytes};
+use rwkv_edge::kernels::layout::{GROUP_SIZE, ROW_INTERLEAVE, Records, matrix_bytes, record_bytes};
 use rwkv_edge::kernels::quant::{self, ErrorSums, ScaleOverflow, TENSOR_SCALE};
 use rwkv_edge::kernels::{DType, Kernels};
 use rwkv_edge::model::names::{self, Role};
@@ -45,7 +45,7 @@ pub(crate) struct Encoder<'a> {
     ln0: [Vec<f32>; 2],
     /// One slice of floats per thread.
     slices: Vec<Vec<f32>>,
-    /// Bounds of the head's residual, once that is encoded.
+    /// What bounds the columns or the residual that was encoded last.
     bounds: Vec<f32>,
 }
 
@@ -129,7 +129,9 @@ impl<'a> Encoder<'a> {
         if spec.layout == TensorLayout::Vector {
             writer.begin(index, 1.0)?;
             let bytes = match role {
-                Role::HeadBound => self.bounds.iter().flat_map(|bound| bound.to_le_bytes()).collect(),
+                Role::ScaleBound | Role::HeadBound => {
+                    self.bounds.iter().flat_map(|bound| bound.to_le_bytes()).collect()
+                }
                 _ => self.vector(origin)?,
             };
             writer.write(&bytes)?;
@@ -212,6 +214,8 @@ impl<'a> Encoder<'a> {
         let mut slices = std::mem::take(&mut self.slices);
         let mut total = ErrorSums::default();
         let mut bounds = Vec::new();
+        let bounds_scales = target.spec.layout == TensorLayout::ColumnRecords && target.dtype.is_quantized();
+        let mut scales = bounds_scales.then(|| vec![0.0; rows.div_ceil(GROUP_SIZE)]);
         let mut first = 0;
         let mut result = Ok(());
         while first < units.count && result.is_ok() {
@@ -227,6 +231,10 @@ impl<'a> Encoder<'a> {
             if result.is_ok() {
                 let done = ((first + count) * units.floats).min(rows * cols);
                 writer.write(&bytes[..units.bytes_of(target, first, count)])?;
+                if let Some(scales) = &mut scales {
+                    let columns = Records::new(target.dtype, count, rows, target.scale, bytes);
+                    quant::largest_scales(&columns.expect("as many columns"), scales);
+                }
                 for outcome in outcomes {
                     total += outcome.sums;
                     bounds.extend(outcome.bounds);
@@ -239,6 +247,9 @@ impl<'a> Encoder<'a> {
         if target.first_plane.is_some() {
             bounds.truncate(rows);
             self.bounds = bounds;
+        }
+        if let Some(scales) = scales {
+            self.bounds = scales;
         }
         result.map(|()| total)
     }

@@ -143,8 +143,8 @@ impl<'a> Origin<'a> {
         let (fits, expected) = match wanted.role {
             Role::Vector => origin.fits_vector(config, wanted.shape[0] / transform.repeat()),
             Role::State => origin.fits_state(config),
-            // The head itself is checked.
-            Role::HeadBound => (true, String::new()),
+            // What they bound is checked.
+            Role::ScaleBound | Role::HeadBound => (true, String::new()),
             _ => origin.fits_matrix(wanted),
         };
         if fits {
@@ -225,8 +225,11 @@ fn vector_source<'a>(
     let head_size = config.heads.map_or(1, |Heads { head_size, .. }| head_size);
     // There is a value for each channel or for each head.
     let repeat = |tensor: &SourceTensor| if tensor.elements() == config.n_att { 1 } else { head_size };
-    if [names::HEAD_RESIDUAL, names::HEAD_BOUND].contains(&name) {
+    if name == names::HEAD_RESIDUAL {
         return Ok((input.get(names::HEAD)?, Transform::None));
+    }
+    if let Some(bounded) = name.strip_suffix(".bound") {
+        return Ok((input.get(&format!("{bounded}.weight"))?, Transform::None));
     }
     if let Some((block, _)) = name.split_once(".att.time_maa_w2.") {
         return Ok((input.get(&format!("{block}.att.time_maa_w2"))?, Transform::None));

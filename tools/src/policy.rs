@@ -17,7 +17,7 @@
 
 use rwkv_edge::format::{TensorLayout, WriteSpec};
 use rwkv_edge::kernels::DType;
-use rwkv_edge::model::names::{ModelTensor, Role};
+use rwkv_edge::model::names::{Extras, ModelTensor, Role};
 
 /// What is asked of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +29,11 @@ pub struct Wanted {
 }
 
 impl Wanted {
+    /// The tensors that this adds to a model of tuned states or not.
+    pub fn extras(self, tuned_state: bool) -> Extras {
+        Extras { tuned_state, nested_head: self.nested_head(), value_bound: self.dtype.is_quantized() }
+    }
+
     /// Whether the head has two planes.
     pub fn nested_head(self) -> bool {
         self.dtype.is_quantized() && !self.plain_head
@@ -38,7 +43,7 @@ impl Wanted {
 /// Element type of a tensor with `role`.
 pub fn dtype(role: Role, wanted: Wanted) -> DType {
     match role {
-        Role::Vector | Role::State | Role::HeadBound => DType::F32,
+        Role::Vector | Role::State | Role::ScaleBound | Role::HeadBound => DType::F32,
         Role::HeadResidual => DType::Int4,
         Role::Head if wanted.nested_head() => DType::Int4,
         Role::LowRank | Role::Head | Role::Embedding if wanted.dtype == DType::Int4 => DType::Int8,
@@ -49,7 +54,7 @@ pub fn dtype(role: Role, wanted: Wanted) -> DType {
 /// How the bytes of a tensor with `role` are arranged.
 pub fn layout(role: Role) -> TensorLayout {
     match role {
-        Role::Vector | Role::State | Role::HeadBound => TensorLayout::Vector,
+        Role::Vector | Role::State | Role::ScaleBound | Role::HeadBound => TensorLayout::Vector,
         Role::Matrix | Role::LowRank | Role::Head => TensorLayout::Interleaved,
         Role::SparseMatrix => TensorLayout::ColumnRecords,
         Role::HeadResidual | Role::Embedding => TensorLayout::RowRecords,

@@ -35,10 +35,10 @@ impl Report {
         Self {
             file_bytes: plan.file_len(),
             tensor_bytes: weights.iter().map(|t| t.len).sum(),
-            // The planes of a nested head and its bounds are the same weights.
+            // The second plane of a nested head is the same weights, and bounds are none.
             weights: weights
                 .iter()
-                .filter(|t| ![names::HEAD_RESIDUAL, names::HEAD_BOUND].contains(&t.name.as_str()))
+                .filter(|t| !names::is_derived(&t.name))
                 .map(|t| t.shape[0] as u64 * t.shape[1] as u64)
                 .sum(),
             rel_error,

@@ -4,6 +4,7 @@ use crate::fp16;
 use crate::layout::{
     DType, GROUP_SIZE, K_BLOCK, LINE_BYTES, Matrix, ROW_INTERLEAVE, Records, record_scale_bytes,
 };
+use crate::math::magnitude_bits;
 
 /// Decodes row `row` of a matrix.
 ///
@@ -56,6 +57,23 @@ pub fn decode_record(w: &Records<'_>, index: usize, out: &mut [f32]) {
             DType::Int8 => f32::from(codes[i] as i8) * scale(),
             DType::Int4 => nibble(codes[16 * group + in_group % 16], in_group / 16) * scale(),
         };
+    }
+}
+
+/// Raises `largest`, one number for each group of a record, to the largest magnitudes of the scales in `w`: the
+/// [`bounds`](crate::layout::SparseScale::bounds) of its sparse products.
+///
+/// # Panics
+/// If the records are not quantized or `largest` has another length.
+pub fn largest_scales(w: &Records<'_>, largest: &mut [f32]) {
+    let groups = w.value_count().div_ceil(GROUP_SIZE);
+    assert!(w.dtype().is_quantized(), "{} records have no scales", w.dtype());
+    assert!(largest.len() == groups, "output: {} elements, expected {groups}", largest.len());
+    for record in w.data().chunks_exact(w.stride()) {
+        for (g, largest) in largest.iter_mut().enumerate() {
+            let bits = magnitude_bits(fp16::read(record, g)).max(magnitude_bits(*largest));
+            *largest = f32::from_bits(bits);
+        }
     }
 }
 

@@ -15,6 +15,7 @@ mod wkv;
 pub(crate) use activation::{add, nonzero, quantize, relu_squared};
 pub(crate) use heads::mul;
 pub(crate) use record::dequantize_record;
+pub(crate) use sparse::largest_magnitude;
 
 use core::ops::Range;
 
@@ -38,8 +39,11 @@ pub(crate) const fn kernels<F: Fma>(isa: Isa) -> Kernels {
         nonzero,
         sparse_f32: sparse::sparse_f32::<F>,
         sparse_f16: sparse::sparse_f16::<F>,
-        sparse_int8: sparse::sparse_int8,
-        sparse_int4: sparse::sparse_int4,
+        largest_magnitude,
+        sparse_accumulate_int8: sparse::accumulate_int8,
+        sparse_accumulate_int4: sparse::accumulate_int4,
+        sparse_finish_int8: sparse::finish_int8,
+        sparse_finish_int4: sparse::finish_int4,
         dequantize_record,
         record_dots: record::record_dots::<F>,
         read: read::read,

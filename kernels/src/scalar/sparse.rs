@@ -1,12 +1,11 @@
 //! Products of records with a sparse vector.
 
 use crate::fp16;
-use crate::layout::{GROUP_SIZE, Records, Sparse, record_scale_bytes};
+use crate::layout::{GROUP_SIZE, Records, Sparse, SparseScale, record_scale_bytes, sparse_sums};
 use crate::math::{Fma, magnitude_bits, round_clamped};
-use crate::table::SPARSE_TILE;
 
-/// Output groups in a tile.
-const TILE_GROUPS: usize = SPARSE_TILE / GROUP_SIZE;
+/// Output groups that go by together.
+const TILE_GROUPS: usize = 64;
 /// Below this largest product the coefficients of a group are zero.
 pub(crate) const ZERO_BELOW: f32 = f32::from_bits((127 - 100) << 23);
 
@@ -15,6 +14,11 @@ pub(crate) const ZERO_BELOW: f32 = f32::from_bits((127 - 100) << 23);
 pub(crate) fn cmax(live: usize, largest_code: usize) -> f32 {
     let bound = (i32::MAX as usize / largest_code) / live.max(1);
     bound.clamp(1, 32767) as f32
+}
+
+#[inline(always)]
+pub(crate) fn largest_magnitude(x: &[f32]) -> f32 {
+    f32::from_bits(x.iter().fold(0, |m, &x| m.max(magnitude_bits(x))))
 }
 
 pub(crate) fn sparse_f32<F: Fma>(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) {
@@ -45,18 +49,16 @@ fn sparse_float<F: Fma, const BYTES: usize>(
     }
 }
 
-pub(crate) fn sparse_int8(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) {
-    let cmax = cmax(x.indices.len(), 127);
+pub(crate) fn accumulate_int8(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>) {
     let add = |acc: &mut [i32; GROUP_SIZE], run: &[u8; 32], c: i32| {
         for (acc, &code) in acc.iter_mut().zip(run) {
             *acc = acc.wrapping_add(c * i32::from(code as i8));
         }
     };
-    sparse_quantized::<32>(out, w, first, x, cmax, 0, add);
+    accumulate::<32>(sums, w, x, scale, cmax(scale.live, 127), add);
 }
 
-pub(crate) fn sparse_int4(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) {
-    let cmax = cmax(x.indices.len(), 15);
+pub(crate) fn accumulate_int4(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>) {
     let add = |acc: &mut [i32; GROUP_SIZE], run: &[u8; 16], c: i32| {
         let (low, high) = acc.split_at_mut(16);
         for ((low, high), &codes) in low.iter_mut().zip(high).zip(run) {
@@ -64,51 +66,67 @@ pub(crate) fn sparse_int4(out: &mut [f32], w: &Records<'_>, first: usize, x: Spa
             *high = high.wrapping_add(c * i32::from(codes >> 4));
         }
     };
-    sparse_quantized::<16>(out, w, first, x, cmax, 8, add);
+    accumulate::<16>(sums, w, x, scale, cmax(scale.live, 15), add);
 }
 
-/// `RUN` bytes hold the codes of a group, each stored as `code + offset`; `add` adds `c` times the stored codes.
+pub(crate) fn finish_int8(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) {
+    finish(out, w, sums, scale, cmax(scale.live, 127), 0);
+}
+
+pub(crate) fn finish_int4(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) {
+    finish(out, w, sums, scale, cmax(scale.live, 15), 8);
+}
+
+/// Partial sums: those of the outputs, then those of the coefficients of each group. Codes count as stored. `RUN` bytes
+/// hold the codes of a group; `add` adds `c` times the codes.
 #[inline(always)]
-fn sparse_quantized<const RUN: usize>(
-    out: &mut [f32],
+fn accumulate<const RUN: usize>(
+    sums: &mut [i32],
     w: &Records<'_>,
-    first: usize,
     x: Sparse<'_>,
+    scale: SparseScale<'_>,
     cmax: f32,
-    offset: i32,
     add: impl Fn(&mut [i32; GROUP_SIZE], &[u8; RUN], i32),
 ) {
-    let groups = out.len().div_ceil(GROUP_SIZE);
-    let first_group = first / GROUP_SIZE;
     let runs_start = record_scale_bytes(w.dtype(), w.value_count());
-    let product = |record: &[u8], x: f32, g: usize| x * fp16::read(record, first_group + g);
+    let (outputs, coefficient_sums) = split_sums(sums);
+    let tiles = scale.bounds.chunks(TILE_GROUPS);
+    let sums = outputs.chunks_mut(TILE_GROUPS).zip(coefficient_sums.chunks_mut(TILE_GROUPS));
+    for (first, (bounds, (acc, coefficient_sums))) in (0..).step_by(TILE_GROUPS).zip(tiles.zip(sums)) {
+        let mut inverse = [0.0; TILE_GROUPS];
+        for (inverse, &bound) in inverse.iter_mut().zip(bounds) {
+            let m = scale.largest * bound;
+            *inverse = if m < ZERO_BELOW { 0.0 } else { cmax / m };
+        }
+        for (&j, &x) in x.indices.iter().zip(x.values) {
+            let record = w.record(j as usize);
+            let (runs, _) = record[runs_start..].as_chunks::<RUN>();
+            for g in 0..bounds.len() {
+                let c = round_clamped((x * fp16::read(record, first + g)) * inverse[g], cmax);
+                coefficient_sums[g] = coefficient_sums[g].wrapping_add(c);
+                add(&mut acc[g], &runs[first + g], c);
+            }
+        }
+    }
+}
 
-    let mut largest = [0u32; TILE_GROUPS];
-    for (&j, &x) in x.indices.iter().zip(x.values) {
-        let record = w.record(j as usize);
-        for (g, largest) in largest[..groups].iter_mut().enumerate() {
-            *largest = (*largest).max(magnitude_bits(product(record, x, g)));
+/// Codes are stored with `offset` added.
+#[inline(always)]
+fn finish(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>, cmax: f32, offset: i32) {
+    let each = sparse_sums(w.value_count());
+    let first_coefficient = each / (GROUP_SIZE + 1) * GROUP_SIZE;
+    let total = |i: usize| sums.chunks_exact(each).fold(0i32, |sum, part| sum.wrapping_add(part[i]));
+    for (g, (out, &bound)) in out.chunks_mut(GROUP_SIZE).zip(scale.bounds).enumerate() {
+        let correction = total(first_coefficient + g).wrapping_mul(offset);
+        let factor = ((scale.largest * bound) / cmax) * w.scale();
+        for (i, out) in (g * GROUP_SIZE..).zip(out) {
+            *out = total(i).wrapping_sub(correction) as f32 * factor;
         }
     }
-    let largest = largest.map(f32::from_bits);
-    let inverse = largest.map(|m| if m < ZERO_BELOW { 0.0 } else { cmax / m });
+}
 
-    let mut acc = [[0i32; GROUP_SIZE]; TILE_GROUPS];
-    let mut coefficient_sums = [0i32; TILE_GROUPS];
-    for (&j, &x) in x.indices.iter().zip(x.values) {
-        let record = w.record(j as usize);
-        let (runs, _) = record[runs_start..].as_chunks::<RUN>();
-        for g in 0..groups {
-            let c = round_clamped(product(record, x, g) * inverse[g], cmax);
-            coefficient_sums[g] = coefficient_sums[g].wrapping_add(c);
-            add(&mut acc[g], &runs[first_group + g], c);
-        }
-    }
-    for (g, out) in out.chunks_mut(GROUP_SIZE).enumerate() {
-        let correction = coefficient_sums[g].wrapping_mul(offset);
-        let scale = (largest[g] / cmax) * w.scale();
-        for (out, acc) in out.iter_mut().zip(acc[g]) {
-            *out = acc.wrapping_sub(correction) as f32 * scale;
-        }
-    }
+/// The sums of each group's outputs, and of its coefficients.
+fn split_sums(sums: &mut [i32]) -> (&mut [[i32; GROUP_SIZE]], &mut [i32]) {
+    let (outputs, coefficients) = sums.split_at_mut(sums.len() / (GROUP_SIZE + 1) * GROUP_SIZE);
+    (outputs.as_chunks_mut().0, coefficients)
 }

@@ -21,7 +21,7 @@ mod sparse_float;
 mod streams;
 
 use crate::isa::Isa;
-use crate::layout::{Activation, ActivationMut, GROUP_SIZE, Matrix, Records, Sparse};
+use crate::layout::{Activation, ActivationMut, GROUP_SIZE, Matrix, Records, Sparse, SparseScale};
 use crate::quant::{Group, ScaleOverflow};
 use crate::table::{Kernels, SoftmaxStats};
 
@@ -36,8 +36,11 @@ pub(crate) const AVX2: Kernels = Kernels {
     nonzero: entry::nonzero,
     sparse_f32: entry::sparse_f32,
     sparse_f16: entry::sparse_f16,
-    sparse_int8: entry::sparse_int8,
-    sparse_int4: entry::sparse_int4,
+    largest_magnitude: entry::largest_magnitude,
+    sparse_accumulate_int8: entry::accumulate_int8,
+    sparse_accumulate_int4: entry::accumulate_int4,
+    sparse_finish_int8: entry::finish_int8,
+    sparse_finish_int4: entry::finish_int4,
     dequantize_record: entry::dequantize_record,
     record_dots: entry::record_dots,
     read: entry::read,
@@ -75,8 +78,10 @@ pub(crate) const AVX512_VNNI: Kernels = Kernels {
     isa: Isa::Avx512Vnni,
     matvec_int8: avx512_vnni_entry::matvec_int8,
     matvec_int4: avx512_vnni_entry::matvec_int4,
-    sparse_int8: avx512_vnni_entry::sparse_int8,
-    sparse_int4: avx512_vnni_entry::sparse_int4,
+    sparse_accumulate_int8: avx512_vnni_entry::accumulate_int8,
+    sparse_accumulate_int4: avx512_vnni_entry::accumulate_int4,
+    sparse_finish_int8: avx512_vnni_entry::finish_int8,
+    sparse_finish_int4: avx512_vnni_entry::finish_int4,
     ..AVX2
 };
 
@@ -104,8 +109,10 @@ entries! { avx_vnni_entry:
 entries! { avx512_vnni_entry:
     fn matvec_int8(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = avx512_vnni;
     fn matvec_int4(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = avx512_vnni;
-    fn sparse_int8(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) = sparse_512;
-    fn sparse_int4(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) = sparse_512;
+    fn accumulate_int8(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>) = sparse_512;
+    fn accumulate_int4(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>) = sparse_512;
+    fn finish_int8(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) = sparse_512;
+    fn finish_int4(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) = sparse_512;
 }
 
 entries! { entry:
@@ -117,8 +124,10 @@ entries! { entry:
     fn nonzero(indices: &mut [u32], values: &mut [f32], x: &[f32]) -> usize = live;
     fn sparse_f32(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) = sparse_float;
     fn sparse_f16(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) = sparse_float;
-    fn sparse_int8(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) = sparse_256;
-    fn sparse_int4(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) = sparse_256;
+    fn accumulate_int8(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>) = sparse_256;
+    fn accumulate_int4(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>) = sparse_256;
+    fn finish_int8(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) = sparse_256;
+    fn finish_int4(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) = sparse_256;
     fn dequantize_record(out: &mut [f32], w: &Records<'_>, index: usize) = shared;
     fn record_dots(out: &mut [f32], w: &Records<'_>, indices: &[u32], x: Activation<'_>) = record;
     fn read(bytes: &[u8], streams: usize) -> u64 = read;
@@ -130,6 +139,7 @@ entries! { entry:
     ) = shared;
     fn sigmoid_mul(out: &mut [f32], gate: &[f32], x: &[f32]) = shared;
     fn relu_squared(x: &mut [f32]) = shared;
+    fn largest_magnitude(x: &[f32]) -> f32 = shared;
     fn add(x: &mut [f32], y: &[f32]) = shared;
     fn softmax(out: &mut [f32], x: &[f32]) -> SoftmaxStats = shared;
     fn wkv6(

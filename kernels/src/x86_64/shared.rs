@@ -26,6 +26,7 @@ instantiate! {
     ) = scalar;
     fn sigmoid_mul(out: &mut [f32], gate: &[f32], x: &[f32]) = scalar;
     fn relu_squared(x: &mut [f32]) = scalar;
+    fn largest_magnitude(x: &[f32]) -> f32 = scalar;
     fn add(x: &mut [f32], y: &[f32]) = scalar;
     fn softmax(out: &mut [f32], x: &[f32]) -> SoftmaxStats = scalar;
     fn tanh(x: &mut [f32]) = scalar;

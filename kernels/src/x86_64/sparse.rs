@@ -8,18 +8,20 @@
 //! A 32-bit lane of a coefficient register holds the coefficient of one record in its low half and that of another in
 //! its high half; codes are brought into pairs of 16 bits alike, to be multiplied and added up. Within 128 bits all
 //! codes belong to one group.
+//!
+//! Partial sums are in the order in which the codes of a chunk come out, those of several codes of a word weighed
+//! together; they can be added up like that, and are taken apart at the end.
 
 use core::arch::x86_64::*;
 
-use super::memory::{load_f16, prefetch, store_i32};
-use crate::layout::{GROUP_SIZE, LINE_BYTES, Records, Sparse, record_scale_bytes};
+use super::memory::{load_f16, load_f32, load_i32, prefetch, store_i32};
+use crate::layout::{GROUP_SIZE, LINE_BYTES, Records, Sparse, SparseScale, record_scale_bytes};
 use crate::scalar::sparse::{ZERO_BELOW, cmax};
-use crate::table::SPARSE_TILE;
 
 /// Records that go by together.
 pub(super) const SET: usize = 8;
-/// Output groups in a tile.
-const TILE_GROUPS: usize = SPARSE_TILE / GROUP_SIZE;
+/// Output groups in a tile: what fits the stack of a worker easily, and is enough for all known models.
+pub(super) const TILE_GROUPS: usize = 256;
 /// Runs of 8 groups in a tile.
 const TILE_RUNS: usize = TILE_GROUPS / 8;
 /// How many sets ahead scales are asked for.
@@ -40,7 +42,7 @@ struct Member<'a> {
     codes: &'a [u8],
 }
 
-/// Neighbouring outputs of a product.
+/// Neighbouring outputs of some entries' product.
 pub(super) struct Tile<'a> {
     w: &'a Records<'a>,
     x: Sparse<'a>,
@@ -51,44 +53,34 @@ pub(super) struct Tile<'a> {
     /// Number of sets.
     pub(super) sets: usize,
     cmax: f32,
-    largest: [__m256; TILE_RUNS],
     inverse: [__m256; TILE_RUNS],
-    coefficient_sums: [__m256i; TILE_RUNS],
 }
 
 impl<'a> Tile<'a> {
-    /// The tile of `n` outputs from `first` on, of records with `run` bytes of codes in a group.
-    #[target_feature(enable = "avx2,fma,f16c")]
+    /// The tile of the groups from `first_group` on, of records with `run` bytes of codes in a group.
+    #[target_feature(enable = "avx2")]
     pub(super) fn new(
         w: &'a Records<'a>,
         x: Sparse<'a>,
-        first: usize,
-        n: usize,
+        scale: SparseScale<'a>,
+        first_group: usize,
         run: usize,
         largest_code: usize,
     ) -> Self {
-        let zero = _mm256_setzero_ps();
-        let mut new = Self {
-            w,
-            x,
-            first_group: first / GROUP_SIZE,
-            groups: n.div_ceil(GROUP_SIZE),
-            run,
-            sets: x.indices.len().div_ceil(SET),
-            cmax: cmax(x.indices.len(), largest_code),
-            largest: [zero; TILE_RUNS],
-            inverse: [zero; TILE_RUNS],
-            coefficient_sums: [_mm256_setzero_si256(); TILE_RUNS],
-        };
-        new.find_largest();
-        for (inverse, &largest) in new.inverse.iter_mut().zip(&new.largest) {
+        let cmax = cmax(scale.live, largest_code);
+        let bounds = &scale.bounds[first_group..];
+        let groups = bounds.len().min(TILE_GROUPS);
+        let mut inverse = [_mm256_setzero_ps(); TILE_RUNS];
+        for (inverse, bounds) in inverse.iter_mut().zip(bounds.chunks(8)) {
+            let largest = largest_products(scale.largest, bounds);
             let small = _mm256_cmp_ps::<_CMP_LT_OQ>(largest, _mm256_set1_ps(ZERO_BELOW));
-            *inverse = _mm256_andnot_ps(small, _mm256_div_ps(_mm256_set1_ps(new.cmax), largest));
+            *inverse = _mm256_andnot_ps(small, _mm256_div_ps(_mm256_set1_ps(cmax), largest));
         }
-        new
+        Self { w, x, first_group, groups, run, sets: x.indices.len().div_ceil(SET), cmax, inverse }
     }
 
     /// The entries of set `s`. Those that are not there have coefficients of 0, and the codes of the last one.
+    #[inline]
     fn members(&self, s: usize) -> [Member<'a>; SET] {
         let last = self.x.indices.len() - 1;
         let codes = record_scale_bytes(self.w.dtype(), self.w.value_count()) + self.run * self.first_group;
@@ -115,38 +107,26 @@ impl<'a> Tile<'a> {
         codes
     }
 
-    /// Finds the largest magnitude of any entry's product with its scale, for every group.
+    /// Sets the coefficients of set `s`, and adds them to the sums of each run's.
     #[target_feature(enable = "avx2,f16c")]
-    fn find_largest(&mut self) {
-        let magnitude = _mm256_set1_epi32(i32::MAX);
-        for s in 0..self.sets {
-            let members = self.members(s);
-            for later in self.members(s + SETS_AHEAD) {
-                prefetch(&later.scales[..2 * self.groups]);
-            }
-            for (run, largest) in self.largest[..self.groups.div_ceil(8)].iter_mut().enumerate() {
-                let mut bits = _mm256_castps_si256(*largest);
-                for member in &members {
-                    let product = _mm256_castps_si256(products(member.x, member.scales, run));
-                    bits = _mm256_max_epi32(bits, _mm256_and_si256(product, magnitude));
-                }
-                *largest = _mm256_castsi256_ps(bits);
-            }
-        }
-    }
-
-    /// Sets the coefficients of set `s`, and adds them up.
-    #[target_feature(enable = "avx2,f16c")]
-    pub(super) fn coefficients(&mut self, s: usize, out: &mut [PairCoefficients; SET / 2]) {
+    pub(super) fn coefficients(
+        &self,
+        s: usize,
+        out: &mut [PairCoefficients; SET / 2],
+        sums: &mut [[i32; 8]],
+    ) {
         let members = self.members(s);
-        for run in 0..self.groups.div_ceil(8) {
-            let mut sum = self.coefficient_sums[run];
+        for later in self.members(s + SETS_AHEAD) {
+            prefetch(&later.scales[..2 * self.groups]);
+        }
+        for (run, sums) in sums.iter_mut().enumerate() {
+            let mut sum = load_i32(sums);
             for (pair, out) in members.as_chunks::<2>().0.iter().zip(out.iter_mut()) {
                 let (a, b) = (self.coefficient(&pair[0], run), self.coefficient(&pair[1], run));
                 sum = _mm256_add_epi32(sum, _mm256_add_epi32(a, b));
                 store_i32(&mut out[run], _mm256_blend_epi16::<0b1010_1010>(a, _mm256_slli_epi32::<16>(b)));
             }
-            self.coefficient_sums[run] = sum;
+            store_i32(sums, sum);
         }
     }
 
@@ -154,21 +134,55 @@ impl<'a> Tile<'a> {
     #[target_feature(enable = "avx2,f16c")]
     #[inline]
     fn coefficient(&self, member: &Member<'_>, run: usize) -> __m256i {
-        round(_mm256_mul_ps(products(member.x, member.scales, run), self.inverse[run]), self.cmax)
+        let scales = load_f16(&member.scales.as_chunks::<16>().0[run]);
+        let product = _mm256_mul_ps(_mm256_set1_ps(member.x), scales);
+        round(_mm256_mul_ps(product, self.inverse[run]), self.cmax)
     }
+}
 
-    /// For every group the sum of its coefficients, and the bits of what its sums are multiplied with.
-    #[target_feature(enable = "avx2")]
-    pub(super) fn corrections_and_scales(&self) -> [PerGroup; 2] {
-        let [mut corrections, mut scales] = [[[0; 8]; TILE_RUNS]; 2];
-        let (cmax, tensor_scale) = (_mm256_set1_ps(self.cmax), _mm256_set1_ps(self.w.scale()));
-        for run in 0..TILE_RUNS {
-            store_i32(&mut corrections[run], self.coefficient_sums[run]);
-            let scale = _mm256_mul_ps(_mm256_div_ps(self.largest[run], cmax), tensor_scale);
-            store_i32(&mut scales[run], _mm256_castps_si256(scale));
-        }
-        [corrections, scales]
-    }
+/// The largest products of up to 8 groups; 0 for those that are not there.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn largest_products(largest: f32, bounds: &[f32]) -> __m256 {
+    let mut eight = [0.0; 8];
+    eight[..bounds.len()].copy_from_slice(bounds);
+    _mm256_mul_ps(_mm256_set1_ps(largest), load_f32(&eight))
+}
+
+/// The bits of what the sums of up to 8 groups are multiplied with.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn factors(
+    w: &Records<'_>,
+    scale: SparseScale<'_>,
+    bounds: &[f32],
+    largest_code: usize,
+) -> [i32; 8] {
+    let largest = largest_products(scale.largest, bounds);
+    let cmax = _mm256_set1_ps(cmax(scale.live, largest_code));
+    let factors = _mm256_mul_ps(_mm256_div_ps(largest, cmax), _mm256_set1_ps(w.scale()));
+    let mut bits = [0; 8];
+    store_i32(&mut bits, _mm256_castps_si256(factors));
+    bits
+}
+
+/// Adds numbers to others.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn add_to(sums: &mut [i32; 8], more: &[i32; 8]) {
+    store_i32(sums, _mm256_add_epi32(load_i32(sums), load_i32(more)));
+}
+
+/// The sums of outputs, and those of coefficients.
+pub(super) fn split_sums(sums: &[i32]) -> (&[i32], &[[i32; 8]]) {
+    let (outputs, coefficients) = sums.split_at(sums.len() / (GROUP_SIZE + 1) * GROUP_SIZE);
+    (outputs, coefficients.as_chunks().0)
+}
+
+/// As [`split_sums`].
+pub(super) fn split_sums_mut(sums: &mut [i32]) -> (&mut [i32], &mut [[i32; 8]]) {
+    let (outputs, coefficients) = sums.split_at_mut(sums.len() / (GROUP_SIZE + 1) * GROUP_SIZE);
+    (outputs, coefficients.as_chunks_mut().0)
 }
 
 /// Clamped to `-cmax..=cmax` and rounded to nearest even; -cmax for a NaN.
@@ -176,13 +190,6 @@ impl<'a> Tile<'a> {
 #[inline]
 fn round(c: __m256, cmax: f32) -> __m256i {
     _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(c, _mm256_set1_ps(-cmax)), _mm256_set1_ps(cmax)))
-}
-
-/// `x` times the scales of the groups `8 run..8 run + 8`.
-#[target_feature(enable = "avx2,f16c")]
-#[inline]
-fn products(x: f32, scales: &[u8], run: usize) -> __m256 {
-    _mm256_mul_ps(_mm256_set1_ps(x), load_f16(&scales.as_chunks::<16>().0[run]))
 }
 
 /// Stores the values of a chunk: `values[k]` has outputs `4 k..4 k + 4` of every 128 bits' outputs.
@@ -227,43 +234,68 @@ pub(super) fn copy_rest<const CHUNK: usize>(rest: &mut [[u8; CHUNK]; SET], codes
     }
 }
 
-/// Defines the product `$name` of a level.
+/// Defines the products `$accumulate` and `$finish` of a level.
 ///
 /// Of the level are, by these names, `LANES`, how many times 128 bits a register has, `load_codes`, `load_sums`,
-/// `store_sums` and `to_values`. `$spread` brings numbers of groups to where a chunk of codes wants them, `$add` adds
-/// such chunks of two records, and `$order` undoes the order in which it left the `$sums` registers of sums, given the
-/// sums of coefficients.
+/// `store_sums`, `add_sums` and `to_values`. `$spread` brings numbers of groups to where a chunk of codes wants them, `$add`
+/// adds such chunks of two records, and `$order` undoes the order in which it left the `$sums` registers of sums, given
+/// the sums of coefficients.
 macro_rules! sparse_product {
     (
-        $features:literal, $name:ident, $run:literal, $largest_code:literal, $sums:literal,
+        $features:literal, $accumulate:ident, $finish:ident, $run:literal, $largest_code:literal, $sums:literal,
         $spread:ident, $add:ident, $order:ident
     ) => {
         #[target_feature(enable = $features)]
-        pub(super) fn $name(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) {
-            const OUTPUTS: usize = 4 * LANES * $sums;
-            let mut tile = Tile::new(w, x, first, out.len(), $run, $largest_code);
-            let mut sums = [[[0; 4 * LANES]; $sums]; SPARSE_TILE / OUTPUTS];
-            let mut coefficients = <[PairCoefficients; SET / 2]>::default();
-            let mut rest = [[0; 16 * LANES]; SET];
-            for s in 0..tile.sets {
-                tile.coefficients(s, &mut coefficients);
-                let (set, next) = (tile.codes(s), tile.codes(s + 1));
-                copy_rest(&mut rest, &set);
-                for (i, sums) in sums[..out.len().div_ceil(OUTPUTS)].iter_mut().enumerate() {
-                    let mut acc = load_sums(sums);
-                    for (pair, c) in coefficients.iter().enumerate() {
-                        ask_share::<{ 16 * LANES }>(&next, pair, i);
-                        let a = load_codes(chunk(set[2 * pair], &rest[2 * pair], i));
-                        let b = load_codes(chunk(set[2 * pair + 1], &rest[2 * pair + 1], i));
-                        acc = $add(acc, a, b, $spread(c, i));
+        pub(super) fn $accumulate(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>) {
+            let (outputs, coefficient_sums) = split_sums_mut(sums);
+            let outputs = outputs.as_chunks_mut::<{ 4 * LANES }>().0.as_chunks_mut::<$sums>().0;
+            let tiles = outputs.chunks_mut(8 * TILE_GROUPS / LANES / $sums);
+            for (i, (outputs, sums)) in tiles.zip(coefficient_sums.chunks_mut(TILE_GROUPS / 8)).enumerate() {
+                let tile = Tile::new(w, x, scale, i * TILE_GROUPS, $run, $largest_code);
+                let mut coefficients = <[PairCoefficients; SET / 2]>::default();
+                let mut rest = [[0; 16 * LANES]; SET];
+                for s in 0..tile.sets {
+                    tile.coefficients(s, &mut coefficients, sums);
+                    let (set, next) = (tile.codes(s), tile.codes(s + 1));
+                    copy_rest(&mut rest, &set);
+                    let chunks = set[0].len().div_ceil(16 * LANES);
+                    for (i, sums) in outputs[..chunks].iter_mut().enumerate() {
+                        let mut acc = load_sums(sums);
+                        for (pair, c) in coefficients.iter().enumerate() {
+                            ask_share::<{ 16 * LANES }>(&next, pair, i);
+                            let a = load_codes(chunk(set[2 * pair], &rest[2 * pair], i));
+                            let b = load_codes(chunk(set[2 * pair + 1], &rest[2 * pair + 1], i));
+                            acc = $add(acc, a, b, $spread(c, i));
+                        }
+                        store_sums(sums, acc);
                     }
-                    store_sums(sums, acc);
                 }
             }
-            let [corrections, scales] = tile.corrections_and_scales();
-            for (i, (out, sums)) in out.chunks_mut(OUTPUTS).zip(&sums).enumerate() {
-                let sums = $order(load_sums(sums), $spread(&corrections, i));
-                store_chunk(out, &to_values(sums, $spread(&scales, i)));
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn $finish(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) {
+            const OUTPUTS: usize = 4 * LANES * $sums;
+            let parts = || sums.chunks_exact(sparse_sums(w.value_count())).map(split_sums);
+            let tiles = out.chunks_mut(GROUP_SIZE * TILE_GROUPS).zip(scale.bounds.chunks(TILE_GROUPS));
+            for (tile, (out, bounds)) in tiles.enumerate() {
+                let [mut corrections, mut scales] = <[PerGroup; 2]>::default();
+                for (run, bounds) in bounds.chunks(8).enumerate() {
+                    scales[run] = factors(w, scale, bounds, $largest_code);
+                    for (_, coefficients) in parts() {
+                        add_to(&mut corrections[run], &coefficients[tile * TILE_GROUPS / 8 + run]);
+                    }
+                }
+                for (i, out) in out.chunks_mut(OUTPUTS).enumerate() {
+                    let first = tile * GROUP_SIZE * TILE_GROUPS / OUTPUTS;
+                    let mut acc = load_sums(&[[0; 4 * LANES]; $sums]);
+                    for (outputs, _) in parts() {
+                        let outputs = outputs.as_chunks::<{ 4 * LANES }>().0.as_chunks::<$sums>().0;
+                        acc = add_sums(acc, &outputs[first + i]);
+                    }
+                    let sums = $order(acc, $spread(&corrections, i));
+                    store_chunk(out, &to_values(sums, $spread(&scales, i)));
+                }
             }
         }
     };

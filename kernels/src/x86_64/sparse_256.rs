@@ -4,10 +4,10 @@ use core::arch::x86_64::*;
 
 use super::memory::{load as load_codes, load_i32, store_f32, store_i32};
 use super::sparse::{
-    PairCoefficients, PerGroup, SET, Tile, ask_share, chunk, copy_rest, sparse_product, store_chunk,
+    PairCoefficients, PerGroup, SET, TILE_GROUPS, Tile, add_to, ask_share, chunk, copy_rest, factors,
+    sparse_product, split_sums, split_sums_mut, store_chunk,
 };
-use crate::layout::{Records, Sparse};
-use crate::table::SPARSE_TILE;
+use crate::layout::{GROUP_SIZE, Records, Sparse, SparseScale, sparse_sums};
 
 /// How many times 128 bits a register has.
 const LANES: usize = 2;
@@ -28,6 +28,16 @@ fn store_sums<const SUMS: usize>(sums: &mut [[i32; 8]; SUMS], acc: [__m256i; SUM
     for (sum, acc) in sums.iter_mut().zip(acc) {
         store_i32(sum, acc);
     }
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+fn add_sums<const SUMS: usize>(acc: [__m256i; SUMS], sums: &[[i32; 8]; SUMS]) -> [__m256i; SUMS] {
+    let mut acc = acc;
+    for (acc, sum) in acc.iter_mut().zip(sums) {
+        *acc = _mm256_add_epi32(*acc, load_i32(sum));
+    }
+    acc
 }
 
 /// The sums times the scales, given by their bits.
@@ -143,5 +153,5 @@ fn zip(even: __m256i, odd: __m256i) -> [__m256i; 2] {
     [_mm256_unpacklo_epi32(even, odd), _mm256_unpackhi_epi32(even, odd)]
 }
 
-sparse_product!("avx2,fma,f16c", sparse_int4, 16, 15, 8, spread_int4, add_int4, order_int4);
-sparse_product!("avx2,fma,f16c", sparse_int8, 32, 127, 4, spread_int8, add_int8, order_int8);
+sparse_product!("avx2,fma,f16c", accumulate_int4, finish_int4, 16, 15, 8, spread_int4, add_int4, order_int4);
+sparse_product!("avx2,fma,f16c", accumulate_int8, finish_int8, 32, 127, 4, spread_int8, add_int8, order_int8);

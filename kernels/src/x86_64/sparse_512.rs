@@ -4,10 +4,10 @@ use core::arch::x86_64::*;
 
 use super::memory::{load_512 as load_codes, load_i32_512, store_f32_512, store_i32_512};
 use super::sparse::{
-    PairCoefficients, PerGroup, SET, Tile, ask_share, chunk, copy_rest, sparse_product, store_chunk,
+    PairCoefficients, PerGroup, SET, TILE_GROUPS, Tile, add_to, ask_share, chunk, copy_rest, factors,
+    sparse_product, split_sums, split_sums_mut, store_chunk,
 };
-use crate::layout::{Records, Sparse};
-use crate::table::SPARSE_TILE;
+use crate::layout::{GROUP_SIZE, Records, Sparse, SparseScale, sparse_sums};
 
 /// How many times 128 bits a register has.
 const LANES: usize = 4;
@@ -28,6 +28,16 @@ fn store_sums<const SUMS: usize>(sums: &mut [[i32; 16]; SUMS], acc: [__m512i; SU
     for (sum, acc) in sums.iter_mut().zip(acc) {
         store_i32_512(sum, acc);
     }
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn add_sums<const SUMS: usize>(acc: [__m512i; SUMS], sums: &[[i32; 16]; SUMS]) -> [__m512i; SUMS] {
+    let mut acc = acc;
+    for (acc, sum) in acc.iter_mut().zip(sums) {
+        *acc = _mm512_add_epi32(*acc, load_i32_512(sum));
+    }
+    acc
 }
 
 /// The sums times the scales, given by their bits.
@@ -136,7 +146,8 @@ fn zip(even: __m512i, odd: __m512i) -> [__m512i; 2] {
 
 sparse_product!(
     "avx512f,avx512bw,avx512vl,avx512vnni",
-    sparse_int4,
+    accumulate_int4,
+    finish_int4,
     16,
     15,
     8,
@@ -146,7 +157,8 @@ sparse_product!(
 );
 sparse_product!(
     "avx512f,avx512bw,avx512vl,avx512vnni",
-    sparse_int8,
+    accumulate_int8,
+    finish_int8,
     32,
     127,
     4,

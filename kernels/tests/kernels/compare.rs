@@ -1,10 +1,11 @@
 //! Every available level against scalar: the same bits, nothing read or written outside.
 
-use rwkv_edge_kernels::{DType, GROUP_SIZE, Kernels, MAX_READ_STREAMS, SPARSE_TILE, Sparse};
+use rwkv_edge_kernels::{DType, Kernels, MAX_READ_STREAMS, Sparse};
 
 use crate::guard::Guarded;
 use crate::support::{
-    Bytes, Element, Fill, Input, Output, Report, Rng, TestMatrix, TestRecords, lengths, scalar, vector_levels,
+    Bytes, Element, Fill, Input, Output, Report, Rng, TestMatrix, TestRecords, lengths, scalar,
+    sparse_product, vector_levels,
 };
 
 /// Runs `op` into a guarded output and into one between canaries, for scalar and every other level.
@@ -259,24 +260,20 @@ fn check_nonzero(report: &mut Report, x: &[f32], shape: &str) {
     }
 }
 
-fn check_sparse(
-    report: &mut Report,
-    w: &TestRecords,
-    indices: &[u32],
-    values: &[f32],
-    first: usize,
-    n: usize,
-    label: &str,
-) {
-    let shape = format!("{} {}x{} {first}+{n} live {} {label}", w.dtype, w.count, w.len, indices.len());
+/// All entries at once, and 9 at a time in two partial sums.
+fn check_sparse(report: &mut Report, w: &TestRecords, indices: &[u32], values: &[f32], label: &str) {
     let (indices, values) = (Guarded::new(indices), Guarded::new(values));
-    check_f32(report, "sparse_matvec", &shape, &canaries(n), |kernels, out| {
-        kernels.sparse_matvec(out, &w.view(), first, Sparse { indices: &indices, values: &values });
-    });
+    let x = Sparse { indices: &indices, values: &values };
+    for cut in [indices.len().max(1), 9] {
+        let shape = format!("{} {}x{} live {} cut {cut} {label}", w.dtype, w.count, w.len, indices.len());
+        check_f32(report, "sparse product", &shape, &canaries(w.len), |kernels, out| {
+            sparse_product(kernels, out, w, x, cut);
+        });
+    }
 }
 
 #[test]
-fn sparse_matvec_of_every_length_and_live_count() {
+fn sparse_product_of_every_length_and_live_count() {
     let mut report = Report::default();
     let mut rng = Rng(11);
     let count = if cfg!(miri) { 9 } else { 19 };
@@ -286,7 +283,7 @@ fn sparse_matvec_of_every_length_and_live_count() {
             for live in if len < 70 && !cfg!(miri) { vec![0, 1, 7, 8, 9, 19] } else { vec![count] } {
                 let indices: Vec<u32> = (0..count as u32).skip(count - live).collect();
                 let values = rng.normals(live);
-                check_sparse(&mut report, &w, &indices, &values, 0, len.min(SPARSE_TILE), "");
+                check_sparse(&mut report, &w, &indices, &values, "");
             }
         }
     }
@@ -297,16 +294,20 @@ fn sparse_matvec_of_every_length_and_live_count() {
 fn sparse_matvec_of_every_output_range() {
     let mut report = Report::default();
     let mut rng = Rng(12);
-    let len = if cfg!(miri) { 70 } else { 390 };
-    for dtype in DType::ALL {
+    let len = if cfg!(miri) { 20 } else { 70 };
+    for dtype in [DType::F32, DType::F16] {
         let count = if cfg!(miri) { 3 } else { 11 };
         let w = TestRecords::new(dtype, count, len, Bytes::Finite, &mut rng);
         let values = rng.normals(count);
         let indices: Vec<u32> = (0..count as u32).collect();
-        for first in (0..len).step_by(GROUP_SIZE) {
+        let x = Sparse { indices: &indices, values: &values };
+        for first in 0..len {
             for n in 0..=len - first {
                 if !cfg!(miri) || n == len - first {
-                    check_sparse(&mut report, &w, &indices, &values, first, n, "");
+                    let shape = format!("{dtype} {first}+{n} of {len}");
+                    check_f32(&mut report, "sparse_matvec", &shape, &canaries(n), |kernels, out| {
+                        kernels.sparse_matvec(out, &w.view(), first, x);
+                    });
                 }
             }
         }
@@ -314,8 +315,38 @@ fn sparse_matvec_of_every_output_range() {
     report.finish();
 }
 
+/// More outputs than a level may take at once.
 #[test]
-fn sparse_matvec_of_every_input_and_any_bytes() {
+#[cfg_attr(miri, ignore = "takes minutes")]
+fn sparse_product_of_long_records() {
+    let mut report = Report::default();
+    let mut rng = Rng(20);
+    for dtype in DType::ALL {
+        for len in [2048 + 500, 8192, 8192 + 40] {
+            let w = TestRecords::new(dtype, 20, len, Bytes::Finite, &mut rng);
+            let indices: Vec<u32> = (0..20).collect();
+            check_sparse(&mut report, &w, &indices, &rng.normals(20), "long");
+        }
+    }
+    report.finish();
+}
+
+#[test]
+fn largest_magnitude_of_every_length_and_input() {
+    let mut rng = Rng(21);
+    for len in lengths() {
+        for &fill in Fill::ALL {
+            let x = Guarded::new(&fill.vector(len, &mut rng));
+            let wanted = scalar().largest_magnitude(&x);
+            for kernels in vector_levels() {
+                assert!(kernels.largest_magnitude(&x).same(wanted), "{} {len} {fill:?}", kernels.isa());
+            }
+        }
+    }
+}
+
+#[test]
+fn sparse_product_of_every_input_and_any_bytes() {
     let mut report = Report::default();
     let mut rng = Rng(13);
     let count = if cfg!(miri) { 9 } else { 41 };
@@ -325,7 +356,7 @@ fn sparse_matvec_of_every_input_and_any_bytes() {
             for &fill in Fill::ALL {
                 let values = fill.vector(count, &mut rng);
                 let indices: Vec<u32> = (0..count as u32).collect();
-                check_sparse(&mut report, &w, &indices, &values, 0, 100, &format!("{bytes:?} {fill:?}"));
+                check_sparse(&mut report, &w, &indices, &values, &format!("{bytes:?} {fill:?}"));
             }
         }
     }
@@ -334,7 +365,7 @@ fn sparse_matvec_of_every_input_and_any_bytes() {
 
 #[test]
 #[cfg_attr(miri, ignore = "about values, not memory")]
-fn sparse_matvec_of_many_records() {
+fn sparse_product_of_many_records() {
     let mut report = Report::default();
     let mut rng = Rng(14);
     let count = 8192;
@@ -342,14 +373,14 @@ fn sparse_matvec_of_many_records() {
         let w = TestRecords::new(dtype, count, 96, Bytes::Finite, &mut rng);
         let indices: Vec<u32> = (0..count as u32).collect();
         let values = rng.normals(count);
-        check_sparse(&mut report, &w, &indices, &values, 32, 64, "dense");
+        check_sparse(&mut report, &w, &indices, &values, "dense");
     }
     report.finish();
 }
 
 #[test]
 #[cfg_attr(miri, ignore = "about values, not memory")]
-fn sparse_matvec_of_largest_sums_wraps_nowhere() {
+fn sparse_product_of_largest_sums_wraps_nowhere() {
     let mut report = Report::default();
     let mut rng = Rng(15);
     let count = 5000;
@@ -362,7 +393,7 @@ fn sparse_matvec_of_largest_sums_wraps_nowhere() {
         }
         let indices: Vec<u32> = (0..count as u32).collect();
         for sign in [1.0, -1.0] {
-            check_sparse(&mut report, &w, &indices, &vec![sign; count], 0, 64, "extreme");
+            check_sparse(&mut report, &w, &indices, &vec![sign; count], "extreme");
         }
     }
     report.finish();
@@ -398,7 +429,7 @@ fn record_dots_of_every_length_and_any_bytes() {
 
 #[test]
 #[cfg_attr(miri, ignore = "about values, not memory")]
-fn sparse_matvec_of_int8_code_minus_128() {
+fn sparse_product_of_int8_code_minus_128() {
     let mut report = Report::default();
     let mut rng = Rng(19);
     let mut w = TestRecords::new(DType::Int8, 41, 390, Bytes::Constant(0x80), &mut rng);
@@ -408,7 +439,7 @@ fn sparse_matvec_of_int8_code_minus_128() {
     }
     let indices: Vec<u32> = (0..41).collect();
     for values in [vec![1.0; 41], vec![-1.0; 41], rng.normals(41)] {
-        check_sparse(&mut report, &w, &indices, &values, 0, 390, "codes -128");
+        check_sparse(&mut report, &w, &indices, &values, "codes -128");
     }
     report.finish();
 }

@@ -1,17 +1,17 @@
 //! Wrong shapes panic in every safe method, so that no kernel ever sees them.
 
 use rwkv_edge_kernels::quant::{
-    TENSOR_SCALE, decode_matrix_row, decode_record, encode_block_row, encode_record,
+    TENSOR_SCALE, decode_matrix_row, decode_record, encode_block_row, encode_record, largest_scales,
 };
 use rwkv_edge_kernels::{
-    Activation, ActivationMut, DType, Isa, Kernels, Matrix, Records, SPARSE_TILE, Sparse, matrix_bytes,
-    records_bytes,
+    Activation, ActivationMut, DType, GROUP_SIZE, Isa, Kernels, Matrix, Records, Sparse, SparseScale,
+    matrix_bytes, records_bytes, sparse_sums,
 };
 
 use crate::support::{Bytes, Input, Rng, TestRecords, scalar};
 
-/// Values in a record: one tile, two groups and a part of one.
-const RECORD: usize = SPARSE_TILE + 76;
+/// Values in a record: whole groups and a part of one.
+const RECORD: usize = 2124;
 
 /// Whether `op` panics on every available level.
 pub(crate) fn panics(op: impl Fn(&Kernels)) -> bool {
@@ -40,11 +40,13 @@ fn with_matrix(op: impl Fn(&Kernels, &Matrix<'_>)) -> bool {
 }
 
 fn with_records(op: impl Fn(&Kernels, &Records<'_>)) -> bool {
-    DType::ALL.into_iter().all(|dtype| {
-        let data = vec![0; records_bytes(dtype, 5, RECORD).unwrap()];
-        let w = Records::new(dtype, 5, RECORD, TENSOR_SCALE, &data).unwrap();
-        panics(|kernels| op(kernels, &w))
-    })
+    DType::ALL.into_iter().all(|dtype| with_records_of(dtype, &op))
+}
+
+fn with_records_of(dtype: DType, op: impl Fn(&Kernels, &Records<'_>)) -> bool {
+    let data = vec![0; records_bytes(dtype, 5, RECORD).unwrap()];
+    let w = Records::new(dtype, 5, RECORD, TENSOR_SCALE, &data).unwrap();
+    panics(|kernels| op(kernels, &w))
 }
 
 fn matvec_panics(rows: usize, first: usize, resize: fn(&mut Parts)) -> bool {
@@ -137,7 +139,7 @@ fn nonzero_rejects_short_outputs() {
 }
 
 fn sparse_panics(n: usize, first: usize, indices: &[u32], values: usize) -> bool {
-    with_records(|kernels, w| {
+    with_records_of(DType::F16, |kernels, w| {
         let values = vec![1.0; values];
         kernels.sparse_matvec(&mut vec![0.0; n], w, first, Sparse { indices, values: &values });
     })
@@ -145,27 +147,16 @@ fn sparse_panics(n: usize, first: usize, indices: &[u32], values: usize) -> bool
 
 #[test]
 fn sparse_matvec_accepts_the_right_shape() {
-    assert!(!sparse_panics(SPARSE_TILE, 0, &[0, 4], 2));
-    assert!(!sparse_panics(76, SPARSE_TILE, &[], 0));
-    assert!(!sparse_panics(0, SPARSE_TILE + 64, &[1], 1));
+    assert!(!sparse_panics(RECORD, 0, &[0, 4], 2));
+    assert!(!sparse_panics(1, RECORD - 1, &[], 0));
+    assert!(!sparse_panics(0, RECORD, &[1], 1));
 }
 
 #[test]
 fn sparse_matvec_rejects_outputs_outside() {
-    for (n, first) in [
-        (SPARSE_TILE + 1, 0),
-        (77, SPARSE_TILE),
-        (13, SPARSE_TILE + 64),
-        (1, SPARSE_TILE + 96),
-        (32, usize::MAX - 31),
-    ] {
+    for (n, first) in [(RECORD + 1, 0), (1, RECORD), (RECORD, 1), (0, RECORD + 1), (32, usize::MAX - 31)] {
         assert!(sparse_panics(n, first, &[0], 1), "{n} from {first}");
     }
-}
-
-#[test]
-fn sparse_matvec_rejects_an_output_inside_a_group() {
-    assert!(sparse_panics(8, 16, &[0], 1) && sparse_panics(8, 1, &[0], 1));
 }
 
 #[test]
@@ -179,6 +170,59 @@ fn sparse_matvec_rejects_records_that_are_not_there() {
 #[test]
 fn sparse_matvec_rejects_values_without_indices() {
     assert!(sparse_panics(8, 0, &[0], 0) && sparse_panics(8, 0, &[0], 2));
+}
+
+#[test]
+fn sparse_products_reject_the_other_types() {
+    let x = Sparse { indices: &[], values: &[] };
+    let bounds = [1.0; RECORD.div_ceil(GROUP_SIZE)];
+    let scale = SparseScale { live: 0, largest: 0.0, bounds: &bounds };
+    for dtype in DType::ALL {
+        let matvec = with_records_of(dtype, |kernels, w| {
+            kernels.sparse_matvec(&mut [0.0; RECORD], w, 0, x);
+        });
+        let accumulate = with_records_of(dtype, |kernels, w| {
+            kernels.sparse_accumulate(&mut [0; sparse_sums(RECORD)], w, x, scale);
+        });
+        let finish = with_records_of(dtype, |kernels, w| {
+            kernels.sparse_finish(&mut [0.0; RECORD], w, &[0; sparse_sums(RECORD)], scale);
+        });
+        let quantized = dtype.is_quantized();
+        assert_eq!([matvec, accumulate, finish], [quantized, !quantized, !quantized]);
+    }
+}
+
+#[test]
+fn sparse_accumulate_rejects_wrong_shapes() {
+    let panics = |sums: usize, indices: &[u32], values: usize, live: usize, bounds: usize| {
+        with_records_of(DType::Int4, |kernels, w| {
+            let (values, bounds) = (vec![1.0; values], vec![1.0; bounds]);
+            let scale = SparseScale { live, largest: 1.0, bounds: &bounds };
+            kernels.sparse_accumulate(&mut vec![0; sums], w, Sparse { indices, values: &values }, scale);
+        })
+    };
+    let (sums, groups) = (sparse_sums(RECORD), RECORD.div_ceil(GROUP_SIZE));
+    assert!(!panics(sums, &[0, 4], 2, 2, groups) && !panics(sums, &[], 0, 0, groups));
+    assert!(panics(sums - 1, &[0], 1, 1, groups) && panics(2 * sums, &[0], 1, 1, groups));
+    assert!(panics(sums, &[5], 1, 1, groups) && panics(sums, &[u32::MAX], 1, 1, groups));
+    assert!(panics(sums, &[0], 2, 2, groups) && panics(sums, &[0], 0, 1, groups));
+    assert!(panics(sums, &[0, 1], 2, 1, groups), "more entries than the vector has");
+    assert!(panics(sums, &[0], 1, 1, groups - 1) && panics(sums, &[0], 1, 1, groups + 1));
+}
+
+#[test]
+fn sparse_finish_rejects_wrong_shapes() {
+    let panics = |out: usize, sums: usize, bounds: usize| {
+        with_records_of(DType::Int8, |kernels, w| {
+            let scale = SparseScale { live: 1, largest: 1.0, bounds: &vec![1.0; bounds] };
+            kernels.sparse_finish(&mut vec![0.0; out], w, &vec![0; sums], scale);
+        })
+    };
+    let (sums, groups) = (sparse_sums(RECORD), RECORD.div_ceil(GROUP_SIZE));
+    assert!(!panics(RECORD, sums, groups) && !panics(RECORD, 3 * sums, groups) && !panics(RECORD, 0, groups));
+    assert!(panics(RECORD - 1, sums, groups) && panics(RECORD + 1, sums, groups));
+    assert!(panics(RECORD, sums - 1, groups) && panics(RECORD, sums + 33, groups));
+    assert!(panics(RECORD, sums, groups - 1) && panics(RECORD, sums, groups + 1));
 }
 
 #[test]
@@ -297,4 +341,13 @@ fn decoders_reject_wrong_shapes() {
         assert!(!record(4, 100));
         assert!(record(5, 100) && record(0, 99) && record(0, 128));
     }
+}
+
+#[test]
+fn largest_scales_reject_wrong_shapes() {
+    let int4 = TestRecords::new(DType::Int4, 5, 64, Bytes::Encoded, &mut Rng(1));
+    let float = TestRecords::new(DType::F16, 5, 64, Bytes::Encoded, &mut Rng(1));
+    let run = |w: &TestRecords, n: usize| caught(|| largest_scales(&w.view(), &mut vec![0.0; n]));
+    assert!(!run(&int4, 2));
+    assert!(run(&int4, 1) && run(&int4, 3) && run(&float, 2));
 }

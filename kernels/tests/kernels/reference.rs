@@ -1,9 +1,11 @@
 //! Scalar against independent f64 arithmetic.
 
 use rwkv_edge_kernels::quant::{decode_matrix_row, decode_record};
-use rwkv_edge_kernels::{DType, GROUP_SIZE, Isa, Kernels, SPARSE_TILE, Sparse};
+use rwkv_edge_kernels::{DType, GROUP_SIZE, Isa, Kernels, Sparse, SparseScale, sparse_sums};
 
-use crate::support::{Bytes, Fill, Input, Rng, TestMatrix, TestRecords, scalar};
+use crate::support::{
+    Bytes, Element, Fill, Input, Rng, TestMatrix, TestRecords, scalar, sparse_product, vector_levels,
+};
 
 const EPS: f64 = f32::EPSILON as f64;
 
@@ -125,7 +127,7 @@ fn matvec_is_close_to_the_product_of_the_original_values() {
 }
 
 #[test]
-fn sparse_matvec_is_the_sum_of_decoded_records() {
+fn sparse_product_is_the_sum_of_decoded_records() {
     let mut rng = Rng(33);
     for dtype in DType::ALL {
         for (count, len) in [(1, 1), (9, 70), (64, 1024), (300, 96)] {
@@ -133,7 +135,8 @@ fn sparse_matvec_is_the_sum_of_decoded_records() {
             let indices: Vec<u32> = (0..count as u32).filter(|_| count == 1 || rng.below(4) == 0).collect();
             let values: Vec<f32> = indices.iter().map(|_| rng.normal()).collect();
             let mut out = vec![0.0; len];
-            scalar().sparse_matvec(&mut out, &w.view(), 0, Sparse { indices: &indices, values: &values });
+            let x = Sparse { indices: &indices, values: &values };
+            sparse_product(scalar(), &mut out, &w, x, 9);
             check_sparse(&w, &indices, &values, &out);
         }
     }
@@ -168,45 +171,43 @@ fn coefficient_error(w: &TestRecords, indices: &[u32], values: &[f32], i: usize)
         let bytes = &w.view().record(j as usize)[2 * (i / GROUP_SIZE)..][..2];
         half::f16::from_le_bytes([bytes[0], bytes[1]]).to_f64() * f64::from(w.view().scale())
     };
-    let largest =
-        indices.iter().zip(values).map(|(&j, &x)| (f64::from(x) * scale(j)).abs()).fold(0.0, f64::max);
+    let top = values.iter().fold(0.0, |m, &x| f64::max(m, f64::from(x).abs()));
+    let largest = top * (0..w.count as u32).map(|j| scale(j).abs()).fold(0.0, f64::max);
     let live = indices.len().max(1) as f64;
     let cmax = ((f64::from(i32::MAX) / largest_code).floor() / live).floor().min(32767.0);
     (0.5 + 0.01) * largest / cmax * 8.0f64.max(largest_code) * live
 }
 
-fn run_sparse(w: &TestRecords, indices: &[u32], values: &[f32], tile: usize) -> Vec<f32> {
-    let mut out = vec![0.0; w.len];
-    for (t, out) in out.chunks_mut(tile).enumerate() {
-        scalar().sparse_matvec(out, &w.view(), t * tile, Sparse { indices, values });
-    }
+fn run_sparse(w: &TestRecords, indices: &[u32], values: &[f32], cut: usize) -> Vec<f32> {
+    let mut out = vec![9.9; w.len];
+    sparse_product(scalar(), &mut out, w, Sparse { indices, values }, cut);
     out
 }
 
 #[test]
-fn sparse_matvec_does_not_depend_on_tiles_order_or_zeros() {
+fn sparse_product_does_not_depend_on_cuts_order_or_zeros() {
     let mut rng = Rng(34);
     for dtype in [DType::Int8, DType::Int4] {
-        let w = TestRecords::new(dtype, 60, SPARSE_TILE + 500, Bytes::Encoded, &mut rng);
+        let w = TestRecords::new(dtype, 60, 2500, Bytes::Encoded, &mut rng);
         let indices: Vec<u32> = (0..30).map(|i| 2 * i).collect();
         let values = rng.normals(30);
-        let wanted = run_sparse(&w, &indices, &values, SPARSE_TILE);
-        assert_eq!(wanted, run_sparse(&w, &indices, &values, 32));
-        assert_eq!(wanted, run_sparse(&w, &indices, &values, 96));
+        let wanted = run_sparse(&w, &indices, &values, 30);
+        assert_eq!(wanted, run_sparse(&w, &indices, &values, 1));
+        assert_eq!(wanted, run_sparse(&w, &indices, &values, 7));
 
         let reversed: (Vec<u32>, Vec<f32>) =
             indices.iter().copied().zip(values.iter().copied()).rev().unzip();
-        assert_eq!(wanted, run_sparse(&w, &reversed.0, &reversed.1, SPARSE_TILE));
+        assert_eq!(wanted, run_sparse(&w, &reversed.0, &reversed.1, 30));
 
         let dense: Vec<u32> = (0..60).collect();
         let mut dense_values = vec![0.0; 60];
         values.iter().enumerate().for_each(|(i, &v)| dense_values[2 * i] = v);
-        assert_eq!(wanted, run_sparse(&w, &dense, &dense_values, SPARSE_TILE));
+        assert_eq!(wanted, run_sparse(&w, &dense, &dense_values, 60));
     }
 }
 
 #[test]
-fn sparse_matvec_gives_zeros_below_two_to_the_minus_100() {
+fn sparse_product_gives_zeros_below_two_to_the_minus_100() {
     let mut rng = Rng(40);
     let threshold = 2f32.powi(-100);
     let mut w = TestRecords::new(DType::Int8, 1, 32, Bytes::Constant(1), &mut rng);
@@ -214,18 +215,43 @@ fn sparse_matvec_gives_zeros_below_two_to_the_minus_100() {
     for kernels in Isa::ALL.iter().filter_map(|&isa| Kernels::for_isa(isa)) {
         let mut out = [0.0; 32];
         for (x, wanted) in [(threshold, threshold * w.view().scale()), (threshold.next_down(), 0.0)] {
-            kernels.sparse_matvec(&mut out, &w.view(), 0, Sparse { indices: &[0], values: &[x] });
+            sparse_product(kernels, &mut out, &w, Sparse { indices: &[0], values: &[x] }, 1);
             assert_eq!(out, [wanted; 32], "{} {x:e}", kernels.isa());
         }
     }
 }
 
 #[test]
-fn sparse_matvec_of_nothing_is_zero() {
+fn sparse_product_of_nothing_is_zero() {
     let mut rng = Rng(35);
     for dtype in DType::ALL {
         let w = TestRecords::new(dtype, 3, 70, Bytes::Encoded, &mut rng);
-        assert!(run_sparse(&w, &[], &[], SPARSE_TILE).iter().all(|y| y.to_bits() == 0));
+        assert!(run_sparse(&w, &[], &[], 1).iter().all(|y| y.to_bits() == 0));
+    }
+}
+
+/// What a file says of its scales need not be true: coefficients are clamped then.
+#[test]
+fn sparse_product_with_bounds_that_do_not_hold_is_defined() {
+    let mut rng = Rng(41);
+    for dtype in [DType::Int8, DType::Int4] {
+        let w = TestRecords::new(dtype, 40, 70, Bytes::Finite, &mut rng);
+        let (indices, values): (Vec<u32>, Vec<f32>) = (0..40).map(|j| (j, rng.normal())).unzip();
+        for bound in [0.0, -1.0, 1e-3, f32::MIN_POSITIVE, f32::INFINITY, f32::NAN] {
+            let scale = SparseScale { live: 40, largest: 3.0, bounds: &[bound; 3] };
+            let run = |kernels: &Kernels| {
+                let (mut sums, mut out) = (vec![0; sparse_sums(70)], vec![9.9; 70]);
+                let x = Sparse { indices: &indices, values: &values };
+                kernels.sparse_accumulate(&mut sums, &w.view(), x, scale);
+                kernels.sparse_finish(&mut out, &w.view(), &sums, scale);
+                out
+            };
+            let wanted = run(scalar());
+            for kernels in vector_levels() {
+                let same = wanted.iter().zip(run(kernels)).all(|(a, b)| a.same(b));
+                assert!(same, "{dtype} {} {bound}", kernels.isa());
+            }
+        }
     }
 }
 

@@ -2,10 +2,10 @@
 
 use std::fmt::Debug;
 
-use rwkv_edge_kernels::quant::{TENSOR_SCALE, encode_block_row, encode_record};
+use rwkv_edge_kernels::quant::{TENSOR_SCALE, encode_block_row, encode_record, largest_scales};
 use rwkv_edge_kernels::{
-    Activation, ActivationMut, DType, GROUP_SIZE, Isa, Kernels, Matrix, Records, matrix_bytes, padded_cols,
-    record_scale_bytes, records_bytes,
+    Activation, ActivationMut, DType, GROUP_SIZE, Isa, Kernels, Matrix, Records, Sparse, SparseScale,
+    matrix_bytes, padded_cols, record_scale_bytes, records_bytes, sparse_sums,
 };
 
 use crate::guard::Guarded;
@@ -259,6 +259,27 @@ pub(crate) fn encode_records(dtype: DType, values: &[f32], len: usize, tensor_sc
         encode_record(dtype, values, tensor_scale, out).unwrap();
     }
     data
+}
+
+/// The product of records with a sparse vector, of which `cut` entries at a time go to each of two partial sums in turn
+/// if the records are quantized.
+pub(crate) fn sparse_product(kernels: &Kernels, out: &mut [f32], w: &TestRecords, x: Sparse<'_>, cut: usize) {
+    if !w.dtype.is_quantized() {
+        return kernels.sparse_matvec(out, &w.view(), 0, x);
+    }
+    let mut bounds = vec![0.0; w.len.div_ceil(GROUP_SIZE)];
+    largest_scales(&w.view(), &mut bounds);
+    let (bounds, each) = (Guarded::new(&bounds), sparse_sums(w.len));
+    let scale =
+        SparseScale { live: x.indices.len(), largest: kernels.largest_magnitude(x.values), bounds: &bounds };
+    let mut sums = [Guarded::new(&vec![0; each]), Guarded::new(&vec![0; each])];
+    for (i, (indices, values)) in x.indices.chunks(cut).zip(x.values.chunks(cut)).enumerate() {
+        let (indices, values) = (Guarded::new(indices), Guarded::new(values));
+        let part = Sparse { indices: &indices, values: &values };
+        kernels.sparse_accumulate(&mut sums[i % 2], &w.view(), part, scale);
+    }
+    let [first, second] = &sums;
+    kernels.sparse_finish(out, &w.view(), &Guarded::new(&[&first[..], &second[..]].concat()), scale);
 }
 
 /// An output between canaries.

@@ -1,0 +1,104 @@
+//! `ffn.value`: columns, of which only those with an input that is not zero are read.
+
+use rwkv_edge_kernels::layout::{GROUP_SIZE, Records, Sparse, SparseScale, sparse_sums};
+
+use crate::error::Result;
+use crate::format::{ModelFile, RecordsRef, TensorLayout, VectorRef};
+use crate::memory::Buffers;
+
+use super::common::Ops;
+
+/// Fewest columns that a thread takes at a time.
+const COLUMN_GRAIN: usize = 32;
+
+/// Fewest outputs of float columns that a thread takes at a time: whole cache lines.
+const OUTPUT_GRAIN: usize = 64;
+
+/// The columns, `[n_embd, n_ffn]`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SparseValue {
+    columns: RecordsRef,
+    /// The largest scale of each group of rows, `[ceil(n_embd / 32)]`, if they are quantized.
+    bound: Option<VectorRef>,
+}
+
+/// The live inputs, `[n_ffn]` each, and partial sums of each thread.
+pub(crate) struct Live<'a> {
+    indices: &'a mut [u32],
+    values: &'a mut [f32],
+    sums: &'a mut [i32],
+}
+
+impl<'a> Live<'a> {
+    pub(crate) fn take(buffers: &mut impl Buffers<'a>, n_ffn: usize, n_embd: usize, threads: usize) -> Self {
+        let name = "live ffn channels";
+        Self {
+            indices: buffers.u32s(name, n_ffn),
+            values: buffers.f32s(name, n_ffn),
+            sums: buffers.i32s("partial sums of ffn.value", threads * sparse_sums(n_embd)),
+        }
+    }
+
+    /// Takes every element of `x`, and returns their number.
+    fn all(&mut self, x: &[f32]) -> usize {
+        self.indices.iter_mut().zip(0..).for_each(|(index, i)| *index = i);
+        self.values.copy_from_slice(x);
+        x.len()
+    }
+}
+
+impl SparseValue {
+    pub(crate) fn load(file: &ModelFile, name: &str, shape: [usize; 2]) -> Result<Self> {
+        let columns = file.records_ref(&format!("{name}.weight"), TensorLayout::ColumnRecords, shape)?;
+        let bound = || file.vector_ref(&format!("{name}.bound"), shape[0].div_ceil(GROUP_SIZE));
+        Ok(Self { columns, bound: columns.dtype().is_quantized().then(bound).transpose()? })
+    }
+
+    /// `out = columns @ relu(x)^2`, reading only the columns of positive inputs; `x` is overwritten.
+    pub(crate) fn forward(
+        &self,
+        ops: &mut Ops<'_>,
+        out: &mut [f32],
+        x: &mut [f32],
+        live: &mut Live<'_>,
+    ) -> Result<()> {
+        let columns = ops.file.records(self.columns)?;
+        let kernels = ops.kernels;
+        kernels.relu_squared(x);
+        let count = match ops.all_columns {
+            true => live.all(x),
+            false => kernels.nonzero(live.indices, live.values, x),
+        };
+        ops.meter.traffic.weight_bytes += (count * columns.stride()) as u64;
+        ops.meter.traffic.live_columns += count as u64;
+        ops.meter.traffic.columns += x.len() as u64;
+        let live_x = Sparse { indices: &live.indices[..count], values: &live.values[..count] };
+        match self.bound {
+            Some(bound) => quantized(ops, out, &columns, live_x, ops.file.vector(bound)?, live.sums),
+            None => ops.pool.for_each_range([out], OUTPUT_GRAIN, &|_, first, out| {
+                kernels.sparse_matvec(out, &columns, first, live_x);
+            }),
+        }
+        ops.release(columns.data());
+        Ok(())
+    }
+}
+
+/// Each thread reads whole columns and adds them up for itself, in integers, so that it does not matter who took which.
+fn quantized(
+    ops: &mut Ops<'_>,
+    out: &mut [f32],
+    columns: &Records<'_>,
+    x: Sparse<'_>,
+    bounds: &[f32],
+    sums: &mut [i32],
+) {
+    let kernels = ops.kernels;
+    let scale = SparseScale { live: x.indices.len(), largest: kernels.largest_magnitude(x.values), bounds };
+    sums.fill(0);
+    ops.pool.for_each_share(x.indices.len(), COLUMN_GRAIN, sums, &|entries, sums| {
+        let x = Sparse { indices: &x.indices[entries.clone()], values: &x.values[entries] };
+        kernels.sparse_accumulate(sums, columns, x, scale);
+    });
+    kernels.sparse_finish(out, columns, sums, scale);
+}
