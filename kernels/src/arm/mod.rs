@@ -12,6 +12,7 @@ cfg_if::cfg_if! {
         mod detect;
         mod neon;
         mod products;
+        mod sparse;
         mod vfp;
 
         use crate::isa::Isa;
@@ -26,6 +27,8 @@ cfg_if::cfg_if! {
             matvec_f16: products::matvec_f16,
             matvec_int8: products::matvec_int8,
             matvec_int4: products::matvec_int4,
+            sparse_accumulate_int8: sparse::accumulate_int8,
+            sparse_accumulate_int4: sparse::accumulate_int4,
             record_dots: products::record_dots,
             read: neon::read,
             ..scalar::kernels::<vfp::Vfp4>(Isa::Neon32)

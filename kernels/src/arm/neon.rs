@@ -10,11 +10,17 @@ global_asm!(include_str!("int.S"), options(raw));
 global_asm!(include_str!("float.S"), options(raw));
 global_asm!(include_str!("record.S"), options(raw));
 global_asm!(include_str!("read.S"), options(raw));
+global_asm!(include_str!("sparse.S"), options(raw));
+
+/// Records of a sparse product that go by together.
+pub(super) const SPARSE_SET: usize = 4;
 
 /// A value for each row of a block row.
 pub(super) type Rows = [f32; ROW_INTERLEAVE];
 
 type IntRows = unsafe extern "C" fn(*mut Rows, *const u8, usize, *const i8, *const f32, *const i32);
+type AddCodes =
+    unsafe extern "C" fn(*mut [i32; GROUP_SIZE], *const SetPointers, *const [i16; SPARSE_SET], usize);
 type FloatRows = unsafe extern "C" fn(*mut Rows, *const u8, usize, *const f32);
 
 unsafe extern "C" {
@@ -44,6 +50,26 @@ unsafe extern "C" {
         codes: *const i8,
         scales: *const f32,
         sums: *const i32,
+    );
+    fn rwkv_edge_neon32_coefficients(
+        out: *mut [i16; SPARSE_SET],
+        set: *const SetPointers,
+        inverses: *const f32,
+        sums: *mut i32,
+        groups: usize,
+        cmax: u32,
+    );
+    fn rwkv_edge_neon32_add_int4(
+        sums: *mut [i32; GROUP_SIZE],
+        set: *const SetPointers,
+        coefficients: *const [i16; SPARSE_SET],
+        groups: usize,
+    );
+    fn rwkv_edge_neon32_add_int8(
+        sums: *mut [i32; GROUP_SIZE],
+        set: *const SetPointers,
+        coefficients: *const [i16; SPARSE_SET],
+        groups: usize,
     );
     fn rwkv_edge_neon32_read(bytes: *const u8, part: usize, streams: usize) -> u64;
 }
@@ -130,6 +156,101 @@ pub(super) fn record_dot(
         unsafe { rwkv_edge_neon32_record_dot(&mut lanes, runs, weight_scales, sets, codes, scales, sums) };
     }
     lanes
+}
+
+/// Entries of a sparse vector, and what a tile of outputs needs of their records.
+#[derive(Clone, Copy, Default)]
+pub(super) struct SparseSet<'a> {
+    pub(super) scales: [&'a [u8]; SPARSE_SET],
+    pub(super) codes: [&'a [u8]; SPARSE_SET],
+    pub(super) values: [f32; SPARSE_SET],
+}
+
+/// A set and where the next one is, as `sparse.S` reads it.
+#[repr(C)]
+struct SetPointers {
+    scales: [*const u8; SPARSE_SET],
+    codes: [*const u8; SPARSE_SET],
+    next_scales: [*const u8; SPARSE_SET],
+    next_codes: [*const u8; SPARSE_SET],
+    values: [f32; SPARSE_SET],
+}
+
+impl SetPointers {
+    fn new(set: &SparseSet<'_>, next: &SparseSet<'_>) -> Self {
+        let pointers = |slices: [&[u8]; SPARSE_SET]| slices.map(<[u8]>::as_ptr);
+        Self {
+            scales: pointers(set.scales),
+            codes: pointers(set.codes),
+            next_scales: pointers(next.scales),
+            next_codes: pointers(next.codes),
+            values: set.values,
+        }
+    }
+}
+
+/// The coefficients of a set for as many groups as there are sums, which get them added. Neither values nor inverses
+/// may be subnormal.
+pub(super) fn sparse_coefficients<const GROUPS: usize>(
+    out: &mut [[i16; SPARSE_SET]; GROUPS],
+    set: &SparseSet<'_>,
+    next: &SparseSet<'_>,
+    inverses: &[f32; GROUPS],
+    sums: &mut [i32],
+    cmax: f32,
+) {
+    let groups = set.scales.iter().fold(GROUPS.min(sums.len()), |n, scales| n.min(scales.len() / 2)) & !3;
+    let set = SetPointers::new(set, next);
+    if groups > 0 {
+        let (inverses, sums) = (inverses.as_ptr(), sums.as_mut_ptr());
+        // SAFETY: `groups` is a multiple of 4 and at most the length of everything; the processor has the level,
+        // as `Kernels::for_isa` sees to.
+        unsafe {
+            rwkv_edge_neon32_coefficients(out.as_mut_ptr(), &set, inverses, sums, groups, cmax.to_bits());
+        }
+    }
+}
+
+/// Adds coefficient times stored code of a set of Int4 records to all sums.
+pub(super) fn sparse_add_int4(
+    sums: &mut [[i32; GROUP_SIZE]],
+    set: &SparseSet<'_>,
+    next: &SparseSet<'_>,
+    coefficients: &[[i16; SPARSE_SET]],
+) {
+    // SAFETY: what `sparse_add` asks for; the processor has the level, as `Kernels::for_isa` sees to.
+    unsafe { sparse_add(rwkv_edge_neon32_add_int4, GROUP_SIZE / 2, sums, set, next, coefficients) };
+}
+
+/// The same for Int8.
+pub(super) fn sparse_add_int8(
+    sums: &mut [[i32; GROUP_SIZE]],
+    set: &SparseSet<'_>,
+    next: &SparseSet<'_>,
+    coefficients: &[[i16; SPARSE_SET]],
+) {
+    // SAFETY: what `sparse_add` asks for; the processor has the level, as `Kernels::for_isa` sees to.
+    unsafe { sparse_add(rwkv_edge_neon32_add_int8, GROUP_SIZE, sums, set, next, coefficients) };
+}
+
+/// # Safety
+/// `kernel` reads `run` bytes of codes of each record for each of the given number of groups, and as many
+/// coefficients, changes as many sums, and the processor can run it.
+unsafe fn sparse_add(
+    kernel: AddCodes,
+    run: usize,
+    sums: &mut [[i32; GROUP_SIZE]],
+    set: &SparseSet<'_>,
+    next: &SparseSet<'_>,
+    coefficients: &[[i16; SPARSE_SET]],
+) {
+    let groups = sums.len();
+    assert!(coefficients.len() >= groups && set.codes.iter().all(|codes| codes.len() >= run * groups));
+    let set = SetPointers::new(set, next);
+    if groups > 0 {
+        // SAFETY: the lengths were just checked.
+        unsafe { kernel(sums.as_mut_ptr(), &set, coefficients.as_ptr(), groups) };
+    }
 }
 
 /// The words of `streams` equal parts of `bytes`, xored.

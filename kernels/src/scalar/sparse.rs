@@ -126,7 +126,7 @@ fn finish(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>
 }
 
 /// The sums of each group's outputs, and of its coefficients.
-fn split_sums(sums: &mut [i32]) -> (&mut [[i32; GROUP_SIZE]], &mut [i32]) {
+pub(crate) fn split_sums(sums: &mut [i32]) -> (&mut [[i32; GROUP_SIZE]], &mut [i32]) {
     let (outputs, coefficients) = sums.split_at_mut(sums.len() / (GROUP_SIZE + 1) * GROUP_SIZE);
     (outputs.as_chunks_mut().0, coefficients)
 }
