@@ -137,6 +137,70 @@ fn sparse_product(c: &mut Criterion) {
     }
 }
 
+/// Rows of the head's second plane, one in three.
+fn record_dots(c: &mut Criterion) {
+    let mut group = group(c, "record_dots");
+    for n in WIDTHS {
+        let count = 3000;
+        let stride = record_bytes(DType::Int4, n).expect("a size");
+        let mut data = vec![0; count * stride];
+        let record = values(n);
+        for out in data.chunks_exact_mut(stride) {
+            encode_record(DType::Int4, &record, TENSOR_SCALE, out).expect("small values");
+        }
+        let w = Records::new(DType::Int4, count, n, TENSOR_SCALE, &data).expect("records");
+        let indices: Vec<u32> = (0..count as u32).step_by(3).collect();
+        let mut input = Input::new(n);
+        let mut out = vec![0.0; indices.len()];
+        group.throughput(Throughput::Bytes((indices.len() * stride) as u64));
+        for kernels in levels() {
+            kernels.quantize(&mut input.parts());
+            let id = id("int4", format_args!("1000of{count}x{n}"), kernels);
+            group.bench_function(id, |b| {
+                b.iter(|| kernels.record_dots(&mut out, black_box(&w), &indices, input.parts().view()));
+            });
+        }
+    }
+}
+
+/// Searches of the vocabulary.
+fn search(c: &mut Criterion) {
+    let n = 65_536;
+    let (x, bounds) = (values(n), vec![0.125; n]);
+    let mut indices = vec![0; n];
+    let mut group = group(c, "reaching");
+    group.throughput(Throughput::Bytes(8 * n as u64));
+    for kernels in levels() {
+        group.bench_function(id("f32", n, kernels), |b| {
+            b.iter(|| kernels.reaching(&mut indices, black_box(&x), &bounds, 1.0, 0.9));
+        });
+    }
+    group.finish();
+    type Op = fn(&Kernels, &[f32]) -> f32;
+    let operations: [(&str, Op); 2] =
+        [("max", Kernels::max), ("largest_magnitude", Kernels::largest_magnitude)];
+    for (op, run) in operations {
+        let mut group = self::group(c, op);
+        group.throughput(Throughput::Bytes(4 * n as u64));
+        for kernels in levels() {
+            group.bench_function(id("f32", n, kernels), |b| b.iter(|| run(kernels, black_box(&x))));
+        }
+    }
+}
+
+/// Reading, and nothing else: the yardstick of `rwkv-edge bench`.
+fn read(c: &mut Criterion) {
+    let mut group = group(c, "read");
+    let bytes = vec![1; 64 << 20];
+    group.throughput(Throughput::Bytes(bytes.len() as u64));
+    for kernels in levels() {
+        for streams in [1, 4, 8] {
+            let id = id("64MiB", format_args!("{streams}streams"), kernels);
+            group.bench_function(id, |b| b.iter(|| kernels.read(black_box(&bytes), streams)));
+        }
+    }
+}
+
 fn nonzero(c: &mut Criterion) {
     let mut group = group(c, "nonzero");
     let n = 8192;
@@ -272,7 +336,10 @@ criterion_group!(
     benches,
     matvec,
     sparse_product,
+    record_dots,
     dequantize_record,
+    search,
+    read,
     nonzero,
     quantize,
     element_wise,

@@ -23,7 +23,6 @@ use std::cmp::Ordering;
 use crate::error::{Error, Result};
 use crate::format::SamplingParams;
 use crate::kernels::{Kernels, exp};
-use crate::shortlist::largest;
 
 /// Memory of a sampler, each buffer `[n_vocab]`. The contents need not be initialised.
 #[derive(Debug)]
@@ -76,7 +75,7 @@ impl Sampler {
     /// [`largest_needed`](Self::largest_needed) after the penalties may be -infinity instead.
     pub(crate) fn sample_in_place(&mut self, kernels: &Kernels, buf: &mut SamplerBuffers<'_>) -> Result<u32> {
         self.penalise(buf);
-        let top = argmax(buf.probs)?;
+        let top = argmax(kernels, buf.probs)?;
         if self.params.temperature == 0.0 {
             return Ok(top);
         }
@@ -188,10 +187,14 @@ impl SamplerBuffers<'_> {
 }
 
 /// The id of the largest logit, of equal ones the lowest.
-fn argmax(logits: &[f32]) -> Result<u32> {
-    let max = largest(logits);
-    let nan = logits.iter().fold(false, |nan, logit| nan | logit.is_nan());
-    let top = logits.iter().position(|logit| *logit == max).filter(|_| max.is_finite() && !nan);
+fn argmax(kernels: &Kernels, logits: &[f32]) -> Result<u32> {
+    const CHUNK: usize = 64;
+    let max = kernels.max(logits);
+    // All of a chunk are compared, which vector code does faster than it stops early.
+    let has_max = |chunk: &[f32]| chunk.iter().fold(false, |any, &logit| any | (logit == max));
+    let chunk = logits.chunks(CHUNK).position(has_max).filter(|_| max.is_finite());
+    let top =
+        chunk.and_then(|i| logits[i * CHUNK..].iter().position(|&logit| logit == max).map(|j| i * CHUNK + j));
     top.map(|id| id as u32).ok_or_else(|| Error::invalid("logits are not finite"))
 }
 

@@ -302,7 +302,7 @@ impl Session {
         let Memory { logits, sampler: mut buf, exact, .. } = Memory::take(&mut buffers, model.config());
         let mut scratch = buffers.rest();
         let (bounds, norm) = model.logit_bounds(meter, &mut scratch.carve())?;
-        let estimates = Estimates { logits, bounds, norm };
+        let estimates = Estimates { logits, bounds, norm, kernels: model.kernels() };
         if !estimates.are_finite() {
             return Ok(None);
         }

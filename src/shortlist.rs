@@ -5,20 +5,10 @@
 //! no exact logit. (With a share of the probability, `top_p`, every logit counts: the bounds are for the worst case,
 //! some 45 times the usual error at `n_embd` 2048, and say too little about a sum over the vocabulary.)
 
+use rwkv_edge_kernels::Kernels;
+
 /// Tokens that are looked at together.
 const CHUNK: usize = 64;
-
-/// The largest of numbers that are no NaNs, -infinity if there are none.
-pub(crate) fn largest(x: &[f32]) -> f32 {
-    // In lanes, as one chain of comparisons would wait for each.
-    let max = |a: f32, b: f32| if b > a { b } else { a };
-    let mut lanes = [f32::NEG_INFINITY; 16];
-    let (chunks, tail) = x.as_chunks::<16>();
-    for chunk in chunks {
-        lanes.iter_mut().zip(chunk).for_each(|(lane, &x)| *lane = max(*lane, x));
-    }
-    lanes.iter().chain(tail).fold(f32::NEG_INFINITY, |m, &x| max(m, x))
-}
 
 /// Estimates of logits, `[n_vocab]`, with their error bounds.
 #[derive(Clone, Copy)]
@@ -27,12 +17,13 @@ pub(crate) struct Estimates<'a> {
     /// `bounds[i] * norm` bounds the error of `logits[i]`.
     pub(crate) bounds: &'a [f32],
     pub(crate) norm: f32,
+    pub(crate) kernels: &'static Kernels,
 }
 
 impl Estimates<'_> {
     /// Whether the estimates can be compared with each other.
     pub(crate) fn are_finite(&self) -> bool {
-        self.logits.iter().fold(true, |finite, logit| finite & logit.is_finite()) && self.norm.is_finite()
+        self.kernels.largest_magnitude(self.logits).is_finite() && self.norm.is_finite()
     }
 
     /// Writes the tokens with the largest estimates, among those whose `exact` logit is unknown (-infinity), to `ids`
@@ -42,7 +33,7 @@ impl Estimates<'_> {
         // The position of the least on a full list, and its estimate.
         let mut least = (0, f32::NEG_INFINITY);
         for (chunk, logits) in self.logits.chunks(CHUNK).enumerate() {
-            if n == ids.len() && largest(logits) <= least.1 {
+            if n == ids.len() && self.kernels.max(logits) <= least.1 {
                 continue;
             }
             for (i, &logit) in (chunk * CHUNK..).zip(logits) {
@@ -64,7 +55,7 @@ impl Estimates<'_> {
 
     /// Writes the tokens that may reach `threshold` and are not known yet to `ids`, rising; `None` if they are more
     /// than `limit`. What a logit cannot exceed is its estimate plus its bound, also when rounded: rounding keeps the
-    /// order of sums.
+    /// order of sums. A bound that is not a number excludes nothing.
     pub(crate) fn reaching(
         &self,
         threshold: f32,
@@ -72,30 +63,13 @@ impl Estimates<'_> {
         ids: &mut [u32],
         limit: usize,
     ) -> Option<usize> {
-        let reaches = |logit: f32, bound: f32| {
-            let upper = logit + bound * self.norm;
-            // A bound that is not a number excludes nothing.
-            upper >= threshold || upper.is_nan()
-        };
-        let mut n = 0;
-        let chunks = self.logits.chunks(CHUNK).zip(self.bounds.chunks(CHUNK));
-        for (chunk, (logits, bounds)) in chunks.enumerate() {
-            // Most chunks have none, which vector code finds out.
-            let pairs = || logits.iter().zip(bounds);
-            if !pairs().fold(false, |any, (&logit, &bound)| any | reaches(logit, bound)) {
-                continue;
-            }
-            for (i, (&logit, &bound)) in (chunk * CHUNK..).zip(pairs()) {
-                if reaches(logit, bound) && exact[i] == f32::NEG_INFINITY {
-                    if n == limit.min(ids.len()) {
-                        return None;
-                    }
-                    ids[n] = i as u32;
-                    n += 1;
-                }
-            }
+        let n = self.kernels.reaching(ids, self.logits, self.bounds, self.norm, threshold);
+        let mut unknown = 0;
+        for i in 0..n {
+            ids[unknown] = ids[i];
+            unknown += usize::from(exact[ids[i] as usize] == f32::NEG_INFINITY);
         }
-        Some(n)
+        (unknown <= limit).then_some(unknown)
     }
 }
 
@@ -106,7 +80,7 @@ mod tests {
     const UNKNOWN: f32 = f32::NEG_INFINITY;
 
     fn estimates<'a>(logits: &'a [f32], bounds: &'a [f32]) -> Estimates<'a> {
-        Estimates { logits, bounds, norm: 2.0 }
+        Estimates { logits, bounds, norm: 2.0, kernels: Kernels::best() }
     }
 
     #[test]

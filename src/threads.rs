@@ -249,7 +249,7 @@ impl Pool {
     }
 }
 
-/// How a number of grains is shared out: rounds of one share for each thread, every round half of what is left.
+/// How a number of grains is shared out: rounds of one share for each thread, every round three quarters of what is left.
 struct Shares {
     grains: usize,
     threads: usize,
@@ -281,7 +281,7 @@ impl Shares {
 
     /// Grains of each share of a round that begins with `left`.
     fn size(left: usize, threads: usize) -> usize {
-        (left / (2 * threads)).max(1)
+        (left * 3 / (4 * threads)).max(1)
     }
 }
 

@@ -113,6 +113,11 @@
 //!
 //! Keeps `x_i` if `x_i != 0`: a NaN is kept, zeros of both signs are not.
 //!
+//! ## `max`, `largest_magnitude`, `reaching`
+//!
+//! Exact, as comparisons are: of equal zeros `max` may give either. `reaching` keeps `i` unless `x_i + bound_i * norm`,
+//! rounded after each operation, is less than `least`.
+//!
 //! ## `sparse_matvec`
 //!
 //! From `y_i = 0`, entries in the order given: `y_i = fma(f32(w_ji), x_j, y_i)`; at the end `y_i = y_i * tensor_scale`.

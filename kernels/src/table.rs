@@ -17,6 +17,7 @@ pub(crate) type SparseFn = fn(&mut [f32], &Records<'_>, usize, Sparse<'_>);
 pub(crate) type SparseAccumulateFn = fn(&mut [i32], &Records<'_>, Sparse<'_>, SparseScale<'_>);
 pub(crate) type SparseFinishFn = fn(&mut [f32], &Records<'_>, &[i32], SparseScale<'_>);
 pub(crate) type LargestFn = fn(&[f32]) -> f32;
+pub(crate) type ReachingFn = fn(&mut [u32], &[f32], &[f32], f32, f32) -> usize;
 pub(crate) type RecordFn = fn(&mut [f32], &Records<'_>, usize);
 pub(crate) type RecordDotsFn = fn(&mut [f32], &Records<'_>, &[u32], Activation<'_>);
 pub(crate) type ReadFn = fn(&[u8], usize) -> u64;
@@ -60,6 +61,8 @@ pub struct Kernels {
     pub(crate) sparse_f32: SparseFn,
     pub(crate) sparse_f16: SparseFn,
     pub(crate) largest_magnitude: LargestFn,
+    pub(crate) max: LargestFn,
+    pub(crate) reaching: ReachingFn,
     pub(crate) sparse_accumulate_int8: SparseAccumulateFn,
     pub(crate) sparse_accumulate_int4: SparseAccumulateFn,
     pub(crate) sparse_finish_int8: SparseFinishFn,
@@ -175,6 +178,24 @@ impl Kernels {
     /// The largest magnitude among `x`; a NaN if there is one, 0 if `x` is empty.
     pub fn largest_magnitude(&self, x: &[f32]) -> f32 {
         (self.largest_magnitude)(x)
+    }
+
+    /// The largest number of `x`; a NaN if there is one, -infinity if `x` is empty.
+    pub fn max(&self, x: &[f32]) -> f32 {
+        (self.max)(x)
+    }
+
+    /// Writes the positions at which `x + bounds * norm`, rounded twice, is not below `least`, in order, and returns their
+    /// number. A NaN is not below anything. What `indices` holds past the number returned is unspecified.
+    ///
+    /// # Panics
+    /// If there are not as many bounds as elements of `x`, `indices` is shorter, or they are more than 2^32.
+    pub fn reaching(&self, indices: &mut [u32], x: &[f32], bounds: &[f32], norm: f32, least: f32) -> usize {
+        let n = x.len();
+        check_len("bounds", bounds.len(), n);
+        assert!(u32::try_from(n).is_ok(), "{n} elements are too many");
+        assert!(indices.len() >= n, "the output is shorter than {n} elements");
+        (self.reaching)(&mut indices[..n], x, bounds, norm, least)
     }
 
     /// Outputs `first..first + out.len()` of the sum of `x_j` times record `j` over the entries of `x`, for F32 and F16

@@ -10,6 +10,9 @@ use crate::threads::Pool;
 
 use super::common::{Norm, Ops};
 
+/// How often each thread takes heads of a layer, if they are enough.
+const TURNS: usize = 4;
+
 /// Work on the channels of a unit of heads, their state, their output, and `N` vectors for itself.
 pub(crate) type UnitWork<'a, const N: usize> =
     dyn Fn(Range<usize>, &mut [f32], &mut [f32], [&mut [f32]; N]) + Sync + 'a;
@@ -63,12 +66,14 @@ impl HeadNorm {
         self.head_size
     }
 
-    /// Channels of the fewest heads that begin where a block of matrix rows does.
-    pub(crate) fn unit(&self) -> usize {
-        (1..=ROW_INTERLEAVE)
-            .map(|heads| heads * self.head_size)
-            .find(|n| n.is_multiple_of(ROW_INTERLEAVE))
-            .unwrap_or(0)
+    /// Channels of the heads that a thread takes at a time, of `n_att`: of the fewest that begin where a block of matrix
+    /// rows does, or as many times these as leave each thread [`TURNS`] turns. Rows of several heads are read faster
+    /// than those of one.
+    fn unit(&self, n_att: usize, threads: usize) -> usize {
+        let heads =
+            (1..=ROW_INTERLEAVE).find(|heads| (heads * self.head_size).is_multiple_of(ROW_INTERLEAVE));
+        let least = heads.unwrap_or(1) * self.head_size;
+        least * (n_att / least / (TURNS * threads)).max(1)
     }
 
     /// Shares units of heads among the threads: `work(channels, state, out, scratch)` gets the channels of a unit, its
@@ -81,7 +86,7 @@ impl HeadNorm {
         scratch: &mut [f32],
         work: &UnitWork<'_, N>,
     ) {
-        let (n, unit) = (self.head_size, self.unit());
+        let (n, unit) = (self.head_size, self.unit(out.len(), pool.threads()));
         let pieces = [(state, unit * n), (out, unit), (scratch, N * unit)];
         pool.for_each_piece(pieces, &|i, [state, out, mut scratch]| {
             let channels = i * unit..i * unit + out.len();

@@ -9,12 +9,14 @@ pub(crate) mod matvec;
 mod norm;
 mod read;
 pub(crate) mod record;
+pub(crate) mod search;
 pub(crate) mod sparse;
 mod wkv;
 
-pub(crate) use activation::{add, nonzero, quantize, relu_squared};
+pub(crate) use activation::{ZERO_BELOW, add, nonzero, quantize, relu_squared};
 pub(crate) use heads::mul;
 pub(crate) use record::dequantize_record;
+pub(crate) use search::{max, reaching};
 pub(crate) use sparse::largest_magnitude;
 
 use core::ops::Range;
@@ -40,6 +42,8 @@ pub(crate) const fn kernels<F: Fma>(isa: Isa) -> Kernels {
         sparse_f32: sparse::sparse_f32::<F>,
         sparse_f16: sparse::sparse_f16::<F>,
         largest_magnitude,
+        max,
+        reaching,
         sparse_accumulate_int8: sparse::accumulate_int8,
         sparse_accumulate_int4: sparse::accumulate_int4,
         sparse_finish_int8: sparse::finish_int8,

@@ -3,11 +3,10 @@
 use crate::fp16;
 use crate::layout::{GROUP_SIZE, Records, Sparse, SparseScale, record_scale_bytes, sparse_sums};
 use crate::math::{Fma, magnitude_bits, round_clamped};
+use crate::scalar::ZERO_BELOW;
 
 /// Output groups that go by together.
 const TILE_GROUPS: usize = 64;
-/// Below this largest product the coefficients of a group are zero.
-pub(crate) const ZERO_BELOW: f32 = f32::from_bits((127 - 100) << 23);
 
 /// The largest coefficient for which `live` products with codes up to `largest_code` fit an `i32`.
 #[inline(always)]

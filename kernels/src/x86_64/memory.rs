@@ -19,6 +19,13 @@ pub(super) fn load_codes(from: &[i8; 32]) -> __m256i {
 
 #[target_feature(enable = "avx2")]
 #[inline]
+pub(super) fn store_codes(to: &mut [i8; 32], value: __m256i) {
+    // SAFETY: 32 bytes are writable; the store needs no alignment.
+    unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), value) }
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
 pub(super) fn load_half(from: &[u8; 16]) -> __m128i {
     // SAFETY: 16 bytes are readable; the load needs no alignment.
     unsafe { _mm_loadu_si128(from.as_ptr().cast()) }
@@ -99,6 +106,13 @@ pub(super) fn load_i32_512(from: &[i32; 16]) -> __m512i {
 pub(super) fn store_i32_512(to: &mut [i32; 16], value: __m512i) {
     // SAFETY: 16 integers are writable; the store needs no alignment.
     unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), value) }
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(super) fn load_codes_512(from: &[[i8; 32]; 2]) -> __m512i {
+    // SAFETY: 64 bytes are readable; the load needs no alignment.
+    unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
 }
 
 /// Four codes in every 32-bit lane.

@@ -11,8 +11,10 @@ mod heads;
 mod int;
 mod live;
 mod memory;
+mod quantize;
 mod read;
 mod record;
+mod record_512;
 mod shared;
 mod sparse;
 mod sparse_256;
@@ -37,12 +39,14 @@ pub(crate) const AVX2: Kernels = Kernels {
     sparse_f32: entry::sparse_f32,
     sparse_f16: entry::sparse_f16,
     largest_magnitude: entry::largest_magnitude,
+    max: entry::max,
+    reaching: entry::reaching,
     sparse_accumulate_int8: entry::accumulate_int8,
     sparse_accumulate_int4: entry::accumulate_int4,
     sparse_finish_int8: entry::finish_int8,
     sparse_finish_int4: entry::finish_int4,
     dequantize_record: entry::dequantize_record,
-    record_dots: entry::record_dots,
+    record_dots: entry::record_dots_avx2,
     read: entry::read,
     layer_norm: entry::layer_norm,
     lerp: entry::lerp,
@@ -70,6 +74,7 @@ pub(crate) const AVX_VNNI: Kernels = Kernels {
     isa: Isa::AvxVnni,
     matvec_int8: avx_vnni_entry::matvec_int8,
     matvec_int4: avx_vnni_entry::matvec_int4,
+    record_dots: avx_vnni_entry::record_dots_avx_vnni,
     ..AVX2
 };
 
@@ -78,6 +83,7 @@ pub(crate) const AVX512_VNNI: Kernels = Kernels {
     isa: Isa::Avx512Vnni,
     matvec_int8: avx512_vnni_entry::matvec_int8,
     matvec_int4: avx512_vnni_entry::matvec_int4,
+    record_dots: avx512_vnni_entry::record_dots,
     sparse_accumulate_int8: avx512_vnni_entry::accumulate_int8,
     sparse_accumulate_int4: avx512_vnni_entry::accumulate_int4,
     sparse_finish_int8: avx512_vnni_entry::finish_int8,
@@ -104,6 +110,7 @@ macro_rules! entries {
 entries! { avx_vnni_entry:
     fn matvec_int8(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = avx_vnni;
     fn matvec_int4(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = avx_vnni;
+    fn record_dots_avx_vnni(out: &mut [f32], w: &Records<'_>, indices: &[u32], x: Activation<'_>) = record;
 }
 
 entries! { avx512_vnni_entry:
@@ -113,10 +120,11 @@ entries! { avx512_vnni_entry:
     fn accumulate_int4(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>) = sparse_512;
     fn finish_int8(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) = sparse_512;
     fn finish_int4(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) = sparse_512;
+    fn record_dots(out: &mut [f32], w: &Records<'_>, indices: &[u32], x: Activation<'_>) = record_512;
 }
 
 entries! { entry:
-    fn quantize(x: &mut ActivationMut<'_>) = shared;
+    fn quantize(x: &mut ActivationMut<'_>) = quantize;
     fn matvec_f32(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = float;
     fn matvec_f16(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = float;
     fn matvec_int8(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = int;
@@ -129,7 +137,7 @@ entries! { entry:
     fn finish_int8(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) = sparse_256;
     fn finish_int4(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) = sparse_256;
     fn dequantize_record(out: &mut [f32], w: &Records<'_>, index: usize) = shared;
-    fn record_dots(out: &mut [f32], w: &Records<'_>, indices: &[u32], x: Activation<'_>) = record;
+    fn record_dots_avx2(out: &mut [f32], w: &Records<'_>, indices: &[u32], x: Activation<'_>) = record;
     fn read(bytes: &[u8], streams: usize) -> u64 = read;
     fn layer_norm(out: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32], eps: f32) = shared;
     fn lerp(out: &mut [f32], a: &[f32], b: &[f32], t: &[f32]) = shared;
@@ -140,6 +148,8 @@ entries! { entry:
     fn sigmoid_mul(out: &mut [f32], gate: &[f32], x: &[f32]) = shared;
     fn relu_squared(x: &mut [f32]) = shared;
     fn largest_magnitude(x: &[f32]) -> f32 = shared;
+    fn max(x: &[f32]) -> f32 = shared;
+    fn reaching(indices: &mut [u32], x: &[f32], bounds: &[f32], norm: f32, least: f32) -> usize = live;
     fn add(x: &mut [f32], y: &[f32]) = shared;
     fn softmax(out: &mut [f32], x: &[f32]) -> SoftmaxStats = shared;
     fn wkv6(

@@ -1,67 +1,149 @@
 //! Products of single records with a dense vector.
+//!
+//! Two records go by together, a set of 8 groups at a time, so that both use the vector's codes in the order that a
+//! product wants them: those of low nibbles apart from those of high ones, as a register of bytes has the low nibbles
+//! of several groups, and then the high ones.
 
 use core::arch::x86_64::*;
 
-use super::memory::{load_codes, load_f16, load_f32, load_half, load_i32, prefetch, store_f32};
+use super::memory::{load, load_codes, load_f16, load_f32, load_i32, prefetch, store_f32};
 use crate::layout::{Activation, DType, GROUP_SIZE, Records, record_scale_bytes};
-use crate::scalar::add_groups;
-use crate::scalar::record::{DOT_LANES, dot_of_lanes};
+pub(super) use crate::scalar::add_groups;
+use crate::scalar::record::DOT_LANES;
+pub(super) use crate::scalar::record::dot_of_lanes;
 
 /// How many records ahead one is asked for.
 const RECORDS_AHEAD: usize = 8;
 
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn record_dots(out: &mut [f32], w: &Records<'_>, indices: &[u32], x: Activation<'_>) {
-    for (i, out) in out.iter_mut().enumerate() {
-        if let Some(&next) = indices.get(i + RECORDS_AHEAD) {
-            prefetch(w.record(next as usize));
+/// Lane of each record: `[record][group mod 8]`.
+pub(super) type Lanes = [[f32; DOT_LANES]; 2];
+
+/// The whole sets of groups of two records and a vector.
+pub(super) struct Sets<'a> {
+    /// fp16 scales of each record.
+    pub(super) scales: [&'a [[u8; 2 * DOT_LANES]]; 2],
+    /// Nibbles of each record.
+    pub(super) runs: [&'a [[u8; 16 * DOT_LANES]]; 2],
+    pub(super) codes: &'a [[[i8; GROUP_SIZE]; DOT_LANES]],
+    pub(super) x_scales: &'a [[f32; DOT_LANES]],
+    pub(super) x_sums: &'a [[i32; DOT_LANES]],
+}
+
+impl<'a> Sets<'a> {
+    pub(super) fn new(w: &Records<'a>, records: [&'a [u8]; 2], x: Activation<'a>) -> Self {
+        let start = record_scale_bytes(DType::Int4, w.value_count());
+        Self {
+            scales: records.map(|record| record[..start].as_chunks().0),
+            runs: records.map(|record| record[start..].as_chunks().0),
+            codes: x.codes.as_chunks().0.as_chunks().0,
+            x_scales: x.scales.as_chunks().0,
+            x_sums: x.sums.as_chunks().0,
         }
-        *out = record_dot(w, w.record(indices[i] as usize), x) * w.scale();
+    }
+
+    /// How many there are in records of `n` values.
+    pub(super) fn count(n: usize) -> usize {
+        n.div_ceil(GROUP_SIZE) / DOT_LANES
     }
 }
 
-#[target_feature(enable = "avx2,fma,f16c")]
+/// Asks for the two records some way behind entry `i` of `indices`.
 #[inline]
-fn record_dot(w: &Records<'_>, record: &[u8], x: Activation<'_>) -> f32 {
-    let (scales, runs) = record.split_at(record_scale_bytes(DType::Int4, w.value_count()));
-    // Whole sets of groups; what is left has scalar code.
-    let sets = w.value_count().div_ceil(GROUP_SIZE) / DOT_LANES;
-    let (scales, _) = scales.as_chunks::<{ 2 * DOT_LANES }>();
-    let (runs, _) = runs.as_chunks::<16>().0.as_chunks::<DOT_LANES>();
-    let (codes, _) = x.codes.as_chunks::<GROUP_SIZE>().0.as_chunks::<DOT_LANES>();
-    let x_scales = x.scales.as_chunks::<DOT_LANES>().0;
-    let x_sums = x.sums.as_chunks::<DOT_LANES>().0;
-    let mut acc = _mm256_setzero_ps();
-    for i in 0..sets {
-        let dots = core::array::from_fn(|g| group_products(&runs[i][g], &codes[i][g]));
-        let correction = _mm256_slli_epi32::<3>(load_i32(&x_sums[i]));
-        let dots = _mm256_sub_epi32(sums_of(dots), correction);
-        let scale = _mm256_mul_ps(load_f16(&scales[i]), load_f32(&x_scales[i]));
-        acc = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dots), acc);
+pub(super) fn ask_ahead(w: &Records<'_>, indices: &[u32], i: usize) {
+    for &index in indices.iter().skip(i + RECORDS_AHEAD).take(2) {
+        prefetch(w.record(index as usize));
     }
-    let mut lanes = [0.0; DOT_LANES];
-    store_f32(&mut lanes, acc);
-    add_groups(&mut lanes, w, record, DOT_LANES * sets, x);
-    dot_of_lanes(lanes)
 }
 
-/// Products of the nibbles of a group with its codes, added up to eight sums: 16-bit sums reach 2 * 15 * 127.
-#[target_feature(enable = "avx2")]
-#[inline]
-fn group_products(run: &[u8; 16], codes: &[i8; GROUP_SIZE]) -> __m256i {
-    let bytes = load_half(run);
-    let nibbles = _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16::<4>(bytes), bytes), _mm256_set1_epi8(15));
-    _mm256_madd_epi16(_mm256_maddubs_epi16(nibbles, load_codes(codes)), _mm256_set1_epi16(1))
+/// Defines `$name`, given `$pair`, which multiplies the whole sets of two records. What is left has scalar code.
+macro_rules! record_dots {
+    ($features:literal, $name:ident, $pair:expr) => {
+        #[target_feature(enable = $features)]
+        pub(super) fn $name(out: &mut [f32], w: &Records<'_>, indices: &[u32], x: Activation<'_>) {
+            let sets = Sets::count(w.value_count());
+            for (i, (out, pair)) in out.chunks_mut(2).zip(indices.chunks(2)).enumerate() {
+                ask_ahead(w, indices, 2 * i);
+                let records = [pair[0], pair[pair.len() - 1]].map(|index| w.record(index as usize));
+                let lanes = $pair(&Sets::new(w, records, x), sets);
+                for ((out, record), mut lanes) in out.iter_mut().zip(records).zip(lanes) {
+                    add_groups(&mut lanes, w, record, DOT_LANES * sets, x);
+                    *out = dot_of_lanes(lanes) * w.scale();
+                }
+            }
+        }
+    };
+}
+pub(super) use record_dots;
+
+/// Defines `$pair` for registers of 256 bits, given `$dot`: sums of four products of two groups' low and high nibbles
+/// with codes.
+macro_rules! pair_256 {
+    ($features:literal, $pair:ident, $dot:ident) => {
+        #[target_feature(enable = $features)]
+        #[inline]
+        fn $pair(of: &Sets<'_>, sets: usize) -> Lanes {
+            let mut acc = [_mm256_setzero_ps(); 2];
+            for i in 0..sets {
+                let mut dots = [[_mm256_setzero_si256(); 4]; 2];
+                for (g, [first, second]) in of.codes[i].as_chunks::<2>().0.iter().enumerate() {
+                    let (first, second) = (load_codes(first), load_codes(second));
+                    let low = _mm256_permute2x128_si256::<0x20>(first, second);
+                    let high = _mm256_permute2x128_si256::<0x31>(first, second);
+                    for (dots, runs) in dots.iter_mut().zip(of.runs) {
+                        dots[g] = $dot(&runs[i].as_chunks::<32>().0[g], low, high);
+                    }
+                }
+                let correction = _mm256_slli_epi32::<3>(load_i32(&of.x_sums[i]));
+                let x_scales = load_f32(&of.x_scales[i]);
+                for ((acc, dots), scales) in acc.iter_mut().zip(dots).zip(of.scales) {
+                    let dots = _mm256_cvtepi32_ps(_mm256_sub_epi32(sums_of_fours(dots), correction));
+                    *acc = _mm256_fmadd_ps(_mm256_mul_ps(load_f16(&scales[i]), x_scales), dots, *acc);
+                }
+            }
+            let mut lanes = Lanes::default();
+            lanes.iter_mut().zip(acc).for_each(|(lanes, acc)| store_f32(lanes, acc));
+            lanes
+        }
+    };
 }
 
-/// The sum of the lanes of each of eight registers.
+record_dots!("avx2,fma,f16c", record_dots_avx2, pair_avx2);
+pair_256!("avx2,fma,f16c", pair_avx2, dot_avx2);
+
+record_dots!("avx2,fma,f16c,avxvnni", record_dots_avx_vnni, pair_avx_vnni);
+pair_256!("avx2,fma,f16c,avxvnni", pair_avx_vnni, dot_avx_vnni);
+
+/// 16-bit sums reach 4 * 15 * 127.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn sums_of([a, b, c, d, e, f, g, h]: [__m256i; 8]) -> __m256i {
-    let ab_cd = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
-    let ef_gh = _mm256_hadd_epi32(_mm256_hadd_epi32(e, f), _mm256_hadd_epi32(g, h));
-    _mm256_add_epi32(
-        _mm256_permute2x128_si256::<0x20>(ab_cd, ef_gh),
-        _mm256_permute2x128_si256::<0x31>(ab_cd, ef_gh),
-    )
+fn dot_avx2(run: &[u8; 32], low: __m256i, high: __m256i) -> __m256i {
+    let (low_nibbles, high_nibbles) = nibbles(load(run));
+    let low = _mm256_maddubs_epi16(low_nibbles, low);
+    let high = _mm256_maddubs_epi16(high_nibbles, high);
+    _mm256_madd_epi16(_mm256_add_epi16(low, high), _mm256_set1_epi16(1))
+}
+
+#[target_feature(enable = "avx2,avxvnni")]
+#[inline]
+fn dot_avx_vnni(run: &[u8; 32], low: __m256i, high: __m256i) -> __m256i {
+    let (low_nibbles, high_nibbles) = nibbles(load(run));
+    let sums = _mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), low_nibbles, low);
+    _mm256_dpbusd_avx_epi32(sums, high_nibbles, high)
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+fn nibbles(bytes: __m256i) -> (__m256i, __m256i) {
+    let low = _mm256_set1_epi8(15);
+    (_mm256_and_si256(bytes, low), _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), low))
+}
+
+/// The sum of every four lanes: groups 0 to 7, given 0 and 1, 2 and 3 and so on in the halves of a register.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn sums_of_fours([a, b, c, d]: [__m256i; 4]) -> __m256i {
+    let halves = |a, b| _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+    let (ab, cd) = (halves(a, b), halves(c, d));
+    let sums = _mm256_add_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd));
+    _mm256_permutevar8x32_epi32(sums, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7))
 }

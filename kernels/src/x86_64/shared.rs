@@ -1,6 +1,6 @@
 //! The portable bodies again, compiled for AVX2 and FMA: the compiler vectorises them, and gives the same bits.
 
-use crate::layout::{ActivationMut, GROUP_SIZE, Records};
+use crate::layout::{GROUP_SIZE, Records};
 use crate::quant::{self, Group, ScaleOverflow};
 use crate::scalar;
 use crate::table::SoftmaxStats;
@@ -16,7 +16,6 @@ macro_rules! instantiate {
 }
 
 instantiate! {
-    fn quantize(x: &mut ActivationMut<'_>) = scalar;
     fn dequantize_record(out: &mut [f32], w: &Records<'_>, index: usize) = scalar;
     fn layer_norm(out: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32], eps: f32) = scalar;
     fn lerp(out: &mut [f32], a: &[f32], b: &[f32], t: &[f32]) = scalar;
@@ -27,6 +26,7 @@ instantiate! {
     fn sigmoid_mul(out: &mut [f32], gate: &[f32], x: &[f32]) = scalar;
     fn relu_squared(x: &mut [f32]) = scalar;
     fn largest_magnitude(x: &[f32]) -> f32 = scalar;
+    fn max(x: &[f32]) -> f32 = scalar;
     fn add(x: &mut [f32], y: &[f32]) = scalar;
     fn softmax(out: &mut [f32], x: &[f32]) -> SoftmaxStats = scalar;
     fn tanh(x: &mut [f32]) = scalar;

@@ -16,7 +16,8 @@ use core::arch::x86_64::*;
 
 use super::memory::{load_f16, load_f32, load_i32, prefetch, store_i32};
 use crate::layout::{GROUP_SIZE, LINE_BYTES, Records, Sparse, SparseScale, record_scale_bytes};
-use crate::scalar::sparse::{ZERO_BELOW, cmax};
+use crate::scalar::ZERO_BELOW;
+use crate::scalar::sparse::cmax;
 
 /// Records that go by together.
 pub(super) const SET: usize = 8;
@@ -24,8 +25,6 @@ pub(super) const SET: usize = 8;
 pub(super) const TILE_GROUPS: usize = 256;
 /// Runs of 8 groups in a tile.
 const TILE_RUNS: usize = TILE_GROUPS / 8;
-/// How many sets ahead scales are asked for.
-const SETS_AHEAD: usize = 2;
 
 /// A number for every group of a tile.
 pub(super) type PerGroup = [[i32; 8]; TILE_RUNS];
@@ -35,12 +34,15 @@ pub(super) type PairCoefficients = PerGroup;
 
 /// An entry of the vector, and what a tile needs of its record.
 #[derive(Clone, Copy)]
-struct Member<'a> {
+pub(super) struct Member<'a> {
     x: f32,
     /// Scales, and what follows: a record always has 16 bytes from any of its scales on.
     scales: &'a [u8],
-    codes: &'a [u8],
+    pub(super) codes: &'a [u8],
 }
+
+/// Entries that go by together.
+pub(super) type Set<'a> = [Member<'a>; SET];
 
 /// Neighbouring outputs of some entries' product.
 pub(super) struct Tile<'a> {
@@ -81,7 +83,7 @@ impl<'a> Tile<'a> {
 
     /// The entries of set `s`. Those that are not there have coefficients of 0, and the codes of the last one.
     #[inline]
-    fn members(&self, s: usize) -> [Member<'a>; SET] {
+    pub(super) fn set(&self, s: usize) -> Set<'a> {
         let last = self.x.indices.len() - 1;
         let codes = record_scale_bytes(self.w.dtype(), self.w.value_count()) + self.run * self.first_group;
         let mut members = [Member { x: 0.0, scales: &[0; 2 * TILE_GROUPS], codes: &[] }; SET];
@@ -98,30 +100,23 @@ impl<'a> Tile<'a> {
         members
     }
 
-    /// The codes of set `s`.
-    pub(super) fn codes(&self, s: usize) -> [&'a [u8]; SET] {
-        let mut codes = [&[][..]; SET];
-        for (codes, member) in codes.iter_mut().zip(self.members(s)) {
-            *codes = member.codes;
-        }
-        codes
+    /// Asks for the scales of a set.
+    #[inline]
+    pub(super) fn ask_scales(&self, set: &Set<'a>) {
+        set.iter().for_each(|member| prefetch(&member.scales[..2 * self.groups]));
     }
 
-    /// Sets the coefficients of set `s`, and adds them to the sums of each run's.
+    /// Sets the coefficients of a set, and adds them to the sums of each run's.
     #[target_feature(enable = "avx2,f16c")]
     pub(super) fn coefficients(
         &self,
-        s: usize,
+        set: &Set<'a>,
         out: &mut [PairCoefficients; SET / 2],
         sums: &mut [[i32; 8]],
     ) {
-        let members = self.members(s);
-        for later in self.members(s + SETS_AHEAD) {
-            prefetch(&later.scales[..2 * self.groups]);
-        }
         for (run, sums) in sums.iter_mut().enumerate() {
             let mut sum = load_i32(sums);
-            for (pair, out) in members.as_chunks::<2>().0.iter().zip(out.iter_mut()) {
+            for (pair, out) in set.as_chunks::<2>().0.iter().zip(out.iter_mut()) {
                 let (a, b) = (self.coefficient(&pair[0], run), self.coefficient(&pair[1], run));
                 sum = _mm256_add_epi32(sum, _mm256_add_epi32(a, b));
                 store_i32(&mut out[run], _mm256_blend_epi16::<0b1010_1010>(a, _mm256_slli_epi32::<16>(b)));
@@ -205,11 +200,11 @@ pub(super) fn store_chunk<const REGISTER: usize, const SUMS: usize>(
 
 /// Asks for the share of chunk `i` and a pair of records in the codes of the next set, so that every line is asked for.
 #[inline]
-pub(super) fn ask_share<const CHUNK: usize>(next: &[&[u8]; SET], pair: usize, i: usize) {
+pub(super) fn ask_share<const CHUNK: usize>(next: &Set<'_>, pair: usize, i: usize) {
     let in_line = const { LINE_BYTES / CHUNK };
     for k in [2 * pair, 2 * pair + 1] {
         if k % in_line == i % in_line {
-            prefetch(&next[k][LINE_BYTES * (i / in_line)..][..1]);
+            prefetch(&next[k].codes[LINE_BYTES * (i / in_line)..][..1]);
         }
     }
 }
@@ -225,9 +220,9 @@ pub(super) fn chunk<'a, const CHUNK: usize>(
 }
 
 /// Copies what is left of the codes after their whole chunks. What `rest` has beyond may be anything.
-pub(super) fn copy_rest<const CHUNK: usize>(rest: &mut [[u8; CHUNK]; SET], codes: &[&[u8]; SET]) {
-    for (rest, codes) in rest.iter_mut().zip(codes) {
-        let (_, last) = codes.as_chunks::<CHUNK>();
+pub(super) fn copy_rest<const CHUNK: usize>(rest: &mut [[u8; CHUNK]; SET], set: &Set<'_>) {
+    for (rest, member) in rest.iter_mut().zip(set) {
+        let (_, last) = member.codes.as_chunks::<CHUNK>();
         if !last.is_empty() {
             rest[..last.len()].copy_from_slice(last);
         }
@@ -254,21 +249,28 @@ macro_rules! sparse_product {
                 let tile = Tile::new(w, x, scale, i * TILE_GROUPS, $run, $largest_code);
                 let mut coefficients = <[PairCoefficients; SET / 2]>::default();
                 let mut rest = [[0; 16 * LANES]; SET];
+                if tile.sets == 0 {
+                    return;
+                }
+                let mut set = tile.set(0);
                 for s in 0..tile.sets {
-                    tile.coefficients(s, &mut coefficients, sums);
-                    let (set, next) = (tile.codes(s), tile.codes(s + 1));
+                    let next = tile.set(s + 1);
+                    tile.ask_scales(&next);
+                    tile.coefficients(&set, &mut coefficients, sums);
                     copy_rest(&mut rest, &set);
-                    let chunks = set[0].len().div_ceil(16 * LANES);
+                    let chunks = set[0].codes.len().div_ceil(16 * LANES);
                     for (i, sums) in outputs[..chunks].iter_mut().enumerate() {
                         let mut acc = load_sums(sums);
                         for (pair, c) in coefficients.iter().enumerate() {
                             ask_share::<{ 16 * LANES }>(&next, pair, i);
-                            let a = load_codes(chunk(set[2 * pair], &rest[2 * pair], i));
-                            let b = load_codes(chunk(set[2 * pair + 1], &rest[2 * pair + 1], i));
+                            let [a, b] = [2 * pair, 2 * pair + 1];
+                            let a = load_codes(chunk(set[a].codes, &rest[a], i));
+                            let b = load_codes(chunk(set[b].codes, &rest[b], i));
                             acc = $add(acc, a, b, $spread(c, i));
                         }
                         store_sums(sums, acc);
                     }
+                    set = next;
                 }
             }
         }

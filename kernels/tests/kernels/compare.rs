@@ -332,7 +332,28 @@ fn sparse_product_of_long_records() {
 }
 
 #[test]
-fn largest_magnitude_of_every_length_and_input() {
+fn reaching_of_every_length_and_input() {
+    let mut rng = Rng(22);
+    for len in lengths() {
+        for &fill in Fill::ALL {
+            let (x, bounds) = (fill.vector(len, &mut rng), Fill::Normal.vector(len, &mut rng));
+            let (x, bounds) = (Guarded::new(&x), Guarded::new(&bounds));
+            for least in [-1.0, 0.0, 1.5, f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+                let mut wanted = vec![0; len];
+                let n = scalar().reaching(&mut wanted, &x, &bounds, 0.5, least);
+                for kernels in vector_levels() {
+                    let mut got = Output::new(len, u32::CANARY);
+                    let found = kernels.reaching(got.slice(), &x, &bounds, 0.5, least);
+                    assert_eq!(wanted[..n], got.slice()[..found], "{} {len} {fill:?} {least}", kernels.isa());
+                    assert!(got.is_contained(), "{} {len}", kernels.isa());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn largest_magnitude_and_max_of_every_length_and_input() {
     let mut rng = Rng(21);
     for len in lengths() {
         for &fill in Fill::ALL {
@@ -340,6 +361,9 @@ fn largest_magnitude_of_every_length_and_input() {
             let wanted = scalar().largest_magnitude(&x);
             for kernels in vector_levels() {
                 assert!(kernels.largest_magnitude(&x).same(wanted), "{} {len} {fill:?}", kernels.isa());
+                // Zeros of both signs are equal.
+                let (wanted, max) = (scalar().max(&x) + 0.0, kernels.max(&x) + 0.0);
+                assert!(max.same(wanted), "{} {len} {fill:?}", kernels.isa());
             }
         }
     }

@@ -351,3 +351,14 @@ fn largest_scales_reject_wrong_shapes() {
     assert!(!run(&int4, 2));
     assert!(run(&int4, 1) && run(&int4, 3) && run(&float, 2));
 }
+
+#[test]
+fn reaching_rejects_wrong_shapes() {
+    let run = |indices, bounds| {
+        panics(|kernels| {
+            kernels.reaching(&mut vec![0; indices], &[0.0; 20], &vec![0.0; bounds], 1.0, 0.0);
+        })
+    };
+    assert!(!run(20, 20) && !run(30, 20));
+    assert!(run(19, 20) && run(20, 19) && run(20, 21));
+}

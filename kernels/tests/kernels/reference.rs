@@ -410,3 +410,29 @@ fn element_wise_operations_compute_their_formulas() {
     assert_eq!(out[0], 1.5);
     assert_close("sigmoid", 5.0 / (1.0 + (-2f64).exp()), out[1], 5.0 * EPS);
 }
+
+#[test]
+fn max_is_the_largest_number_or_a_nan() {
+    let mut rng = Rng(42);
+    for len in [0, 1, 31, 32, 33, 100] {
+        let mut x = rng.normals(len);
+        let wanted = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        assert_eq!(scalar().max(&x), wanted);
+        for i in 0..len {
+            let number = std::mem::replace(&mut x[i], f32::NAN);
+            assert!(scalar().max(&x).is_nan());
+            x[i] = number;
+        }
+    }
+}
+
+#[test]
+fn reaching_keeps_what_is_not_surely_below() {
+    let x = [1.0, 4.0, f32::NAN, 5.0, 0.0, 4.5];
+    let bounds = [2.0, 0.5, 0.0, 0.0, f32::NAN, 0.25];
+    let mut indices = [99; 6];
+    assert_eq!(scalar().reaching(&mut indices, &x, &bounds, 2.0, 5.0), 6);
+    assert_eq!(indices, [0, 1, 2, 3, 4, 5]);
+    assert_eq!(scalar().reaching(&mut indices, &x, &bounds, 1.0, 5.0), 3);
+    assert_eq!(indices[..3], [2, 3, 4]);
+}
