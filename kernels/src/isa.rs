@@ -23,12 +23,14 @@ pub enum Isa {
     Neon,
     /// [`Isa::Neon`] with dot products of bytes: SDOT.
     Dotprod,
+    /// ARMv7 with NEON and VFPv4: integers in registers of 128 bits, and fused multiply-adds.
+    Neon32,
 }
 
 impl Isa {
     /// All levels of all architectures, slower ones first within an architecture.
     pub const ALL: &'static [Isa] =
-        &[Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512Vnni, Isa::Neon, Isa::Dotprod];
+        &[Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512Vnni, Isa::Neon, Isa::Dotprod, Isa::Neon32];
 
     /// The name used in options, reports and benchmark ids.
     pub const fn name(self) -> &'static str {
@@ -39,6 +41,7 @@ impl Isa {
             Isa::Avx512Vnni => "avx512vnni",
             Isa::Neon => "neon",
             Isa::Dotprod => "dotprod",
+            Isa::Neon32 => "neon32",
         }
     }
 
@@ -51,6 +54,10 @@ impl Isa {
             Isa::Avx512Vnni => has_avx2() && has_avx512_vnni(),
             Isa::Neon => has_neon(),
             Isa::Dotprod => has_neon() && has_dotprod(),
+            #[cfg(target_arch = "arm")]
+            Isa::Neon32 => crate::arm::is_available(),
+            #[cfg(not(target_arch = "arm"))]
+            Isa::Neon32 => false,
         }
     }
 

@@ -150,13 +150,15 @@ pub const fn record_bytes(dtype: DType, len: usize) -> Option<usize> {
         return None;
     }
     let groups = len.div_ceil(GROUP_SIZE);
-    let values = match dtype {
-        DType::F32 => 4 * len,
-        DType::F16 => 2 * len,
-        DType::Int8 => 32 * groups,
-        DType::Int4 => 16 * groups,
+    let (count, bytes) = match dtype {
+        DType::F32 => (len, 4),
+        DType::F16 => (len, 2),
+        DType::Int8 => (groups, 32),
+        DType::Int4 => (groups, 16),
     };
-    Some((record_scale_bytes(dtype, len) + values).next_multiple_of(LINE_BYTES))
+    let Some(values) = count.checked_mul(bytes) else { return None };
+    let Some(used) = values.checked_add(record_scale_bytes(dtype, len)) else { return None };
+    used.checked_next_multiple_of(LINE_BYTES)
 }
 
 /// Bytes of `count` records of `len` values, or `None` if a dimension is zero or the size overflows.

@@ -215,6 +215,8 @@
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
+#[cfg(target_arch = "arm")]
+mod arm;
 mod fp16;
 mod isa;
 pub mod layout;

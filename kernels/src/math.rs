@@ -29,38 +29,74 @@ pub(crate) fn magnitude_bits(x: f32) -> u32 {
     x.to_bits() & 0x7fff_ffff
 }
 
+/// The functions built on `fma`, given an implementation of it.
+///
+/// The compiler knows the instruction wherever a function's target features have it, but for 32-bit ARM these are
+/// unstable; there a library call is all that it makes of `mul_add`.
+pub(crate) trait Fma {
+    /// `a * b + c`, rounded once.
+    fn fma(a: f32, b: f32, c: f32) -> f32;
+
+    #[inline(always)]
+    fn exp(x: f32) -> f32 {
+        let (power, r, slope) = Self::reduce(x);
+        Self::fma(r, slope, 1.0) * power
+    }
+
+    #[inline(always)]
+    fn sigmoid(x: f32) -> f32 {
+        1.0 / (1.0 + Self::exp(-x))
+    }
+
+    #[inline(always)]
+    fn tanh(x: f32) -> f32 {
+        let (power, r, slope) = Self::reduce(-2.0 * x.abs());
+        let m = Self::fma(r * slope, power, power - 1.0);
+        (m / (2.0 + m)).copysign(x)
+    }
+
+    /// `power = 2^n`, `r` and `(e^r - 1) / r` for `x = n ln 2 + r`, after clamping `x` to -87..=88.
+    #[inline(always)]
+    fn reduce(x: f32) -> (f32, f32, f32) {
+        const LN_2_HIGH: f32 = core::f32::consts::LN_2;
+        const LN_2_LOW: f32 = -1.904_654_2e-9;
+        let x = min(88.0, max(-87.0, x));
+        let shifted = Self::fma(x, core::f32::consts::LOG2_E, ROUNDER);
+        let n = shifted - ROUNDER;
+        let r = Self::fma(n, -LN_2_LOW, Self::fma(n, -LN_2_HIGH, x));
+        let p = 0.001_381_454;
+        let p = Self::fma(r, p, 0.008_368_745);
+        let p = Self::fma(r, p, 0.041_668_39);
+        let p = Self::fma(r, p, 0.166_665_21);
+        let p = Self::fma(r, p, 0.499_999_94);
+        let slope = Self::fma(r, p, 1.0);
+        let exponent = shifted.to_bits().wrapping_sub(ROUNDER.to_bits()).wrapping_add(127);
+        (f32::from_bits(exponent << 23), r, slope)
+    }
+}
+
+/// What the compiler makes of `mul_add`.
+pub(crate) struct MulAdd;
+
+impl Fma for MulAdd {
+    #[inline(always)]
+    fn fma(a: f32, b: f32, c: f32) -> f32 {
+        a.mul_add(b, c)
+    }
+}
+
 /// `e^x` within 1 ulp for `x` in -87..=88; arguments outside are clamped. Exactly 1 at 0; a NaN gives a NaN.
 ///
 /// The crate documentation states the steps: every instruction set gives these bits.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
-    let (power, r, slope) = reduce(x);
-    r.mul_add(slope, 1.0) * power
-}
-
-/// `power = 2^n`, `r` and `(e^r - 1) / r` for `x = n ln 2 + r`, after clamping `x` to -87..=88.
-#[inline(always)]
-fn reduce(x: f32) -> (f32, f32, f32) {
-    const LN_2_HIGH: f32 = core::f32::consts::LN_2;
-    const LN_2_LOW: f32 = -1.904_654_2e-9;
-    let x = min(88.0, max(-87.0, x));
-    let shifted = x.mul_add(core::f32::consts::LOG2_E, ROUNDER);
-    let n = shifted - ROUNDER;
-    let r = n.mul_add(-LN_2_LOW, n.mul_add(-LN_2_HIGH, x));
-    let p = 0.001_381_454;
-    let p = r.mul_add(p, 0.008_368_745);
-    let p = r.mul_add(p, 0.041_668_39);
-    let p = r.mul_add(p, 0.166_665_21);
-    let p = r.mul_add(p, 0.499_999_94);
-    let slope = r.mul_add(p, 1.0);
-    let exponent = shifted.to_bits().wrapping_sub(ROUNDER.to_bits()).wrapping_add(127);
-    (f32::from_bits(exponent << 23), r, slope)
+    MulAdd::exp(x)
 }
 
 /// `1 / (1 + exp(-x))`.
 #[inline(always)]
 pub fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + exp(-x))
+    MulAdd::sigmoid(x)
 }
 
 /// The hyperbolic tangent, within 3 ulp; odd, 0 at 0, never beyond 1. A NaN gives a NaN.
@@ -69,7 +105,5 @@ pub fn sigmoid(x: f32) -> f32 {
 /// documentation states the steps: every instruction set gives these bits.
 #[inline(always)]
 pub fn tanh(x: f32) -> f32 {
-    let (power, r, slope) = reduce(-2.0 * x.abs());
-    let m = (r * slope).mul_add(power, power - 1.0);
-    (m / (2.0 + m)).copysign(x)
+    MulAdd::tanh(x)
 }

@@ -119,6 +119,10 @@ impl Kernels {
             Isa::Dotprod => Some(&crate::aarch64::DOTPROD),
             #[cfg(not(target_arch = "aarch64"))]
             Isa::Neon | Isa::Dotprod => None,
+            #[cfg(target_arch = "arm")]
+            Isa::Neon32 => Some(&crate::arm::NEON32),
+            #[cfg(not(target_arch = "arm"))]
+            Isa::Neon32 => None,
         }
     }
 

@@ -28,10 +28,10 @@ enum Storage {
 }
 
 impl Mapping {
-    /// Maps a file, or reads it into memory where mapping fails.
+    /// Maps a file, or reads it into memory where files cannot be mapped.
     ///
     /// # Errors
-    /// If `path` is no regular file, is empty, or can neither be mapped nor read.
+    /// If `path` is no regular file, is empty, does not fit the address space, or can neither be mapped nor read.
     pub fn open(path: &Path) -> Result<Self> {
         Self::open_with(path, map)
     }
@@ -109,10 +109,16 @@ impl Mapping {
         if len == 0 {
             return Err(ErrorKind::NotAModel("the file is empty".into()).into());
         }
-        let len = usize::try_from(len)
-            .map_err(|_| ErrorKind::Unsupported(format!("{len} bytes are too many for this machine")))?;
+        let len = addressable(len)?;
         let storage = match map(&file) {
             Ok(mapped) => Storage::Mapped(mapped),
+            // Memory would come from the same address space.
+            Err(error) if error.kind() == io::ErrorKind::OutOfMemory => {
+                return Err(ErrorKind::Unsupported(format!(
+                    "the address space of this process has no room for {len} bytes"
+                ))
+                .into());
+            }
             Err(_) => Storage::Owned(AlignedBytes::read(&mut file, len)?),
         };
         Ok(Self { storage })
@@ -150,6 +156,18 @@ impl Deref for Mapping {
             Storage::Static(bytes) => bytes,
             Storage::Owned(owned) => owned.as_slice(),
         }
+    }
+}
+
+/// The length of a file as that of a slice, which is below 2 GiB on a 32-bit system.
+fn addressable(len: u64) -> Result<usize> {
+    match isize::try_from(len) {
+        Ok(len) => Ok(len as usize),
+        Err(_) => Err(ErrorKind::Unsupported(format!(
+            "{len} bytes are more than a {}-bit program can address at once",
+            usize::BITS
+        ))
+        .into()),
     }
 }
 
@@ -303,6 +321,36 @@ mod tests {
     fn unaligned_static_bytes_are_refused() {
         assert_eq!(Mapping::from_static(&BYTES.0).unwrap().len(), 128);
         assert!(Mapping::from_static(&BYTES.0[1..]).is_err());
+    }
+
+    #[test]
+    fn lengths_beyond_a_slice_are_refused() {
+        let largest = isize::MAX as u64;
+        assert_eq!(addressable(largest).unwrap(), isize::MAX as usize);
+        for len in [largest + 1, u64::MAX] {
+            let error = addressable(len).unwrap_err().to_string();
+            assert!(error.contains(&len.to_string()) && error.contains("address"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_file_without_room_in_the_address_space_is_not_read_into_memory() {
+        let file = file(&[1; 100]);
+        let error = Mapping::open_with(file.path(), |_| Err(io::ErrorKind::OutOfMemory.into())).unwrap_err();
+        assert_eq!(error.path(), Some(file.path()));
+        assert!(error.to_string().contains("address space"), "{error}");
+    }
+
+    #[cfg(target_pointer_width = "32")]
+    #[test]
+    fn files_too_large_for_32_bits_are_refused() {
+        let file = file(b"");
+        for gigabytes in [2, 3, 4, 5] {
+            file.as_file().set_len(gigabytes << 30).unwrap();
+            for error in [Mapping::open(file.path()).unwrap_err(), Mapping::read(file.path()).unwrap_err()] {
+                assert!(error.to_string().contains("32-bit"), "{error}");
+            }
+        }
     }
 
     #[test]

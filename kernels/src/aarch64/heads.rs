@@ -3,7 +3,7 @@
 use core::arch::aarch64::*;
 
 use super::memory::{load_f32, store_f32};
-use crate::scalar::heads::{wkv6_columns, wkv7_columns};
+use crate::scalar::{wkv6_columns, wkv7_columns};
 
 /// Calls `$strip::<V>(first, ...)` for strips of `4 V` values, `first` counting registers, as wide ones as there
 /// are, and returns the number of values in them. (A macro, as a generic function could not name `V`.)

@@ -59,7 +59,6 @@ pub(crate) const DOTPROD: Kernels = Kernels {
     isa: Isa::Dotprod,
     matvec_int8: dotprod_entry::matvec_int8,
     matvec_int4: dotprod_entry::matvec_int4,
-    sparse_accumulate_int4: dotprod_entry::accumulate_int4_dotprod,
     record_dots: dotprod_entry::record_dots_dotprod,
     ..NEON
 };
@@ -83,9 +82,6 @@ macro_rules! entries {
 entries! { dotprod_entry:
     fn matvec_int8(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = dotprod;
     fn matvec_int4(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = dotprod;
-    fn accumulate_int4_dotprod(
-        sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>
-    ) = sparse;
     fn record_dots_dotprod(out: &mut [f32], w: &Records<'_>, indices: &[u32], x: Activation<'_>) = record;
 }
 

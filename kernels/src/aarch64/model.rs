@@ -44,21 +44,6 @@ pub(super) fn sdot_rows<const QUAD: usize>(
     core::array::from_fn(|r| sdot(sums[r], w[r], vector([x[QUAD]; 4])))
 }
 
-pub(super) fn udot_rows<const QUAD: usize>(
-    sums: [int32x4_t; 4],
-    w: [int8x16_t; 4],
-    x: uint8x16_t,
-) -> [int32x4_t; 4] {
-    let x: [[u8; 4]; 4] = lanes(x);
-    core::array::from_fn(|r| {
-        let (acc, w): ([i32; 4], [[u8; 4]; 4]) = (lanes(sums[r]), lanes(w[r]));
-        vector::<i32, _, 4>(core::array::from_fn(|i| {
-            let products = w[i].iter().zip(x[QUAD]).map(|(&w, x)| i32::from(w) * i32::from(x));
-            products.fold(acc[i], i32::wrapping_add)
-        }))
-    })
-}
-
 pub(super) fn sdot(acc: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
     let (acc, w, x): ([i32; 4], [[i8; 4]; 4], [[i8; 4]; 4]) = (lanes(acc), lanes(w), lanes(x));
     vector::<i32, _, 4>(core::array::from_fn(|i| {

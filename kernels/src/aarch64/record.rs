@@ -6,7 +6,8 @@ use super::int::{multiply_add, nibbles};
 use super::memory::{load, load_codes, load_f16, load_f32, load_i32, store_f32};
 use super::shim::{add_pairs, prefetch_all, sdot};
 use crate::layout::{Activation, DType, GROUP_SIZE, Records, record_scale_bytes};
-use crate::scalar::record::{DOT_LANES, add_groups, dot_of_lanes};
+use crate::scalar::add_groups;
+use crate::scalar::record::{DOT_LANES, dot_of_lanes};
 
 /// How many records ahead one is asked for.
 const RECORDS_AHEAD: usize = 4;

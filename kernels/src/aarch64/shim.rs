@@ -74,51 +74,36 @@ pub(super) fn add_pairs(acc: int32x4_t, x: int16x8_t) -> int32x4_t {
     vpadalq_s16(acc, x)
 }
 
-/// Defines `$name`: `sums[r][i] + w[r][4i..4i + 4] . x[4 QUAD..4 QUAD + 4]` for the four lanes `i` of four registers `r`.
+/// `sums[r][i] + w[r][4i..4i + 4] . x[4 QUAD..4 QUAD + 4]` for the four lanes `i` of four registers `r` (SDOT).
 ///
 /// One block of assembly, as compilers that do not know how long the instruction takes would put dependent ones next
 /// to each other, and small cores wait for them.
-macro_rules! dot_rows {
-    ($(#[$doc:meta])* $name:ident, $instruction:literal, $x:ty) => {
-        $(#[$doc])*
-        #[target_feature(enable = "neon,dotprod")]
-        #[inline]
-        pub(super) fn $name<const QUAD: usize>(
-            sums: [int32x4_t; 4],
-            w: [int8x16_t; 4],
-            x: $x,
-        ) -> [int32x4_t; 4] {
-            #[cfg(miri)]
-            return model::$name::<QUAD>(sums, w, x);
-            #[cfg(not(miri))]
-            {
-                let [mut a, mut b, mut c, mut d] = sums;
-                // SAFETY: touches registers only; `dotprod` is enabled on this function.
-                unsafe {
-                    asm!(
-                        concat!($instruction, " {a:v}.4s, {wa:v}.16b, {x:v}.4b[{quad}]"),
-                        concat!($instruction, " {b:v}.4s, {wb:v}.16b, {x:v}.4b[{quad}]"),
-                        concat!($instruction, " {c:v}.4s, {wc:v}.16b, {x:v}.4b[{quad}]"),
-                        concat!($instruction, " {d:v}.4s, {wd:v}.16b, {x:v}.4b[{quad}]"),
-                        a = inout(vreg) a, b = inout(vreg) b, c = inout(vreg) c, d = inout(vreg) d,
-                        wa = in(vreg) w[0], wb = in(vreg) w[1], wc = in(vreg) w[2], wd = in(vreg) w[3],
-                        x = in(vreg) x, quad = const QUAD, options(pure, nomem, nostack, preserves_flags)
-                    )
-                };
-                [a, b, c, d]
-            }
-        }
-    };
-}
-
-dot_rows! {
-    /// Adds dot products of bytes (SDOT).
-    sdot_rows, "sdot", int8x16_t
-}
-
-dot_rows! {
-    /// Adds dot products of bytes, which are unsigned on both sides (UDOT).
-    udot_rows, "udot", uint8x16_t
+#[target_feature(enable = "neon,dotprod")]
+#[inline]
+pub(super) fn sdot_rows<const QUAD: usize>(
+    sums: [int32x4_t; 4],
+    w: [int8x16_t; 4],
+    x: int8x16_t,
+) -> [int32x4_t; 4] {
+    #[cfg(miri)]
+    return model::sdot_rows::<QUAD>(sums, w, x);
+    #[cfg(not(miri))]
+    {
+        let [mut a, mut b, mut c, mut d] = sums;
+        // SAFETY: touches registers only; `dotprod` is enabled on this function.
+        unsafe {
+            asm!(
+                "sdot {a:v}.4s, {wa:v}.16b, {x:v}.4b[{quad}]",
+                "sdot {b:v}.4s, {wb:v}.16b, {x:v}.4b[{quad}]",
+                "sdot {c:v}.4s, {wc:v}.16b, {x:v}.4b[{quad}]",
+                "sdot {d:v}.4s, {wd:v}.16b, {x:v}.4b[{quad}]",
+                a = inout(vreg) a, b = inout(vreg) b, c = inout(vreg) c, d = inout(vreg) d,
+                wa = in(vreg) w[0], wb = in(vreg) w[1], wc = in(vreg) w[2], wd = in(vreg) w[3],
+                x = in(vreg) x, quad = const QUAD, options(pure, nomem, nostack, preserves_flags)
+            )
+        };
+        [a, b, c, d]
+    }
 }
 
 /// `acc[i] + w[4i..4i + 4] . x[4i..4i + 4]` for the four lanes `i` (SDOT).
@@ -136,5 +121,102 @@ pub(super) fn sdot(acc: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
                 x = in(vreg) x, options(pure, nomem, nostack, preserves_flags))
         };
         out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The lanes of a register.
+    fn lanes<From: Copy, To, const N: usize>(from: From) -> [To; N] {
+        assert_eq!(size_of::<From>(), size_of::<[To; N]>());
+        // SAFETY: vectors and arrays of integers or floats have all bit patterns, and the sizes are equal.
+        unsafe { core::mem::transmute_copy(&from) }
+    }
+
+    /// The register with these lanes.
+    fn vector<From, To: Copy, const N: usize>(from: [From; N]) -> To {
+        assert_eq!(size_of::<To>(), size_of::<[From; N]>());
+        // SAFETY: as in `lanes`.
+        unsafe { core::mem::transmute_copy(&from) }
+    }
+
+    fn has_dotprod() -> bool {
+        std::arch::is_aarch64_feature_detected!("dotprod")
+    }
+
+    #[test]
+    fn sdot_adds_each_product_to_its_lane() {
+        if !has_dotprod() {
+            return;
+        }
+        for i in 0..16 {
+            for (w, x) in [(1, 1), (-128, -128), (127, -128), (-1, 3)] {
+                let (mut ws, mut xs) = ([0i8; 16], [0i8; 16]);
+                (ws[i], xs[i]) = (w, x);
+                let mut wanted = [7, i32::MAX, -9, 0];
+                // SAFETY: the feature was detected.
+                let sums = unsafe { sdot(vector(wanted), vector(ws), vector(xs)) };
+                wanted[i / 4] = wanted[i / 4].wrapping_add(i32::from(w) * i32::from(x));
+                assert_eq!(lanes::<_, i32, 4>(sums), wanted, "{i} {w} {x}");
+            }
+        }
+    }
+
+    #[test]
+    fn sdot_rows_takes_the_codes_of_one_quad() {
+        fn check<const QUAD: usize>() {
+            for (row, i) in (0..4).flat_map(|row| (0..16).map(move |i| (row, i))) {
+                let mut w = [[0i8; 16]; 4];
+                w[row][i] = -128;
+                let x: [i8; 16] = core::array::from_fn(|i| i8::MIN + i as i8);
+                let sums = [[1i32; 4]; 4];
+                // SAFETY: the feature was detected.
+                let found = unsafe { sdot_rows::<QUAD>(sums.map(vector), w.map(vector), vector(x)) };
+                let mut wanted = sums;
+                wanted[row][i / 4] += -128 * i32::from(x[4 * QUAD + i % 4]);
+                assert_eq!(found.map(lanes::<_, i32, 4>), wanted, "{QUAD} {row} {i}");
+            }
+        }
+        if has_dotprod() {
+            check::<0>();
+            check::<1>();
+            check::<2>();
+            check::<3>();
+        }
+    }
+
+    #[test]
+    fn pairs_of_extremes_do_not_saturate() {
+        for i in 0..8 {
+            for x in [i16::MIN, -1, 1, i16::MAX] {
+                let mut xs = [i16::MIN; 8];
+                xs[i] = x;
+                let mut wanted = [i32::MAX, 0, -5, i32::MIN];
+                // SAFETY: every ARMv8 has NEON.
+                let sums = unsafe { add_pairs(vector(wanted), vector(xs)) };
+                for (lane, wanted) in wanted.iter_mut().enumerate() {
+                    *wanted = wanted.wrapping_add(i32::from(xs[2 * lane]) + i32::from(xs[2 * lane + 1]));
+                }
+                assert_eq!(lanes::<_, i32, 4>(sums), wanted);
+            }
+        }
+    }
+
+    #[test]
+    fn every_fp16_number_is_converted_exactly() {
+        for first in (0..=u16::MAX).step_by(8) {
+            let halves: [u16; 8] = core::array::from_fn(|i| first + i as u16);
+            // SAFETY: every ARMv8 has NEON.
+            let found = unsafe { half_to_f32(vector(halves)) }.map(lanes::<_, f32, 4>);
+            for (half, found) in halves.into_iter().zip(found.into_iter().flatten()) {
+                let wanted = crate::fp16::to_f32(half);
+                assert!(
+                    wanted.to_bits() == found.to_bits() || wanted.is_nan() && found.is_nan(),
+                    "{half:#x}"
+                );
+            }
+        }
     }
 }

@@ -7,7 +7,7 @@ use core::arch::aarch64::*;
 
 use super::int::nibbles;
 use super::memory::{load, load_i16, load_i32, store_f32, store_i32};
-use super::shim::{prefetch, sdot_rows, udot_rows};
+use super::shim::prefetch;
 use super::tile::{SET, TILE_GROUPS, Tile};
 use crate::layout::{GROUP_SIZE, LINE_BYTES, Records, Sparse, SparseScale, sparse_sums};
 use crate::scalar::sparse::{cmax, split_sums};
@@ -66,11 +66,11 @@ fn finish(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>
     }
 }
 
-/// Defines the product `$accumulate` of a level. `$add(sums, codes, c)` adds the products of a group of each record with
+/// Defines the product `$accumulate`. `$add(sums, codes, c)` adds the products of a group of each record with
 /// its coefficient.
 macro_rules! accumulate {
-    ($features:literal, $accumulate:ident, $run:literal, $largest_code:literal, $add:ident) => {
-        #[target_feature(enable = $features)]
+    ($accumulate:ident, $run:literal, $largest_code:literal, $add:ident) => {
+        #[target_feature(enable = "neon")]
         pub(super) fn $accumulate(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>) {
             const GROUPS_IN_LINE: usize = LINE_BYTES / $run;
             let (outputs, coefficient_sums) = split_sums(sums);
@@ -99,9 +99,8 @@ macro_rules! accumulate {
     };
 }
 
-accumulate!("neon", accumulate_int4, 16, 15, add_int4);
-accumulate!("neon", accumulate_int8, 32, 127, add_int8);
-accumulate!("neon,dotprod", accumulate_int4_dotprod, 16, 15, add_int4_dotprod);
+accumulate!(accumulate_int4, 16, 15, add_int4);
+accumulate!(accumulate_int8, 32, 127, add_int8);
 
 #[target_feature(enable = "neon")]
 #[inline]
@@ -158,44 +157,4 @@ fn add_codes<const RECORD: i32>(sums: Sums, codes: [int8x16_t; 2], c: int16x8_t)
         sums[3] = vmlal_high_laneq_s16::<RECORD>(sums[3], high, c);
     }
     sums
-}
-
-/// Codes of four records meet in every 32-bit lane, to be multiplied with the low bytes of the coefficients, which are
-/// unsigned, and with the high ones, which are signed and weigh 256 times as much.
-#[target_feature(enable = "neon,dotprod")]
-#[inline]
-fn add_int4_dotprod(sums: Sums, codes: [&[u8; 16]; SET], c: &[i16; SET]) -> Sums {
-    let c = load_i16(c);
-    let low = vreinterpretq_u8_s16(c);
-    let (low, high) = (vuzp1q_u8(low, low), vreinterpretq_s8_u8(vuzp2q_u8(low, low)));
-    let zero = vdupq_n_s32(0);
-    let [a, b, c, d, e, f, g, h] = codes;
-    let (first, second) = (interleave([a, b, c, d]), interleave([e, f, g, h]));
-    let [a, b, c, d, e, f, g, h] = sums;
-    let halves = [[a, b, c, d], [e, f, g, h]];
-    let mut sums = [[zero; 4]; 2];
-    for (half, sums) in sums.iter_mut().enumerate() {
-        *sums = sdot_rows::<0>(*sums, first[half], high);
-        *sums = sdot_rows::<1>(*sums, second[half], high);
-        for (sum, half) in sums.iter_mut().zip(halves[half]) {
-            *sum = vaddq_s32(half, vshlq_n_s32::<8>(*sum));
-        }
-        *sums = udot_rows::<0>(*sums, first[half], low);
-        *sums = udot_rows::<1>(*sums, second[half], low);
-    }
-    let [[a, b, c, d], [e, f, g, h]] = sums;
-    [a, b, c, d, e, f, g, h]
-}
-
-/// The low nibbles of four records, those of four outputs in each register, and the high ones.
-#[target_feature(enable = "neon")]
-#[inline]
-fn interleave([a, b, c, d]: [&[u8; 16]; 4]) -> [[int8x16_t; 4]; 2] {
-    let [a, b, c, d] = [load(a), load(b), load(c), load(d)];
-    let pairs = [vzip1q_u8(a, b), vzip1q_u8(c, d), vzip2q_u8(a, b), vzip2q_u8(c, d)];
-    let [ab, cd, ab_high, cd_high] = pairs.map(|pairs| vreinterpretq_u16_u8(pairs));
-    let fours =
-        [vzip1q_u16(ab, cd), vzip2q_u16(ab, cd), vzip1q_u16(ab_high, cd_high), vzip2q_u16(ab_high, cd_high)];
-    let [a, b, c, d] = fours.map(|fours| nibbles(vreinterpretq_u8_u16(fours)));
-    [[a[0], b[0], c[0], d[0]], [a[1], b[1], c[1], d[1]]]
 }

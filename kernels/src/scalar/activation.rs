@@ -1,7 +1,7 @@
 //! Element-wise operations, activation quantization and the list of live entries.
 
 use crate::layout::{ActivationMut, GROUP_SIZE};
-use crate::math::{magnitude_bits, round_clamped, sigmoid};
+use crate::math::{Fma, magnitude_bits, round_clamped};
 
 /// Below this largest magnitude a group is quantized to zeros, and the coefficients of a sparse product are zeros.
 pub(crate) const ZERO_BELOW: f32 = f32::from_bits((127 - 100) << 23);
@@ -46,16 +46,16 @@ pub(crate) fn nonzero(indices: &mut [u32], values: &mut [f32], x: &[f32]) -> usi
 }
 
 #[inline(always)]
-pub(crate) fn lerp(out: &mut [f32], a: &[f32], b: &[f32], t: &[f32]) {
+pub(crate) fn lerp<F: Fma>(out: &mut [f32], a: &[f32], b: &[f32], t: &[f32]) {
     for (((out, &a), &b), &t) in out.iter_mut().zip(a).zip(b).zip(t) {
-        *out = t.mul_add(b - a, a);
+        *out = F::fma(t, b - a, a);
     }
 }
 
 #[inline(always)]
-pub(crate) fn sigmoid_mul(out: &mut [f32], gate: &[f32], x: &[f32]) {
+pub(crate) fn sigmoid_mul<F: Fma>(out: &mut [f32], gate: &[f32], x: &[f32]) {
     for ((out, &gate), &x) in out.iter_mut().zip(gate).zip(x) {
-        *out = sigmoid(gate) * x;
+        *out = F::sigmoid(gate) * x;
     }
 }
 

@@ -3,7 +3,7 @@
 use core::ops::Range;
 
 use super::norm::{LANES, fold_lanes, tree};
-use crate::math::{self, exp, max};
+use crate::math::{Fma, max};
 
 /// The smallest norm to divide by.
 const NORM_FLOOR: f32 = 1e-12;
@@ -13,14 +13,22 @@ const DECAY7: f32 = -0.606_531;
 const STRIP: usize = 64;
 
 #[inline(always)]
-pub(crate) fn wkv6(y: &mut [f32], state: &mut [f32], r: &[f32], k: &[f32], v: &[f32], u: &[f32], w: &[f32]) {
-    wkv6_columns(0..y.len(), y, state, r, k, v, u, w);
+pub(crate) fn wkv6<F: Fma>(
+    y: &mut [f32],
+    state: &mut [f32],
+    r: &[f32],
+    k: &[f32],
+    v: &[f32],
+    u: &[f32],
+    w: &[f32],
+) {
+    wkv6_columns::<F>(0..y.len(), y, state, r, k, v, u, w);
 }
 
 /// [`wkv6`] for some of the values.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "the recurrence has these operands")]
-pub(crate) fn wkv6_columns(
+pub(crate) fn wkv6_columns<F: Fma>(
     columns: Range<usize>,
     y: &mut [f32],
     state: &mut [f32],
@@ -36,15 +44,15 @@ pub(crate) fn wkv6_columns(
     for ((((row, &r), &k), &u), &w) in state.chunks_exact_mut(n.max(1)).zip(r).zip(k).zip(u).zip(w) {
         for ((s, y), &v) in row[columns.clone()].iter_mut().zip(y.iter_mut()).zip(v) {
             let kv = k * v;
-            *y = r.mul_add(u.mul_add(kv, *s), *y);
-            *s = w.mul_add(*s, kv);
+            *y = F::fma(r, F::fma(u, kv, *s), *y);
+            *s = F::fma(w, *s, kv);
         }
     }
 }
 
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "the recurrence has these operands")]
-pub(crate) fn wkv7(
+pub(crate) fn wkv7<F: Fma>(
     y: &mut [f32],
     state: &mut [f32],
     r: &[f32],
@@ -54,13 +62,13 @@ pub(crate) fn wkv7(
     kk: &[f32],
     a: &[f32],
 ) {
-    wkv7_columns(0..y.len(), y, state, r, w, k, v, kk, a);
+    wkv7_columns::<F>(0..y.len(), y, state, r, w, k, v, kk, a);
 }
 
 /// [`wkv7`] for some of the values.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "the recurrence has these operands")]
-pub(crate) fn wkv7_columns(
+pub(crate) fn wkv7_columns<F: Fma>(
     columns: Range<usize>,
     y: &mut [f32],
     state: &mut [f32],
@@ -78,7 +86,7 @@ pub(crate) fn wkv7_columns(
         let mut removed = [0.0f32; STRIP];
         for (row, &kk) in state.chunks_exact(n).zip(kk) {
             for (removed, &s) in removed.iter_mut().zip(&row[strip.clone()]) {
-                *removed = s.mul_add(kk, *removed);
+                *removed = F::fma(s, kk, *removed);
             }
         }
         y.fill(0.0);
@@ -87,37 +95,37 @@ pub(crate) fn wkv7_columns(
             let b = kk * a;
             let row = &mut row[strip.clone()];
             for (((s, y), &v), &removed) in row.iter_mut().zip(y.iter_mut()).zip(v).zip(&removed) {
-                *s = k.mul_add(v, (-removed).mul_add(b, *s * w));
-                *y = s.mul_add(r, *y);
+                *s = F::fma(k, v, F::fma(-removed, b, *s * w));
+                *y = F::fma(*s, r, *y);
             }
         }
     }
 }
 
 #[inline(always)]
-pub(crate) fn tanh(x: &mut [f32]) {
-    x.iter_mut().for_each(|x| *x = math::tanh(*x));
+pub(crate) fn tanh<F: Fma>(x: &mut [f32]) {
+    x.iter_mut().for_each(|x| *x = F::tanh(*x));
 }
 
 #[inline(always)]
-pub(crate) fn sigmoid(x: &mut [f32]) {
-    x.iter_mut().for_each(|x| *x = math::sigmoid(*x));
+pub(crate) fn sigmoid<F: Fma>(x: &mut [f32]) {
+    x.iter_mut().for_each(|x| *x = F::sigmoid(*x));
 }
 
 #[inline(always)]
-pub(crate) fn decay6(x: &mut [f32]) {
-    x.iter_mut().for_each(|x| *x = exp(-exp(*x)));
+pub(crate) fn decay6<F: Fma>(x: &mut [f32]) {
+    x.iter_mut().for_each(|x| *x = F::exp(-F::exp(*x)));
 }
 
 #[inline(always)]
-pub(crate) fn decay7(x: &mut [f32]) {
-    x.iter_mut().for_each(|x| *x = exp(DECAY7 * math::sigmoid(*x)));
+pub(crate) fn decay7<F: Fma>(x: &mut [f32]) {
+    x.iter_mut().for_each(|x| *x = F::exp(DECAY7 * F::sigmoid(*x)));
 }
 
 #[inline(always)]
-pub(crate) fn silu_mul(out: &mut [f32], gate: &[f32], x: &[f32]) {
+pub(crate) fn silu_mul<F: Fma>(out: &mut [f32], gate: &[f32], x: &[f32]) {
     for ((out, &gate), &x) in out.iter_mut().zip(gate).zip(x) {
-        *out = (gate * math::sigmoid(gate)) * x;
+        *out = (gate * F::sigmoid(gate)) * x;
     }
 }
 
@@ -129,19 +137,19 @@ pub(crate) fn mul(out: &mut [f32], a: &[f32], b: &[f32]) {
 }
 
 #[inline(always)]
-pub(crate) fn l2_normalize(x: &mut [f32]) {
-    let squares = fold_lanes(x, 0.0, |acc, v| v.mul_add(v, acc));
+pub(crate) fn l2_normalize<F: Fma>(x: &mut [f32]) {
+    let squares = fold_lanes(x, 0.0, |acc, v| F::fma(v, v, acc));
     // In this order a NaN passes.
     let norm = max(NORM_FLOOR, tree(squares, |a, b| a + b).sqrt());
     x.iter_mut().for_each(|x| *x /= norm);
 }
 
 #[inline(always)]
-pub(crate) fn dot3(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
+pub(crate) fn dot3<F: Fma>(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
     let mut lanes = [0.0f32; LANES];
     for ((a, b), c) in a.chunks(LANES).zip(b.chunks(LANES)).zip(c.chunks(LANES)) {
         for (((lane, &a), &b), &c) in lanes.iter_mut().zip(a).zip(b).zip(c) {
-            *lane = (a * b).mul_add(c, *lane);
+            *lane = F::fma(a * b, c, *lane);
         }
     }
     tree(lanes, |a, b| a + b)

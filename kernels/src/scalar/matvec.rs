@@ -2,6 +2,7 @@
 
 use crate::fp16;
 use crate::layout::{Activation, DType, GROUP_SIZE, K_BLOCK, LINE_BYTES, Matrix, ROW_INTERLEAVE};
+use crate::math::Fma;
 
 const ROWS: usize = ROW_INTERLEAVE;
 const GROUPS: usize = K_BLOCK / GROUP_SIZE;
@@ -15,19 +16,19 @@ fn by_block_rows(out: &mut [f32], first_row: usize, rows: impl Fn(usize) -> [f32
     }
 }
 
-pub(crate) fn matvec_f32(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) {
-    float_matvec::<64>(out, w, first_row, x, |line, r| {
+pub(crate) fn matvec_f32<F: Fma>(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) {
+    float_matvec::<F, 64>(out, w, first_row, x, |line, r| {
         f32::from_le_bytes([line[4 * r], line[4 * r + 1], line[4 * r + 2], line[4 * r + 3]])
     });
 }
 
-pub(crate) fn matvec_f16(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) {
-    float_matvec::<32>(out, w, first_row, x, |line, r| fp16::read(line, r));
+pub(crate) fn matvec_f16<F: Fma>(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) {
+    float_matvec::<F, 32>(out, w, first_row, x, |line, r| fp16::read(line, r));
 }
 
 /// `LINE` bytes hold one column of a block.
 #[inline(always)]
-fn float_matvec<const LINE: usize>(
+fn float_matvec<F: Fma, const LINE: usize>(
     out: &mut [f32],
     w: &Matrix<'_>,
     first_row: usize,
@@ -41,7 +42,7 @@ fn float_matvec<const LINE: usize>(
             let mut partial = [0.0f32; ROWS];
             for (line, &x) in lines.iter().zip(x) {
                 for (r, partial) in partial.iter_mut().enumerate() {
-                    *partial = weight(line, r).mul_add(x, *partial);
+                    *partial = F::fma(weight(line, r), x, *partial);
                 }
             }
             for (acc, partial) in acc.iter_mut().zip(partial) {
@@ -52,20 +53,20 @@ fn float_matvec<const LINE: usize>(
     });
 }
 
-pub(crate) fn matvec_int8(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) {
+pub(crate) fn matvec_int8<F: Fma>(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) {
     const BLOCK: usize = DType::Int8.block_bytes();
-    quantized_matvec::<BLOCK>(out, w, first_row, x, |lines, codes, _| int8_dot(lines, codes));
+    quantized_matvec::<F, BLOCK>(out, w, first_row, x, |lines, codes, _| int8_dot(lines, codes));
 }
 
-pub(crate) fn matvec_int4(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) {
+pub(crate) fn matvec_int4<F: Fma>(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) {
     const BLOCK: usize = DType::Int4.block_bytes();
-    quantized_matvec::<BLOCK>(out, w, first_row, x, |lines, codes, sum| {
+    quantized_matvec::<F, BLOCK>(out, w, first_row, x, |lines, codes, sum| {
         int4_dot(lines, codes).map(|dot| dot.wrapping_sub(sum.wrapping_mul(8)))
     });
 }
 
 #[inline(always)]
-fn quantized_matvec<const BLOCK: usize>(
+fn quantized_matvec<F: Fma, const BLOCK: usize>(
     out: &mut [f32],
     w: &Matrix<'_>,
     first_row: usize,
@@ -85,7 +86,7 @@ fn quantized_matvec<const BLOCK: usize>(
                 let dot = dot(lines, &codes[g], x.sums[g]);
                 for (r, acc) in acc.iter_mut().enumerate() {
                     let scale = fp16::read(scales, r) * x.scales[g];
-                    *acc = scale.mul_add(dot[r] as f32, *acc);
+                    *acc = F::fma(scale, dot[r] as f32, *acc);
                 }
             }
         }

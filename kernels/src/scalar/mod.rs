@@ -4,8 +4,8 @@
 //! instructions. It never fuses or reorders float operations, so they give the same bits there.
 
 mod activation;
-pub(crate) mod heads;
-mod matvec;
+mod heads;
+pub(crate) mod matvec;
 mod norm;
 mod read;
 pub(crate) mod record;
@@ -13,55 +13,103 @@ pub(crate) mod search;
 pub(crate) mod sparse;
 mod wkv;
 
-pub(crate) use activation::{ZERO_BELOW, add, lerp, nonzero, quantize, relu_squared, sigmoid_mul};
-pub(crate) use heads::{decay6, decay7, dot3, l2_normalize, mul, sigmoid, silu_mul, tanh, wkv6, wkv7};
-pub(crate) use norm::{layer_norm, softmax};
-pub(crate) use record::{dequantize_record, record_dots};
+pub(crate) use activation::{ZERO_BELOW, add, nonzero, quantize, relu_squared};
+pub(crate) use heads::mul;
+pub(crate) use record::dequantize_record;
 pub(crate) use search::{max, reaching};
 pub(crate) use sparse::largest_magnitude;
-pub(crate) use wkv::wkv4;
+
+use core::ops::Range;
 
 use crate::isa::Isa;
+use crate::layout::{Activation, Records};
+use crate::math::{Fma, MulAdd};
 use crate::quant;
-use crate::table::Kernels;
+use crate::table::{Kernels, SoftmaxStats};
 
-pub(crate) const KERNELS: Kernels = Kernels {
-    isa: Isa::Scalar,
-    quantize,
-    matvec_f32: matvec::matvec_f32,
-    matvec_f16: matvec::matvec_f16,
-    matvec_int8: matvec::matvec_int8,
-    matvec_int4: matvec::matvec_int4,
-    nonzero,
-    sparse_f32: sparse::sparse_f32,
-    sparse_f16: sparse::sparse_f16,
-    largest_magnitude,
-    max,
-    reaching,
-    sparse_accumulate_int8: sparse::accumulate_int8,
-    sparse_accumulate_int4: sparse::accumulate_int4,
-    sparse_finish_int8: sparse::finish_int8,
-    sparse_finish_int4: sparse::finish_int4,
-    dequantize_record,
-    record_dots,
-    read: read::read,
-    layer_norm,
-    lerp,
-    wkv4,
-    sigmoid_mul,
-    relu_squared,
-    add,
-    softmax,
-    wkv6,
-    wkv7,
-    tanh,
-    sigmoid,
-    silu_mul,
-    mul,
-    decay6,
-    decay7,
-    l2_normalize,
-    dot3,
-    encode_int8: quant::encode_int8,
-    encode_int4: quant::encode_int4,
-};
+pub(crate) const KERNELS: Kernels = kernels::<MulAdd>(Isa::Scalar);
+
+/// A table of nothing but these bodies, with an `fma` that the processors of `isa` have.
+pub(crate) const fn kernels<F: Fma>(isa: Isa) -> Kernels {
+    Kernels {
+        isa,
+        quantize,
+        matvec_f32: matvec::matvec_f32::<F>,
+        matvec_f16: matvec::matvec_f16::<F>,
+        matvec_int8: matvec::matvec_int8::<F>,
+        matvec_int4: matvec::matvec_int4::<F>,
+        nonzero,
+        sparse_f32: sparse::sparse_f32::<F>,
+        sparse_f16: sparse::sparse_f16::<F>,
+        largest_magnitude,
+        max,
+        reaching,
+        sparse_accumulate_int8: sparse::accumulate_int8,
+        sparse_accumulate_int4: sparse::accumulate_int4,
+        sparse_finish_int8: sparse::finish_int8,
+        sparse_finish_int4: sparse::finish_int4,
+        dequantize_record,
+        record_dots: record::record_dots::<F>,
+        read: read::read,
+        layer_norm: norm::layer_norm::<F>,
+        lerp: activation::lerp::<F>,
+        wkv4: wkv::wkv4::<F>,
+        sigmoid_mul: activation::sigmoid_mul::<F>,
+        relu_squared,
+        add,
+        softmax: norm::softmax::<F>,
+        wkv6: heads::wkv6::<F>,
+        wkv7: heads::wkv7::<F>,
+        tanh: heads::tanh::<F>,
+        sigmoid: heads::sigmoid::<F>,
+        silu_mul: heads::silu_mul::<F>,
+        mul,
+        decay6: heads::decay6::<F>,
+        decay7: heads::decay7::<F>,
+        l2_normalize: heads::l2_normalize::<F>,
+        dot3: heads::dot3::<F>,
+        encode_int8: quant::encode_int8,
+        encode_int4: quant::encode_int4,
+    }
+}
+
+/// Bodies for levels whose `fma` comes from the target features of the function that they are inlined into.
+macro_rules! with_mul_add {
+    ($(fn $name:ident($($arg:ident: $type:ty),*) $(-> $result:ty)? = $module:ident;)*) => {
+        $(#[inline(always)]
+        #[allow(clippy::too_many_arguments, reason = "as many as the kernel has")]
+        #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only x86-64 inlines all of them"))]
+        pub(crate) fn $name($($arg: $type),*) $(-> $result)? {
+            $module::$name::<MulAdd>($($arg),*)
+        })*
+    };
+}
+
+with_mul_add! {
+    fn layer_norm(out: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32], eps: f32) = norm;
+    fn lerp(out: &mut [f32], a: &[f32], b: &[f32], t: &[f32]) = activation;
+    fn wkv4(
+        y: &mut [f32], k: &[f32], v: &[f32], time_first: &[f32], time_decay: &[f32],
+        aa: &mut [f32], bb: &mut [f32], pp: &mut [f32]
+    ) = wkv;
+    fn sigmoid_mul(out: &mut [f32], gate: &[f32], x: &[f32]) = activation;
+    fn softmax(out: &mut [f32], x: &[f32]) -> SoftmaxStats = norm;
+    fn wkv6_columns(
+        columns: Range<usize>, y: &mut [f32], state: &mut [f32], r: &[f32], k: &[f32], v: &[f32], u: &[f32],
+        w: &[f32]
+    ) = heads;
+    fn wkv7_columns(
+        columns: Range<usize>, y: &mut [f32], state: &mut [f32], r: &[f32], w: &[f32], k: &[f32], v: &[f32],
+        kk: &[f32], a: &[f32]
+    ) = heads;
+    fn tanh(x: &mut [f32]) = heads;
+    fn sigmoid(x: &mut [f32]) = heads;
+    fn silu_mul(out: &mut [f32], gate: &[f32], x: &[f32]) = heads;
+    fn decay6(x: &mut [f32]) = heads;
+    fn decay7(x: &mut [f32]) = heads;
+    fn l2_normalize(x: &mut [f32]) = heads;
+    fn dot3(a: &[f32], b: &[f32], c: &[f32]) -> f32 = heads;
+    fn add_groups(
+        lanes: &mut [f32; record::DOT_LANES], w: &Records<'_>, record: &[u8], first: usize, x: Activation<'_>
+    ) = record;
+}

@@ -1,6 +1,6 @@
 //! Reductions in 16 virtual lanes: layer norm and softmax.
 
-use crate::math::{exp, max};
+use crate::math::{Fma, max};
 use crate::table::SoftmaxStats;
 
 /// Element `i` of a vector belongs to lane `i % LANES`.
@@ -36,26 +36,26 @@ pub(super) fn tree(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 
 }
 
 #[inline(always)]
-pub(crate) fn layer_norm(out: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32], eps: f32) {
+pub(crate) fn layer_norm<F: Fma>(out: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32], eps: f32) {
     let n = x.len() as f32;
     let add = |a, b| a + b;
     let mean = tree(fold_lanes(x, 0.0, add), add) / n;
     let squares = fold_lanes(x, 0.0, |acc, v| {
         let d = v - mean;
-        d.mul_add(d, acc)
+        F::fma(d, d, acc)
     });
     let variance = tree(squares, add) / n;
     let inverse = 1.0 / (variance + eps).sqrt();
     for (((out, &x), &weight), &bias) in out.iter_mut().zip(x).zip(weight).zip(bias) {
-        *out = ((x - mean) * inverse).mul_add(weight, bias);
+        *out = F::fma((x - mean) * inverse, weight, bias);
     }
 }
 
 #[inline(always)]
-pub(crate) fn softmax(out: &mut [f32], x: &[f32]) -> SoftmaxStats {
+pub(crate) fn softmax<F: Fma>(out: &mut [f32], x: &[f32]) -> SoftmaxStats {
     let largest = tree(fold_lanes(x, f32::NEG_INFINITY, max), max);
     for (out, &x) in out.iter_mut().zip(x) {
-        *out = exp(x - largest);
+        *out = F::exp(x - largest);
     }
     let add = |a, b| a + b;
     let sum = tree(fold_lanes(out, 0.0, add), add);

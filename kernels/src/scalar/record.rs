@@ -2,22 +2,23 @@
 
 use crate::fp16;
 use crate::layout::{Activation, DType, GROUP_SIZE, Records, record_scale_bytes};
+use crate::math::Fma;
 
 /// Group `g` belongs to lane `g % DOT_LANES`.
 pub(crate) const DOT_LANES: usize = 8;
 
 #[inline(always)]
-pub(crate) fn record_dots(out: &mut [f32], w: &Records<'_>, indices: &[u32], x: Activation<'_>) {
+pub(crate) fn record_dots<F: Fma>(out: &mut [f32], w: &Records<'_>, indices: &[u32], x: Activation<'_>) {
     for (out, &index) in out.iter_mut().zip(indices) {
         let mut lanes = [0.0; DOT_LANES];
-        add_groups(&mut lanes, w, w.record(index as usize), 0, x);
+        add_groups::<F>(&mut lanes, w, w.record(index as usize), 0, x);
         *out = dot_of_lanes(lanes) * w.scale();
     }
 }
 
 /// Adds groups `first..` of an Int4 record.
 #[inline(always)]
-pub(crate) fn add_groups(
+pub(crate) fn add_groups<F: Fma>(
     lanes: &mut [f32; DOT_LANES],
     w: &Records<'_>,
     record: &[u8],
@@ -34,7 +35,7 @@ pub(crate) fn add_groups(
         }
         let scale = fp16::read(record, g) * x.scales[g];
         let lane = &mut lanes[g % DOT_LANES];
-        *lane = scale.mul_add(dot.wrapping_sub(x.sums[g].wrapping_mul(8)) as f32, *lane);
+        *lane = F::fma(scale, dot.wrapping_sub(x.sums[g].wrapping_mul(8)) as f32, *lane);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::fp16;
 use crate::layout::{GROUP_SIZE, Records, Sparse, SparseScale, record_scale_bytes, sparse_sums};
-use crate::math::{magnitude_bits, round_clamped};
+use crate::math::{Fma, magnitude_bits, round_clamped};
 use crate::scalar::ZERO_BELOW;
 
 /// Output groups that go by together.
@@ -20,16 +20,16 @@ pub(crate) fn largest_magnitude(x: &[f32]) -> f32 {
     f32::from_bits(x.iter().fold(0, |m, &x| m.max(magnitude_bits(x))))
 }
 
-pub(crate) fn sparse_f32(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) {
-    sparse_float::<4>(out, w, first, x, |bytes| f32::from_le_bytes(*bytes));
+pub(crate) fn sparse_f32<F: Fma>(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) {
+    sparse_float::<F, 4>(out, w, first, x, |bytes| f32::from_le_bytes(*bytes));
 }
 
-pub(crate) fn sparse_f16(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) {
-    sparse_float::<2>(out, w, first, x, |bytes| fp16::to_f32(u16::from_le_bytes(*bytes)));
+pub(crate) fn sparse_f16<F: Fma>(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) {
+    sparse_float::<F, 2>(out, w, first, x, |bytes| fp16::to_f32(u16::from_le_bytes(*bytes)));
 }
 
 #[inline(always)]
-fn sparse_float<const BYTES: usize>(
+fn sparse_float<F: Fma, const BYTES: usize>(
     out: &mut [f32],
     w: &Records<'_>,
     first: usize,
@@ -40,7 +40,7 @@ fn sparse_float<const BYTES: usize>(
     for (&j, &x) in x.indices.iter().zip(x.values) {
         let (weights, _) = w.record(j as usize)[BYTES * first..].as_chunks::<BYTES>();
         for (out, bytes) in out.iter_mut().zip(weights) {
-            *out = weight(bytes).mul_add(x, *out);
+            *out = F::fma(weight(bytes), x, *out);
         }
     }
     for out in out {

@@ -8,8 +8,9 @@ use core::arch::x86_64::*;
 
 use super::memory::{load, load_codes, load_f16, load_f32, load_i32, prefetch, store_f32};
 use crate::layout::{Activation, DType, GROUP_SIZE, Records, record_scale_bytes};
+pub(super) use crate::scalar::add_groups;
 use crate::scalar::record::DOT_LANES;
-pub(super) use crate::scalar::record::{add_groups, dot_of_lanes};
+pub(super) use crate::scalar::record::dot_of_lanes;
 
 /// How many records ahead one is asked for.
 const RECORDS_AHEAD: usize = 8;

@@ -607,3 +607,45 @@ fn wkv4() {
     });
     report.finish();
 }
+
+/// Scales of all finite magnitudes: a share of fp16 subnormals, which tiny vectors turn into fp32 subnormals.
+fn set_wild_scales(scales: &mut [u8], rng: &mut Rng) {
+    for scale in scales.chunks_exact_mut(2) {
+        let high = [0x03, 0x03, 0x3f, 0x7b][rng.below(4)];
+        scale.copy_from_slice(&[rng.next() as u8, rng.next() as u8 & (0x80 | high)]);
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "about values, not memory")]
+fn products_of_tiny_vectors_keep_subnormal_numbers() {
+    let mut report = Report::default();
+    let mut rng = Rng(23);
+    let indices = Guarded::new(&(0..9).collect::<Vec<u32>>());
+    for dtype in [DType::Int8, DType::Int4] {
+        let mut w = TestMatrix::new(dtype, 35, 390, Bytes::Hostile, &mut rng);
+        for block in w.data.chunks_exact_mut(dtype.block_bytes()) {
+            set_wild_scales(&mut block[..64], &mut rng);
+        }
+        let mut records = TestRecords::new(dtype, 9, 390, Bytes::Hostile, &mut rng);
+        let stride = records.view().stride();
+        for record in records.data.chunks_exact_mut(stride) {
+            set_wild_scales(&mut record[..26], &mut rng);
+        }
+        for exponent in (-130..=-50).chain([100, 120]) {
+            // In two steps, as the whole factor may be subnormal itself.
+            let small = |x: f32| (x * 2f32.powi(exponent / 2)) * 2f32.powi(exponent - exponent / 2);
+            let label = format!("2^{exponent}");
+            let values: Vec<f32> = rng.normals(390).into_iter().map(small).collect();
+            let x = Input::new(&values, scalar());
+            check_matvec(&mut report, &w, &x, 0, 35, &label);
+            check_sparse(&mut report, &records, &indices, &values[..9], &label);
+            if dtype == DType::Int4 {
+                check_f32(&mut report, "record_dots", &label, &canaries(9), |kernels, out| {
+                    kernels.record_dots(out, &records.view(), &indices, x.view());
+                });
+            }
+        }
+    }
+    report.finish();
+}

@@ -194,6 +194,10 @@ fn impossible_shapes_have_no_size() {
         assert_eq!(matrix_bytes(dtype, usize::MAX, usize::MAX), None);
         assert_eq!(record_bytes(dtype, 0), None);
         assert_eq!(record_bytes(dtype, usize::MAX), None);
+        // The largest record of floats has 2^32 bytes.
+        let fits = u32::BITS < usize::BITS || dtype != DType::F32;
+        assert_eq!(record_bytes(dtype, 1 << 30).is_some(), fits);
+        assert_eq!(record_bytes(dtype, (1 << 30) - 1).is_some(), fits);
         assert_eq!(records_bytes(dtype, 0, 1), None);
         assert_eq!(records_bytes(dtype, usize::MAX, 1 << 20), None);
     }

@@ -1,0 +1,26 @@
+//! Fused multiply-adds of single numbers.
+
+use crate::math::Fma;
+
+/// The VFPv4 instruction. Only for tables of levels that have it.
+pub(super) struct Vfp4;
+
+impl Fma for Vfp4 {
+    #[inline(always)]
+    fn fma(a: f32, b: f32, c: f32) -> f32 {
+        let mut sum = c;
+        // SAFETY: touches registers only; `Kernels::for_isa` hands out tables with this function only if the
+        // processor has VFPv4.
+        unsafe {
+            core::arch::asm!(
+                ".fpu neon-vfpv4",
+                "vfma.f32 {sum}, {a}, {b}",
+                sum = inout(sreg) sum,
+                a = in(sreg) a,
+                b = in(sreg) b,
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+        sum
+    }
+}
