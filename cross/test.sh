@@ -79,7 +79,7 @@ while read -r target cpu level tests; do
     if [ "$tests" = all ]; then
         run_tests "${all[@]}" </dev/null
     else
-        # The comparisons with float64 take long and depend on the level, not on the CPU.
+        # The kernels' comparisons with float64 take long and depend on the level, not on the CPU.
         run_tests "${few[@]}" -- --skip reference </dev/null
     fi
     binary_alone </dev/null

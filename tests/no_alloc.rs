@@ -9,7 +9,7 @@ use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use common::{VERSIONS, fixture, model, root};
+use common::{VERSIONS, emulated, fixture, model, root};
 use rwkv_edge::format::SamplingParams;
 use rwkv_edge::kernels::DType;
 use rwkv_edge::text::TextStream;
@@ -40,8 +40,7 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 fn main() {
-    // A thousand, and a tenth of that where an emulator runs this.
-    let n = if std::env::var_os("RWKV_EDGE_RUNNER").is_some() { 100 } else { 1000 };
+    let n = if emulated() { 100 } else { 1000 };
     let options = LoadOptions::default();
     let path = root().join("models/fairy-int8.rwkv");
     generate_without_allocating(&Arc::new(Model::open(&path, &options).unwrap()), n);
