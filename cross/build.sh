@@ -58,7 +58,7 @@ esac
 [ -f "cross/targets/$target.toml" ] && settings=(--config "cross/targets/$target.toml")
 
 rustup target add "$target" ||
-    die "rustup has no standard library for $target here; cross/README.md says how to build it from source"
+    die "rustup has no standard library for $target here; cargo +nightly -Zbuild-std builds one from source"
 
 for package in "${packages[@]}"; do
     arguments=(-p "$package")
