@@ -25,6 +25,11 @@ pub(crate) const PLAIN: SamplingParams = SamplingParams {
     penalty_decay: 1.0,
 };
 
+/// Whether an emulator runs the tests, many times slower than a processor. Long ones do less then.
+pub(crate) fn emulated() -> bool {
+    std::env::var_os("RWKV_EDGE_RUNNER").is_some()
+}
+
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
