@@ -2,7 +2,7 @@
 # Static analysis of the inner loops for 64-bit ARM: bytes per cycle and core by llvm-mca's model of each CPU, beside what the
 # memory of a board with that CPU delivers. A model without caches, not a measurement; it is wrong by a fifth or more.
 #
-#   cross/throughput.sh [PATTERN...]      functions whose symbol contains a pattern; by default the hot ones
+#   cross/throughput.sh [PATTERN...]      functions of the ARM kernels whose symbol contains a pattern; by default the hot ones
 #
 # In each function it takes the innermost loop that loads most. "loads" are all bytes loaded in one turn except from the stack, so
 # activations count too; "step" is the largest advance of a pointer. ALL=1 shows every innermost loop.
@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 target=aarch64-unknown-linux-musl
 patterns=("$@")
-[ $# -gt 0 ] || patterns=(matvec_int4 matvec_int8 record_dots sparse_accumulate sparse_int4 sparse_int8)
+[ $# -gt 0 ] || patterns=(matvec_int4 matvec_int8 record_dots accumulate_int)
 folder=${CARGO_TARGET_DIR:-target}/throughput
 mca=$(find /usr/bin /usr/local/bin -name 'llvm-mca*' | sort -t- -k3 -n | tail -1)
 [ -n "$mca" ] || { echo "cross/throughput.sh: needs llvm-mca: apt-get install llvm" >&2; exit 1; }
@@ -104,7 +104,7 @@ loops() {
         name = $2; sub(/,.*/, "", name)
         wanted = 0
         count_patterns = split(patterns, p, " ")
-        for (i = 1; i <= count_patterns; i++) if (index(name, p[i])) wanted = 1
+        for (i = 1; i <= count_patterns; i++) if (index(name, "aarch64") && index(name, p[i])) wanted = 1
         lines = found = 0
         delete at
         next

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
+use rwkv_edge::cpu::DefaultThreads;
 use rwkv_edge::format::SamplingParams;
 use rwkv_edge::kernels::{Kernels, MAX_READ_STREAMS};
 use rwkv_edge::model::{Phase, Profile, Traffic};
@@ -87,7 +88,10 @@ struct Round {
 pub(super) fn run(args: &BenchArgs) -> Result<()> {
     let model = load(args.model.as_ref(), &args.kernels, Verify::AtOnce)?;
     let threads: Vec<usize> = match args.threads.is_empty() {
-        true => vec![cpu::default_threads()],
+        true => {
+            DefaultThreads::detect().keep_to_fast_cores();
+            vec![cpu::default_threads()]
+        }
         false => args.threads.iter().copied().map(usize::from).collect(),
     };
     let runs = threads.into_iter().map(|threads| measure(args, &model, threads));

@@ -39,20 +39,23 @@ pub(super) fn run(args: &InfoArgs) -> Result<()> {
     if args.tensors {
         tensors(out, model.file())?;
     }
-    let session = SessionOptions { threads: compute.threads(), ..Default::default() };
+    // Before threads are kept to the cores that this finds.
+    let default_threads = DefaultThreads::detect();
+    let threads = compute.threads();
+    let session = SessionOptions { threads, ..Default::default() };
     writeln!(out, "memory plan")?;
     write!(out, "{}", Session::plan(&model, &session))?;
     let available: Vec<_> = Isa::ALL.iter().filter(|isa| isa.is_available()).map(|isa| isa.name()).collect();
     writeln!(out, "kernels           {} (this CPU has: {})", model.kernels().isa(), available.join(", "))?;
-    match compute.threads() {
+    match threads {
         Some(threads) => writeln!(out, "threads           {threads} (--threads)")?,
-        None => writeln!(out, "threads           {}", DefaultThreads::detect())?,
+        None => writeln!(out, "threads           {default_threads}")?,
     }
     if args.verify {
         model.file().verify_all()?;
         model.file().verify_embedding()?;
         writeln!(out, "checksums         ok")?;
-        self_test::run(&model, compute.threads())?;
+        self_test::run(&model, threads)?;
         writeln!(out, "self-test         ok")?;
     }
     Ok(())

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
+use rwkv_edge::cpu::DefaultThreads;
 use rwkv_edge::kernels::Isa;
 use rwkv_edge::{LoadOptions, Model, Verify, console};
 
@@ -80,7 +81,11 @@ impl ModelArgs {
 }
 
 impl ComputeArgs {
+    /// How many threads a session gets. Unless they were asked for, all from here on keep to the fast cores.
     fn threads(&self) -> Option<usize> {
+        if self.threads.is_none() {
+            DefaultThreads::detect().keep_to_fast_cores();
+        }
         self.threads.map(usize::from)
     }
 }

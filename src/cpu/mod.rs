@@ -9,6 +9,7 @@ use std::fs;
 use std::path::Path;
 use std::thread;
 
+use crate::threads;
 use topology::{CpuList, FastCores};
 
 /// Most threads used without being asked for: decoding is bound by memory, not by cores.
@@ -40,6 +41,14 @@ impl DefaultThreads {
         let cpus = topology::online_cpus(Path::new("/sys/devices/system/cpu"), allowed.as_ref());
         let may_run = thread::available_parallelism().map_or(1, |n| n.get());
         Self::new(topology::fast_cores(cpus, MAX_DEFAULT_THREADS), may_run)
+    }
+
+    /// Keeps the calling thread, and threads that it starts from now on, to the CPUs that are as fast as the chosen ones, if
+    /// there are slower ones: a share of the work on a slow core would keep the fast ones waiting. Failure is ignored.
+    pub fn keep_to_fast_cores(&self) {
+        if let Some(cpus) = self.cores.as_ref().and_then(|cores| cores.apart.as_ref()) {
+            let _ = threads::bind(cpus);
+        }
     }
 
     fn new(cores: Option<FastCores>, may_run: usize) -> Self {

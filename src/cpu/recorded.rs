@@ -62,6 +62,13 @@ impl Tree {
         fast_cores(online_cpus(self.0.path(), Some(&allowed)), MOST).unwrap().numbers
     }
 
+    /// The CPUs that threads are kept to.
+    #[track_caller]
+    fn apart(&self, allowed: &str) -> Option<Vec<u32>> {
+        let allowed = CpuList::parse(allowed).unwrap();
+        fast_cores(online_cpus(self.0.path(), Some(&allowed)), MOST).unwrap().apart
+    }
+
     /// What they were chosen by.
     fn basis(&self, allowed: &str) -> String {
         let allowed = CpuList::parse(allowed).unwrap();
@@ -99,6 +106,20 @@ fn large_cores_come_before_small_ones() {
     assert_eq!(board.fast("6-7"), [6, 7]);
     assert_eq!(phone().fast("0-7"), [4, 5, 6, 7]);
     assert_eq!(phone().fast("0-5"), [4, 5]);
+}
+
+#[test]
+fn threads_are_kept_to_large_cores_only_where_there_are_small_ones() {
+    assert_eq!(rk3588().apart("0-7"), Some(vec![4, 5, 6, 7]));
+    assert_eq!(phone().apart("0-7"), Some(vec![4, 5, 6, 7]));
+    assert_eq!(phone().apart("3-5"), Some(vec![4, 5]));
+    assert_eq!(phone().apart("0-3"), None);
+    assert_eq!(phone().apart("4-7"), None);
+    // More are fast enough than get threads.
+    let board = Tree::new().capacity(0..2, 400).capacity(2..8, 1024);
+    assert_eq!(board.fast("0-7"), [2, 3, 4, 5]);
+    assert_eq!(board.apart("0-7"), Some(vec![2, 3, 4, 5, 6, 7]));
+    assert_eq!(Tree::new().top_frequency(0..4, 1_800_000).apart("0-3"), None);
 }
 
 #[test]

@@ -91,6 +91,8 @@ impl Figure {
 pub(super) struct FastCores {
     /// The first CPU of each, sorted.
     pub(super) numbers: Vec<u32>,
+    /// CPUs that are as fast as these, hyper-threads too, if others are slower.
+    pub(super) apart: Option<Vec<u32>>,
     /// How many CPUs they were chosen from.
     usable: usize,
     figure: Figure,
@@ -103,12 +105,17 @@ pub(super) fn fast_cores(mut cpus: Vec<Cpu>, most: usize) -> Option<FastCores> {
     let figure = figures.into_iter().find(|figure| cpus.iter().all(|cpu| figure.of(cpu).is_some()))?;
     let speed = |cpu: &Cpu| figure.of(cpu).unwrap_or(0);
     let fastest = cpus.iter().map(speed).max()?;
+    let mut cores = cpus.clone();
     let mut seen = BTreeSet::new();
-    cpus.retain(|cpu| speed(cpu) >= fastest.div_ceil(2) && seen.insert(cpu.core.clone()));
-    cpus.sort_by_key(|cpu| (Reverse(speed(cpu)), cpu.number));
-    let mut numbers: Vec<_> = cpus.iter().take(most).map(|cpu| cpu.number).collect();
+    cores.retain(|cpu| speed(cpu) >= fastest.div_ceil(2) && seen.insert(cpu.core.clone()));
+    cores.sort_by_key(|cpu| (Reverse(speed(cpu)), cpu.number));
+    cores.truncate(most);
+    let slowest = cores.last().map_or(0, speed);
+    cpus.retain(|cpu| speed(cpu) >= slowest);
+    let apart = (cpus.len() < usable).then(|| cpus.iter().map(|cpu| cpu.number).collect());
+    let mut numbers: Vec<_> = cores.iter().map(|cpu| cpu.number).collect();
     numbers.sort_unstable();
-    Some(FastCores { numbers, usable, figure })
+    Some(FastCores { numbers, apart, usable, figure })
 }
 
 impl fmt::Display for FastCores {
