@@ -80,6 +80,13 @@ impl Mapping {
         self.advise(range, Advice::WillNeed);
     }
 
+    /// Asks the system for large pages in a range that is read whole, again and again, so that the processor looks up
+    /// addresses less often. Whole pages around the range are meant; where the system or its file system has no large
+    /// pages for files, nothing happens.
+    pub fn large_pages(&self, range: Range<usize>) {
+        self.advise(range, Advice::LargePages);
+    }
+
     /// Tells the system that a range is read in random order. Whole pages around the range are meant; failure
     /// is ignored.
     pub fn random(&self, range: Range<usize>) {
@@ -186,6 +193,7 @@ fn map(file: &File) -> io::Result<Mmap> {
 #[derive(Clone, Copy)]
 enum Advice {
     WillNeed,
+    LargePages,
     Random,
     Release,
 }
@@ -198,6 +206,10 @@ impl Advice {
         let len = range.end - range.start;
         let _ = match self {
             Advice::WillNeed => mapped.advise_range(memmap2::Advice::WillNeed, range.start, len),
+            #[cfg(any(target_os = "linux", target_os = "android"))]
+            Advice::LargePages => mapped.advise_range(memmap2::Advice::HugePage, range.start, len),
+            #[cfg(not(any(target_os = "linux", target_os = "android")))]
+            Advice::LargePages => Ok(()),
             Advice::Random => mapped.advise_range(memmap2::Advice::Random, range.start, len),
             // SAFETY: the range lies inside the mapping, which is read-only and backed by a file. Its pages
             // are clean, so dropping them loses nothing: the next read brings the same bytes back.

@@ -192,6 +192,9 @@ impl Model {
     /// Tells the system how the file will be read: the embedding a row here and there, the rest from front to back.
     fn advise(&self, options: &LoadOptions) -> Result<()> {
         let embedding = self.file.range(self.file.tensor("emb.weight")?);
+        if !options.transient {
+            self.file.mapping().large_pages(0..embedding.start);
+        }
         if options.verify != Verify::AtOnce && !options.transient {
             self.file.mapping().will_need(0..embedding.start);
         }
