@@ -20,7 +20,6 @@ aarch64-unknown-linux-musl     cortex-a76  dotprod all
 aarch64-unknown-linux-musl     max         dotprod few
 armv7-unknown-linux-gnueabihf  cortex-a7   neon32  all
 armv7-unknown-linux-gnueabihf  cortex-a15  neon32  few
-armv7-unknown-linux-gnueabihf  max         neon32  few
 armv7-unknown-linux-gnueabihf  cortex-a9   scalar  few
 '
 

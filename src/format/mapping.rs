@@ -206,9 +206,9 @@ impl Advice {
         let len = range.end - range.start;
         let _ = match self {
             Advice::WillNeed => mapped.advise_range(memmap2::Advice::WillNeed, range.start, len),
-            #[cfg(any(target_os = "linux", target_os = "android"))]
+            #[cfg(target_os = "linux")]
             Advice::LargePages => mapped.advise_range(memmap2::Advice::HugePage, range.start, len),
-            #[cfg(not(any(target_os = "linux", target_os = "android")))]
+            #[cfg(not(target_os = "linux"))]
             Advice::LargePages => Ok(()),
             Advice::Random => mapped.advise_range(memmap2::Advice::Random, range.start, len),
             // SAFETY: the range lies inside the mapping, which is read-only and backed by a file. Its pages
