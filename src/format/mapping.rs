@@ -93,6 +93,13 @@ impl Mapping {
         self.advise(range, Advice::Random);
     }
 
+    /// Tells the system that of a range only small pieces are read, in random order: pages are mapped one by one, even
+    /// if large ones are at hand. Whole pages around the range are meant; failure is ignored.
+    pub fn small_pages(&self, range: Range<usize>) {
+        self.advise(range.clone(), Advice::SmallPages);
+        self.advise(range, Advice::Random);
+    }
+
     /// Takes the pages around a range out of this process. They come back from the file when they are read
     /// again. Does nothing for bytes that are not mapped from a file; failure is ignored.
     pub fn release(&self, range: Range<usize>) {
@@ -194,6 +201,7 @@ fn map(file: &File) -> io::Result<Mmap> {
 enum Advice {
     WillNeed,
     LargePages,
+    SmallPages,
     Random,
     Release,
 }
@@ -208,8 +216,10 @@ impl Advice {
             Advice::WillNeed => mapped.advise_range(memmap2::Advice::WillNeed, range.start, len),
             #[cfg(target_os = "linux")]
             Advice::LargePages => mapped.advise_range(memmap2::Advice::HugePage, range.start, len),
+            #[cfg(target_os = "linux")]
+            Advice::SmallPages => mapped.advise_range(memmap2::Advice::NoHugePage, range.start, len),
             #[cfg(not(target_os = "linux"))]
-            Advice::LargePages => Ok(()),
+            Advice::LargePages | Advice::SmallPages => Ok(()),
             Advice::Random => mapped.advise_range(memmap2::Advice::Random, range.start, len),
             // SAFETY: the range lies inside the mapping, which is read-only and backed by a file. Its pages
             // are clean, so dropping them loses nothing: the next read brings the same bytes back.
@@ -301,6 +311,8 @@ mod tests {
         for mapping in [Mapping::open(file.path()).unwrap(), Mapping::read(file.path()).unwrap()] {
             for range in [0..100_000, 5..6, 4095..70_000, 99_999..100_000] {
                 mapping.will_need(range.clone());
+                mapping.large_pages(range.clone());
+                mapping.small_pages(range.clone());
                 mapping.random(range.clone());
                 mapping.release(range);
                 assert!(mapping[..] == bytes);

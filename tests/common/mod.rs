@@ -10,6 +10,7 @@ use rwkv_edge::format::SamplingParams;
 use rwkv_edge::kernels::{DType, Isa};
 use rwkv_edge::{LoadOptions, Model, Session, SessionOptions};
 use rwkv_quantize::convert::{Conversion, Options, Progress};
+use rwkv_quantize::source::Checkpoint;
 use tempfile::TempDir;
 
 /// Versions that have a fixture `<version>-tiny.pth`.
@@ -60,9 +61,19 @@ pub(crate) fn options(dtype: DType) -> Options {
 
 /// Converts `input` into a file of its own folder, which lives as long as the returned guard.
 pub(crate) fn convert(input: &Path, options: &Options) -> (TempDir, PathBuf) {
+    run(Conversion::prepare(input, options).unwrap())
+}
+
+/// As [`convert`], of a checkpoint that is open, for which the converter has a vocabulary.
+pub(crate) fn convert_checkpoint(checkpoint: Checkpoint, options: &Options) -> (TempDir, PathBuf) {
+    let (conversion, tokenizer_error) = Conversion::of(checkpoint, options).unwrap();
+    assert!(tokenizer_error.is_none());
+    run(conversion)
+}
+
+fn run(conversion: Conversion) -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("model.rwkv");
-    let conversion = Conversion::prepare(input, options).unwrap();
     conversion.run(&output, &mut Quiet, &AtomicBool::new(false)).unwrap();
     (folder, output)
 }
