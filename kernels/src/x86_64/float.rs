@@ -1,4 +1,4 @@
-//! Products of float matrices.
+//! Products of float matrices, of several block rows at once everywhere: the sums of one wait for each other.
 
 use core::arch::x86_64::*;
 
@@ -12,12 +12,12 @@ const F16_BLOCK: usize = DType::F16.block_bytes();
 
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn matvec_f32(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) {
-    by_streams!(f32_rows, out, w, first_row, x);
+    by_streams!(f32_rows, STREAMS, out, w, first_row, x);
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn matvec_f16(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) {
-    by_streams!(f16_rows, out, w, first_row, x);
+    by_streams!(f16_rows, STREAMS, out, w, first_row, x);
 }
 
 /// Defines a kernel, given the bytes of a column of 8 rows and how to load them.

@@ -3,7 +3,7 @@
 use core::arch::x86_64::*;
 
 use super::memory::{broadcast, load, load_f16, prefetch, store_f32};
-use super::streams::{STREAMS, Streams, by_streams, start};
+use super::streams::{STREAMS, Streams, by_streams, start, streams};
 use crate::layout::{Activation, DType, GROUP_SIZE, K_BLOCK, LINE_BYTES, Matrix, ROW_INTERLEAVE};
 
 const QUADS: usize = GROUP_SIZE / 4;
@@ -57,7 +57,7 @@ macro_rules! int_matvec {
     ($features:literal, $matvec:ident, $rows:ident, $dtype:expr, $lines:ty, $zero:expr, $dot:ident) => {
         #[target_feature(enable = $features)]
         pub(super) fn $matvec(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) {
-            by_streams!($rows, out, w, first_row, x);
+            by_streams!($rows, streams(), out, w, first_row, x);
         }
 
         #[target_feature(enable = $features)]

@@ -1,13 +1,40 @@
-//! The order in which a matvec walks a matrix: several block rows side by side, each a stream of its own.
+//! The order in which a matvec walks a matrix: one block row after the other, or several side by side, each a stream of
+//! its own. Rows do not depend on each other, so the walk changes no bit.
+
+use core::arch::x86_64::__cpuid;
+use std::sync::OnceLock;
 
 use super::memory::prefetch;
 use crate::layout::{LINE_BYTES, Matrix};
 
-/// Block rows side by side in the main loop. Several read streams use more of the memory's bandwidth than one.
+/// Most block rows side by side.
 pub(super) const STREAMS: usize = 4;
 
-/// How far ahead of its use a weight is asked for.
-const PREFETCH_BYTES: usize = 2048;
+/// How far ahead of its use a weight is asked for, by streams side by side.
+const fn prefetch_bytes(streams: usize) -> usize {
+    if streams == 1 { 4096 } else { 2048 }
+}
+
+/// Block rows side by side in a walk that is bound by memory. Processors of Intel read several streams faster than one;
+/// those of AMD fetch ahead of one by themselves, and much less so if it is left for another after every block.
+pub(super) fn streams() -> usize {
+    static FOUND: OnceLock<usize> = OnceLock::new();
+    #[cfg(test)]
+    if let Some(forced) = tests::FORCED.get() {
+        return forced;
+    }
+    *FOUND.get_or_init(|| if is_amd() { 1 } else { STREAMS })
+}
+
+fn is_amd() -> bool {
+    if cfg!(miri) {
+        return false;
+    }
+    // SAFETY: every x86-64 processor has CPUID.
+    #[allow(unused_unsafe, reason = "not an unsafe function in newer compilers")]
+    let vendor = unsafe { __cpuid(0) };
+    [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).as_flattened() == b"AuthenticAMD"
+}
 
 /// `N` neighbouring block rows of blocks of `BLOCK` bytes.
 pub(super) struct Streams<'a, const N: usize, const BLOCK: usize> {
@@ -24,13 +51,13 @@ impl<'a, const N: usize, const BLOCK: usize> Streams<'a, N, BLOCK> {
         Self { blocks: &w.data().as_chunks().0[first * len..end * len], len }
     }
 
-    /// Block `i` of stream `n`, and the one to ask for meanwhile: [`PREFETCH_BYTES`] behind it, going on in the row
+    /// Block `i` of stream `n`, and the one to ask for meanwhile: [`prefetch_bytes`] behind it, going on in the row
     /// that is the stream's next. Where that is not part of the call, the block itself.
     ///
     /// The walk is fastest if the lines of a block are asked for one by one, between the loads of those at hand.
     #[inline]
     pub(super) fn block(&self, n: usize, i: usize) -> [&'a [u8; BLOCK]; 2] {
-        let ahead = const { PREFETCH_BYTES.div_ceil(BLOCK) };
+        let ahead = const { prefetch_bytes(N).div_ceil(BLOCK) };
         let at = n * self.len + i;
         let later = at + ahead + if i + ahead < self.len { 0 } else { (N - 1) * self.len };
         let block = &self.blocks[at];
@@ -38,11 +65,11 @@ impl<'a, const N: usize, const BLOCK: usize> Streams<'a, N, BLOCK> {
     }
 }
 
-/// Asks for the start of the streams from block row `first` on, which no block before them has asked for.
-pub(super) fn start(w: &Matrix<'_>, first: usize, end: usize) {
+/// Asks for the start of `streams` block rows from `first` on, which no block before them has asked for.
+pub(super) fn start(w: &Matrix<'_>, streams: usize, first: usize, end: usize) {
     let rows: [&[u8]; STREAMS] =
-        core::array::from_fn(|n| if first + n < end { w.block_row(first + n) } else { &[] });
-    let lines = PREFETCH_BYTES.next_multiple_of(w.dtype().block_bytes()) / LINE_BYTES;
+        core::array::from_fn(|n| if n < streams && first + n < end { w.block_row(first + n) } else { &[] });
+    let lines = prefetch_bytes(streams).next_multiple_of(w.dtype().block_bytes()) / LINE_BYTES;
     for line in 0..lines {
         for row in rows {
             if let Some(line) = row.as_chunks::<LINE_BYTES>().0.get(line) {
@@ -52,15 +79,16 @@ pub(super) fn start(w: &Matrix<'_>, first: usize, end: usize) {
     }
 }
 
-/// Cuts rows into runs of [`STREAMS`] block rows and calls `$kernel::<N>(out, w, first, end, x)` for each, with
-/// `first` and `end` counting block rows. (A macro, as a generic function could not name `N`.)
+/// Cuts rows into runs of `$streams`, at most [`STREAMS`], block rows and calls `$kernel::<N>(out, w, first, end, x)` for
+/// each, with `first` and `end` counting block rows. (A macro, as a generic function could not name `N`.)
 macro_rules! by_streams {
-    ($kernel:ident, $out:expr, $w:expr, $first_row:expr, $x:expr) => {{
+    ($kernel:ident, $streams:expr, $out:expr, $w:expr, $first_row:expr, $x:expr) => {{
+        let streams = $streams;
         let first = $first_row / ROW_INTERLEAVE;
         let end = first + $out.len().div_ceil(ROW_INTERLEAVE);
-        start($w, first, end);
-        for (i, out) in $out.chunks_mut(STREAMS * ROW_INTERLEAVE).enumerate() {
-            let first = first + STREAMS * i;
+        start($w, streams, first, end);
+        for (i, out) in $out.chunks_mut(streams * ROW_INTERLEAVE).enumerate() {
+            let first = first + streams * i;
             match out.len().div_ceil(ROW_INTERLEAVE) {
                 1 => $kernel::<1>(out, $w, first, end, $x),
                 2 => $kernel::<2>(out, $w, first, end, $x),
@@ -71,3 +99,46 @@ macro_rules! by_streams {
     }};
 }
 pub(super) use by_streams;
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::STREAMS;
+    use crate::layout::{ActivationMut, DType, GROUP_SIZE, Matrix, matrix_bytes};
+    use crate::{Isa, Kernels};
+
+    thread_local! {
+        /// What `streams` says in this thread, instead of what suits the processor.
+        pub(super) static FORCED: Cell<Option<usize>> = const { Cell::new(None) };
+    }
+
+    #[test]
+    fn the_walk_changes_no_bit() {
+        const COLS: usize = 320;
+        let (mut values, mut codes) = ([0.0; COLS], [0; COLS]);
+        let (mut scales, mut sums) = ([0.0; COLS / GROUP_SIZE], [0; COLS / GROUP_SIZE]);
+        values.iter_mut().enumerate().for_each(|(i, x)| *x = (i * 37 % 199) as f32 - 99.0);
+        let mut x =
+            ActivationMut { values: &mut values, codes: &mut codes, scales: &mut scales, sums: &mut sums };
+        Kernels::best().quantize(&mut x);
+        // Any bytes are weights; the scales among them are finite, as no byte has all bits of an exponent.
+        let byte = |i: usize| (i.wrapping_mul(2_654_435_761) >> 16) as u8 & 0xbb;
+        for dtype in [DType::Int8, DType::Int4] {
+            for rows in [1, 16, 17, 64, 65, 100, 128, 147] {
+                let data: Vec<u8> = (0..matrix_bytes(dtype, rows, COLS).unwrap()).map(byte).collect();
+                let w = Matrix::new(dtype, rows, COLS, 0.5, &data).unwrap();
+                for kernels in Isa::ALL.iter().filter_map(|&isa| Kernels::for_isa(isa)) {
+                    let products = [1, 2, STREAMS].map(|streams| {
+                        FORCED.set(Some(streams));
+                        let mut out = vec![0.0; rows];
+                        kernels.matvec(&mut out, &w, 0, x.view());
+                        out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+                    });
+                    FORCED.set(None);
+                    assert!(products.iter().all(|p| *p == products[0]), "{dtype} {rows} {}", kernels.isa());
+                }
+            }
+        }
+    }
+}
