@@ -18,6 +18,9 @@ use super::names;
 /// Fewest rows of the residual that a thread takes at a time.
 const RESIDUAL_GRAIN: usize = 32;
 
+/// Rows whose products are made together when all are: each time the first of them have to be waited for.
+const RESIDUAL_ROWS: usize = 512;
+
 /// The weights of the output.
 #[derive(Debug)]
 pub(crate) struct Head {
@@ -113,9 +116,9 @@ impl Head {
         let rows = residual.read(ops, logits.len())?;
         let (kernels, x) = (ops.kernels, scratch.input.view());
         ops.pool.for_each_range([logits], RESIDUAL_GRAIN, &|_, first, logits| {
-            let mut indices = [0; RESIDUAL_GRAIN];
-            let mut added = [0.0; RESIDUAL_GRAIN];
-            for (first, logits) in (first..).step_by(RESIDUAL_GRAIN).zip(logits.chunks_mut(RESIDUAL_GRAIN)) {
+            let mut indices = [0; RESIDUAL_ROWS];
+            let mut added = [0.0; RESIDUAL_ROWS];
+            for (first, logits) in (first..).step_by(RESIDUAL_ROWS).zip(logits.chunks_mut(RESIDUAL_ROWS)) {
                 let (indices, added) = (&mut indices[..logits.len()], &mut added[..logits.len()]);
                 indices.iter_mut().zip(first as u32..).for_each(|(index, i)| *index = i);
                 kernels.record_dots(added, &rows, indices, x);

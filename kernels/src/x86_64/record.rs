@@ -5,15 +5,16 @@
 //! of several groups, and then the high ones.
 
 use core::arch::x86_64::*;
+use core::slice::Chunks;
 
 use super::memory::{load, load_codes, load_f16, load_f32, load_i32, prefetch, store_f32};
-use crate::layout::{Activation, DType, GROUP_SIZE, Records, record_scale_bytes};
+use crate::layout::{Activation, DType, GROUP_SIZE, LINE_BYTES, Records, record_scale_bytes};
 pub(super) use crate::scalar::add_groups;
 use crate::scalar::record::DOT_LANES;
 pub(super) use crate::scalar::record::dot_of_lanes;
 
 /// How many records ahead one is asked for.
-const RECORDS_AHEAD: usize = 8;
+const RECORDS_AHEAD: usize = 12;
 
 /// Lane of each record: `[record][group mod 8]`.
 pub(super) type Lanes = [[f32; DOT_LANES]; 2];
@@ -47,24 +48,43 @@ impl<'a> Sets<'a> {
     }
 }
 
-/// Asks for the two records some way behind entry `i` of `indices`.
+/// The records some way behind entry `i` of `indices`, to be asked for meanwhile; the entry's own where there are none.
 #[inline]
-pub(super) fn ask_ahead(w: &Records<'_>, indices: &[u32], i: usize) {
-    for &index in indices.iter().skip(i + RECORDS_AHEAD).take(2) {
-        prefetch(w.record(index as usize));
+pub(super) fn later<'a>(w: &Records<'a>, indices: &[u32], i: usize) -> [&'a [u8]; 2] {
+    [i, i + 1].map(|i| {
+        let index = indices.get(i + RECORDS_AHEAD).or(indices.get(i)).unwrap_or(&indices[0]);
+        w.record(*index as usize)
+    })
+}
+
+/// Asks for two records part by part: the memory takes more of it if it comes between other work.
+pub(super) struct Ask<'a>([Chunks<'a, u8>; 2]);
+
+impl<'a> Ask<'a> {
+    /// In `parts` parts of whole cache lines.
+    #[inline]
+    pub(super) fn new(records: [&'a [u8]; 2], parts: usize) -> Self {
+        let part = records[0].len().div_ceil(parts.max(1)).next_multiple_of(LINE_BYTES);
+        Self(records.map(|record| record.chunks(part)))
+    }
+
+    /// Asks for the next part, if there is one.
+    #[inline]
+    pub(super) fn next(&mut self) {
+        self.0.iter_mut().filter_map(Chunks::next).for_each(prefetch);
     }
 }
 
-/// Defines `$name`, given `$pair`, which multiplies the whole sets of two records. What is left has scalar code.
+/// Defines `$name`, given `$pair`, which multiplies the whole sets of two records and asks for later ones meanwhile. What is left has scalar code.
 macro_rules! record_dots {
     ($features:literal, $name:ident, $pair:expr) => {
         #[target_feature(enable = $features)]
         pub(super) fn $name(out: &mut [f32], w: &Records<'_>, indices: &[u32], x: Activation<'_>) {
             let sets = Sets::count(w.value_count());
             for (i, (out, pair)) in out.chunks_mut(2).zip(indices.chunks(2)).enumerate() {
-                ask_ahead(w, indices, 2 * i);
+                let later = later(w, indices, 2 * i);
                 let records = [pair[0], pair[pair.len() - 1]].map(|index| w.record(index as usize));
-                let lanes = $pair(&Sets::new(w, records, x), sets);
+                let lanes = $pair(&Sets::new(w, records, x), Ask::new(later, sets), sets);
                 for ((out, record), mut lanes) in out.iter_mut().zip(records).zip(lanes) {
                     add_groups(&mut lanes, w, record, DOT_LANES * sets, x);
                     *out = dot_of_lanes(lanes) * w.scale();
@@ -81,9 +101,10 @@ macro_rules! pair_256 {
     ($features:literal, $pair:ident, $dot:ident) => {
         #[target_feature(enable = $features)]
         #[inline]
-        fn $pair(of: &Sets<'_>, sets: usize) -> Lanes {
+        fn $pair(of: &Sets<'_>, mut ask: Ask<'_>, sets: usize) -> Lanes {
             let mut acc = [_mm256_setzero_ps(); 2];
             for i in 0..sets {
+                ask.next();
                 let mut dots = [[_mm256_setzero_si256(); 4]; 2];
                 for (g, [first, second]) in of.codes[i].as_chunks::<2>().0.iter().enumerate() {
                     let (first, second) = (load_codes(first), load_codes(second));

@@ -3,7 +3,7 @@
 use core::arch::x86_64::*;
 
 use super::memory::{load_512, load_codes_512, load_f32, load_half, load_i32, store_f32};
-use super::record::{Lanes, Sets, add_groups, ask_ahead, dot_of_lanes, record_dots};
+use super::record::{Ask, Lanes, Sets, add_groups, dot_of_lanes, later, record_dots};
 use crate::layout::{Activation, GROUP_SIZE, Records};
 use crate::scalar::record::DOT_LANES;
 
@@ -12,9 +12,10 @@ record_dots!("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c", record_dots, 
 /// The lanes of the first record are in the low half of a register, those of the second in the high half.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 #[inline]
-fn pair(of: &Sets<'_>, sets: usize) -> Lanes {
+fn pair(of: &Sets<'_>, mut ask: Ask<'_>, sets: usize) -> Lanes {
     let mut acc = _mm512_setzero_ps();
     for i in 0..sets {
+        ask.next();
         let mut dots = [[_mm512_setzero_si512(); 2]; 2];
         for (half, codes) in of.codes[i].as_chunks::<2>().0.as_chunks::<2>().0.iter().enumerate() {
             let (low, high) = spread(codes);
