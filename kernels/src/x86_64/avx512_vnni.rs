@@ -68,8 +68,13 @@ fn add_group(acc: __m512, scales: &[u8; 32], dot: __m512i, x: &Group<'_>) -> __m
 #[inline]
 fn finish<const N: usize>(out: &mut [f32], acc: [__m512; N], scale: f32) {
     for (out, acc) in out.chunks_mut(ROW_INTERLEAVE).zip(acc) {
+        let acc = _mm512_mul_ps(acc, _mm512_set1_ps(scale));
+        if let Some(out) = out.first_chunk_mut() {
+            store_f32_512(out, acc);
+            continue;
+        }
         let mut rows = [0.0; ROW_INTERLEAVE];
-        store_f32_512(&mut rows, _mm512_mul_ps(acc, _mm512_set1_ps(scale)));
+        store_f32_512(&mut rows, acc);
         out.copy_from_slice(&rows[..out.len()]);
     }
 }

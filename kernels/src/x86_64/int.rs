@@ -178,9 +178,15 @@ pub(super) fn add_group(
 pub(super) fn finish<const N: usize>(out: &mut [f32], acc: [Rows<__m256>; N], scale: f32) {
     let scale = _mm256_set1_ps(scale);
     for (out, acc) in out.chunks_mut(ROW_INTERLEAVE).zip(acc) {
+        let acc = [_mm256_mul_ps(acc[0], scale), _mm256_mul_ps(acc[1], scale)];
+        if let [low, high] = out.as_chunks_mut().0 {
+            store_f32(low, acc[0]);
+            store_f32(high, acc[1]);
+            continue;
+        }
         let mut rows = [[0.0; 8]; 2];
-        store_f32(&mut rows[0], _mm256_mul_ps(acc[0], scale));
-        store_f32(&mut rows[1], _mm256_mul_ps(acc[1], scale));
+        store_f32(&mut rows[0], acc[0]);
+        store_f32(&mut rows[1], acc[1]);
         out.copy_from_slice(&rows.as_flattened()[..out.len()]);
     }
 }
