@@ -107,7 +107,7 @@
 //!
 //! Int4 takes `dot` as `sum(nibble * code) - 8 * sum_g`. Activation codes of -128, which `quantize` never makes,
 //! give unspecified results. Weight codes of -128 count as -128. A row depends on nothing but its weights and the
-//! input: not on `first_row`, `out.len()` or other rows.
+//! input: not on `first_row`, `out.len()` or other rows. `matmul` gives for each of its vectors what `matvec` does.
 //!
 //! ## `nonzero`
 //!
@@ -203,13 +203,6 @@
 //! by hand, as safe functions whose loads and stores know their lengths by type. The tests compare every available
 //! level with scalar, and scalar with pinned results; set `RWKV_EDGE_EXPECT_ISA` to a level's name to be sure that
 //! they ran on it.
-//!
-//! # Several vectors at once
-//!
-//! A product with the vectors of several tokens will be entries of its own beside those of `matvec`, with one
-//! output and one [`Activation`] per vector; each output has the bits that `matvec` gives for its vector, so the
-//! contract stays as it is. The walk over block rows and the dot product of a group with a vector are the same:
-//! the latter is called once per vector while the block is at hand, and only the sums are there as many times.
 
 #![deny(unsafe_code)]
 

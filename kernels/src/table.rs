@@ -12,6 +12,7 @@ use crate::scalar;
 
 pub(crate) type QuantizeFn = fn(&mut ActivationMut<'_>);
 pub(crate) type MatvecFn = fn(&mut [f32], &Matrix<'_>, usize, Activation<'_>);
+pub(crate) type MatmulFn = fn(&mut [&mut [f32]], &Matrix<'_>, usize, &[Activation<'_>]);
 pub(crate) type NonzeroFn = fn(&mut [u32], &mut [f32], &[f32]) -> usize;
 pub(crate) type SparseFn = fn(&mut [f32], &Records<'_>, usize, Sparse<'_>);
 pub(crate) type SparseAccumulateFn = fn(&mut [i32], &Records<'_>, Sparse<'_>, SparseScale<'_>);
@@ -37,6 +38,10 @@ pub(crate) type Dot3Fn = fn(&[f32], &[f32], &[f32]) -> f32;
 /// Most streams of [`Kernels::read`].
 pub const MAX_READ_STREAMS: usize = 8;
 
+/// Rows that go through all vectors of [`Kernels::matmul`] before the next are read from memory: few enough to stay in
+/// the cache next to a core.
+const MATMUL_ROWS: usize = 4 * ROW_INTERLEAVE;
+
 /// What [`Kernels::softmax`] found on the way.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SoftmaxStats {
@@ -57,6 +62,9 @@ pub struct Kernels {
     pub(crate) matvec_f16: MatvecFn,
     pub(crate) matvec_int8: MatvecFn,
     pub(crate) matvec_int4: MatvecFn,
+    /// Products with several vectors, of levels that are faster at it than vector by vector.
+    pub(crate) matmul_int8: Option<MatmulFn>,
+    pub(crate) matmul_int4: Option<MatmulFn>,
     pub(crate) nonzero: NonzeroFn,
     pub(crate) sparse_f32: SparseFn,
     pub(crate) sparse_f16: SparseFn,
@@ -158,13 +166,59 @@ impl Kernels {
         assert!(first_row.is_multiple_of(ROW_INTERLEAVE), "row {first_row} does not start a block");
         check_range("rows", first_row, out.len(), w.rows());
         check_activation(x, padded_cols(w.cols()));
-        let kernel = match w.dtype() {
+        self.matvec_kernel(w.dtype())(out, w, first_row, x);
+    }
+
+    fn matvec_kernel(&self, dtype: DType) -> MatvecFn {
+        match dtype {
             DType::F32 => self.matvec_f32,
             DType::F16 => self.matvec_f16,
             DType::Int8 => self.matvec_int8,
             DType::Int4 => self.matvec_int4,
+        }
+    }
+
+    /// The same rows of the products of `w` with several vectors: `outs[i]` is what [`matvec`](Self::matvec) gives for
+    /// `xs[i]`, to the bit, but the weights come from memory once for all.
+    ///
+    /// # Panics
+    /// As `matvec`, or if `outs` and `xs` differ in length, or two outputs do.
+    pub fn matmul(&self, outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) {
+        check_len("vectors", xs.len(), outs.len());
+        if let ([out], [x]) = (&mut *outs, xs) {
+            return self.matvec(out, w, first_row, *x);
+        }
+        let Some(rows) = outs.first().map(|out| out.len()) else { return };
+        assert!(first_row.is_multiple_of(ROW_INTERLEAVE), "row {first_row} does not start a block");
+        check_range("rows", first_row, rows, w.rows());
+        outs.iter().for_each(|out| check_len("output", out.len(), rows));
+        xs.iter().for_each(|x| check_activation(*x, padded_cols(w.cols())));
+        let kernel = match w.dtype() {
+            DType::Int8 => self.matmul_int8,
+            DType::Int4 => self.matmul_int4,
+            DType::F32 | DType::F16 => None,
         };
-        kernel(out, w, first_row, x);
+        match kernel {
+            Some(kernel) => kernel(outs, w, first_row, xs),
+            None => self.vector_by_vector(outs, w, first_row, xs),
+        }
+    }
+
+    fn vector_by_vector(
+        &self,
+        outs: &mut [&mut [f32]],
+        w: &Matrix<'_>,
+        first_row: usize,
+        xs: &[Activation<'_>],
+    ) {
+        let kernel = self.matvec_kernel(w.dtype());
+        let rows = outs.first().map_or(0, |out| out.len());
+        for start in (0..rows).step_by(MATMUL_ROWS) {
+            let end = rows.min(start + MATMUL_ROWS);
+            for (out, x) in outs.iter_mut().zip(xs) {
+                kernel(&mut out[start..end], w, first_row + start, *x);
+            }
+        }
     }
 
     /// Copies the non-zero elements of `x` and their positions, in order, and returns their number.

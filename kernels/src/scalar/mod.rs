@@ -38,6 +38,8 @@ pub(crate) const fn kernels<F: Fma>(isa: Isa) -> Kernels {
         matvec_f16: matvec::matvec_f16::<F>,
         matvec_int8: matvec::matvec_int8::<F>,
         matvec_int4: matvec::matvec_int4::<F>,
+        matmul_int8: None,
+        matmul_int4: None,
         nonzero,
         sparse_f32: sparse::sparse_f32::<F>,
         sparse_f16: sparse::sparse_f16::<F>,

@@ -35,6 +35,8 @@ pub(crate) const AVX2: Kernels = Kernels {
     matvec_f16: entry::matvec_f16,
     matvec_int8: entry::matvec_int8,
     matvec_int4: entry::matvec_int4,
+    matmul_int8: None,
+    matmul_int4: None,
     nonzero: entry::nonzero,
     sparse_f32: entry::sparse_f32,
     sparse_f16: entry::sparse_f16,

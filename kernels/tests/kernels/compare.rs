@@ -222,6 +222,62 @@ fn matvec_of_unaligned_weights() {
     report.finish();
 }
 
+fn check_matmul(report: &mut Report, w: &TestMatrix, xs: &[Input], first: usize, n: usize) {
+    let shape = format!("{} {}x{} rows {first}+{n}, {} vectors", w.dtype, w.rows, w.cols, xs.len());
+    let views: Vec<_> = xs.iter().map(Input::view).collect();
+    let mut wanted = vec![canaries(n); xs.len()];
+    wanted.iter_mut().zip(&views).for_each(|(out, x)| scalar().matvec(out, &w.view(), first, *x));
+    for kernels in vector_levels().into_iter().chain([scalar()]) {
+        let mut outs: Vec<_> = xs.iter().map(|_| Output::new(n, f32::CANARY)).collect();
+        let mut slices: Vec<_> = outs.iter_mut().map(Output::slice).collect();
+        kernels.matmul(&mut slices, &w.view(), first, &views);
+        for (wanted, out) in wanted.iter().zip(&mut outs) {
+            report.compare("matmul", kernels.isa(), &shape, wanted, out.slice());
+            report.contained("matmul", kernels.isa(), &shape, out);
+        }
+    }
+}
+
+#[test]
+fn matmul_of_every_number_of_vectors() {
+    let mut report = Report::default();
+    let mut rng = Rng(21);
+    let (rows, cols) = if cfg!(miri) { (35, 70) } else { (147, 200) };
+    for dtype in DType::ALL {
+        let w = TestMatrix::new(dtype, rows, cols, Bytes::Finite, &mut rng);
+        for count in if cfg!(miri) { 3..=3 } else { 0..=9 } {
+            let inputs = |_| Input::new(&rng.normals(cols), scalar());
+            let xs: Vec<_> = (0..count).map(inputs).collect();
+            for first in (0..rows).step_by(64) {
+                for n in [0, 1, 15, 16, 17, 63, 83, rows - first] {
+                    if n <= rows - first && (!cfg!(miri) || first == 0 && n == rows) {
+                        check_matmul(&mut report, &w, &xs, first, n);
+                    }
+                }
+            }
+        }
+    }
+    report.finish();
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "about values, not memory")]
+fn matmul_of_every_width_input_and_any_bytes() {
+    let mut report = Report::default();
+    let mut rng = Rng(22);
+    for dtype in DType::ALL {
+        for cols in [1, 31, 64, 65, 130, 768, 2048] {
+            for &bytes in Bytes::ALL {
+                let w = TestMatrix::new(dtype, 50, cols, bytes, &mut rng);
+                let xs: Vec<_> =
+                    Fill::ALL.iter().map(|fill| Input::new(&fill.vector(cols, &mut rng), scalar())).collect();
+                check_matmul(&mut report, &w, &xs, 0, 50);
+            }
+        }
+    }
+    report.finish();
+}
+
 #[test]
 fn nonzero() {
     let mut report = Report::default();

@@ -97,6 +97,46 @@ fn matvec_rejects_inputs_of_another_length() {
     assert!(matvec_panics(40, 0, |x| x.3.push(0)));
 }
 
+/// Whether the product of the rows from `first` on with vectors of `resize`d parts into outputs of these lengths panics.
+fn matmul_panics(rows: &[usize], first: usize, vectors: usize, resize: fn(&mut Parts)) -> bool {
+    with_matrix(|kernels, w| {
+        let mut parts = activation();
+        resize(&mut parts);
+        let (values, codes, scales, sums) = &parts;
+        let x = Activation { values, codes, scales, sums };
+        let mut outs: Vec<_> = rows.iter().map(|&rows| vec![0.0; rows]).collect();
+        let mut outs: Vec<_> = outs.iter_mut().map(|out| &mut out[..]).collect();
+        kernels.matmul(&mut outs, w, first, &vec![x; vectors]);
+    })
+}
+
+#[test]
+fn matmul_accepts_the_right_shape() {
+    assert!(!matmul_panics(&[], 0, 0, |_| ()));
+    for (rows, first) in [(40, 0), (24, 16), (8, 32), (0, 32)] {
+        assert!(!matmul_panics(&[rows; 3], first, 3, |_| ()));
+    }
+}
+
+#[test]
+fn matmul_rejects_what_matvec_rejects() {
+    for (rows, first) in [(41, 0), (25, 16), (9, 32), (1, 48), (0, 48), (16, usize::MAX - 15), (1, 8)] {
+        assert!(matmul_panics(&[rows; 2], first, 2, |_| ()), "{rows} from {first}");
+    }
+    assert!(matmul_panics(&[40; 2], 0, 2, |x| x.0.truncate(64)));
+    assert!(matmul_panics(&[40; 2], 0, 2, |x| x.1.truncate(100)));
+    assert!(matmul_panics(&[40; 2], 0, 2, |x| x.2.push(0.0)));
+    assert!(matmul_panics(&[40; 2], 0, 2, |x| x.3.truncate(3)));
+}
+
+#[test]
+fn matmul_rejects_outputs_that_do_not_fit_together() {
+    assert!(matmul_panics(&[40, 39], 0, 2, |_| ()));
+    assert!(matmul_panics(&[40, 40], 0, 1, |_| ()));
+    assert!(matmul_panics(&[40, 40], 0, 3, |_| ()));
+    assert!(matmul_panics(&[], 0, 1, |_| ()));
+}
+
 fn quantize_panics(values: usize, codes: usize, scales: usize, sums: usize) -> bool {
     panics(|kernels| {
         kernels.quantize(&mut ActivationMut {
