@@ -6,7 +6,7 @@ use crate::cpu;
 use crate::error::{Error, Result};
 use crate::format::{Config, SamplingParams, Verifier};
 use crate::memory::{Arena, Buffers, Measure, Plan};
-use crate::model::{self, Meter, Model, Phase, Profile, Traffic};
+use crate::model::{self, MAX_TOKENS, Meter, Model, Phase, Profile, Traffic};
 use crate::sampler::{Sampler, SamplerBuffers};
 use crate::shortlist::Estimates;
 use crate::state::State;
@@ -40,6 +40,8 @@ pub struct Savings {
     pub sparse_value: bool,
     /// Of the second plane of a nested head, read only rows of tokens that can be sampled.
     pub shortlist: bool,
+    /// Read each matrix once for several tokens of a prompt.
+    pub prompt_chunks: bool,
 }
 
 impl SessionOptions {
@@ -230,7 +232,7 @@ impl Session {
     /// # Errors
     /// If the token is not in the vocabulary or its embedding row is damaged.
     pub fn feed(&mut self, token: u32) -> Result<()> {
-        self.step(token, false)
+        self.step(&[token], false)
     }
 
     /// Feeds a token and returns the logits of the next one, `[n_vocab]`.
@@ -238,21 +240,23 @@ impl Session {
     /// # Errors
     /// As [`feed`](Self::feed).
     pub fn forward(&mut self, token: u32) -> Result<&[f32]> {
-        self.step(token, true)?;
+        self.step(&[token], true)?;
         self.make_exact()?;
         Ok(Memory::take(&mut self.arena.carve(), self.model.config()).logits)
     }
 
-    /// Feeds `tokens`; the logits after the last one are kept for [`next_token`](Self::next_token).
+    /// Feeds `tokens`, several at once; the logits after the last one are kept for [`next_token`](Self::next_token).
+    /// The result is that of feeding them one by one.
     ///
     /// # Errors
     /// As [`feed`](Self::feed).
     pub fn prompt(&mut self, tokens: &[u32]) -> Result<()> {
-        let Some((&last, tokens)) = tokens.split_last() else { return Ok(()) };
-        for &token in tokens {
-            self.feed(token)?;
+        let most = if self.without.prompt_chunks { 1 } else { MAX_TOKENS };
+        let mut chunks = tokens.chunks(most).peekable();
+        while let Some(chunk) = chunks.next() {
+            self.step(chunk, chunks.peek().is_none())?;
         }
-        self.step(last, true)
+        Ok(())
     }
 
     /// Samples the next token; `None` if it is one of the model's stop tokens.
@@ -263,7 +267,7 @@ impl Session {
     /// If nothing was fed yet, or the logits are not finite.
     pub fn next_token(&mut self) -> Result<Option<u32>> {
         if let Some(token) = self.pending.take() {
-            self.step(token, true)?;
+            self.step(&[token], true)?;
         }
         if self.logits == Logits::Stale {
             return Err(Error::invalid("there is nothing to continue: the prompt is empty"));
@@ -342,7 +346,7 @@ impl Session {
         Ok(())
     }
 
-    fn step(&mut self, token: u32, want_logits: bool) -> Result<()> {
+    fn step(&mut self, tokens: &[u32], want_logits: bool) -> Result<()> {
         let Self { model, arena, pool, meter, without, .. } = self;
         let without = *without;
         let mut buffers = arena.carve();
@@ -350,23 +354,23 @@ impl Session {
         let logits = want_logits.then_some(memory.logits);
         self.pending = None;
         self.logits = Logits::Stale;
-        model.forward(model.ops(pool, meter, without), token, memory.state, &mut buffers, logits)?;
+        model.forward(model.ops(pool, meter, without), tokens, memory.state, &mut buffers, logits)?;
         self.logits = match (want_logits, model.has_nested_head()) {
             (false, _) => Logits::Stale,
             (true, true) => Logits::Estimated,
             (true, false) => Logits::Exact,
         };
-        self.tokens_fed += 1;
-        self.verify_some()
+        self.tokens_fed += tokens.len() as u64;
+        self.verify_some(tokens.len())
     }
 
-    /// Checks the next part of the file, if that is still to be done. Not with the first token, which has to wait long
-    /// enough.
-    fn verify_some(&mut self) -> Result<()> {
+    /// Checks the next part of the file, if that is still to be done, after some tokens. Not with the first ones, which have
+    /// to wait long enough.
+    fn verify_some(&mut self, tokens: usize) -> Result<()> {
         let Some(verifier) = &mut self.verifier else { return Ok(()) };
         let file = self.model.file();
         let share = file.data_bytes() as usize / VERIFYING_TOKENS + 1;
-        if self.tokens_fed > 1 && verifier.advance(file, share)? {
+        if self.tokens_fed > tokens as u64 && verifier.advance(file, tokens * share)? {
             self.verifier = None;
         }
         Ok(())

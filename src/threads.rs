@@ -19,6 +19,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
+use arrayvec::ArrayVec;
+
 /// Stack of one worker: kernels keep a few KiB of scratch there.
 pub const WORKER_STACK_BYTES: usize = 256 * 1024;
 
@@ -26,6 +28,9 @@ pub const WORKER_STACK_BYTES: usize = 256 * 1024;
 const SPIN: Duration = Duration::from_micros(40);
 
 type Work = dyn Fn() + Sync;
+
+/// Work on a range of slices that belong together: `(which slices, where the range begins, its part of each slice)`.
+pub type RangeWork<'a> = dyn Fn(usize, usize, &mut [&mut [f32]]) + Sync + 'a;
 
 /// Lets the calling thread, and threads that it starts from now on, run on these CPUs only.
 ///
@@ -192,20 +197,44 @@ impl Pool {
         grain: usize,
         work: &(dyn Fn(usize, usize, &mut [f32]) + Sync),
     ) {
-        let slices = outs.map(Part::new);
-        let grains: usize = slices.iter().map(|slice| slice.len.div_ceil(grain)).sum();
+        let outs = outs.map(|out| ArrayVec::<_, 1>::from([out]));
+        self.for_each_range_of_all(outs, grain, &|index, offset, outs| {
+            outs.iter_mut().for_each(|out| work(index, offset, out));
+        });
+    }
+
+    /// As [`for_each_range`](Self::for_each_range), with up to `M` slices of the same length in the place of one: a part
+    /// is the same range of each of them.
+    ///
+    /// # Panics
+    /// As `for_each_range`, or if slices that belong together differ in length.
+    pub fn for_each_range_of_all<const N: usize, const M: usize>(
+        &mut self,
+        outs: [ArrayVec<&mut [f32], M>; N],
+        grain: usize,
+        work: &RangeWork<'_>,
+    ) {
+        let lens = outs.each_ref().map(|outs| outs.first().map_or(0, |out| out.len()));
+        let slices = outs.map(|outs| outs.into_iter().map(Part::new).collect::<ArrayVec<_, M>>());
+        let alike = |(slices, len): (&ArrayVec<Part<f32>, M>, &usize)| slices.iter().all(|s| s.len == *len);
+        assert!(slices.iter().zip(&lens).all(alike), "slices that belong together differ in length");
+        let grains: usize = lens.iter().map(|len| len.div_ceil(grain)).sum();
         let shares = Shares::new(grains, self.threads());
         let next = AtomicUsize::new(0);
         let slices = &slices;
         let take_shares = || {
             while let Some(mut share) = shares.get(next.fetch_add(1, Ordering::Relaxed)) {
-                for (index, slice) in slices.iter().enumerate() {
-                    let here = slice.len.div_ceil(grain);
+                for (index, (slices, len)) in slices.iter().zip(lens).enumerate() {
+                    let here = len.div_ceil(grain);
                     if share.start < here {
-                        let (start, end) = (share.start * grain, slice.len.min(share.end * grain));
-                        // SAFETY: `next` gives every share to one thread only, shares do not overlap, and the
-                        // exclusive borrows in `outs` last until `run` returns.
-                        work(index, start, unsafe { slice.chunk(start, end - start) });
+                        let (start, end) = (share.start * grain, len.min(share.end * grain));
+                        let mut parts = ArrayVec::<_, M>::new();
+                        for slice in slices {
+                            // SAFETY: `next` gives every share to one thread only, shares do not overlap, and the
+                            // exclusive borrows in `outs` last until `run` returns.
+                            parts.push(unsafe { slice.chunk(start, end - start) });
+                        }
+                        work(index, start, &mut parts);
                     }
                     share = share.start.saturating_sub(here)..share.end.saturating_sub(here);
                     if share.is_empty() {

@@ -112,6 +112,31 @@ fn skipping_logits_in_the_prompt_changes_nothing() {
     assert_eq!(bits(&[skipping.forward(tokens[19]).unwrap().to_vec()]), bits(&expected[19..]));
 }
 
+/// A prompt goes through in chunks of up to eight tokens; feeding its tokens one by one is the reference.
+#[test]
+fn a_prompt_gives_the_same_bits_however_it_is_cut() {
+    for (version, dtype) in VERSIONS.iter().flat_map(|version| DType::ALL.map(|dtype| (version, dtype))) {
+        let model = common::model(&fixture(&format!("{version}-tiny.pth")), dtype, None);
+        let tokens = token_walk(27, model.config().n_vocab);
+        let mut one_by_one = session(&model, 1);
+        let expected = bits(&[all_logits(&mut one_by_one, &tokens).pop().unwrap()]);
+        let state = one_by_one.state();
+        // The last token is fed alone, as its logits show what the others left.
+        for cuts in [&[26][..], &[1, 2, 3, 4, 5, 6, 5], &[8, 8, 8, 2], &[7, 1, 9, 9], &[13, 13]] {
+            for threads in [1, 3] {
+                let mut whole = session(&model, threads);
+                let mut rest = &tokens[..];
+                for &cut in cuts {
+                    whole.prompt(rest.split_off(..cut).unwrap()).unwrap();
+                }
+                let found = bits(&[whole.forward(rest[0]).unwrap().to_vec()]);
+                assert!(found == expected, "{version}, {dtype}, {cuts:?}, {threads} threads");
+                assert!(whole.state() == state, "{version}, {dtype}, {cuts:?}, {threads} threads: state");
+            }
+        }
+    }
+}
+
 #[test]
 fn the_same_seed_samples_the_same_tokens() {
     let model = common::model(&fixture("v4-tiny.pth"), DType::Int8, None);

@@ -71,8 +71,8 @@ fn generate_without_allocating(model: &Arc<Model>, n: usize) {
 
     let mut text = TextStream::new(&["a stop text that does not occur"]).unwrap();
     let mut sink = [0u8; 256];
-    session.prompt(&[1, 2, 3]).unwrap();
     let before = ALLOCATIONS.load(Ordering::Relaxed);
+    session.prompt(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]).unwrap();
     let tokenizer = model.tokenizer().unwrap();
     for _ in 0..n {
         match session.next_token().unwrap() {

@@ -63,6 +63,8 @@ enum Saving {
     SparseValue,
     /// Read all rows of a nested head's second plane
     Shortlist,
+    /// Read all weights for every token of the prompt
+    PromptChunks,
 }
 
 /// What was measured with one number of threads.
@@ -112,6 +114,7 @@ fn measure(args: &BenchArgs, model: &Arc<Model>, threads: usize) -> Result<Measu
     let without = Savings {
         sparse_value: args.without.contains(&Saving::SparseValue),
         shortlist: args.without.contains(&Saving::Shortlist),
+        prompt_chunks: args.without.contains(&Saving::PromptChunks),
     };
     let options = SessionOptions { threads: Some(threads), sampling, without, ..Default::default() };
     let mut session = Session::new(Arc::clone(model), &options)?;

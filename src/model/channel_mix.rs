@@ -1,10 +1,12 @@
 //! Channel mixing: `Wv @ relu(Wk @ xk)^2`, up to RWKV-6 gated by `sigmoid(Wr @ xr)`.
 
+use std::slice::ChunksExactMut;
+
 use crate::error::Result;
 use crate::format::{Config, MatrixRef, ModelFile, VectorRef, Version};
 use crate::memory::Buffers;
 
-use super::common::{Input, Ops, Shift};
+use super::common::{Input, Inputs, Ops, Shift};
 use super::layer::SCRATCH;
 use super::meter::Phase;
 use super::sparse_value::{Live, SparseValue};
@@ -30,26 +32,24 @@ struct Gate {
     receptance: MatrixRef,
 }
 
-/// Buffers that live for one token.
+/// Buffers for one token.
 pub(crate) struct Scratch<'a> {
     xk: Input<'a>,
     xr: Input<'a>,
     /// Hidden layer, `[n_ffn]`.
     hidden: &'a mut [f32],
-    live: Live<'a>,
     /// `[n_embd]` each.
     r: &'a mut [f32],
     value: &'a mut [f32],
 }
 
 impl<'a> Scratch<'a> {
-    pub(crate) fn take(buffers: &mut impl Buffers<'a>, config: &Config, threads: usize) -> Self {
+    pub(crate) fn take(buffers: &mut impl Buffers<'a>, config: &Config) -> Self {
         let Config { n_embd, n_ffn, .. } = *config;
         Self {
             xk: Input::take(buffers, SCRATCH, n_embd),
             xr: Input::take(buffers, SCRATCH, n_embd),
             hidden: buffers.f32s(SCRATCH, n_ffn),
-            live: Live::take(buffers, n_ffn, n_embd, threads),
             r: buffers.f32s(SCRATCH, n_embd),
             value: buffers.f32s(SCRATCH, n_embd),
         }
@@ -81,29 +81,41 @@ impl ChannelMix {
         })
     }
 
-    /// `out` of the normalised input `h`, given that of the previous token.
+    /// `out` of each token's normalised input.
     pub(crate) fn forward(
         &self,
         ops: &mut Ops<'_>,
-        h: &[f32],
-        h_prev: &[f32],
-        out: &mut [f32],
-        scratch: &mut Scratch<'_>,
+        inputs: Inputs<'_>,
+        out: ChunksExactMut<'_, f32>,
+        tokens: &mut [Scratch<'_>],
+        live: &mut Live<'_>,
     ) -> Result<()> {
-        let Scratch { xk, xr, hidden, live, r, value } = scratch;
-        ops.token_shift(xk, self.shift, h, h_prev, self.mix_k)?;
-        let Some(gate) = &self.gate else {
-            ops.meter.end(Phase::Mix);
-            ops.matvec([&mut **hidden], [(self.key, xk)])?;
-            ops.meter.end(Phase::ChannelMixKey);
-            return self.value.forward(ops, out, hidden, live);
-        };
-        ops.token_shift(xr, self.shift, h, h_prev, gate.mix_r)?;
+        for (Scratch { xk, xr, .. }, pair) in tokens.iter_mut().zip(inputs.pairs()) {
+            ops.token_shift(xk, self.shift, pair, self.mix_k)?;
+            if let Some(gate) = &self.gate {
+                ops.token_shift(xr, self.shift, pair, gate.mix_r)?;
+            }
+        }
         ops.meter.end(Phase::Mix);
-        ops.matvec([&mut **hidden, &mut **r], [(self.key, xk), (gate.receptance, xr)])?;
+        match &self.gate {
+            None => ops.matmul([self.key], tokens.iter_mut().map(|t| ([&mut *t.hidden], [&t.xk])))?,
+            Some(gate) => {
+                let projections = tokens.iter_mut().map(|token| {
+                    let Scratch { xk, xr, hidden, r, .. } = token;
+                    ([&mut **hidden, r], [&*xk, xr])
+                });
+                ops.matmul([self.key, gate.receptance], projections)?;
+            }
+        }
         ops.meter.end(Phase::ChannelMixKey);
-        self.value.forward(ops, value, hidden, live)?;
-        ops.kernels.sigmoid_mul(out, r, value);
+        for (Scratch { hidden, r, value, .. }, out) in tokens.iter_mut().zip(out) {
+            if self.gate.is_none() {
+                self.value.forward(ops, out, hidden, live)?;
+                continue;
+            }
+            self.value.forward(ops, value, hidden, live)?;
+            ops.kernels.sigmoid_mul(out, r, value);
+        }
         Ok(())
     }
 }

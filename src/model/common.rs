@@ -1,6 +1,7 @@
 //! What all RWKV versions share: weights as handles into the file, operations that run on the thread pool,
 //! and input vectors in quantized form.
 
+use arrayvec::ArrayVec;
 use rwkv_edge_kernels::Kernels;
 use rwkv_edge_kernels::layout::{Activation, ActivationMut, GROUP_SIZE, Matrix, padded_cols};
 
@@ -13,6 +14,33 @@ use super::meter::Meter;
 
 /// Fewest rows that a thread takes at a time: four blocks of 16, which the kernels read as four streams.
 const MATVEC_GRAIN: usize = 64;
+
+/// Most tokens that go through the model together: with eight, on boards too, most products wait for arithmetic and no
+/// longer for weights.
+pub(crate) const MAX_TOKENS: usize = 8;
+
+/// One of something for each token.
+pub(crate) type PerToken<T> = ArrayVec<T, MAX_TOKENS>;
+
+/// The normalised inputs of tokens that follow each other.
+#[derive(Clone, Copy)]
+pub(crate) struct Inputs<'a> {
+    /// That of the token before the first one, then one for each token, `[tokens + 1, n_embd]`.
+    rows: &'a [f32],
+    n_embd: usize,
+}
+
+impl<'a> Inputs<'a> {
+    pub(crate) fn new(rows: &'a [f32], n_embd: usize) -> Self {
+        Self { rows, n_embd }
+    }
+
+    /// The input of each token, and that of the token before it.
+    pub(crate) fn pairs(self) -> impl Iterator<Item = [&'a [f32]; 2]> {
+        let rows = || self.rows.chunks_exact(self.n_embd);
+        rows().skip(1).zip(rows()).map(|(h, h_prev)| [h, h_prev])
+    }
+}
 
 /// Weight and bias of a layer norm, `[n]` each.
 #[derive(Clone, Copy, Debug)]
@@ -98,8 +126,7 @@ impl<'a> Ops<'a> {
         &self,
         out: &mut Input<'_>,
         shift: Shift,
-        h: &[f32],
-        h_prev: &[f32],
+        [h, h_prev]: [&[f32]; 2],
         mix: VectorRef,
     ) -> Result<()> {
         let (from, to) = match shift {
@@ -116,23 +143,30 @@ impl<'a> Ops<'a> {
         self.kernels.quantize(&mut input.padded);
     }
 
-    /// `out = matrix @ input` for all jobs at once, rows shared among the threads.
-    pub(crate) fn matvec<const N: usize>(
+    /// `out = matrix @ input` for all matrices and tokens at once, rows shared among the threads. `tokens` has the
+    /// outputs and inputs of each token, one for each matrix.
+    pub(crate) fn matmul<'x, const N: usize>(
         &mut self,
-        outs: [&mut [f32]; N],
-        jobs: [(MatrixRef, &Input<'_>); N],
+        matrices: [MatrixRef; N],
+        tokens: impl Iterator<Item = ([&'x mut [f32]; N], [&'x Input<'x>; N])>,
     ) -> Result<()> {
         let mut views = [None; N];
-        for (view, (matrix, input)) in views.iter_mut().zip(jobs) {
-            *view = Some((self.read(matrix)?, input.view()));
+        for (view, matrix) in views.iter_mut().zip(matrices) {
+            *view = Some(self.read(matrix)?);
+        }
+        let mut outs = [(); N].map(|()| PerToken::new());
+        let mut inputs = [(); N].map(|()| PerToken::new());
+        for (token_outs, token_inputs) in tokens {
+            outs.iter_mut().zip(token_outs).for_each(|(outs, out)| outs.push(out));
+            inputs.iter_mut().zip(token_inputs).for_each(|(inputs, input)| inputs.push(input.view()));
         }
         let kernels = self.kernels;
-        self.pool.for_each_range(outs, MATVEC_GRAIN, &|job, row, out| {
-            if let Some((matrix, input)) = &views[job] {
-                kernels.matvec(out, matrix, row, *input);
+        self.pool.for_each_range_of_all(outs, MATVEC_GRAIN, &|job, row, outs| {
+            if let Some(matrix) = &views[job] {
+                kernels.matmul(outs, matrix, row, &inputs[job]);
             }
         });
-        views.iter().flatten().for_each(|(matrix, _)| self.release(matrix.data()));
+        views.iter().flatten().for_each(|matrix| self.release(matrix.data()));
         Ok(())
     }
 

@@ -5,6 +5,8 @@
 //! row of the second, so no logit is further from its estimate than that times the norm of the input
 //! (Cauchy and Schwarz). Rows that by this bound can no longer be sampled need not be read.
 
+use std::iter;
+
 use rwkv_edge_kernels::{DType, GROUP_SIZE, Records};
 
 use crate::error::{Error, Result};
@@ -98,7 +100,7 @@ impl Head {
         let input = &mut scratch.input;
         ops.layer_norm(input.values(), x, self.ln_out)?;
         ops.quantize(input);
-        ops.matvec([logits], [(self.weight, input)])?;
+        ops.matmul([self.weight], iter::once(([&mut *logits], [&*input])))?;
         if self.is_nested() {
             ops.meter.traffic.head_rows += logits.len() as u64;
         }

@@ -2,20 +2,23 @@
 //!
 //! The versions differ in time mixing, which each version's module implements as a [`TimeMix`].
 
+use std::slice::ChunksExactMut;
+
 use crate::error::Result;
 use crate::format::{Config, ModelFile};
 use crate::memory::Buffers;
 
 use super::channel_mix::{self, ChannelMix};
-use super::common::{Norm, Ops};
+use super::common::{Inputs, MAX_TOKENS, Norm, Ops, PerToken};
 use super::meter::Phase;
+use super::sparse_value::Live;
 
 /// Name of the scratch buffers in the memory plan.
 pub(super) const SCRATCH: &str = "time and channel mixing";
 
 /// Time mixing of one layer of one version.
 pub(crate) trait TimeMix: Sized {
-    /// Buffers that live for one token, shared by all layers.
+    /// Buffers for one token, shared by all layers.
     type Scratch<'a>;
 
     /// Floats of recurrent state beside the shifted input.
@@ -30,20 +33,17 @@ pub(crate) trait TimeMix: Sized {
     /// Takes the scratch buffers.
     fn take<'a>(buffers: &mut impl Buffers<'a>, config: &Config) -> Self::Scratch<'a>;
 
-    /// Computes `step.out` and updates `step.state`.
-    fn forward(&self, ops: &mut Ops<'_>, step: Step<'_>, scratch: &mut Self::Scratch<'_>) -> Result<()>;
+    /// Computes `step.out` and updates `step.state`. There is scratch for each token.
+    fn forward(&self, ops: &mut Ops<'_>, step: Step<'_>, tokens: &mut [Self::Scratch<'_>]) -> Result<()>;
 }
 
-/// One token passing through one time mixing.
+/// Tokens passing through one time mixing.
 pub(crate) struct Step<'a> {
-    /// Normalised input, `[n_embd]`.
-    pub(crate) h: &'a [f32],
-    /// Normalised input of the previous token, `[n_embd]`.
-    pub(crate) h_prev: &'a [f32],
+    pub(crate) inputs: Inputs<'a>,
     /// Recurrent state, [`TimeMix::state_len`] floats.
     pub(crate) state: &'a mut [f32],
-    /// Result, `[n_embd]`.
-    pub(crate) out: &'a mut [f32],
+    /// Result of each token, `[n_embd]`.
+    pub(crate) out: ChunksExactMut<'a, f32>,
 }
 
 /// Weights of one layer.
@@ -55,22 +55,32 @@ pub(crate) struct Layer<T> {
     channel_mix: ChannelMix,
 }
 
-/// Buffers that live for one token, shared by all layers.
+/// Buffers for tokens that go through the layers together, shared by all layers.
 pub(crate) struct Scratch<'a, T: TimeMix> {
+    /// Normalised inputs, that of the token before the first one in front.
     h: &'a mut [f32],
     out: &'a mut [f32],
-    time_mix: T::Scratch<'a>,
-    channel_mix: channel_mix::Scratch<'a>,
+    live: Live<'a>,
+    time_mix: PerToken<T::Scratch<'a>>,
+    channel_mix: PerToken<channel_mix::Scratch<'a>>,
 }
 
 impl<'a, T: TimeMix> Scratch<'a, T> {
-    pub(crate) fn take(buffers: &mut impl Buffers<'a>, config: &Config, threads: usize) -> Self {
-        Self {
-            h: buffers.f32s(SCRATCH, config.n_embd),
-            out: buffers.f32s(SCRATCH, config.n_embd),
-            time_mix: T::take(buffers, config),
-            channel_mix: channel_mix::Scratch::take(buffers, config, threads),
-        }
+    /// Takes buffers for `tokens` tokens. Each of them has the same place however many there are, so that the padding of
+    /// its inputs stays zero.
+    pub(crate) fn take(
+        buffers: &mut impl Buffers<'a>,
+        config: &Config,
+        threads: usize,
+        tokens: usize,
+    ) -> Self {
+        let Config { n_embd, n_ffn, .. } = *config;
+        let h = buffers.f32s(SCRATCH, (MAX_TOKENS + 1) * n_embd);
+        let out = buffers.f32s(SCRATCH, MAX_TOKENS * n_embd);
+        let live = Live::take(buffers, n_ffn, n_embd, threads);
+        let token = |_| (T::take(buffers, config), channel_mix::Scratch::take(buffers, config));
+        let (time_mix, channel_mix) = (0..tokens).map(token).unzip();
+        Self { h, out, live, time_mix, channel_mix }
     }
 }
 
@@ -95,7 +105,8 @@ impl<T: TimeMix> Layer<T> {
         T::init_state(&mut state[2 * config.n_embd..]);
     }
 
-    /// Runs the layer on the residual stream `x`, `[n_embd]`, and updates its state.
+    /// Runs the layer on the residual streams `x` of as many tokens as there is scratch for, `[tokens, n_embd]`, and
+    /// updates its state.
     pub(crate) fn forward(
         &self,
         ops: &mut Ops<'_>,
@@ -104,21 +115,40 @@ impl<T: TimeMix> Layer<T> {
         state: &mut [f32],
         scratch: &mut Scratch<'_, T>,
     ) -> Result<()> {
-        let (att_x_prev, state) = state.split_at_mut(config.n_embd);
-        let (ffn_x_prev, state) = state.split_at_mut(config.n_embd);
-        let Scratch { h, out, time_mix, channel_mix } = scratch;
+        let n_embd = config.n_embd;
+        let (att_x_prev, state) = state.split_at_mut(n_embd);
+        let (ffn_x_prev, state) = state.split_at_mut(n_embd);
+        let Scratch { h, out, live, time_mix, channel_mix } = scratch;
+        let (h, out) = (&mut h[..n_embd + x.len()], &mut out[..x.len()]);
 
-        ops.layer_norm(h, x, self.ln1)?;
-        self.time_mix.forward(ops, Step { h, h_prev: att_x_prev, state, out }, time_mix)?;
+        let inputs = normalize(ops, h, att_x_prev, x, self.ln1)?;
+        let step = Step { inputs, state, out: out.chunks_exact_mut(n_embd) };
+        self.time_mix.forward(ops, step, time_mix)?;
         ops.meter.end(Phase::TimeMixOut);
-        att_x_prev.copy_from_slice(h);
         ops.kernels.add(x, out);
 
-        ops.layer_norm(h, x, self.ln2)?;
-        self.channel_mix.forward(ops, h, ffn_x_prev, out, channel_mix)?;
+        let inputs = normalize(ops, h, ffn_x_prev, x, self.ln2)?;
+        self.channel_mix.forward(ops, inputs, out.chunks_exact_mut(n_embd), channel_mix, live)?;
         ops.meter.end(Phase::ChannelMixValue);
-        ffn_x_prev.copy_from_slice(h);
         ops.kernels.add(x, out);
         Ok(())
     }
+}
+
+/// The layer norms of `x`, `[tokens, n_embd]`. `prev` is that of the token before, and becomes that of the last one.
+fn normalize<'h>(
+    ops: &Ops<'_>,
+    h: &'h mut [f32],
+    prev: &mut [f32],
+    x: &[f32],
+    norm: Norm,
+) -> Result<Inputs<'h>> {
+    let n_embd = prev.len();
+    let (before, rows) = h.split_at_mut(n_embd);
+    before.copy_from_slice(prev);
+    for (h, x) in rows.chunks_exact_mut(n_embd).zip(x.chunks_exact(n_embd)) {
+        ops.layer_norm(h, x, norm)?;
+    }
+    prev.copy_from_slice(&h[h.len() - n_embd..]);
+    Ok(Inputs::new(h, n_embd))
 }

@@ -37,6 +37,7 @@ use head::Head;
 use layer::{Layer, SCRATCH};
 use names::Extras;
 
+pub(crate) use common::MAX_TOKENS;
 pub(crate) use meter::Meter;
 pub use meter::{Phase, Profile, Traffic};
 
@@ -117,11 +118,11 @@ pub fn state_len(config: &Config) -> usize {
     config.n_layer * layer_state_len(config)
 }
 
-/// Takes the buffers that live for one token, and forgets them: for the memory plan.
+/// Takes the buffers for as many tokens as go through together, and forgets them: for the memory plan.
 pub(crate) fn measure_scratch<'a>(config: &Config, threads: usize, buffers: &mut impl Buffers<'a>) {
     Scratch::take(buffers, config);
     with_time_mix!(config.version, T => {
-        layer::Scratch::<T>::take(buffers, config, threads);
+        layer::Scratch::<T>::take(buffers, config, threads, MAX_TOKENS);
     });
 }
 
@@ -288,12 +289,14 @@ impl Model {
         }
     }
 
-    /// Feeds `token`: updates `state` and, if asked for, computes estimates of the logits of the next token,
-    /// `[n_vocab]`, which for a plain head are the logits. `buffers` are those that [`measure_scratch`] took.
+    /// Feeds up to [`MAX_TOKENS`] tokens: updates `state` and, if asked for, computes estimates of the logits of the next
+    /// token, `[n_vocab]`, which for a plain head are the logits. `buffers` are those that [`measure_scratch`] took.
+    ///
+    /// How a text is cut into calls changes no bit.
     pub(crate) fn forward<'a>(
         &self,
         mut ops: Ops<'_>,
-        token: u32,
+        tokens: &[u32],
         state: &mut [f32],
         buffers: &mut impl Buffers<'a>,
         logits: Option<&mut [f32]>,
@@ -301,9 +304,12 @@ impl Model {
         let config = self.config();
         ops.meter.start();
         ops.meter.traffic.weight_bytes += self.small_bytes;
-        ops.meter.traffic.state_bytes += size_of_val(state) as u64;
+        ops.meter.traffic.state_bytes += (tokens.len() * size_of_val(state)) as u64;
         let Scratch { x, mut head } = Scratch::take(buffers, config);
-        self.embed(token, x)?;
+        let x = &mut x[..tokens.len() * config.n_embd];
+        for (x, &token) in x.chunks_exact_mut(config.n_embd).zip(tokens) {
+            self.embed(token, x)?;
+        }
         match &self.layers {
             Layers::V4(layers) => run_layers(layers, &mut ops, config, x, state, buffers)?,
             Layers::V5(layers) => run_layers(layers, &mut ops, config, x, state, buffers)?,
@@ -311,7 +317,8 @@ impl Model {
             Layers::V7(layers) => run_layers(layers, &mut ops, config, x, state, buffers)?,
         }
         if let Some(logits) = logits {
-            self.head.estimate(&mut ops, x, logits, &mut head)?;
+            let last = &x[x.len() - config.n_embd..];
+            self.head.estimate(&mut ops, last, logits, &mut head)?;
             ops.meter.end(Phase::Head);
         }
         Ok(())
@@ -380,7 +387,7 @@ impl Layers {
     }
 }
 
-/// Runs all layers on the residual stream `x`.
+/// Runs all layers on the residual streams `x`, `[tokens, n_embd]`.
 fn run_layers<'a, T: layer::TimeMix>(
     layers: &[Layer<T>],
     ops: &mut Ops<'_>,
@@ -389,7 +396,7 @@ fn run_layers<'a, T: layer::TimeMix>(
     state: &mut [f32],
     buffers: &mut impl Buffers<'a>,
 ) -> Result<()> {
-    let mut scratch = layer::Scratch::take(buffers, config, ops.pool.threads());
+    let mut scratch = layer::Scratch::take(buffers, config, ops.pool.threads(), x.len() / config.n_embd);
     let states = state.chunks_exact_mut(Layer::<T>::state_len(config));
     layers
         .iter()
@@ -397,16 +404,19 @@ fn run_layers<'a, T: layer::TimeMix>(
         .try_for_each(|(layer, state)| layer.forward(ops, config, x, state, &mut scratch))
 }
 
-/// Buffers outside the layers that live for one token.
+/// Buffers outside the layers.
 struct Scratch<'a> {
-    /// The residual stream, `[n_embd]`.
+    /// The residual streams, `[MAX_TOKENS, n_embd]`.
     x: &'a mut [f32],
     head: head::Scratch<'a>,
 }
 
 impl<'a> Scratch<'a> {
     fn take(buffers: &mut impl Buffers<'a>, config: &Config) -> Self {
-        Self { x: buffers.f32s(SCRATCH, config.n_embd), head: head::Scratch::take(buffers, config) }
+        Self {
+            x: buffers.f32s(SCRATCH, MAX_TOKENS * config.n_embd),
+            head: head::Scratch::take(buffers, config),
+        }
     }
 }
 

@@ -28,7 +28,7 @@ pub(crate) struct TimeMix {
     output: MatrixRef,
 }
 
-/// Buffers that live for one token.
+/// Buffers for one token.
 pub(crate) struct Scratch<'a> {
     /// Shifted inputs of key, value and receptance, `[n_embd]`.
     xk: Input<'a>,
@@ -107,22 +107,29 @@ impl layer::TimeMix for TimeMix {
     }
 
     /// `out = Wo @ (sigmoid(r) * wkv(k, v))`
-    fn forward(&self, ops: &mut Ops<'_>, step: Step<'_>, scratch: &mut Scratch<'_>) -> Result<()> {
-        let Step { h, h_prev, state, out } = step;
-        let Scratch { xk, xv, xr, k, v, r, wkv, gated } = scratch;
-        ops.token_shift(xk, Shift::Current, h, h_prev, self.time_mix_k)?;
-        ops.token_shift(xv, Shift::Current, h, h_prev, self.time_mix_v)?;
-        ops.token_shift(xr, Shift::Current, h, h_prev, self.time_mix_r)?;
+    fn forward(&self, ops: &mut Ops<'_>, step: Step<'_>, tokens: &mut [Scratch<'_>]) -> Result<()> {
+        let Step { inputs, state, out } = step;
+        for (Scratch { xk, xv, xr, .. }, pair) in tokens.iter_mut().zip(inputs.pairs()) {
+            ops.token_shift(xk, Shift::Current, pair, self.time_mix_k)?;
+            ops.token_shift(xv, Shift::Current, pair, self.time_mix_v)?;
+            ops.token_shift(xr, Shift::Current, pair, self.time_mix_r)?;
+        }
         ops.meter.end(Phase::Mix);
-        ops.matvec([k, v, r], [(self.key, xk), (self.value, xv), (self.receptance, xr)])?;
+        let projections = tokens.iter_mut().map(|token| {
+            let Scratch { xk, xv, xr, k, v, r, .. } = token;
+            ([&mut **k, v, r], [&*xk, xv, xr])
+        });
+        ops.matmul([self.key, self.value, self.receptance], projections)?;
         ops.meter.end(Phase::TimeMixIn);
 
         let (time_first, time_decay) = (ops.file.vector(self.time_first)?, ops.file.vector(self.time_decay)?);
         let Wkv { aa, bb, pp } = Wkv::split(state);
-        ops.kernels.wkv4(wkv, k, v, time_first, time_decay, aa, bb, pp);
-        ops.kernels.sigmoid_mul(gated.values(), r, wkv);
-        ops.quantize(gated);
+        for Scratch { k, v, r, wkv, gated, .. } in &mut *tokens {
+            ops.kernels.wkv4(wkv, k, v, time_first, time_decay, aa, bb, pp);
+            ops.kernels.sigmoid_mul(gated.values(), r, wkv);
+            ops.quantize(gated);
+        }
         ops.meter.end(Phase::Wkv);
-        ops.matvec([out], [(self.output, gated)])
+        ops.matmul([self.output], out.zip(tokens).map(|(out, token)| ([out], [&token.gated])))
     }
 }

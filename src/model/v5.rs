@@ -40,7 +40,7 @@ struct Gate {
     weight: MatrixRef,
 }
 
-/// Buffers that live for one token.
+/// Buffers for one token.
 pub(crate) struct Scratch<'a> {
     /// Shifted inputs, `[n_embd]`.
     xk: Input<'a>,
@@ -110,25 +110,52 @@ impl layer::TimeMix for TimeMix {
     }
 
     /// `out = Wo @ (group_norm(wkv(r, k, v)) * silu(g))`
-    fn forward(&self, ops: &mut Ops<'_>, step: Step<'_>, scratch: &mut Scratch<'_>) -> Result<()> {
-        let Step { h, h_prev, state, out } = step;
-        let Scratch { xk, xv, xr, xg, k, v, r, g, units, gated } = scratch;
-        ops.token_shift(xk, Shift::Current, h, h_prev, self.time_mix_k)?;
-        ops.token_shift(xv, Shift::Current, h, h_prev, self.time_mix_v)?;
-        ops.token_shift(xr, Shift::Current, h, h_prev, self.time_mix_r)?;
-        let [key, value, receptance] = [(self.key, &*xk), (self.value, &*xv), (self.receptance, &*xr)];
-        if let Some(gate) = &self.gate {
-            ops.token_shift(xg, Shift::Current, h, h_prev, gate.time_mix_g)?;
+    fn forward(&self, ops: &mut Ops<'_>, step: Step<'_>, tokens: &mut [Scratch<'_>]) -> Result<()> {
+        let Step { inputs, state, out } = step;
+        for (Scratch { xk, xv, xr, xg, .. }, pair) in tokens.iter_mut().zip(inputs.pairs()) {
+            ops.token_shift(xk, Shift::Current, pair, self.time_mix_k)?;
+            ops.token_shift(xv, Shift::Current, pair, self.time_mix_v)?;
+            ops.token_shift(xr, Shift::Current, pair, self.time_mix_r)?;
+            if let Some(gate) = &self.gate {
+                ops.token_shift(xg, Shift::Current, pair, gate.time_mix_g)?;
+            }
         }
         ops.meter.end(Phase::Mix);
+        self.project(ops, tokens)?;
+        ops.meter.end(Phase::TimeMixIn);
+        for token in &mut *tokens {
+            self.recur(ops, state, token)?;
+        }
+        ops.meter.end(Phase::Wkv);
+        ops.matmul([self.output], out.zip(tokens).map(|(out, token)| ([out], [&token.gated])))
+    }
+}
+
+impl TimeMix {
+    /// Key, value, receptance and gate.
+    fn project(&self, ops: &mut Ops<'_>, tokens: &mut [Scratch<'_>]) -> Result<()> {
+        let Self { key, value, receptance, .. } = *self;
         match &self.gate {
             Some(gate) => {
-                ops.matvec([k, v, r, g], [key, value, receptance, (gate.weight, xg)])?;
+                let projections = tokens.iter_mut().map(|token| {
+                    let Scratch { xk, xv, xr, xg, k, v, r, g, .. } = token;
+                    ([&mut **k, v, r, g], [&*xk, xv, xr, xg])
+                });
+                ops.matmul([key, value, receptance, gate.weight], projections)
             }
-            None => ops.matvec([k, v, r], [key, value, receptance])?,
+            None => {
+                let projections = tokens.iter_mut().map(|token| {
+                    let Scratch { xk, xv, xr, k, v, r, .. } = token;
+                    ([&mut **k, v, r], [&*xk, xv, xr])
+                });
+                ops.matmul([key, value, receptance], projections)
+            }
         }
-        ops.meter.end(Phase::TimeMixIn);
+    }
 
+    /// The recurrence of one token, with its norm and gate.
+    fn recur(&self, ops: &mut Ops<'_>, state: &mut [f32], token: &mut Scratch<'_>) -> Result<()> {
+        let Scratch { k, v, r, g, units, gated, .. } = token;
         let (u, w) = (ops.file.vector(self.time_faaaa)?, ops.file.vector(self.time_decay)?);
         let (kernels, norms, gate) = (ops.kernels, self.heads.norms(ops)?, self.gate.is_some());
         let (k, v, r, g) = (&**k, &**v, &**r, &**g);
@@ -145,7 +172,6 @@ impl layer::TimeMix for TimeMix {
             }
         });
         ops.quantize(gated);
-        ops.meter.end(Phase::Wkv);
-        ops.matvec([out], [(self.output, gated)])
+        Ok(())
     }
 }

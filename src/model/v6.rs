@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::format::{Config, MatrixRef, ModelFile, VectorRef};
 use crate::memory::Buffers;
 
-use super::common::{Input, Ops, Shift};
+use super::common::{Input, Inputs, Ops, Shift};
 use super::heads::{self, HeadNorm};
 use super::layer::{self, SCRATCH, Step};
 use super::meter::Phase;
@@ -37,7 +37,7 @@ pub(crate) struct TimeMix {
     output: MatrixRef,
 }
 
-/// Buffers that live for one token.
+/// Buffers for one token.
 pub(crate) struct Scratch<'a> {
     /// Input of `time_maa_w1`, `[n_embd]`.
     xx: Input<'a>,
@@ -121,19 +121,56 @@ impl layer::TimeMix for TimeMix {
     }
 
     /// `out = Wo @ (group_norm(wkv(r, k, v, w)) * silu(g))`
-    fn forward(&self, ops: &mut Ops<'_>, step: Step<'_>, scratch: &mut Scratch<'_>) -> Result<()> {
-        let Step { h, h_prev, state, out } = step;
-        self.dynamic_shift(ops, h, h_prev, scratch)?;
+    fn forward(&self, ops: &mut Ops<'_>, step: Step<'_>, tokens: &mut [Scratch<'_>]) -> Result<()> {
+        let Step { inputs, state, out } = step;
+        self.dynamic_shift(ops, inputs, tokens)?;
         ops.meter.end(Phase::Mix);
-        let Scratch { xs, decay_low, k, v, r, g, units, gated, .. } = scratch;
-        let [xw, xk, xv, xr, xg] = xs;
         let [key, value, receptance, gate] = self.projections;
-        ops.matvec(
-            [&mut **k, &mut **v, &mut **r, &mut **g, decay_low.values()],
-            [(key, xk), (value, xv), (receptance, xr), (gate, xg), (self.time_decay_w1, xw)],
-        )?;
+        let projections = tokens.iter_mut().map(|token| {
+            let Scratch { xs: [xw, xk, xv, xr, xg], decay_low, k, v, r, g, .. } = token;
+            ([&mut **k, v, r, g, decay_low.values()], [&*xk, xv, xr, xg, xw])
+        });
+        ops.matmul([key, value, receptance, gate, self.time_decay_w1], projections)?;
         ops.meter.end(Phase::TimeMixIn);
+        for token in &mut *tokens {
+            self.recur(ops, state, token)?;
+        }
+        ops.meter.end(Phase::Wkv);
+        ops.matmul([self.output], out.zip(tokens).map(|(out, token)| ([out], [&token.gated])))
+    }
+}
 
+impl TimeMix {
+    /// `x_c = h + (h_prev - h) * (maa_c + w2_c @ tanh(w1 @ xx)_c)` for the five inputs c.
+    fn dynamic_shift(&self, ops: &mut Ops<'_>, inputs: Inputs<'_>, tokens: &mut [Scratch<'_>]) -> Result<()> {
+        for (Scratch { xx, .. }, pair) in tokens.iter_mut().zip(inputs.pairs()) {
+            ops.token_shift(xx, Shift::Previous, pair, self.time_maa_x)?;
+        }
+        ops.matmul([self.time_maa_w1], tokens.iter_mut().map(|token| ([&mut *token.low], [&token.xx])))?;
+        for Scratch { low, lows, .. } in &mut *tokens {
+            ops.kernels.tanh(low);
+            for (input, low) in lows.iter_mut().zip(low.chunks_exact(low.len() / 5)) {
+                input.values().copy_from_slice(low);
+                ops.quantize(input);
+            }
+        }
+        let expansions = tokens
+            .iter_mut()
+            .map(|Scratch { mixes, lows, .. }| (mixes.each_mut().map(|mix| &mut **mix), lows.each_ref()));
+        ops.matmul(self.time_maa_w2, expansions)?;
+        for (Scratch { mixes, xs, .. }, [h, h_prev]) in tokens.iter_mut().zip(inputs.pairs()) {
+            for ((x, mix), maa) in xs.iter_mut().zip(mixes).zip(self.time_maa) {
+                ops.kernels.add(mix, ops.file.vector(maa)?);
+                ops.kernels.lerp(x.values(), h, h_prev, mix);
+                ops.quantize(x);
+            }
+        }
+        Ok(())
+    }
+
+    /// The recurrence of one token, with its decay, norm and gate.
+    fn recur(&self, ops: &mut Ops<'_>, state: &mut [f32], token: &mut Scratch<'_>) -> Result<()> {
+        let Scratch { decay_low, k, v, r, g, units, gated, .. } = token;
         ops.kernels.tanh(decay_low.values());
         ops.quantize(decay_low);
         let decay_w2 = ops.read(self.time_decay_w2)?;
@@ -160,39 +197,6 @@ impl layer::TimeMix for TimeMix {
         );
         ops.release(decay_w2.data());
         ops.quantize(gated);
-        ops.meter.end(Phase::Wkv);
-        ops.matvec([out], [(self.output, gated)])
-    }
-}
-
-impl TimeMix {
-    /// `x_c = h + (h_prev - h) * (maa_c + w2_c @ tanh(w1 @ xx)_c)` for the five inputs c.
-    fn dynamic_shift(
-        &self,
-        ops: &mut Ops<'_>,
-        h: &[f32],
-        h_prev: &[f32],
-        scratch: &mut Scratch<'_>,
-    ) -> Result<()> {
-        let Scratch { xx, low, lows, mixes, xs, .. } = scratch;
-        ops.token_shift(xx, Shift::Previous, h, h_prev, self.time_maa_x)?;
-        ops.matvec([&mut **low], [(self.time_maa_w1, xx)])?;
-        ops.kernels.tanh(low);
-        for (input, low) in lows.iter_mut().zip(low.chunks_exact(low.len() / 5)) {
-            input.values().copy_from_slice(low);
-            ops.quantize(input);
-        }
-        let [a, b, c, d, e] = mixes;
-        let mut jobs = self.time_maa_w2.iter().zip(lows.iter()).map(|(&matrix, low)| (matrix, low));
-        let jobs = [(); 5].map(|()| jobs.next());
-        if let [Some(ja), Some(jb), Some(jc), Some(jd), Some(je)] = jobs {
-            ops.matvec([&mut **a, b, c, d, e], [ja, jb, jc, jd, je])?;
-        }
-        for ((x, mix), maa) in xs.iter_mut().zip(mixes.iter_mut()).zip(self.time_maa) {
-            ops.kernels.add(mix, ops.file.vector(maa)?);
-            ops.kernels.lerp(x.values(), h, h_prev, mix);
-            ops.quantize(x);
-        }
         Ok(())
     }
 }

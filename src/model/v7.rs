@@ -54,7 +54,7 @@ struct LowRank {
     bias: Option<VectorRef>,
 }
 
-/// Buffers that live for one token.
+/// Buffers for one token.
 pub(crate) struct Scratch<'a> {
     /// Shifted inputs, `[n_embd]`. The value's is also that of its mix.
     xr: Input<'a>,
@@ -145,60 +145,72 @@ impl layer::TimeMix for TimeMix {
     }
 
     /// `out = Wo @ ((group_norm(wkv) + bonus * v) * g)`
-    fn forward(&self, ops: &mut Ops<'_>, step: Step<'_>, scratch: &mut Scratch<'_>) -> Result<()> {
-        let Step { h, h_prev, state, out } = step;
-        self.project(ops, h, h_prev, scratch)?;
+    fn forward(&self, ops: &mut Ops<'_>, step: Step<'_>, tokens: &mut [Scratch<'_>]) -> Result<()> {
+        let Step { inputs, state, out } = step;
+        for (token, pair) in tokens.iter_mut().zip(inputs.pairs()) {
+            self.shift(ops, pair, token)?;
+        }
+        ops.meter.end(Phase::Mix);
+        self.project(ops, tokens)?;
         ops.meter.end(Phase::TimeMixIn);
-        self.heads(ops, state, scratch)?;
-        ops.quantize(&mut scratch.gated);
+        for token in &mut *tokens {
+            self.heads(ops, state, token)?;
+            ops.quantize(&mut token.gated);
+        }
         ops.meter.end(Phase::Wkv);
-        ops.matvec([out], [(self.output, &scratch.gated)])
+        ops.matmul([self.output], out.zip(tokens).map(|(out, token)| ([out], [&token.gated])))
     }
 }
 
 impl TimeMix {
-    /// Receptance, key, value, and the first factors of the low-rank matrices.
-    fn project(&self, ops: &mut Ops<'_>, h: &[f32], h_prev: &[f32], scratch: &mut Scratch<'_>) -> Result<()> {
-        let Scratch { xr, xw, xk, xv, xa, xg, w_low, a_low, v_low, g_low, r, k, v, .. } = scratch;
+    fn shift(&self, ops: &Ops<'_>, pair: [&[f32]; 2], token: &mut Scratch<'_>) -> Result<()> {
+        let Scratch { xr, xw, xk, xv, xa, xg, .. } = token;
         let shifts = [
-            (&mut *xr, self.x_r),
-            (&mut *xk, self.x_k),
-            (&mut *xv, self.x_v),
-            (&mut *xw, self.decay.mix),
-            (&mut *xa, self.iclr.mix),
-            (&mut *xg, self.gate.mix),
+            (xr, self.x_r),
+            (xk, self.x_k),
+            (xv, self.x_v),
+            (xw, self.decay.mix),
+            (xa, self.iclr.mix),
+            (xg, self.gate.mix),
         ];
-        for (x, mix) in shifts {
-            ops.token_shift(x, Shift::Previous, h, h_prev, mix)?;
-        }
-        ops.meter.end(Phase::Mix);
-        let jobs = [
-            (self.receptance, &*xr),
-            (self.key, &*xk),
-            (self.value, &*xv),
-            (self.decay.first, &*xw),
-            (self.iclr.first, &*xa),
-            (self.gate.first, &*xg),
-        ];
-        let outs = [&mut **r, &mut **k, &mut **v, w_low.values(), a_low.values(), g_low.values()];
+        shifts.into_iter().try_for_each(|(x, mix)| ops.token_shift(x, Shift::Previous, pair, mix))
+    }
+
+    /// Receptance, key, value, and the first factors of the low-rank matrices.
+    fn project(&self, ops: &mut Ops<'_>, tokens: &mut [Scratch<'_>]) -> Result<()> {
+        let Self { receptance, key, value, decay, iclr, gate, .. } = self;
+        let [a, b, c] = [*receptance, *key, *value];
+        let [d, e, f] = [decay.first, iclr.first, gate.first];
         match &self.value_mix {
             Some(mix) => {
-                let [a, b, c, d, e, f] = outs;
-                let [ja, jb, jc, jd, je, jf] = jobs;
-                ops.matvec([a, b, c, d, e, f, v_low.values()], [ja, jb, jc, jd, je, jf, (mix.first, &*xv)])?;
-                ops.quantize(v_low);
+                let projections = tokens.iter_mut().map(|token| {
+                    let Scratch { xr, xw, xk, xv, xa, xg, w_low, a_low, v_low, g_low, r, k, v, .. } = token;
+                    let lows = [w_low.values(), a_low.values(), g_low.values(), v_low.values()];
+                    let [w_low, a_low, g_low, v_low] = lows;
+                    ([&mut **r, k, v, w_low, a_low, g_low, v_low], [&*xr, xk, xv, xw, xa, xg, xv])
+                });
+                ops.matmul([a, b, c, d, e, f, mix.first], projections)?;
             }
-            None => ops.matvec(outs, jobs)?,
+            None => {
+                let projections = tokens.iter_mut().map(|token| {
+                    let Scratch { xr, xw, xk, xv, xa, xg, w_low, a_low, g_low, r, k, v, .. } = token;
+                    let [w_low, a_low, g_low] = [w_low.values(), a_low.values(), g_low.values()];
+                    ([&mut **r, k, v, w_low, a_low, g_low], [&*xr, xk, xv, xw, xa, xg])
+                });
+                ops.matmul([a, b, c, d, e, f], projections)?;
+            }
         }
-        ops.kernels.tanh(w_low.values());
-        ops.kernels.sigmoid(g_low.values());
-        [w_low, a_low, g_low].into_iter().for_each(|low| ops.quantize(low));
+        for Scratch { w_low, a_low, v_low, g_low, .. } in tokens {
+            ops.kernels.tanh(w_low.values());
+            ops.kernels.sigmoid(g_low.values());
+            [w_low, a_low, v_low, g_low].into_iter().for_each(|low| ops.quantize(low));
+        }
         Ok(())
     }
 
     /// All that a head does by itself: the second factors of the low-rank matrices, the recurrence, norm and gate.
-    fn heads(&self, ops: &mut Ops<'_>, state: &mut [f32], scratch: &mut Scratch<'_>) -> Result<()> {
-        let Scratch { w_low, a_low, v_low, g_low, r, k, v, v_first, units, gated, .. } = scratch;
+    fn heads(&self, ops: &mut Ops<'_>, state: &mut [f32], token: &mut Scratch<'_>) -> Result<()> {
+        let Scratch { w_low, a_low, v_low, g_low, r, k, v, v_first, units, gated, .. } = token;
         if self.value_mix.is_none() {
             v_first.copy_from_slice(v);
         }
