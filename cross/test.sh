@@ -17,7 +17,7 @@ matrix='
 aarch64-unknown-linux-musl     cortex-a53  neon    few
 aarch64-unknown-linux-musl     cortex-a72  neon    few
 aarch64-unknown-linux-musl     cortex-a76  dotprod all
-aarch64-unknown-linux-musl     max         dotprod few
+aarch64-unknown-linux-musl     max         i8mm    few
 armv7-unknown-linux-gnueabihf  cortex-a7   neon32  all
 armv7-unknown-linux-gnueabihf  cortex-a15  neon32  few
 armv7-unknown-linux-gnueabihf  cortex-a9   scalar  few

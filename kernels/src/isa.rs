@@ -23,14 +23,24 @@ pub enum Isa {
     Neon,
     /// [`Isa::Neon`] with dot products of bytes: SDOT.
     Dotprod,
+    /// [`Isa::Dotprod`] with products of byte matrices: SMMLA.
+    I8mm,
     /// ARMv7 with NEON and VFPv4: integers in registers of 128 bits, and fused multiply-adds.
     Neon32,
 }
 
 impl Isa {
     /// All levels of all architectures, slower ones first within an architecture.
-    pub const ALL: &'static [Isa] =
-        &[Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512Vnni, Isa::Neon, Isa::Dotprod, Isa::Neon32];
+    pub const ALL: &'static [Isa] = &[
+        Isa::Scalar,
+        Isa::Avx2,
+        Isa::AvxVnni,
+        Isa::Avx512Vnni,
+        Isa::Neon,
+        Isa::Dotprod,
+        Isa::I8mm,
+        Isa::Neon32,
+    ];
 
     /// The name used in options, reports and benchmark ids.
     pub const fn name(self) -> &'static str {
@@ -41,6 +51,7 @@ impl Isa {
             Isa::Avx512Vnni => "avx512vnni",
             Isa::Neon => "neon",
             Isa::Dotprod => "dotprod",
+            Isa::I8mm => "i8mm",
             Isa::Neon32 => "neon32",
         }
     }
@@ -54,6 +65,7 @@ impl Isa {
             Isa::Avx512Vnni => has_avx2() && has_avx512_vnni(),
             Isa::Neon => has_neon(),
             Isa::Dotprod => has_neon() && has_dotprod(),
+            Isa::I8mm => has_neon() && has_dotprod() && has_i8mm(),
             #[cfg(target_arch = "arm")]
             Isa::Neon32 => crate::arm::is_available(),
             #[cfg(not(target_arch = "arm"))]
@@ -112,12 +124,20 @@ cfg_if::cfg_if! {
         fn has_dotprod() -> bool {
             std::arch::is_aarch64_feature_detected!("dotprod")
         }
+
+        fn has_i8mm() -> bool {
+            std::arch::is_aarch64_feature_detected!("i8mm")
+        }
     } else {
         fn has_neon() -> bool {
             false
         }
 
         fn has_dotprod() -> bool {
+            false
+        }
+
+        fn has_i8mm() -> bool {
             false
         }
     }

@@ -125,8 +125,10 @@ impl Kernels {
             Isa::Neon => Some(&crate::aarch64::NEON),
             #[cfg(target_arch = "aarch64")]
             Isa::Dotprod => Some(&crate::aarch64::DOTPROD),
+            #[cfg(target_arch = "aarch64")]
+            Isa::I8mm => Some(&crate::aarch64::I8MM),
             #[cfg(not(target_arch = "aarch64"))]
-            Isa::Neon | Isa::Dotprod => None,
+            Isa::Neon | Isa::Dotprod | Isa::I8mm => None,
             #[cfg(target_arch = "arm")]
             Isa::Neon32 => Some(&crate::arm::NEON32),
             #[cfg(not(target_arch = "arm"))]

@@ -18,6 +18,15 @@ pub(super) fn load_codes(from: &[i8; 16]) -> int8x16_t {
     unsafe { vld1q_s8(from.as_ptr()) }
 }
 
+/// Eight codes in each half of a register.
+#[target_feature(enable = "neon")]
+#[inline]
+pub(super) fn load_code_pair(from: [&[i8; 8]; 2]) -> int8x16_t {
+    // SAFETY: 8 bytes are readable at each place.
+    let [low, high] = from.map(|from| unsafe { vld1_s8(from.as_ptr()) });
+    vcombine_s8(low, high)
+}
+
 #[target_feature(enable = "neon")]
 #[inline]
 pub(super) fn load_f32(from: &[f32; 4]) -> float32x4_t {

@@ -14,6 +14,7 @@
 mod dotprod;
 mod float;
 mod heads;
+mod i8mm;
 mod int;
 mod live;
 mod memory;
@@ -63,6 +64,14 @@ pub(crate) const DOTPROD: Kernels = Kernels {
     ..NEON
 };
 
+/// The kernels of [`Isa::I8mm`]; to be used only where that level is available.
+pub(crate) const I8MM: Kernels = Kernels {
+    isa: Isa::I8mm,
+    matmul_int8: Some(i8mm_entry::matmul_int8),
+    matmul_int4: Some(i8mm_entry::matmul_int4),
+    ..DOTPROD
+};
+
 /// Functions that can be pointed to, for functions with target features, which cannot.
 macro_rules! entries {
     ($entry:ident: $(fn $name:ident($($arg:ident: $type:ty),*) $(-> $result:ty)? = $module:ident;)*) => {
@@ -77,6 +86,11 @@ macro_rules! entries {
             })*
         }
     };
+}
+
+entries! { i8mm_entry:
+    fn matmul_int8(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = i8mm;
+    fn matmul_int4(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = i8mm;
 }
 
 entries! { dotprod_entry:

@@ -50,3 +50,11 @@ pub(super) fn sdot(acc: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
         w[i].iter().zip(x[i]).fold(acc[i], |acc, (&w, x)| acc.wrapping_add(i32::from(w) * i32::from(x)))
     }))
 }
+
+pub(super) fn smmla(acc: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
+    let (acc, w, x): ([i32; 4], [[i8; 8]; 2], [[i8; 8]; 2]) = (lanes(acc), lanes(w), lanes(x));
+    vector::<i32, _, 4>(core::array::from_fn(|i| {
+        let products = w[i / 2].iter().zip(x[i % 2]);
+        products.fold(acc[i], |acc, (&w, x)| acc.wrapping_add(i32::from(w) * i32::from(x)))
+    }))
+}

@@ -124,6 +124,24 @@ pub(super) fn sdot(acc: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
     }
 }
 
+/// `acc[2r + v] + w[8r..8r + 8] . x[8v..8v + 8]` for two rows `r` and two vectors `v` (SMMLA).
+#[target_feature(enable = "neon,i8mm")]
+#[inline]
+pub(super) fn smmla(acc: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
+    #[cfg(miri)]
+    return model::smmla(acc, w, x);
+    #[cfg(not(miri))]
+    {
+        let mut out = acc;
+        // SAFETY: touches registers only; `i8mm` is enabled on this function.
+        unsafe {
+            asm!("smmla {o:v}.4s, {w:v}.16b, {x:v}.16b", o = inlateout(vreg) out, w = in(vreg) w,
+                x = in(vreg) x, options(pure, nomem, nostack, preserves_flags))
+        };
+        out
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,6 +202,27 @@ mod tests {
             check::<1>();
             check::<2>();
             check::<3>();
+        }
+    }
+
+    #[test]
+    fn smmla_adds_each_product_to_its_row_and_vector() {
+        if !std::arch::is_aarch64_feature_detected!("i8mm") {
+            return;
+        }
+        for (i, j) in (0..16).flat_map(|i| (0..16).map(move |j| (i, j))) {
+            for (w, x) in [(1, 1), (-128, -128), (127, -128), (-1, 3)] {
+                let (mut ws, mut xs) = ([0i8; 16], [0i8; 16]);
+                (ws[i], xs[j]) = (w, x);
+                let mut wanted = [7, i32::MAX, -9, 0];
+                // SAFETY: the feature was detected.
+                let sums = unsafe { smmla(vector(wanted), vector(ws), vector(xs)) };
+                if i % 8 == j % 8 {
+                    let lane = &mut wanted[2 * (i / 8) + j / 8];
+                    *lane = lane.wrapping_add(i32::from(w) * i32::from(x));
+                }
+                assert_eq!(lanes::<_, i32, 4>(sums), wanted, "{i} {j} {w} {x}");
+            }
         }
     }
 

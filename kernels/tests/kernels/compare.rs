@@ -242,7 +242,7 @@ fn check_matmul(report: &mut Report, w: &TestMatrix, xs: &[Input], first: usize,
 fn matmul_of_every_number_of_vectors() {
     let mut report = Report::default();
     let mut rng = Rng(21);
-    let (rows, cols) = if cfg!(miri) { (35, 70) } else { (147, 200) };
+    let (rows, cols) = if cfg!(miri) { (19, 33) } else { (147, 200) };
     for dtype in DType::ALL {
         let w = TestMatrix::new(dtype, rows, cols, Bytes::Finite, &mut rng);
         for count in if cfg!(miri) { 3..=3 } else { 0..=9 } {
