@@ -1,25 +1,36 @@
 //! Products of quantized matrices with several vectors by SMMLA, which multiplies two rows with two vectors, eight columns
 //! at a time: twice the products of SDOT in an instruction.
 //!
-//! Vectors go by in pairs, and one that is left by itself. The weights lie as all kernels have them: of two registers with
-//! four columns of four rows each, zipping makes registers with eight columns of two rows.
+//! Vectors go by in pairs, two pairs at a time so that weights are unpacked once for both, and one that is left by itself.
+//! The weights lie as all kernels have them: of two registers with four columns of four rows each, zipping makes registers
+//! with eight columns of two rows.
 
 use core::arch::aarch64::*;
 
 use super::dotprod::{matvec_int4, matvec_int8};
-use super::int::{Group, Int4Lines, Int8Lines, Parts, groups, load_line, nibbles};
+use super::int::{Group, Int4Lines, Int8Lines, Parts, load_line, nibbles};
 use super::memory::{load_code_pair, load_f16, store_f32};
-use super::shim::{prefetch, smmla};
+use super::shim::{prefetch_all, smmla};
 use super::walk::Walk;
 use crate::layout::{Activation, DType, LINE_BYTES, Matrix, ROW_INTERLEAVE};
 
 /// Two rows with two vectors in each register: `[row][vector]`.
 type Pairs<T> = [T; ROW_INTERLEAVE / 2];
 
-/// Defines the product `$matmul` of 16 rows at a time; `$dot(lines, [group; 2])` multiplies the `$lines` of a group with a
-/// [`Group`] of each vector of a pair, and `$matvec` is the product with one vector.
+/// What a group of a pair of vectors contributes to all rows.
+type GroupPair<'a> = [Group<'a>; 2];
+
+/// Group `g` of the vector.
+#[inline(always)]
+fn group(x: Activation<'_>, g: usize) -> Group<'_> {
+    let (codes, _) = x.codes.as_chunks::<4>().0.as_chunks();
+    Group { codes: &codes[g], scale: x.scales[g], sum: x.sums[g] }
+}
+
+/// Defines the product `$matmul` of 16 rows at a time; `$dot(lines, pairs)` multiplies the `$lines` of a group with a
+/// [`Group`] of each vector of `P` pairs, and `$matvec` is the product with one vector.
 macro_rules! matmul {
-    ($matmul:ident, $pair:ident, $dtype:expr, $lines:ty, $dot:ident, $matvec:ident) => {
+    ($matmul:ident, $pairs:ident, $dtype:expr, $lines:ty, $dot:ident, $matvec:ident) => {
         #[target_feature(enable = "neon,dotprod,i8mm")]
         pub(super) fn $matmul(
             outs: &mut [&mut [f32]],
@@ -29,52 +40,68 @@ macro_rules! matmul {
         ) {
             let rows = outs.first().map_or(0, |out| out.len());
             for start in (0..rows).step_by(ROW_INTERLEAVE) {
-                let (end, row) = (rows.min(start + ROW_INTERLEAVE), first_row + start);
-                for (outs, xs) in outs.chunks_mut(2).zip(xs.chunks(2)) {
-                    match (outs, xs) {
-                        ([a, b], &[x, y]) => $pair([&mut a[start..end], &mut b[start..end]], w, row, [x, y]),
-                        ([out], &[x]) => $matvec(&mut out[start..end], w, row, x),
+                let (range, row) = (start..rows.min(start + ROW_INTERLEAVE), first_row + start);
+                for (outs, xs) in outs.chunks_mut(4).zip(xs.chunks(4)) {
+                    let (pairs, xs_left) = xs.as_chunks::<2>();
+                    let mut outs = outs.iter_mut().map(|out| &mut out[range.clone()]);
+                    match pairs {
+                        [first, second] => $pairs([*first, *second], w, row, &mut outs),
+                        [pair] => $pairs([*pair], w, row, &mut outs),
                         _ => {}
                     }
+                    outs.zip(xs_left).for_each(|(out, x)| $matvec(out, w, row, *x));
                 }
             }
         }
 
-        /// One block row with two vectors.
+        /// One block row with `P` pairs of vectors.
         #[target_feature(enable = "neon,i8mm")]
         #[inline]
-        fn $pair(outs: [&mut [f32]; 2], w: &Matrix<'_>, row: usize, [x, y]: [Activation<'_>; 2]) {
+        fn $pairs<'o, const P: usize>(
+            xs: [[Activation<'_>; 2]; P],
+            w: &Matrix<'_>,
+            row: usize,
+            outs: &mut impl Iterator<Item = &'o mut [f32]>,
+        ) {
             const LINES: usize = size_of::<$lines>() / LINE_BYTES;
-            let walk = Walk::<{ $dtype.block_bytes() }>::new(w, row, outs[0].len());
-            let mut acc = [vdupq_n_f32(0.0); ROW_INTERLEAVE / 2];
-            for (([block, later], x), y) in walk.rows().flatten().zip(groups(x)).zip(groups(y)) {
+            let walk = Walk::<{ $dtype.block_bytes() }>::new(w, row, 1);
+            let mut acc = [[vdupq_n_f32(0.0); ROW_INTERLEAVE / 2]; P];
+            for (i, [block, later]) in walk.rows().flatten().enumerate() {
                 let block = Parts::<LINES>::of(block);
-                later.chunks(LINE_BYTES).for_each(prefetch::<0>);
-                for (g, (x, y)) in x.iter().zip(&y).enumerate() {
-                    let dot = $dot(&block.lines[g], [x, y]);
-                    acc = add_group(acc, &block.scales[g], dot, [x, y]);
+                prefetch_all(later);
+                for (g, (lines, scales)) in block.lines.iter().zip(block.scales).enumerate() {
+                    let pairs = xs.map(|pair| pair.map(|x| group(x, block.lines.len() * i + g)));
+                    let (dots, scales) = ($dot(lines, &pairs), pair_scales(scales));
+                    for ((acc, dot), pair) in acc.iter_mut().zip(dots).zip(&pairs) {
+                        *acc = add_group(*acc, scales, dot, pair);
+                    }
                 }
             }
-            finish(outs, acc, w.scale());
+            for acc in acc {
+                if let (Some(x), Some(y)) = (outs.next(), outs.next()) {
+                    finish([x, y], acc, w.scale());
+                }
+            }
         }
     };
 }
 
-matmul!(matmul_int4, int4_pair, DType::Int4, Int4Lines, int4_dot, matvec_int4);
-matmul!(matmul_int8, int8_pair, DType::Int8, Int8Lines, int8_dot, matvec_int8);
+matmul!(matmul_int4, int4_pairs, DType::Int4, Int4Lines, int4_dot, matvec_int4);
+matmul!(matmul_int8, int8_pairs, DType::Int8, Int8Lines, int8_dot, matvec_int8);
 
 /// Sums of nibble times code, from -8 times the sums of the codes.
 #[target_feature(enable = "neon,i8mm")]
 #[inline]
-fn int4_dot(lines: &Int4Lines, x: [&Group<'_>; 2]) -> Pairs<int32x4_t> {
-    let [first, second] = x.map(|x| vdup_n_s32(x.sum.wrapping_mul(-8)));
-    let start = vzip1_s32(first, second);
-    let mut sums = [vcombine_s32(start, start); ROW_INTERLEAVE / 2];
+fn int4_dot<const P: usize>(lines: &Int4Lines, pairs: &[GroupPair<'_>; P]) -> [Pairs<int32x4_t>; P] {
+    let mut sums = [[vdupq_n_s32(0); ROW_INTERLEAVE / 2]; P];
+    for (sums, [x, y]) in sums.iter_mut().zip(pairs) {
+        let start = vzip1_s32(vdup_n_s32(x.sum.wrapping_mul(-8)), vdup_n_s32(y.sum.wrapping_mul(-8)));
+        *sums = [vcombine_s32(start, start); ROW_INTERLEAVE / 2];
+    }
     for (i, line) in lines.iter().enumerate() {
-        let codes = eight_columns(x, i);
-        for (sums, weights) in sums.as_chunks_mut::<2>().0.iter_mut().zip(load_line(line)) {
-            let [low, high] = nibbles(weights);
-            *sums = add_rows(*sums, [low, high], codes);
+        let codes = eight_columns(pairs, i);
+        for (r, weights) in load_line(line).into_iter().enumerate() {
+            add_rows(&mut sums, r, nibbles(weights), codes);
         }
     }
     sums
@@ -83,52 +110,78 @@ fn int4_dot(lines: &Int4Lines, x: [&Group<'_>; 2]) -> Pairs<int32x4_t> {
 /// Sums of code times code.
 #[target_feature(enable = "neon,i8mm")]
 #[inline]
-fn int8_dot(lines: &Int8Lines, x: [&Group<'_>; 2]) -> Pairs<int32x4_t> {
-    let mut sums = [vdupq_n_s32(0); ROW_INTERLEAVE / 2];
+fn int8_dot<const P: usize>(lines: &Int8Lines, pairs: &[GroupPair<'_>; P]) -> [Pairs<int32x4_t>; P] {
+    let mut sums = [[vdupq_n_s32(0); ROW_INTERLEAVE / 2]; P];
     for (i, [low, high]) in lines.as_chunks::<2>().0.iter().enumerate() {
-        let codes = eight_columns(x, i);
-        let weights = load_line(low).into_iter().zip(load_line(high));
-        for (sums, (low, high)) in sums.as_chunks_mut::<2>().0.iter_mut().zip(weights) {
-            *sums = add_rows(*sums, [vreinterpretq_s8_u8(low), vreinterpretq_s8_u8(high)], codes);
+        let codes = eight_columns(pairs, i);
+        for (r, (low, high)) in load_line(low).into_iter().zip(load_line(high)).enumerate() {
+            add_rows(&mut sums, r, [vreinterpretq_s8_u8(low), vreinterpretq_s8_u8(high)], codes);
         }
     }
     sums
 }
 
-/// Codes `8 i..8 i + 8` of both vectors.
+/// Codes `8 i..8 i + 8` of both vectors of each pair.
 #[target_feature(enable = "neon")]
 #[inline]
-fn eight_columns([x, y]: [&Group<'_>; 2], i: usize) -> int8x16_t {
-    load_code_pair([x, y].map(|group| &group.codes.as_flattened().as_chunks::<8>().0[i]))
+fn eight_columns<const P: usize>(pairs: &[GroupPair<'_>; P], i: usize) -> [int8x16_t; P] {
+    let mut codes = [vdupq_n_s8(0); P];
+    for (codes, pair) in codes.iter_mut().zip(pairs) {
+        *codes = load_code_pair(pair.each_ref().map(|x| &x.codes.as_flattened().as_chunks::<8>().0[i]));
+    }
+    codes
 }
 
-/// Adds the products of four rows, given four columns of each and the next four.
+/// Adds the products of rows `4 r..4 r + 4`, given four columns of each and the next four.
 #[target_feature(enable = "neon,i8mm")]
 #[inline]
-fn add_rows(sums: [int32x4_t; 2], [low, high]: [int8x16_t; 2], codes: int8x16_t) -> [int32x4_t; 2] {
+fn add_rows<const P: usize>(
+    sums: &mut [Pairs<int32x4_t>; P],
+    r: usize,
+    [low, high]: [int8x16_t; 2],
+    codes: [int8x16_t; P],
+) {
     let (low, high) = (vreinterpretq_s32_s8(low), vreinterpretq_s32_s8(high));
     let first = vreinterpretq_s8_s32(vzip1q_s32(low, high));
     let second = vreinterpretq_s8_s32(vzip2q_s32(low, high));
-    [smmla(sums[0], first, codes), smmla(sums[1], second, codes)]
+    for (sums, codes) in sums.iter_mut().zip(codes) {
+        sums[2 * r] = smmla(sums[2 * r], first, codes);
+        sums[2 * r + 1] = smmla(sums[2 * r + 1], second, codes);
+    }
 }
 
-/// `acc + scale * x.scale * dot`, with fp16 scales of 16 rows.
+/// The fp16 scales of 16 rows, each twice.
+#[target_feature(enable = "neon")]
+#[inline]
+fn pair_scales(scales: &[u8; 2 * ROW_INTERLEAVE]) -> Pairs<float32x4_t> {
+    let (scales, _) = scales.as_chunks::<16>();
+    let ([a, b], [c, d]) = (load_f16(&scales[0]), load_f16(&scales[1]));
+    [
+        vzip1q_f32(a, a),
+        vzip2q_f32(a, a),
+        vzip1q_f32(b, b),
+        vzip2q_f32(b, b),
+        vzip1q_f32(c, c),
+        vzip2q_f32(c, c),
+        vzip1q_f32(d, d),
+        vzip2q_f32(d, d),
+    ]
+}
+
+/// `acc + scale * x.scale * dot`.
 #[target_feature(enable = "neon")]
 #[inline]
 fn add_group(
     acc: Pairs<float32x4_t>,
-    scales: &[u8; 2 * ROW_INTERLEAVE],
+    scales: Pairs<float32x4_t>,
     dot: Pairs<int32x4_t>,
-    [x, y]: [&Group<'_>; 2],
+    [x, y]: &GroupPair<'_>,
 ) -> Pairs<float32x4_t> {
     let x_scales = vzip1_f32(vdup_n_f32(x.scale), vdup_n_f32(y.scale));
     let x_scales = vcombine_f32(x_scales, x_scales);
     let mut acc = acc;
-    for ((acc, scales), dot) in acc.chunks_mut(4).zip(scales.as_chunks::<16>().0).zip(dot.chunks(4)) {
-        let scales = load_f16(scales).map(|s| [vzip1q_f32(s, s), vzip2q_f32(s, s)]);
-        for ((acc, scales), dot) in acc.iter_mut().zip(scales.as_flattened()).zip(dot) {
-            *acc = vfmaq_f32(*acc, vmulq_f32(*scales, x_scales), vcvtq_f32_s32(*dot));
-        }
+    for ((acc, scales), dot) in acc.iter_mut().zip(scales).zip(dot) {
+        *acc = vfmaq_f32(*acc, vmulq_f32(scales, x_scales), vcvtq_f32_s32(dot));
     }
     acc
 }
