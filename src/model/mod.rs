@@ -19,7 +19,7 @@ mod v7;
 use std::collections::HashSet;
 use std::path::Path;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rwkv_edge_kernels::{Isa, Kernels};
 
@@ -40,10 +40,6 @@ use names::Extras;
 pub(crate) use common::MAX_TOKENS;
 pub(crate) use meter::Meter;
 pub use meter::{Phase, Profile, Traffic};
-
-/// Rows of the embedding that are read before its pages are given back. With each row the system may map all of the page
-/// cache's piece that it lies in, up to 2 MiB.
-const EMBEDDING_ROWS: u32 = 8;
 
 /// How to load a model.
 #[derive(Clone, Copy, Debug)]
@@ -135,8 +131,6 @@ pub struct Model {
     /// Whether a session must check the file.
     unverified: AtomicBool,
     embedding: RecordsRef,
-    /// Rows of the embedding read so far.
-    rows_read: AtomicU32,
     layers: Layers,
     /// WKV state of each layer before the first token, for state-tuned models.
     initial_state: Vec<VectorRef>,
@@ -183,7 +177,6 @@ impl Model {
             transient: options.transient,
             unverified: AtomicBool::new(options.verify == Verify::WhileRunning),
             embedding: file.records_ref("emb.weight", TensorLayout::RowRecords, [n_vocab, n_embd])?,
-            rows_read: AtomicU32::new(0),
             initial_state: if tuned_state { initial_state(&file)? } else { Vec::new() },
             layers,
             head: Head::load(&file)?,
@@ -365,9 +358,8 @@ impl Model {
         self.file.verify_record(self.embedding, token as usize)?;
         let rows = self.file.records(self.embedding)?;
         self.kernels.dequantize_record(x, &rows, token as usize);
-        if self.rows_read.fetch_add(1, Ordering::Relaxed) % EMBEDDING_ROWS == EMBEDDING_ROWS - 1 {
-            self.file.release(rows.data());
-        }
+        // With the row the system may have mapped all of the page cache's piece that it lies in, up to 2 MiB.
+        self.file.release(rows.data());
         Ok(())
     }
 }
