@@ -6,7 +6,8 @@
 //!
 //! A call never waits for a worker that has not started: the caller takes shares itself, closes the job when none
 //! is left, and waits only for workers in the middle of one. So a worker that the system keeps from running, on
-//! a busy machine, costs its help and nothing more. Idle threads spin for a short time and then sleep.
+//! a busy machine, costs its help and nothing more. One that is kept from running in the middle of a share does hold the
+//! job up; after that the caller works alone for a while. Idle threads spin for a short time and then sleep.
 
 #![allow(unsafe_code)]
 
@@ -26,6 +27,14 @@ pub const WORKER_STACK_BYTES: usize = 256 * 1024;
 
 /// How long an idle thread spins before it sleeps: longer than the serial part between two matvecs.
 const SPIN: Duration = Duration::from_micros(40);
+
+/// A wait for workers that is longer than this, and than twice the caller's own part of the job, means that the system runs
+/// something else in their place: cores that differ are not that far apart.
+const LATE: Duration = Duration::from_millis(1);
+
+/// Jobs that the caller does alone when workers were late: some tokens' worth. Each time that it happens again soon they
+/// are twice as many, up to the second number.
+const JOBS_ALONE: [u32; 2] = [256, 1 << 16];
 
 type Work = dyn Fn() + Sync;
 
@@ -111,6 +120,38 @@ unsafe impl Send for Shared {}
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    patience: Patience,
+}
+
+/// Whether workers are a help at present.
+struct Patience {
+    /// Jobs that the caller still does alone.
+    alone: u32,
+    /// How many they will be the next time.
+    next: u32,
+}
+
+impl Patience {
+    const fn new() -> Self {
+        Self { alone: 0, next: JOBS_ALONE[0] }
+    }
+
+    /// Whether the caller does the next job alone.
+    fn is_exhausted(&mut self) -> bool {
+        let exhausted = self.alone > 0;
+        self.alone = self.alone.saturating_sub(1);
+        exhausted
+    }
+
+    /// The caller had to wait for workers after its own part of a job.
+    fn has_waited(&mut self, waited: Duration, worked: Duration) {
+        if waited > LATE.max(2 * worked) {
+            self.alone = self.next;
+            self.next = JOBS_ALONE[1].min(2 * self.next);
+        } else {
+            self.next = JOBS_ALONE[0].max(self.next - 1);
+        }
+    }
 }
 
 impl Pool {
@@ -128,7 +169,8 @@ impl Pool {
             work: UnsafeCell::new(None),
             owner: UnsafeCell::new(None),
         });
-        let mut pool = Self { shared, workers: Vec::with_capacity(threads.saturating_sub(1)) };
+        let workers = Vec::with_capacity(threads.saturating_sub(1));
+        let mut pool = Self { shared, workers, patience: Patience::new() };
         for index in 1..threads {
             let shared = Arc::clone(&pool.shared);
             let worker = thread::Builder::new()
@@ -159,9 +201,10 @@ impl Pool {
     /// # Panics
     /// If `work` panics on any thread.
     pub fn run(&mut self, work: &(dyn Fn() + Sync)) {
-        if self.workers.is_empty() {
+        if self.workers.is_empty() || self.patience.is_exhausted() {
             return work();
         }
+        let started = Instant::now();
         let shared = &*self.shared;
         // SAFETY: extends the lifetime of `work` in the type only; `Close` below does not let this function
         // return or unwind before every worker has finished with it and no other can begin.
@@ -179,7 +222,9 @@ impl Pool {
         }
         let close = Close(shared);
         work();
+        let worked = started.elapsed();
         drop(close);
+        self.patience.has_waited(started.elapsed() - worked, worked);
         assert!(!shared.panicked.swap(false, Ordering::Relaxed), "a worker thread panicked");
     }
 
@@ -562,6 +607,8 @@ mod tests {
 
     /// Waits in a job until `n` threads are in it.
     fn meet(pool: &mut Pool, n: usize) {
+        // Such a job would never end if the caller did it alone.
+        pool.patience = Patience::new();
         let arrived = AtomicUsize::new(0);
         pool.run(&|| {
             arrived.fetch_add(1, Ordering::SeqCst);
@@ -577,6 +624,25 @@ mod tests {
         for _ in 0..if cfg!(miri) { 3 } else { 200 } {
             meet(&mut pool, 4);
         }
+    }
+
+    #[test]
+    fn the_caller_works_alone_after_workers_were_late() {
+        let (late, short) = (Duration::from_millis(5), Duration::from_micros(100));
+        let mut patience = Patience::new();
+        let alone = |patience: &mut Patience| (0..).take_while(|_| patience.is_exhausted()).count();
+        assert_eq!(alone(&mut patience), 0);
+        // Cores that differ, and workers that are a little late, are waited for.
+        patience.has_waited(late, late);
+        patience.has_waited(short, Duration::ZERO);
+        assert_eq!(alone(&mut patience), 0);
+        for jobs in [256, 512, 1024] {
+            patience.has_waited(late, short);
+            assert_eq!(alone(&mut patience), jobs);
+        }
+        (0..10_000).for_each(|_| patience.has_waited(short, short));
+        patience.has_waited(late, short);
+        assert_eq!(alone(&mut patience), 256);
     }
 
     #[test]
