@@ -96,6 +96,29 @@ fn matvec(c: &mut Criterion) {
     }
 }
 
+/// Eight vectors at once, as in a prompt; the throughput is that of the weights, read once.
+fn matmul(c: &mut Criterion) {
+    const VECTORS: usize = 8;
+    let mut group = group(c, "matmul");
+    for dtype in DType::ALL {
+        let (rows, n) = (256, WIDTHS[1]);
+        let data = matrix_data(dtype, rows, n);
+        let w = Matrix::new(dtype, rows, n, TENSOR_SCALE, &data).expect("a matrix");
+        let mut input = Input::new(n);
+        let mut outs = vec![0.0; VECTORS * rows];
+        let mut outs: Vec<_> = outs.chunks_exact_mut(rows).collect();
+        group.throughput(Throughput::Bytes(data.len() as u64));
+        for kernels in levels() {
+            kernels.quantize(&mut input.parts());
+            let parts = input.parts();
+            let xs = [parts.view(); VECTORS];
+            group.bench_function(id(dtype.name(), format_args!("{VECTORS}x{rows}x{n}"), kernels), |b| {
+                b.iter(|| kernels.matmul(&mut outs, black_box(&w), 0, &xs));
+            });
+        }
+    }
+}
+
 /// `ffn.value` with one column in eight alive.
 fn sparse_product(c: &mut Criterion) {
     let mut group = group(c, "sparse_product");
@@ -335,6 +358,7 @@ fn encode(c: &mut Criterion) {
 criterion_group!(
     benches,
     matvec,
+    matmul,
     sparse_product,
     record_dots,
     dequantize_record,
