@@ -20,9 +20,7 @@ pub fn logits_digest(model: &Arc<Model>, tokens: &[u32], threads: Option<usize>)
     let mut session = Session::new(Arc::clone(model), &SessionOptions { threads, ..Default::default() })?;
     let mut digest = Sha256::new();
     if let Some((&last, rest)) = tokens.split_last() {
-        for &token in rest {
-            session.feed(token)?;
-        }
+        session.feed_all(rest)?;
         let logits = session.forward(last)?;
         if let Some(i) = logits.iter().position(|logit| !logit.is_finite()) {
             return Err(Error::invalid(format!(

@@ -1,5 +1,6 @@
 //! A session: one text being read and written by a model, in memory that is allocated once.
 
+use std::slice::Chunks;
 use std::sync::Arc;
 
 use crate::cpu;
@@ -106,6 +107,9 @@ impl<'a> Memory<'a> {
 }
 
 impl Session {
+    /// Most tokens that go through the model at once.
+    pub const MAX_TOKENS: usize = MAX_TOKENS;
+
     /// What a session of `model` with these options will use, without allocating it.
     pub fn plan(model: &Model, options: &SessionOptions) -> Plan {
         let file = model.file();
@@ -235,6 +239,15 @@ impl Session {
         self.step(&[token], false)
     }
 
+    /// Feeds tokens whose successors are not wanted, up to [`MAX_TOKENS`](Self::MAX_TOKENS) at once, for which each matrix is
+    /// read once. The result is that of feeding them one by one.
+    ///
+    /// # Errors
+    /// As [`feed`](Self::feed).
+    pub fn feed_all(&mut self, tokens: &[u32]) -> Result<()> {
+        self.chunks(tokens).try_for_each(|chunk| self.step(chunk, false))
+    }
+
     /// Feeds a token and returns the logits of the next one, `[n_vocab]`.
     ///
     /// # Errors
@@ -245,18 +258,21 @@ impl Session {
         Ok(Memory::take(&mut self.arena.carve(), self.model.config()).logits)
     }
 
-    /// Feeds `tokens`, several at once; the logits after the last one are kept for [`next_token`](Self::next_token).
-    /// The result is that of feeding them one by one.
+    /// As [`feed_all`](Self::feed_all), but the logits after the last token are kept for
+    /// [`next_token`](Self::next_token).
     ///
     /// # Errors
     /// As [`feed`](Self::feed).
     pub fn prompt(&mut self, tokens: &[u32]) -> Result<()> {
-        let most = if self.without.prompt_chunks { 1 } else { MAX_TOKENS };
-        let mut chunks = tokens.chunks(most).peekable();
-        while let Some(chunk) = chunks.next() {
-            self.step(chunk, chunks.peek().is_none())?;
-        }
-        Ok(())
+        let mut chunks = self.chunks(tokens);
+        let Some(last) = chunks.next_back() else { return Ok(()) };
+        chunks.try_for_each(|chunk| self.step(chunk, false))?;
+        self.step(last, true)
+    }
+
+    /// The tokens that go through the model together.
+    fn chunks<'t>(&self, tokens: &'t [u32]) -> Chunks<'t, u32> {
+        tokens.chunks(if self.without.prompt_chunks { 1 } else { Self::MAX_TOKENS })
     }
 
     /// Samples the next token; `None` if it is one of the model's stop tokens.

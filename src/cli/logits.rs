@@ -25,9 +25,7 @@ pub(super) fn run(args: &LogitsArgs) -> Result<()> {
     let Some((&last, rest)) = args.tokens.split_last() else { bail!("--tokens is empty") };
     let options = SessionOptions { threads: args.model.compute.threads(), ..Default::default() };
     let mut session = Session::new(Arc::clone(&args.model.load(Verify::AtOnce)?), &options)?;
-    for &token in rest {
-        session.feed(token)?;
-    }
+    session.feed_all(rest)?;
     let mut out = BufWriter::new(io::stdout().lock());
     for logit in session.forward(last)? {
         if args.binary {

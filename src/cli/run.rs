@@ -82,18 +82,14 @@ impl RunArgs {
         let mut tokens = model.chat().start_tokens.clone();
         model.tokenizer()?.encode(prompt, &mut tokens)?;
         let mut fed = 0;
-        for (i, &token) in tokens.iter().enumerate() {
+        for chunk in tokens.chunks(Session::MAX_TOKENS) {
             if interrupted.load(Ordering::Relaxed) {
                 break;
             }
-            if i + 1 < tokens.len() {
-                session.feed(token)?
-            } else {
-                session.prompt(&[token])?
-            }
-            fed += 1;
+            fed += chunk.len();
+            if fed < tokens.len() { session.feed_all(chunk)? } else { session.prompt(chunk)? }
         }
-        let prompt_rate = Rate { tokens: fed, time: started.elapsed() };
+        let prompt_rate = Rate { tokens: fed as u64, time: started.elapsed() };
 
         let started = Instant::now();
         let generated = self.generate(session, model, interrupted)?;
