@@ -122,8 +122,10 @@ fn a_prompt_gives_the_same_bits_however_it_is_cut() {
         let expected = bits(&[all_logits(&mut one_by_one, &tokens).pop().unwrap()]);
         let state = one_by_one.state();
         // The last token is fed alone, as its logits show what the others left.
-        for cuts in [&[26][..], &[1, 2, 3, 4, 5, 6, 5], &[8, 8, 8, 2], &[7, 1, 9, 9], &[13, 13]] {
-            for threads in [1, 3] {
+        let cuts = [&[26][..], &[1, 2, 3, 4, 5, 6, 5], &[8, 8, 8, 2], &[7, 1, 9, 9], &[13, 13]];
+        let (cuts, threads) = if emulated() { (&cuts[1..2], &[3][..]) } else { (&cuts[..], &[1, 3][..]) };
+        for &cuts in cuts {
+            for &threads in threads {
                 let mut whole = session(&model, threads);
                 let mut rest = &tokens[..];
                 for &cut in cuts {
