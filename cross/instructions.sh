@@ -2,11 +2,18 @@
 # Counts the instructions of one token, for every level of kernels that an emulated CPU has: the difference between runs of
 # 12 and of 4 tokens, with one thread, divided by 8. A count, not a time: compare levels of one CPU with each other.
 #
-#   cross/instructions.sh [TARGET [CPU [MODEL]]]
+#   cross/instructions.sh [--against COMMIT] [TARGET [CPU [MODEL]]]
+#
+# --against COMMIT   counts those of another commit too, built in a folder of its own, and prints both side by side
 #
 # Needs a C compiler for instructions.c, and a qemu-user with plugins (6.0 or later; Debian's has them).
 set -euo pipefail
 cd "$(dirname "$0")/.."
+against=
+if [ "${1:-}" = --against ]; then
+    against=$(git rev-parse --verify --short "${2:?cross/instructions.sh: --against which commit?}^{commit}")
+    shift 2
+fi
 target=${1:-aarch64-unknown-linux-musl}
 case $target in
     aarch64-*) cpu=${2:-cortex-a76} emulator=qemu-aarch64 ;;
@@ -15,19 +22,46 @@ case $target in
 esac
 model=${3:-models/fairy-int8.rwkv}
 folder=${CARGO_TARGET_DIR:-target}
-cross/build.sh "$target" >&2
+mkdir -p "$folder"
+folder=$(cd "$folder" && pwd)
 cc -O2 -fPIC -shared -o "$folder/instructions.so" cross/instructions.c
 
-emulated() {
-    "$emulator" -plugin "$folder/instructions.so" -cpu "$cpu" "$folder/$target/release-lto/rwkv-edge" "$@"
+# Builds the sources in folder $1, below $2, and prints where the binary is.
+build() {
+    (cd "$1" && CARGO_TARGET_DIR=$2 cross/build.sh "$target") >&2
+    echo "$2/$target/release-lto/rwkv-edge"
 }
 
+# The binary of another commit.
+build_commit() {
+    local sources=$folder/against/sources
+    rm -rf "$sources" && mkdir -p "$sources"
+    git archive "$1" | tar -x -C "$sources"
+    build "$sources" "$folder/against"
+}
+
+emulated() { "$emulator" -plugin "$folder/instructions.so" -cpu "$cpu" "$@"; }
+
+levels() { emulated "$1" info "$model" 2>/dev/null | sed -n 's/.*this CPU has: \(.*\))/\1/p' | tr -d ,; }
+
+# Instructions of the binary $1 with the kernels $2 for $3 tokens.
 count() {
-    emulated run "$model" --prompt "Once upon a time" -n "$2" --temperature 0 --threads 1 --no-verify --isa "$1" \
+    emulated "$1" run "$model" --prompt "Once upon a time" -n "$3" --temperature 0 --threads 1 --no-verify --isa "$2" \
         2>&1 >/dev/null | sed -n 's/^instructions //p'
 }
 
-echo "$target on $cpu, $model"
-for level in $(emulated info "$model" 2>/dev/null | sed -n 's/.*this CPU has: \(.*\))/\1/p' | tr -d ,); do
-    printf '%-8s %12d instructions per token\n' "$level" $((($(count "$level" 12) - $(count "$level" 4)) / 8))
+per_token() { echo $((($(count "$1" "$2" 12) - $(count "$1" "$2" 4)) / 8)); }
+
+binary=$(build . "$folder")
+other=
+[ -z "$against" ] || other=$(build_commit "$against")
+echo "$target on $cpu, $model, instructions per token${against:+, and at $against}"
+for level in $(levels "$binary"); do
+    now=$(per_token "$binary" "$level")
+    if [ -n "$other" ] && [[ " $(levels "$other" | tr '\n' ' ') " == *" $level "* ]]; then
+        awk -v level="$level" -v now="$now" -v then="$(per_token "$other" "$level")" \
+            'BEGIN { printf "%-8s %12d %12d %+7.2f %%\n", level, now, then, 100 * (now / then - 1) }'
+    else
+        printf '%-8s %12d\n' "$level" "$now"
+    fi
 done

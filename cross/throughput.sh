@@ -6,14 +6,17 @@
 #
 # In each function it takes the innermost loop that loads most. "loads" are all bytes loaded in one turn except from the stack, so
 # activations count too; "step" is the largest advance of a pointer. ALL=1 shows every innermost loop.
+#
+# Takes the newest llvm-mca of /usr/bin and /usr/local/bin, or the one of LLVM_MCA. Models change between versions: docs/ARM.md has
+# figures of LLVM 22.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=aarch64-unknown-linux-musl
 patterns=("$@")
 [ $# -gt 0 ] || patterns=(matvec_int4 matvec_int8 record_dots accumulate_int)
 folder=${CARGO_TARGET_DIR:-target}/throughput
-mca=$(find /usr/bin /usr/local/bin -name 'llvm-mca*' | sort -t- -k3 -n | tail -1)
-[ -n "$mca" ] || { echo "cross/throughput.sh: needs llvm-mca: apt-get install llvm" >&2; exit 1; }
+mca=${LLVM_MCA:-$(find /usr/bin /usr/local/bin -name 'llvm-mca*' | sort -t- -k3 -n | tail -1)}
+[ -n "$mca" ] || { echo "cross/throughput.sh: needs llvm-mca: apt-get install llvm-22" >&2; exit 1; }
 
 # CPU, GHz, GB/s that the board's memory delivers, board. The Pi 5 has a Cortex-A76, which has no model of its own and is the
 # Neoverse N1 for small machines; that of the A72 is the older A57.

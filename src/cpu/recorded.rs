@@ -1,4 +1,7 @@
 //! What boards, phones and servers show of their CPUs, and what is made of it.
+//!
+//! Clusters and clocks of boards are as sbc-bench lists them, capacities as Linux computes them from device trees and
+//! clocks.
 
 use std::fs;
 use std::ops::Range;
@@ -76,9 +79,23 @@ impl Tree {
     }
 }
 
-/// Four Cortex-A55 and, in two clusters, four Cortex-A76.
+/// Four equal cores of an ARM board, which all have the largest capacity.
+fn board_of_four(kilohertz: u64) -> Tree {
+    Tree::new().capacity(0..4, 1024).top_frequency(0..4, kilohertz)
+}
+
+fn pi_4() -> Tree {
+    board_of_four(1_800_000)
+}
+
+fn pi_5() -> Tree {
+    board_of_four(2_400_000)
+}
+
+/// Four Cortex-A55 and, in two clusters of which each chip has a faster one, four Cortex-A76.
 fn rk3588() -> Tree {
-    Tree::new().capacity(0..4, 530).capacity(4..8, 1024).top_frequency(0..4, 1_800_000)
+    let capacities = Tree::new().capacity(0..4, 405).capacity(4..6, 1003).capacity(6..8, 1024);
+    capacities.top_frequency(0..4, 1_800_000).top_frequency(4..6, 2_304_000).top_frequency(6..8, 2_352_000)
 }
 
 /// Four small, three large and one largest core.
@@ -88,10 +105,12 @@ fn phone() -> Tree {
 
 #[test]
 fn boards_of_four_equal_cores_use_them_all() {
-    for kilohertz in [1_500_000, 1_800_000, 2_400_000] {
-        let board = Tree::new().top_frequency(0..4, kilohertz);
+    let states_no_capacity = Tree::new().top_frequency(0..4, 1_500_000);
+    for (board, figure) in [(pi_4(), "capacity"), (pi_5(), "capacity"), (states_no_capacity, "top frequency")]
+    {
         assert_eq!(board.fast("0-3"), [0, 1, 2, 3]);
-        assert_eq!(board.basis("0-3"), "usable CPUs: 4, fast cores by top frequency: 0,1,2,3");
+        assert_eq!(board.basis("0-3"), format!("usable CPUs: 4, fast cores by {figure}: 0,1,2,3"));
+        assert_eq!(board.apart("0-3"), None);
         assert_eq!(board.fast("2"), [2]);
         assert_eq!(board.fast("0,3"), [0, 3]);
     }
@@ -104,6 +123,12 @@ fn large_cores_come_before_small_ones() {
     assert_eq!(board.basis("0-7"), "usable CPUs: 8, fast cores by capacity: 4,5,6,7");
     assert_eq!(board.fast("4-5"), [4, 5]);
     assert_eq!(board.fast("6-7"), [6, 7]);
+    assert_eq!(board.fast("3,4,6"), [4, 6]);
+    let without_capacity = Tree::new()
+        .top_frequency(0..4, 1_800_000)
+        .top_frequency(4..6, 2_304_000)
+        .top_frequency(6..8, 2_352_000);
+    assert_eq!(without_capacity.basis("0-7"), "usable CPUs: 8, fast cores by top frequency: 4,5,6,7");
     assert_eq!(phone().fast("0-7"), [4, 5, 6, 7]);
     assert_eq!(phone().fast("0-5"), [4, 5]);
 }
@@ -146,7 +171,7 @@ fn half_as_fast_is_fast_enough_and_less_is_not() {
 #[test]
 fn cpus_that_are_offline_or_absent_do_not_count() {
     let board = rk3588().offline(5..8);
-    assert_eq!(board.fast("0-7"), [0, 1, 2, 4]);
+    assert_eq!(board.fast("0-7"), [4]);
     let all_large_offline = phone().offline(4..8);
     assert_eq!(all_large_offline.fast("0-127"), [0, 1, 2, 3]);
     let board = Tree::new().top_frequency(0..2, 1_800_000);
