@@ -5,7 +5,7 @@ mod common;
 use std::sync::Arc;
 
 use common::{VERSIONS, all_logits, convert, emulated, fixture, open, options, root, session, token_walk};
-use rwkv_edge::kernels::{DType, Isa};
+use rwkv_edge::kernels::{DType, Isa, Kernels};
 use rwkv_edge::{LoadOptions, Model, Session, SessionOptions, State, self_test};
 
 fn bits(logits: &[Vec<f32>]) -> Vec<Vec<u32>> {
@@ -112,28 +112,34 @@ fn skipping_logits_in_the_prompt_changes_nothing() {
     assert_eq!(bits(&[skipping.forward(tokens[19]).unwrap().to_vec()]), bits(&expected[19..]));
 }
 
-/// A prompt goes through in chunks of up to eight tokens; feeding its tokens one by one is the reference.
+/// A prompt goes through in chunks of up to eight tokens; feeding its tokens one by one to the scalar kernels is the
+/// reference.
 #[test]
 fn a_prompt_gives_the_same_bits_however_it_is_cut() {
+    // The last token is fed alone, as its logits show what the others left.
+    let cuts = [&[26][..], &[1, 2, 3, 4, 5, 6, 5], &[8, 8, 8, 2], &[7, 1, 9, 9], &[13, 13]];
+    let (cuts, threads) = if emulated() { (&cuts[1..2], &[3][..]) } else { (&cuts[..], &[1, 3][..]) };
     for (version, dtype) in VERSIONS.iter().flat_map(|version| DType::ALL.map(|dtype| (version, dtype))) {
-        let model = common::model(&fixture(&format!("{version}-tiny.pth")), dtype, None);
-        let tokens = token_walk(27, model.config().n_vocab);
-        let mut one_by_one = session(&model, 1);
+        let (_folder, path) = convert(&fixture(&format!("{version}-tiny.pth")), &options(dtype));
+        let scalar = open(&path, Some(Isa::Scalar));
+        let tokens = token_walk(27, scalar.config().n_vocab);
+        let mut one_by_one = session(&scalar, 1);
         let expected = bits(&[all_logits(&mut one_by_one, &tokens).pop().unwrap()]);
         let state = one_by_one.state();
-        // The last token is fed alone, as its logits show what the others left.
-        let cuts = [&[26][..], &[1, 2, 3, 4, 5, 6, 5], &[8, 8, 8, 2], &[7, 1, 9, 9], &[13, 13]];
-        let (cuts, threads) = if emulated() { (&cuts[1..2], &[3][..]) } else { (&cuts[..], &[1, 3][..]) };
-        for &cuts in cuts {
-            for &threads in threads {
+        for isa in available().filter(|&isa| !emulated() || isa == Kernels::best().isa()) {
+            let model = open(&path, Some(isa));
+            for (&cuts, &threads) in cuts.iter().flat_map(|cuts| threads.iter().map(move |n| (cuts, n))) {
                 let mut whole = session(&model, threads);
                 let mut rest = &tokens[..];
                 for &cut in cuts {
                     whole.prompt(rest.split_off(..cut).unwrap()).unwrap();
                 }
                 let found = bits(&[whole.forward(rest[0]).unwrap().to_vec()]);
-                assert!(found == expected, "{version}, {dtype}, {cuts:?}, {threads} threads");
-                assert!(whole.state() == state, "{version}, {dtype}, {cuts:?}, {threads} threads: state");
+                assert!(found == expected, "{version}, {dtype}, {isa}, {cuts:?}, {threads} threads");
+                assert!(
+                    whole.state() == state,
+                    "{version}, {dtype}, {isa}, {cuts:?}, {threads} threads: state"
+                );
             }
         }
     }
