@@ -125,12 +125,13 @@ impl Session {
 
     /// The part of the plan that follows from the hyperparameters alone: arena and stacks.
     pub fn arena_plan(config: &Config, options: &SessionOptions) -> Plan {
+        let threads = options.thread_count();
         let mut measure = Measure::default();
         Memory::take(&mut measure, config);
-        model::measure_scratch(config, options.thread_count(), &mut measure);
+        model::measure_scratch(config, threads, &mut measure);
         Plan {
             regions: measure.into_regions(),
-            stack_bytes: (options.thread_count() - 1) * WORKER_STACK_BYTES,
+            stack_bytes: (threads - 1) * WORKER_STACK_BYTES,
             ..Plan::default()
         }
     }
@@ -138,14 +139,16 @@ impl Session {
     /// Allocates a session and starts its threads.
     ///
     /// # Errors
-    /// If the sampling parameters are out of range, a thread cannot be started, or the file is damaged.
+    /// If the sampling parameters are out of range, there is no memory, a thread cannot be started, or the file is damaged.
     pub fn new(model: Arc<Model>, options: &SessionOptions) -> Result<Self> {
+        let threads = options.thread_count();
+        let options = &SessionOptions { threads: Some(threads), ..options.clone() };
         let plan = Self::plan(&model, options);
         let sampling = options.sampling.unwrap_or(model.chat().sampling);
         let mut session = Self {
-            arena: Arena::new(&plan),
+            arena: Arena::new(&plan)?,
             plan,
-            pool: Pool::new(options.thread_count())?,
+            pool: Pool::new(threads)?,
             sampler: Sampler::new(sampling, options.seed)?,
             pending: None,
             logits: Logits::Stale,

@@ -65,9 +65,8 @@ fn generate_without_allocating(model: &Arc<Model>, n: usize) {
     let before = BYTES.load(Ordering::Relaxed);
     let mut session = Session::new(Arc::clone(model), &options).unwrap();
     let allocated = BYTES.load(Ordering::Relaxed) - before;
-    let arena = session.memory_plan().arena_bytes() as u64;
-    // Beside the arena: the plan itself and a few hundred bytes for each thread's handle.
-    assert!((arena..arena + 8192).contains(&allocated), "planned {arena}, allocated {allocated}");
+    // Beside the arena, which is a mapping: the plan itself and a few hundred bytes for each thread's handle.
+    assert!(allocated < 8192, "allocated {allocated}");
 
     let mut text = TextStream::new(&["a stop text that does not occur"]).unwrap();
     let mut sink = [0u8; 256];

@@ -1,8 +1,12 @@
 //! The one block of memory that a session computes in.
 
+use std::io;
+
 use bytemuck::{Pod, Zeroable};
+use memmap2::MmapMut;
 
 use super::{Buffers, Plan};
+use crate::error::Result;
 
 /// A cache line; the unit in which buffers are aligned and padded.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -14,20 +18,32 @@ pub(super) fn lines_bytes<T>(len: usize) -> usize {
     (len * size_of::<T>()).next_multiple_of(64)
 }
 
-/// One zeroed, 64-byte-aligned allocation of the size that a [`Plan`] states.
+/// One zeroed mapping of the size that a [`Plan`] states.
+///
+/// It asks for large pages: a recurrent state of megabytes is read and written for every token, and each small page
+/// costs a fault at the start and a look-up of its address from then on. Where the system has none, nothing changes.
 pub struct Arena {
-    lines: Box<[Line]>,
+    bytes: MmapMut,
 }
 
 impl Arena {
     /// Allocates what `plan` asks for.
-    pub fn new(plan: &Plan) -> Self {
-        Self { lines: bytemuck::zeroed_slice_box(plan.arena_bytes() / 64) }
+    ///
+    /// # Errors
+    /// If there is no room for it.
+    pub fn new(plan: &Plan) -> Result<Self> {
+        let len = plan.arena_bytes();
+        let bytes = MmapMut::map_anon(len).map_err(|error| {
+            io::Error::new(error.kind(), format!("no memory for {len} bytes of buffers: {error}"))
+        })?;
+        #[cfg(target_os = "linux")]
+        let _ = bytes.advise(memmap2::Advice::HugePage);
+        Ok(Self { bytes })
     }
 
     /// Starts cutting buffers from the beginning, in the order of the plan.
     pub(crate) fn carve(&mut self) -> Carve<'_> {
-        Carve { rest: &mut self.lines }
+        Carve { rest: bytemuck::cast_slice_mut(&mut self.bytes) }
     }
 }
 
@@ -76,5 +92,38 @@ impl<'a> Buffers<'a> for Carve<'a> {
 
     fn i8s(&mut self, _name: &'static str, len: usize) -> &'a mut [i8] {
         self.take(len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::Measure;
+
+    fn take<'a>(buffers: &mut impl Buffers<'a>) -> [usize; 3] {
+        [buffers.f32s("a", 1000).len(), buffers.i8s("b", 70).len(), buffers.u32s("a", 3).len()]
+    }
+
+    #[test]
+    fn an_arena_has_the_bytes_of_its_plan_and_they_are_zero() {
+        let mut measure = Measure::default();
+        take(&mut measure);
+        let plan = Plan { regions: measure.into_regions(), ..Plan::default() };
+        let mut arena = Arena::new(&plan).unwrap();
+        assert_eq!((plan.arena_bytes(), arena.bytes.len()), (4032 + 128 + 64, 4032 + 128 + 64));
+        assert!(arena.bytes.iter().all(|&byte| byte == 0));
+        let mut carve = arena.carve();
+        assert_eq!(take(&mut carve), [1000, 70, 3]);
+        assert!(carve.rest.is_empty());
+    }
+
+    #[test]
+    fn an_arena_that_no_memory_is_large_enough_for_is_an_error() {
+        let plan = Plan {
+            regions: vec![crate::memory::Region { name: "a", bytes: isize::MAX as usize / 2 }],
+            ..Plan::default()
+        };
+        let error = Arena::new(&plan).err().unwrap().to_string();
+        assert!(error.contains("bytes of buffers"), "{error}");
     }
 }
