@@ -79,8 +79,9 @@ pub(super) fn start(w: &Matrix<'_>, streams: usize, first: usize, end: usize) {
     }
 }
 
-/// Cuts rows into runs of `$streams`, at most [`STREAMS`], block rows and calls `$kernel::<N>(out, w, first, end, x)` for
-/// each, with `first` and `end` counting block rows. (A macro, as a generic function could not name `N`.)
+/// Cuts rows into runs of [`STREAMS`] block rows, if `$streams` are as many, and single ones, and calls
+/// `$kernel::<N>(out, w, first, end, x)` for each, with `first` and `end` counting block rows. (A macro, as a generic
+/// function could not name `N`.)
 macro_rules! by_streams {
     ($kernel:ident, $streams:expr, $out:expr, $w:expr, $first_row:expr, $x:expr) => {{
         let streams = $streams;
@@ -89,11 +90,12 @@ macro_rules! by_streams {
         start($w, streams, first, end);
         for (i, out) in $out.chunks_mut(streams * ROW_INTERLEAVE).enumerate() {
             let first = first + streams * i;
-            match out.len().div_ceil(ROW_INTERLEAVE) {
-                1 => $kernel::<1>(out, $w, first, end, $x),
-                2 => $kernel::<2>(out, $w, first, end, $x),
-                3 => $kernel::<3>(out, $w, first, end, $x),
-                _ => $kernel::<STREAMS>(out, $w, first, end, $x),
+            if out.len() > (STREAMS - 1) * ROW_INTERLEAVE {
+                $kernel::<STREAMS>(out, $w, first, end, $x);
+            } else {
+                for (i, out) in out.chunks_mut(ROW_INTERLEAVE).enumerate() {
+                    $kernel::<1>(out, $w, first + i, end, $x);
+                }
             }
         }
     }};
@@ -129,7 +131,7 @@ mod tests {
                 let data: Vec<u8> = (0..matrix_bytes(dtype, rows, COLS).unwrap()).map(byte).collect();
                 let w = Matrix::new(dtype, rows, COLS, 0.5, &data).unwrap();
                 for kernels in Isa::ALL.iter().filter_map(|&isa| Kernels::for_isa(isa)) {
-                    let products = [1, 2, STREAMS].map(|streams| {
+                    let products = [1, STREAMS].map(|streams| {
                         FORCED.set(Some(streams));
                         let mut out = vec![0.0; rows];
                         kernels.matvec(&mut out, &w, 0, x.view());
