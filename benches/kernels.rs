@@ -10,8 +10,8 @@ use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use rwkv_edge::kernels::quant::{TENSOR_SCALE, encode_block_row, encode_record, largest_scales};
 use rwkv_edge::kernels::{
-    ActivationMut, DType, GROUP_SIZE, Isa, Kernels, Matrix, Records, Sparse, SparseScale, matrix_bytes,
-    record_bytes, sparse_sums,
+    ActivationMut, DType, GROUP_SIZE, Isa, Kernels, Matrix, Normed, Records, Shift, Shifted, Sparse,
+    SparseScale, matrix_bytes, record_bytes, sparse_sums,
 };
 
 /// Widths of small and middling models.
@@ -249,15 +249,35 @@ fn quantize(c: &mut Criterion) {
     }
 }
 
+/// A norm and the six mixes of RWKV-7, by one kernel.
+fn norm_shift(c: &mut Criterion) {
+    let mut group = group(c, "norm_shift");
+    for n in WIDTHS {
+        let x = values(n);
+        let mut h = vec![0.0; n];
+        let mut inputs = [(); 6].map(|()| Input::new(n));
+        group.throughput(Throughput::Bytes(4 * 11 * n as u64));
+        for kernels in levels() {
+            group.bench_function(id("f32", n, kernels), |b| {
+                b.iter(|| {
+                    let x = Normed { x: black_box(&x), weight: &x, bias: &x, eps: 1e-5 };
+                    let mut parts = inputs.each_mut().map(Input::parts);
+                    let mut outs = parts.each_mut().map(|out| Shifted { mix: x.x, out });
+                    kernels.norm_shift(&mut h, x, x.weight, Shift::Previous, &mut outs);
+                });
+            });
+        }
+    }
+}
+
 /// The operations on vectors, with the number of slices that each reads and writes.
 fn element_wise(c: &mut Criterion) {
     type Op = fn(&Kernels, &mut [f32], &[f32]);
-    let operations: [(&str, u64, Op); 14] = [
+    let operations: [(&str, u64, Op); 13] = [
         ("layer_norm", 4, |kernels, out, x| kernels.layer_norm(out, x, x, x, 1e-5)),
         ("l2_normalize", 2, |kernels, out, _| kernels.l2_normalize(out)),
         ("dot3", 3, |kernels, out, x| out[0] = kernels.dot3(x, x, x)),
         ("lerp", 4, |kernels, out, x| kernels.lerp(out, x, x, x)),
-        ("sigmoid_mul", 3, |kernels, out, x| kernels.sigmoid_mul(out, x, x)),
         ("silu_mul", 3, |kernels, out, x| kernels.silu_mul(out, x, x)),
         ("mul", 3, |kernels, out, x| kernels.mul(out, x, x)),
         ("relu_squared", 2, |kernels, out, _| kernels.relu_squared(out)),
@@ -366,6 +386,7 @@ criterion_group!(
     read,
     nonzero,
     quantize,
+    norm_shift,
     element_wise,
     wkv4,
     wkv_heads,

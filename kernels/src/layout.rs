@@ -347,6 +347,37 @@ pub struct Activation<'a> {
     pub sums: &'a [i32],
 }
 
+/// A vector with what its layer norm needs, `[n]` each.
+#[derive(Clone, Copy, Debug)]
+pub struct Normed<'a> {
+    /// The vector.
+    pub x: &'a [f32],
+    /// Factor of each element.
+    pub weight: &'a [f32],
+    /// Summand of each element.
+    pub bias: &'a [f32],
+    /// What is added to the variance.
+    pub eps: f32,
+}
+
+/// Which token a mix weighs: `mix` of the one and `1 - mix` of the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shift {
+    /// The current token: RWKV-4 and 5.
+    Current,
+    /// The previous token: RWKV-6 and 7.
+    Previous,
+}
+
+/// One of the vectors that token shift makes of two.
+#[derive(Debug)]
+pub struct Shifted<'m, 'a> {
+    /// Weight of the one token for each element, `[n]`.
+    pub mix: &'m [f32],
+    /// The vector, padded from `n` elements on.
+    pub out: &'m mut ActivationMut<'a>,
+}
+
 /// The non-zero entries of a vector, or some of them, in ascending order of index.
 #[derive(Clone, Copy, Debug)]
 pub struct Sparse<'a> {

@@ -161,6 +161,11 @@
 //! out_i    = fma((x_i - mean) * (1 / sqrt(variance + eps)), weight_i, bias_i)
 //! ```
 //!
+//! ## `norm_shift`
+//!
+//! `layer_norm`, then for each output `lerp(h_prev, h, mix)`, or `lerp(h, h_prev, mix)` if the mix weighs the previous
+//! token, then `quantize`: each element goes through all three before the next.
+//!
 //! ## `softmax`
 //!
 //! ```text
@@ -187,7 +192,7 @@
 //!
 //! ## Element-wise
 //!
-//! `lerp`: `fma(t, b - a, a)`. `sigmoid_mul`: `sigmoid(gate) * x`. `relu_squared`: `m * m` with `m = max(x, 0)`, so
+//! `lerp`: `fma(t, b - a, a)`. `relu_squared`: `m * m` with `m = max(x, 0)`, so
 //! that a NaN gives 0. `add`: `x + y`. `mul`: `a * b`. `silu_mul`: `(gate * sigmoid(gate)) * x`.
 //! `decay6`: `exp(-exp(x))`. `decay7`: `exp(-0.606531 * sigmoid(x))`, the constant being 0xbf1b459e.
 //!

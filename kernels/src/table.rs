@@ -4,8 +4,8 @@ mod heads;
 
 use crate::isa::Isa;
 use crate::layout::{
-    Activation, ActivationMut, DType, GROUP_SIZE, K_BLOCK, Matrix, ROW_INTERLEAVE, Records, Sparse,
-    SparseScale, padded_cols, sparse_sums,
+    Activation, ActivationMut, DType, GROUP_SIZE, K_BLOCK, Matrix, Normed, ROW_INTERLEAVE, Records, Shift,
+    Shifted, Sparse, SparseScale, padded_cols, sparse_sums,
 };
 use crate::quant::EncodeGroupFn;
 use crate::scalar;
@@ -21,11 +21,12 @@ pub(crate) type LargestFn = fn(&[f32]) -> f32;
 pub(crate) type ReachingFn = fn(&mut [u32], &[f32], &[f32], f32, f32) -> usize;
 pub(crate) type RecordFn = fn(&mut [f32], &Records<'_>, usize);
 pub(crate) type RecordDotsFn = fn(&mut [f32], &Records<'_>, &[u32], Activation<'_>);
+pub(crate) type PrefetchFn = fn(&[f32]);
 pub(crate) type ReadFn = fn(&[u8], usize) -> u64;
 pub(crate) type LayerNormFn = fn(&mut [f32], &[f32], &[f32], &[f32], f32);
 pub(crate) type LerpFn = fn(&mut [f32], &[f32], &[f32], &[f32]);
+pub(crate) type NormShiftFn = fn(&mut [f32], Normed<'_>, &[f32], Shift, &mut [Shifted<'_, '_>]);
 pub(crate) type Wkv4Fn = fn(&mut [f32], &[f32], &[f32], &[f32], &[f32], &mut [f32], &mut [f32], &mut [f32]);
-pub(crate) type SigmoidMulFn = fn(&mut [f32], &[f32], &[f32]);
 pub(crate) type ReluSquaredFn = fn(&mut [f32]);
 pub(crate) type AddFn = fn(&mut [f32], &[f32]);
 pub(crate) type SoftmaxFn = fn(&mut [f32], &[f32]) -> SoftmaxStats;
@@ -77,11 +78,12 @@ pub struct Kernels {
     pub(crate) sparse_finish_int4: SparseFinishFn,
     pub(crate) dequantize_record: RecordFn,
     pub(crate) record_dots: RecordDotsFn,
+    pub(crate) prefetch: PrefetchFn,
     pub(crate) read: ReadFn,
     pub(crate) layer_norm: LayerNormFn,
     pub(crate) lerp: LerpFn,
+    pub(crate) norm_shift: NormShiftFn,
     pub(crate) wkv4: Wkv4Fn,
-    pub(crate) sigmoid_mul: SigmoidMulFn,
     pub(crate) relu_squared: ReluSquaredFn,
     pub(crate) add: AddFn,
     pub(crate) softmax: SoftmaxFn,
@@ -348,6 +350,11 @@ impl Kernels {
         (self.record_dots)(out, w, indices, x);
     }
 
+    /// Asks for `x`, which will be read soon, without waiting for it. Levels that cannot ask do nothing.
+    pub fn prefetch(&self, x: &[f32]) {
+        (self.prefetch)(x);
+    }
+
     /// Reads `bytes` as that many streams side by side and returns all 64-bit words xored: nothing but reading, for
     /// measuring how fast memory can be read with these instructions. Up to `64 * streams` bytes at the end are
     /// left out.
@@ -383,6 +390,32 @@ impl Kernels {
         (self.lerp)(out, a, b, t);
     }
 
+    /// Layer norm, token shift and quantization in one pass: `h` becomes [`layer_norm`](Self::layer_norm) of `x`, the
+    /// first elements of each output `h_prev + mix (h - h_prev)`, or `h + mix (h_prev - h)` if the mix weighs the previous
+    /// token, by [`lerp`](Self::lerp), and then each output is [`quantize`](Self::quantize)d with what its padding holds.
+    ///
+    /// # Panics
+    /// If the lengths differ, or the values of an output are not as many as a padded `x` has.
+    pub fn norm_shift(
+        &self,
+        h: &mut [f32],
+        x: Normed<'_>,
+        h_prev: &[f32],
+        shift: Shift,
+        outs: &mut [Shifted<'_, '_>],
+    ) {
+        let n = h.len();
+        check_len("input", x.x.len(), n);
+        check_len("weight", x.weight.len(), n);
+        check_len("bias", x.bias.len(), n);
+        check_len("previous", h_prev.len(), n);
+        for Shifted { mix, out } in &*outs {
+            check_len("mix", mix.len(), n);
+            check_activation(out.view(), padded_cols(n));
+        }
+        (self.norm_shift)(h, x, h_prev, shift, outs);
+    }
+
     /// One step of the RWKV-4 recurrence for every channel.
     ///
     /// `time_decay` is the logarithm of the decay per step and `time_first` the bonus of the current token.
@@ -411,16 +444,6 @@ impl Kernels {
         check_len("bb", bb.len(), n);
         check_len("pp", pp.len(), n);
         (self.wkv4)(y, k, v, time_first, time_decay, aa, bb, pp);
-    }
-
-    /// `sigmoid(gate) * x`.
-    ///
-    /// # Panics
-    /// If the lengths differ.
-    pub fn sigmoid_mul(&self, out: &mut [f32], gate: &[f32], x: &[f32]) {
-        check_len("gate", gate.len(), out.len());
-        check_len("input", x.len(), out.len());
-        (self.sigmoid_mul)(out, gate, x);
     }
 
     /// `max(x, 0)^2` in place. A NaN becomes 0.

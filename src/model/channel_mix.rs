@@ -2,11 +2,13 @@
 
 use std::slice::ChunksExactMut;
 
+use rwkv_edge_kernels::layout::Shift;
+
 use crate::error::Result;
 use crate::format::{Config, MatrixRef, ModelFile, VectorRef, Version};
 use crate::memory::Buffers;
 
-use super::common::{Input, Inputs, Ops, Shift};
+use super::common::{Input, Inputs, Ops, Tail};
 use super::layer::SCRATCH;
 use super::meter::Phase;
 use super::sparse_value::{Live, SparseValue};
@@ -85,26 +87,31 @@ impl ChannelMix {
     pub(crate) fn forward(
         &self,
         ops: &mut Ops<'_>,
-        inputs: Inputs<'_>,
+        mut inputs: Inputs<'_>,
         out: ChunksExactMut<'_, f32>,
         tokens: &mut [Scratch<'_>],
         live: &mut Live<'_>,
     ) -> Result<()> {
-        for (Scratch { xk, xr, .. }, pair) in tokens.iter_mut().zip(inputs.pairs()) {
-            ops.token_shift(xk, self.shift, pair, self.mix_k)?;
-            if let Some(gate) = &self.gate {
-                ops.token_shift(xr, self.shift, pair, gate.mix_r)?;
+        match &self.gate {
+            None => inputs.shift(ops, self.shift, tokens.iter_mut().map(|t| [(&mut t.xk, self.mix_k)]))?,
+            Some(gate) => {
+                let outs = tokens.iter_mut().map(|t| [(&mut t.xk, self.mix_k), (&mut t.xr, gate.mix_r)]);
+                inputs.shift(ops, self.shift, outs)?;
             }
         }
         ops.meter.end(Phase::Mix);
         match &self.gate {
-            None => ops.matmul([self.key], tokens.iter_mut().map(|t| ([&mut *t.hidden], [&t.xk])))?,
+            None => {
+                let hidden = tokens.iter_mut().map(|t| ([&mut *t.hidden], [&t.xk]));
+                ops.matmul_then([Tail::ReluSquared], [self.key], hidden)?;
+            }
             Some(gate) => {
                 let projections = tokens.iter_mut().map(|token| {
                     let Scratch { xk, xr, hidden, r, .. } = token;
                     ([&mut **hidden, r], [&*xk, xr])
                 });
-                ops.matmul([self.key, gate.receptance], projections)?;
+                let tails = [Tail::ReluSquared, Tail::Sigmoid];
+                ops.matmul_then(tails, [self.key, gate.receptance], projections)?;
             }
         }
         ops.meter.end(Phase::ChannelMixKey);
@@ -114,7 +121,7 @@ impl ChannelMix {
                 continue;
             }
             self.value.forward(ops, value, hidden, live)?;
-            ops.kernels.sigmoid_mul(out, r, value);
+            ops.kernels.mul(out, r, value);
         }
         Ok(())
     }

@@ -3,7 +3,9 @@
 
 use arrayvec::ArrayVec;
 use rwkv_edge_kernels::Kernels;
-use rwkv_edge_kernels::layout::{Activation, ActivationMut, GROUP_SIZE, Matrix, padded_cols};
+use rwkv_edge_kernels::layout::{
+    Activation, ActivationMut, GROUP_SIZE, Matrix, Normed, Shift, Shifted, padded_cols,
+};
 
 use crate::error::Result;
 use crate::format::{MatrixRef, ModelFile, VectorRef};
@@ -22,22 +24,49 @@ pub(crate) const MAX_TOKENS: usize = 8;
 /// One of something for each token.
 pub(crate) type PerToken<T> = ArrayVec<T, MAX_TOKENS>;
 
-/// The normalised inputs of tokens that follow each other.
-#[derive(Clone, Copy)]
+/// Tokens that follow each other, on their way into a mixing.
 pub(crate) struct Inputs<'a> {
-    /// That of the token before the first one, then one for each token, `[tokens + 1, n_embd]`.
-    rows: &'a [f32],
+    /// Residual streams, `[tokens, n_embd]`.
+    x: &'a [f32],
+    norm: Norm,
+    /// What the norm makes of them, and in front of it that of the token before the first one, `[tokens + 1, n_embd]`.
+    h: &'a mut [f32],
     n_embd: usize,
 }
 
 impl<'a> Inputs<'a> {
-    pub(crate) fn new(rows: &'a [f32], n_embd: usize) -> Self {
-        Self { rows, n_embd }
+    /// `h_prev` is the normalised stream of the token before the first one.
+    pub(crate) fn new(x: &'a [f32], norm: Norm, h: &'a mut [f32], h_prev: &[f32]) -> Self {
+        let n_embd = h_prev.len();
+        h[..n_embd].copy_from_slice(h_prev);
+        Self { x, norm, h, n_embd }
     }
 
-    /// The input of each token, and that of the token before it.
-    pub(crate) fn pairs(self) -> impl Iterator<Item = [&'a [f32]; 2]> {
-        let rows = || self.rows.chunks_exact(self.n_embd);
+    /// Normalises the tokens' streams and mixes each with the previous token's in the way of `shift`, quantized for the
+    /// matrices that read them. `outs` has each token's vectors and mixes.
+    pub(crate) fn shift<'o, 's: 'o, const N: usize>(
+        &mut self,
+        ops: &Ops<'_>,
+        shift: Shift,
+        outs: impl Iterator<Item = [(&'o mut Input<'s>, VectorRef); N]>,
+    ) -> Result<()> {
+        let (weight, bias) = ops.norm(self.norm)?;
+        for ((i, x), outs) in self.x.chunks_exact(self.n_embd).enumerate().zip(outs) {
+            let (before, h) = self.h.split_at_mut((i + 1) * self.n_embd);
+            let h_prev = &before[i * self.n_embd..];
+            let mut shifted = ArrayVec::<Shifted<'_, '_>, N>::new();
+            for (out, mix) in outs {
+                shifted.push(Shifted { mix: ops.file.vector(mix)?, out: &mut out.padded });
+            }
+            let x = Normed { x, weight, bias, eps: ops.layer_norm_eps };
+            ops.kernels.norm_shift(&mut h[..self.n_embd], x, h_prev, shift, &mut shifted);
+        }
+        Ok(())
+    }
+
+    /// The normalised stream of each token, and that of the token before it, after [`shift`](Self::shift).
+    pub(crate) fn pairs(&self) -> impl Iterator<Item = [&[f32]; 2]> {
+        let rows = || self.h.chunks_exact(self.n_embd);
         rows().skip(1).zip(rows()).map(|(h, h_prev)| [h, h_prev])
     }
 }
@@ -86,13 +115,24 @@ impl<'a> Input<'a> {
     }
 }
 
-/// Which token a mix weighs: `mix` of the one and `1 - mix` of the other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Shift {
-    /// The current token: RWKV-4 and 5.
-    Current,
-    /// The previous token: RWKV-6 and 7.
-    Previous,
+/// What outputs of a matrix go through next, while the core that made them has them at hand.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Tail {
+    None,
+    ReluSquared,
+    Sigmoid,
+    Tanh,
+}
+
+impl Tail {
+    fn apply(self, kernels: &Kernels, x: &mut [f32]) {
+        match self {
+            Tail::None => (),
+            Tail::ReluSquared => kernels.relu_squared(x),
+            Tail::Sigmoid => kernels.sigmoid(x),
+            Tail::Tanh => kernels.tanh(x),
+        }
+    }
 }
 
 /// Operations on a model's weights: kernels, threads and the file that the handles point into.
@@ -121,23 +161,6 @@ impl<'a> Ops<'a> {
         Ok((self.file.vector(norm.weight)?, self.file.vector(norm.bias)?))
     }
 
-    /// Mixes `h` with the previous token's in the way of `shift`, quantized for the matrices that read it.
-    pub(crate) fn token_shift(
-        &self,
-        out: &mut Input<'_>,
-        shift: Shift,
-        [h, h_prev]: [&[f32]; 2],
-        mix: VectorRef,
-    ) -> Result<()> {
-        let (from, to) = match shift {
-            Shift::Current => (h_prev, h),
-            Shift::Previous => (h, h_prev),
-        };
-        self.kernels.lerp(out.values(), from, to, self.file.vector(mix)?);
-        self.kernels.quantize(&mut out.padded);
-        Ok(())
-    }
-
     /// Makes the quantized form of `input` from its values.
     pub(crate) fn quantize(&self, input: &mut Input<'_>) {
         self.kernels.quantize(&mut input.padded);
@@ -147,6 +170,16 @@ impl<'a> Ops<'a> {
     /// outputs and inputs of each token, one for each matrix.
     pub(crate) fn matmul<'x, const N: usize>(
         &mut self,
+        matrices: [MatrixRef; N],
+        tokens: impl Iterator<Item = ([&'x mut [f32]; N], [&'x Input<'x>; N])>,
+    ) -> Result<()> {
+        self.matmul_then([Tail::None; N], matrices, tokens)
+    }
+
+    /// As [`matmul`](Self::matmul), with a tail for each matrix.
+    pub(crate) fn matmul_then<'x, const N: usize>(
+        &mut self,
+        tails: [Tail; N],
         matrices: [MatrixRef; N],
         tokens: impl Iterator<Item = ([&'x mut [f32]; N], [&'x Input<'x>; N])>,
     ) -> Result<()> {
@@ -164,6 +197,7 @@ impl<'a> Ops<'a> {
         self.pool.for_each_range_of_all(outs, MATVEC_GRAIN, &|job, row, outs| {
             if let Some(matrix) = &views[job] {
                 kernels.matmul(outs, matrix, row, &inputs[job]);
+                outs.iter_mut().for_each(|out| tails[job].apply(kernels, out));
             }
         });
         views.iter().flatten().for_each(|matrix| self.release(matrix.data()));

@@ -42,6 +42,12 @@ pub(crate) struct HeadNorms<'a> {
 }
 
 impl HeadNorms<'_> {
+    /// Asks for the weights of the heads of `channels`.
+    pub(crate) fn prefetch(&self, channels: Range<usize>) {
+        self.kernels.prefetch(&self.weight[channels.clone()]);
+        self.kernels.prefetch(&self.bias[channels]);
+    }
+
     /// `out = group_norm(x)` of the heads of `channels`.
     pub(crate) fn normalize(&self, out: &mut [f32], x: &[f32], channels: Range<usize>) {
         let n = self.head_size;
@@ -95,16 +101,20 @@ impl HeadNorm {
         });
     }
 
-    /// Calls `head(its state, its output, its channels)` for each head of a unit.
+    /// Calls `head(its state, its output, its channels)` for each head of a unit, and asks for the next one's state
+    /// before: for a step it is read but once, and too little of it at a time to be fetched ahead by itself.
     pub(crate) fn recur(
         &self,
-        state: &mut [f32],
+        kernels: &Kernels,
+        mut state: &mut [f32],
         out: &mut [f32],
         mut head: impl FnMut(&mut [f32], &mut [f32], Range<usize>),
     ) {
         let n = self.head_size;
-        for (i, (state, out)) in state.chunks_exact_mut(n * n).zip(out.chunks_exact_mut(n)).enumerate() {
-            head(state, out, i * n..(i + 1) * n);
+        for (i, out) in out.chunks_exact_mut(n).enumerate() {
+            let Some(own) = state.split_off_mut(..n * n) else { break };
+            kernels.prefetch(&state[..state.len().min(n * n)]);
+            head(own, out, i * n..(i + 1) * n);
         }
     }
 

@@ -121,34 +121,18 @@ impl<T: TimeMix> Layer<T> {
         let Scratch { h, out, live, time_mix, channel_mix } = scratch;
         let (h, out) = (&mut h[..n_embd + x.len()], &mut out[..x.len()]);
 
-        let inputs = normalize(ops, h, att_x_prev, x, self.ln1)?;
+        let inputs = Inputs::new(x, self.ln1, h, att_x_prev);
         let step = Step { inputs, state, out: out.chunks_exact_mut(n_embd) };
         self.time_mix.forward(ops, step, time_mix)?;
+        att_x_prev.copy_from_slice(&h[x.len()..]);
         ops.meter.end(Phase::TimeMixOut);
         ops.kernels.add(x, out);
 
-        let inputs = normalize(ops, h, ffn_x_prev, x, self.ln2)?;
+        let inputs = Inputs::new(x, self.ln2, h, ffn_x_prev);
         self.channel_mix.forward(ops, inputs, out.chunks_exact_mut(n_embd), channel_mix, live)?;
+        ffn_x_prev.copy_from_slice(&h[x.len()..]);
         ops.meter.end(Phase::ChannelMixValue);
         ops.kernels.add(x, out);
         Ok(())
     }
-}
-
-/// The layer norms of `x`, `[tokens, n_embd]`. `prev` is that of the token before, and becomes that of the last one.
-fn normalize<'h>(
-    ops: &Ops<'_>,
-    h: &'h mut [f32],
-    prev: &mut [f32],
-    x: &[f32],
-    norm: Norm,
-) -> Result<Inputs<'h>> {
-    let n_embd = prev.len();
-    let (before, rows) = h.split_at_mut(n_embd);
-    before.copy_from_slice(prev);
-    for (h, x) in rows.chunks_exact_mut(n_embd).zip(x.chunks_exact(n_embd)) {
-        ops.layer_norm(h, x, norm)?;
-    }
-    prev.copy_from_slice(&h[h.len() - n_embd..]);
-    Ok(Inputs::new(h, n_embd))
 }

@@ -54,17 +54,16 @@ impl SparseValue {
         Ok(Self { columns, bound: columns.dtype().is_quantized().then(bound).transpose()? })
     }
 
-    /// `out = columns @ relu(x)^2`, reading only the columns of positive inputs; `x` is overwritten.
+    /// `out = columns @ x`, reading only the columns of inputs that are not zero.
     pub(crate) fn forward(
         &self,
         ops: &mut Ops<'_>,
         out: &mut [f32],
-        x: &mut [f32],
+        x: &[f32],
         live: &mut Live<'_>,
     ) -> Result<()> {
         let columns = ops.file.records(self.columns)?;
         let kernels = ops.kernels;
-        kernels.relu_squared(x);
         let count = match ops.all_columns {
             true => live.all(x),
             false => kernels.nonzero(live.indices, live.values, x),

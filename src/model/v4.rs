@@ -1,10 +1,12 @@
 //! Time mixing of RWKV-4 (arXiv 2305.13048, section 3; appendix D for the numerically stable WKV).
 
+use rwkv_edge_kernels::layout::Shift;
+
 use crate::error::Result;
 use crate::format::{Config, MatrixRef, ModelFile, VectorRef};
 use crate::memory::Buffers;
 
-use super::common::{Input, Ops, Shift};
+use super::common::{Input, Ops, Tail};
 use super::layer::{self, SCRATCH, Step};
 use super::meter::Phase;
 
@@ -108,25 +110,25 @@ impl layer::TimeMix for TimeMix {
 
     /// `out = Wo @ (sigmoid(r) * wkv(k, v))`
     fn forward(&self, ops: &mut Ops<'_>, step: Step<'_>, tokens: &mut [Scratch<'_>]) -> Result<()> {
-        let Step { inputs, state, out } = step;
-        for (Scratch { xk, xv, xr, .. }, pair) in tokens.iter_mut().zip(inputs.pairs()) {
-            ops.token_shift(xk, Shift::Current, pair, self.time_mix_k)?;
-            ops.token_shift(xv, Shift::Current, pair, self.time_mix_v)?;
-            ops.token_shift(xr, Shift::Current, pair, self.time_mix_r)?;
-        }
+        let Step { mut inputs, state, out } = step;
+        let outs = tokens.iter_mut().map(|Scratch { xk, xv, xr, .. }| {
+            [(xk, self.time_mix_k), (xv, self.time_mix_v), (xr, self.time_mix_r)]
+        });
+        inputs.shift(ops, Shift::Current, outs)?;
         ops.meter.end(Phase::Mix);
         let projections = tokens.iter_mut().map(|token| {
             let Scratch { xk, xv, xr, k, v, r, .. } = token;
             ([&mut **k, v, r], [&*xk, xv, xr])
         });
-        ops.matmul([self.key, self.value, self.receptance], projections)?;
+        let tails = [Tail::None, Tail::None, Tail::Sigmoid];
+        ops.matmul_then(tails, [self.key, self.value, self.receptance], projections)?;
         ops.meter.end(Phase::TimeMixIn);
 
         let (time_first, time_decay) = (ops.file.vector(self.time_first)?, ops.file.vector(self.time_decay)?);
         let Wkv { aa, bb, pp } = Wkv::split(state);
         for Scratch { k, v, r, wkv, gated, .. } in &mut *tokens {
             ops.kernels.wkv4(wkv, k, v, time_first, time_decay, aa, bb, pp);
-            ops.kernels.sigmoid_mul(gated.values(), r, wkv);
+            ops.kernels.mul(gated.values(), r, wkv);
             ops.quantize(gated);
         }
         ops.meter.end(Phase::Wkv);

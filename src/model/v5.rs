@@ -1,11 +1,13 @@
 //! Time mixing of RWKV-5.0, 5.1 and 5.2 (arXiv 2404.05892, section 4): a matrix-valued state for each head with
 //! a constant decay, a group norm, and from 5.1 on an output gate.
 
+use rwkv_edge_kernels::layout::Shift;
+
 use crate::error::Result;
 use crate::format::{Config, MatrixRef, ModelFile, VectorRef, Version};
 use crate::memory::Buffers;
 
-use super::common::{Input, Ops, Shift};
+use super::common::{Input, Inputs, Ops};
 use super::heads::{self, HeadNorm};
 use super::layer::{self, SCRATCH, Step};
 use super::meter::Phase;
@@ -112,14 +114,7 @@ impl layer::TimeMix for TimeMix {
     /// `out = Wo @ (group_norm(wkv(r, k, v)) * silu(g))`
     fn forward(&self, ops: &mut Ops<'_>, step: Step<'_>, tokens: &mut [Scratch<'_>]) -> Result<()> {
         let Step { inputs, state, out } = step;
-        for (Scratch { xk, xv, xr, xg, .. }, pair) in tokens.iter_mut().zip(inputs.pairs()) {
-            ops.token_shift(xk, Shift::Current, pair, self.time_mix_k)?;
-            ops.token_shift(xv, Shift::Current, pair, self.time_mix_v)?;
-            ops.token_shift(xr, Shift::Current, pair, self.time_mix_r)?;
-            if let Some(gate) = &self.gate {
-                ops.token_shift(xg, Shift::Current, pair, gate.time_mix_g)?;
-            }
-        }
+        self.shift(ops, inputs, tokens)?;
         ops.meter.end(Phase::Mix);
         self.project(ops, tokens)?;
         ops.meter.end(Phase::TimeMixIn);
@@ -132,6 +127,24 @@ impl layer::TimeMix for TimeMix {
 }
 
 impl TimeMix {
+    fn shift(&self, ops: &Ops<'_>, mut inputs: Inputs<'_>, tokens: &mut [Scratch<'_>]) -> Result<()> {
+        let Self { time_mix_k, time_mix_v, time_mix_r, .. } = *self;
+        let tokens = tokens.iter_mut();
+        match &self.gate {
+            Some(Gate { time_mix_g, .. }) => {
+                let outs = tokens.map(|Scratch { xk, xv, xr, xg, .. }| {
+                    [(xk, time_mix_k), (xv, time_mix_v), (xr, time_mix_r), (xg, *time_mix_g)]
+                });
+                inputs.shift(ops, Shift::Current, outs)
+            }
+            None => {
+                let outs = tokens
+                    .map(|Scratch { xk, xv, xr, .. }| [(xk, time_mix_k), (xv, time_mix_v), (xr, time_mix_r)]);
+                inputs.shift(ops, Shift::Current, outs)
+            }
+        }
+    }
+
     /// Key, value, receptance and gate.
     fn project(&self, ops: &mut Ops<'_>, tokens: &mut [Scratch<'_>]) -> Result<()> {
         let Self { key, value, receptance, .. } = *self;
@@ -160,7 +173,7 @@ impl TimeMix {
         let (kernels, norms, gate) = (ops.kernels, self.heads.norms(ops)?, self.gate.is_some());
         let (k, v, r, g) = (&**k, &**v, &**r, &**g);
         self.heads.for_each_unit(ops.pool, state, gated.values(), units, &|i, state, out, [wkv, normed]| {
-            self.heads.recur(state, wkv, |state, y, head| {
+            self.heads.recur(kernels, state, wkv, |state, y, head| {
                 let [r, k, v, u, w] = [r, k, v, u, w].map(|x| &x[i.clone()][head.clone()]);
                 kernels.wkv6(y, state, r, k, v, u, w);
             });

@@ -1,11 +1,13 @@
 //! Time mixing of RWKV-6 (arXiv 2404.05892, section 4): as RWKV-5, with token shift and decay that depend on the
 //! token through low-rank matrices.
 
+use rwkv_edge_kernels::layout::Shift;
+
 use crate::error::{Error, Result};
 use crate::format::{Config, MatrixRef, ModelFile, VectorRef};
 use crate::memory::Buffers;
 
-use super::common::{Input, Inputs, Ops, Shift};
+use super::common::{Input, Inputs, Ops, Tail};
 use super::heads::{self, HeadNorm};
 use super::layer::{self, SCRATCH, Step};
 use super::meter::Phase;
@@ -130,7 +132,8 @@ impl layer::TimeMix for TimeMix {
             let Scratch { xs: [xw, xk, xv, xr, xg], decay_low, k, v, r, g, .. } = token;
             ([&mut **k, v, r, g, decay_low.values()], [&*xk, xv, xr, xg, xw])
         });
-        ops.matmul([key, value, receptance, gate, self.time_decay_w1], projections)?;
+        let tails = [Tail::None, Tail::None, Tail::None, Tail::None, Tail::Tanh];
+        ops.matmul_then(tails, [key, value, receptance, gate, self.time_decay_w1], projections)?;
         ops.meter.end(Phase::TimeMixIn);
         for token in &mut *tokens {
             self.recur(ops, state, token)?;
@@ -142,13 +145,16 @@ impl layer::TimeMix for TimeMix {
 
 impl TimeMix {
     /// `x_c = h + (h_prev - h) * (maa_c + w2_c @ tanh(w1 @ xx)_c)` for the five inputs c.
-    fn dynamic_shift(&self, ops: &mut Ops<'_>, inputs: Inputs<'_>, tokens: &mut [Scratch<'_>]) -> Result<()> {
-        for (Scratch { xx, .. }, pair) in tokens.iter_mut().zip(inputs.pairs()) {
-            ops.token_shift(xx, Shift::Previous, pair, self.time_maa_x)?;
-        }
-        ops.matmul([self.time_maa_w1], tokens.iter_mut().map(|token| ([&mut *token.low], [&token.xx])))?;
+    fn dynamic_shift(
+        &self,
+        ops: &mut Ops<'_>,
+        mut inputs: Inputs<'_>,
+        tokens: &mut [Scratch<'_>],
+    ) -> Result<()> {
+        inputs.shift(ops, Shift::Previous, tokens.iter_mut().map(|t| [(&mut t.xx, self.time_maa_x)]))?;
+        let lows = tokens.iter_mut().map(|token| ([&mut *token.low], [&token.xx]));
+        ops.matmul_then([Tail::Tanh], [self.time_maa_w1], lows)?;
         for Scratch { low, lows, .. } in &mut *tokens {
-            ops.kernels.tanh(low);
             for (input, low) in lows.iter_mut().zip(low.chunks_exact(low.len() / 5)) {
                 input.values().copy_from_slice(low);
                 ops.quantize(input);
@@ -171,7 +177,6 @@ impl TimeMix {
     /// The recurrence of one token, with its decay, norm and gate.
     fn recur(&self, ops: &mut Ops<'_>, state: &mut [f32], token: &mut Scratch<'_>) -> Result<()> {
         let Scratch { decay_low, k, v, r, g, units, gated, .. } = token;
-        ops.kernels.tanh(decay_low.values());
         ops.quantize(decay_low);
         let decay_w2 = ops.read(self.time_decay_w2)?;
         let (u, decay) = (ops.file.vector(self.time_faaaa)?, ops.file.vector(self.time_decay)?);
@@ -187,7 +192,7 @@ impl TimeMix {
                 kernels.matvec(w, &decay_w2, i.start, decay_low);
                 kernels.add(w, &decay[i.clone()]);
                 kernels.decay6(w);
-                self.heads.recur(state, wkv, |state, y, head| {
+                self.heads.recur(kernels, state, wkv, |state, y, head| {
                     let [r, k, v, u] = [r, k, v, u].map(|x| &x[i.clone()][head.clone()]);
                     kernels.wkv6(y, state, r, k, v, u, &w[head]);
                 });

@@ -2,13 +2,13 @@
 //! by what a normalised key removes, at an in-context learning rate; values are mixed with those of layer 0.
 
 use rwkv_edge_kernels::Kernels;
-use rwkv_edge_kernels::layout::{Activation, Matrix};
+use rwkv_edge_kernels::layout::{Activation, Matrix, Shift};
 
 use crate::error::{Error, Result};
 use crate::format::{Config, MatrixRef, ModelFile, VectorRef};
 use crate::memory::Buffers;
 
-use super::common::{Input, Ops, Shift};
+use super::common::{Input, Inputs, Ops, Tail};
 use super::heads::{self, HeadNorm};
 use super::layer::{self, SCRATCH, Step};
 use super::meter::Phase;
@@ -147,9 +147,7 @@ impl layer::TimeMix for TimeMix {
     /// `out = Wo @ ((group_norm(wkv) + bonus * v) * g)`
     fn forward(&self, ops: &mut Ops<'_>, step: Step<'_>, tokens: &mut [Scratch<'_>]) -> Result<()> {
         let Step { inputs, state, out } = step;
-        for (token, pair) in tokens.iter_mut().zip(inputs.pairs()) {
-            self.shift(ops, pair, token)?;
-        }
+        self.shift(ops, inputs, tokens)?;
         ops.meter.end(Phase::Mix);
         self.project(ops, tokens)?;
         ops.meter.end(Phase::TimeMixIn);
@@ -163,17 +161,18 @@ impl layer::TimeMix for TimeMix {
 }
 
 impl TimeMix {
-    fn shift(&self, ops: &Ops<'_>, pair: [&[f32]; 2], token: &mut Scratch<'_>) -> Result<()> {
-        let Scratch { xr, xw, xk, xv, xa, xg, .. } = token;
-        let shifts = [
-            (xr, self.x_r),
-            (xk, self.x_k),
-            (xv, self.x_v),
-            (xw, self.decay.mix),
-            (xa, self.iclr.mix),
-            (xg, self.gate.mix),
-        ];
-        shifts.into_iter().try_for_each(|(x, mix)| ops.token_shift(x, Shift::Previous, pair, mix))
+    fn shift(&self, ops: &Ops<'_>, mut inputs: Inputs<'_>, tokens: &mut [Scratch<'_>]) -> Result<()> {
+        let outs = tokens.iter_mut().map(|Scratch { xr, xw, xk, xv, xa, xg, .. }| {
+            [
+                (xr, self.x_r),
+                (xk, self.x_k),
+                (xv, self.x_v),
+                (xw, self.decay.mix),
+                (xa, self.iclr.mix),
+                (xg, self.gate.mix),
+            ]
+        });
+        inputs.shift(ops, Shift::Previous, outs)
     }
 
     /// Receptance, key, value, and the first factors of the low-rank matrices.
@@ -189,7 +188,9 @@ impl TimeMix {
                     let [w_low, a_low, g_low, v_low] = lows;
                     ([&mut **r, k, v, w_low, a_low, g_low, v_low], [&*xr, xk, xv, xw, xa, xg, xv])
                 });
-                ops.matmul([a, b, c, d, e, f, mix.first], projections)?;
+                let tails =
+                    [Tail::None, Tail::None, Tail::None, Tail::Tanh, Tail::None, Tail::Sigmoid, Tail::None];
+                ops.matmul_then(tails, [a, b, c, d, e, f, mix.first], projections)?;
             }
             None => {
                 let projections = tokens.iter_mut().map(|token| {
@@ -197,12 +198,11 @@ impl TimeMix {
                     let [w_low, a_low, g_low] = [w_low.values(), a_low.values(), g_low.values()];
                     ([&mut **r, k, v, w_low, a_low, g_low], [&*xr, xk, xv, xw, xa, xg])
                 });
-                ops.matmul([a, b, c, d, e, f], projections)?;
+                let tails = [Tail::None, Tail::None, Tail::None, Tail::Tanh, Tail::None, Tail::Sigmoid];
+                ops.matmul_then(tails, [a, b, c, d, e, f], projections)?;
             }
         }
         for Scratch { w_low, a_low, v_low, g_low, .. } in tokens {
-            ops.kernels.tanh(w_low.values());
-            ops.kernels.sigmoid(g_low.values());
             [w_low, a_low, v_low, g_low].into_iter().for_each(|low| ops.quantize(low));
         }
         Ok(())
@@ -227,6 +227,9 @@ impl TimeMix {
         let (r, k, v, v_first) = (&**r, &**k, &**v, &**v_first);
         self.heads.for_each_unit(ops.pool, state, gated.values(), units, &|i, state, out, vectors| {
             let [w, a, g, key, value, kk, wkv, t] = vectors;
+            kernels.prefetch(&state[..n * n]);
+            [k_k, k_a, r_k].iter().for_each(|x| kernels.prefetch(&x[i.clone()]));
+            norms.prefetch(i.clone());
             let [r, k, v, v_first] = [r, k, v, v_first].map(|x| &x[i.clone()]);
             let [k_k, k_a, r_k] = [k_k, k_a, r_k].map(|x| &x[i.clone()]);
             decay.rows(kernels, w, i.start);
@@ -250,7 +253,7 @@ impl TimeMix {
             kernels.mul(t, k, a);
             kernels.lerp(key, k, t, k_a);
 
-            self.heads.recur(state, wkv, |state, y, head| {
+            self.heads.recur(kernels, state, wkv, |state, y, head| {
                 let [w, k, v, kk, a] = [&*w, &*key, &*value, &*kk, &*a].map(|x| &x[head.clone()]);
                 kernels.wkv7(y, state, &r[head], w, k, v, kk, a);
             });

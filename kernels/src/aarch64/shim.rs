@@ -11,20 +11,32 @@ use crate::layout::LINE_BYTES;
 /// Asks for the cache line `LINE` lines behind the start of `bytes`, at this place among the loads.
 #[inline(always)]
 pub(super) fn prefetch<const LINE: usize>(bytes: &[u8]) {
+    prefetch_at::<LINE>(bytes.as_ptr());
+}
+
+#[inline(always)]
+fn prefetch_at<const LINE: usize>(at: *const u8) {
     #[cfg(not(miri))]
     // SAFETY: a prefetch changes nothing and never faults, whatever the address.
     unsafe {
-        asm!("prfm pldl1keep, [{at}, {offset}]", at = in(reg) bytes.as_ptr(), offset = const LINE_BYTES * LINE,
+        asm!("prfm pldl1keep, [{at}, {offset}]", at = in(reg) at, offset = const LINE_BYTES * LINE,
             options(nostack, preserves_flags, readonly))
     };
     #[cfg(miri)]
-    let _ = bytes;
+    let _ = at;
 }
 
 /// Asks for every cache line of `bytes`.
 #[inline(always)]
 pub(super) fn prefetch_all(bytes: &[u8]) {
     bytes.chunks(LINE_BYTES).for_each(prefetch::<0>);
+}
+
+/// Asks for every cache line of `x`.
+pub(super) fn prefetch_floats(x: &[f32]) {
+    for line in x.chunks(LINE_BYTES / 4) {
+        prefetch_at::<0>(line.as_ptr().cast());
+    }
 }
 
 /// Four times four codes, each in every 32-bit lane of a register (LD4R).

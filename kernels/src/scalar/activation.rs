@@ -18,7 +18,7 @@ pub(crate) fn quantize(x: &mut ActivationMut<'_>) {
 }
 
 #[inline(always)]
-fn quantize_group(values: &[f32; GROUP_SIZE], codes: &mut [i8; GROUP_SIZE]) -> (f32, i32) {
+pub(super) fn quantize_group(values: &[f32; GROUP_SIZE], codes: &mut [i8; GROUP_SIZE]) -> (f32, i32) {
     let amax = f32::from_bits(values.iter().fold(0, |m, &v| m.max(magnitude_bits(v))));
     if amax < ZERO_BELOW {
         codes.fill(0);
@@ -49,13 +49,6 @@ pub(crate) fn nonzero(indices: &mut [u32], values: &mut [f32], x: &[f32]) -> usi
 pub(crate) fn lerp<F: Fma>(out: &mut [f32], a: &[f32], b: &[f32], t: &[f32]) {
     for (((out, &a), &b), &t) in out.iter_mut().zip(a).zip(b).zip(t) {
         *out = F::fma(t, b - a, a);
-    }
-}
-
-#[inline(always)]
-pub(crate) fn sigmoid_mul<F: Fma>(out: &mut [f32], gate: &[f32], x: &[f32]) {
-    for ((out, &gate), &x) in out.iter_mut().zip(gate).zip(x) {
-        *out = F::sigmoid(gate) * x;
     }
 }
 

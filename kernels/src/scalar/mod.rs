@@ -10,6 +10,7 @@ mod norm;
 mod read;
 pub(crate) mod record;
 pub(crate) mod search;
+mod shift;
 pub(crate) mod sparse;
 mod wkv;
 
@@ -18,6 +19,11 @@ pub(crate) use heads::mul;
 pub(crate) use record::dequantize_record;
 pub(crate) use search::{max, reaching};
 pub(crate) use sparse::largest_magnitude;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use norm::Moments;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use shift::{ends, shift_rest};
 
 use core::ops::Range;
 
@@ -52,11 +58,12 @@ pub(crate) const fn kernels<F: Fma>(isa: Isa) -> Kernels {
         sparse_finish_int4: sparse::finish_int4,
         dequantize_record,
         record_dots: record::record_dots::<F>,
+        prefetch: |_| (),
         read: read::read,
         layer_norm: norm::layer_norm::<F>,
         lerp: activation::lerp::<F>,
+        norm_shift: shift::norm_shift::<F>,
         wkv4: wkv::wkv4::<F>,
-        sigmoid_mul: activation::sigmoid_mul::<F>,
         relu_squared,
         add,
         softmax: norm::softmax::<F>,
@@ -94,7 +101,6 @@ with_mul_add! {
         y: &mut [f32], k: &[f32], v: &[f32], time_first: &[f32], time_decay: &[f32],
         aa: &mut [f32], bb: &mut [f32], pp: &mut [f32]
     ) = wkv;
-    fn sigmoid_mul(out: &mut [f32], gate: &[f32], x: &[f32]) = activation;
     fn softmax(out: &mut [f32], x: &[f32]) -> SoftmaxStats = norm;
     fn wkv6_columns(
         columns: Range<usize>, y: &mut [f32], state: &mut [f32], r: &[f32], k: &[f32], v: &[f32], u: &[f32],

@@ -35,20 +35,40 @@ pub(super) fn tree(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 
     lanes[0]
 }
 
+/// What a vector is normalised by.
+#[derive(Clone, Copy)]
+pub(crate) struct Moments {
+    pub(crate) mean: f32,
+    /// One over the standard deviation.
+    pub(crate) inverse: f32,
+}
+
+impl Moments {
+    #[inline(always)]
+    pub(crate) fn of<F: Fma>(x: &[f32], eps: f32) -> Self {
+        let n = x.len() as f32;
+        let add = |a, b| a + b;
+        let mean = tree(fold_lanes(x, 0.0, add), add) / n;
+        let squares = fold_lanes(x, 0.0, |acc, v| {
+            let d = v - mean;
+            F::fma(d, d, acc)
+        });
+        let variance = tree(squares, add) / n;
+        Self { mean, inverse: 1.0 / (variance + eps).sqrt() }
+    }
+
+    /// Normalises some of the vector's elements.
+    #[inline(always)]
+    pub(super) fn normalize<F: Fma>(self, out: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32]) {
+        for (((out, &x), &weight), &bias) in out.iter_mut().zip(x).zip(weight).zip(bias) {
+            *out = F::fma((x - self.mean) * self.inverse, weight, bias);
+        }
+    }
+}
+
 #[inline(always)]
 pub(crate) fn layer_norm<F: Fma>(out: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32], eps: f32) {
-    let n = x.len() as f32;
-    let add = |a, b| a + b;
-    let mean = tree(fold_lanes(x, 0.0, add), add) / n;
-    let squares = fold_lanes(x, 0.0, |acc, v| {
-        let d = v - mean;
-        F::fma(d, d, acc)
-    });
-    let variance = tree(squares, add) / n;
-    let inverse = 1.0 / (variance + eps).sqrt();
-    for (((out, &x), &weight), &bias) in out.iter_mut().zip(x).zip(weight).zip(bias) {
-        *out = F::fma((x - mean) * inverse, weight, bias);
-    }
+    Moments::of::<F>(x, eps).normalize::<F>(out, x, weight, bias);
 }
 
 #[inline(always)]

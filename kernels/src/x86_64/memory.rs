@@ -122,12 +122,12 @@ pub(super) fn broadcast_512(codes: &[i8; 4]) -> __m512i {
     _mm512_set1_epi32(i32::from_ne_bytes(codes.map(|code| code as u8)))
 }
 
-/// Asks for every cache line of `bytes`, at this place among the loads: compilers would gather what is asked for one
+/// Asks for every cache line of `items`, at this place among the loads: compilers would gather what is asked for one
 /// by one, and the processor have more of it in flight than it can hold, then less.
 #[inline]
-pub(super) fn prefetch(bytes: &[u8]) {
-    let start = bytes.as_ptr();
-    for line in 0..bytes.len().div_ceil(64) {
+pub(super) fn prefetch<T>(items: &[T]) {
+    let start = items.as_ptr().cast::<u8>();
+    for line in 0..size_of_val(items).div_ceil(64) {
         // SAFETY: a prefetch never faults, whatever the address.
         #[allow(unused_unsafe, reason = "not an unsafe function in newer compilers")]
         unsafe {

@@ -16,6 +16,7 @@ mod read;
 mod record;
 mod record_512;
 mod shared;
+mod shift;
 mod sparse;
 mod sparse_256;
 mod sparse_512;
@@ -23,7 +24,9 @@ mod sparse_float;
 mod streams;
 
 use crate::isa::Isa;
-use crate::layout::{Activation, ActivationMut, GROUP_SIZE, Matrix, Records, Sparse, SparseScale};
+use crate::layout::{
+    Activation, ActivationMut, GROUP_SIZE, Matrix, Normed, Records, Shift, Shifted, Sparse, SparseScale,
+};
 use crate::quant::{Group, ScaleOverflow};
 use crate::table::{Kernels, SoftmaxStats};
 
@@ -49,11 +52,12 @@ pub(crate) const AVX2: Kernels = Kernels {
     sparse_finish_int4: entry::finish_int4,
     dequantize_record: entry::dequantize_record,
     record_dots: entry::record_dots_avx2,
+    prefetch: memory::prefetch,
     read: entry::read,
     layer_norm: entry::layer_norm,
     lerp: entry::lerp,
+    norm_shift: entry::norm_shift,
     wkv4: entry::wkv4,
-    sigmoid_mul: entry::sigmoid_mul,
     relu_squared: entry::relu_squared,
     add: entry::add,
     softmax: entry::softmax,
@@ -127,6 +131,9 @@ entries! { avx512_vnni_entry:
 
 entries! { entry:
     fn quantize(x: &mut ActivationMut<'_>) = quantize;
+    fn norm_shift(
+        h: &mut [f32], x: Normed<'_>, h_prev: &[f32], shift: Shift, outs: &mut [Shifted<'_, '_>]
+    ) = shift;
     fn matvec_f32(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = float;
     fn matvec_f16(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = float;
     fn matvec_int8(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = int;
@@ -147,7 +154,6 @@ entries! { entry:
         y: &mut [f32], k: &[f32], v: &[f32], time_first: &[f32], time_decay: &[f32],
         aa: &mut [f32], bb: &mut [f32], pp: &mut [f32]
     ) = shared;
-    fn sigmoid_mul(out: &mut [f32], gate: &[f32], x: &[f32]) = shared;
     fn relu_squared(x: &mut [f32]) = shared;
     fn largest_magnitude(x: &[f32]) -> f32 = shared;
     fn max(x: &[f32]) -> f32 = shared;

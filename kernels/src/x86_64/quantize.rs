@@ -23,6 +23,13 @@ fn quantize_group(values: &[f32; GROUP_SIZE], codes: &mut [i8; GROUP_SIZE]) -> (
     for (x, values) in x.iter_mut().zip(values.as_chunks::<8>().0) {
         *x = load_f32(values);
     }
+    quantize_registers(x, codes)
+}
+
+/// Scale and sum of a group, and its codes.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn quantize_registers(x: [__m256; GROUP_SIZE / 8], codes: &mut [i8; GROUP_SIZE]) -> (f32, i32) {
     let amax = f32::from_bits(top_bits(x) as u32);
     if amax < ZERO_BELOW {
         codes.fill(0);

@@ -23,7 +23,6 @@ instantiate! {
         y: &mut [f32], k: &[f32], v: &[f32], time_first: &[f32], time_decay: &[f32],
         aa: &mut [f32], bb: &mut [f32], pp: &mut [f32]
     ) = scalar;
-    fn sigmoid_mul(out: &mut [f32], gate: &[f32], x: &[f32]) = scalar;
     fn relu_squared(x: &mut [f32]) = scalar;
     fn largest_magnitude(x: &[f32]) -> f32 = scalar;
     fn max(x: &[f32]) -> f32 = scalar;

@@ -1,6 +1,8 @@
 //! Every available level against scalar: the same bits, nothing read or written outside.
 
-use rwkv_edge_kernels::{DType, Kernels, MAX_READ_STREAMS, Sparse};
+use rwkv_edge_kernels::{
+    ActivationMut, DType, Isa, Kernels, MAX_READ_STREAMS, Normed, Shift, Shifted, Sparse,
+};
 
 use crate::guard::Guarded;
 use crate::support::{
@@ -596,13 +598,69 @@ fn lerp() {
     report.finish();
 }
 
+/// What one operation after the other makes of the inputs of `norm_shift`: the normalised vector and the outputs.
+fn norm_shift_in_steps(
+    x: Normed<'_>,
+    h_prev: &[f32],
+    shift: Shift,
+    mixes: &[&Guarded<f32>],
+) -> (Vec<f32>, Vec<Input>) {
+    let mut h = vec![0.0; h_prev.len()];
+    scalar().layer_norm(&mut h, x.x, x.weight, x.bias, x.eps);
+    let (from, to) = match shift {
+        Shift::Current => (h_prev, &*h),
+        Shift::Previous => (&*h, h_prev),
+    };
+    let output = |mix: &&Guarded<f32>| {
+        let mut mixed = vec![0.0; from.len()];
+        scalar().lerp(&mut mixed, from, to, mix);
+        Input::new(&mixed, scalar())
+    };
+    let outputs = mixes.iter().map(output).collect();
+    (h, outputs)
+}
+
 #[test]
-fn sigmoid_mul() {
+fn norm_shift() {
     let mut report = Report::default();
-    for_vectors(19, |shape, n, [gate, x, _]| {
-        check_f32(&mut report, "sigmoid_mul", shape, &canaries(n), |kernels, out| {
-            kernels.sigmoid_mul(out, gate, x);
-        });
+    for_vectors(24, |shape, n, [x, weight, mix]| {
+        let (bias, h_prev) = (mix, weight);
+        let mixes = [mix, x, weight];
+        let x = Normed { x, weight, bias, eps: 1e-5 };
+        for shift in [Shift::Current, Shift::Previous] {
+            for count in 0..=mixes.len() {
+                let (wanted_h, wanted) = norm_shift_in_steps(x, h_prev, shift, &mixes[..count]);
+                for kernels in Isa::ALL.iter().filter_map(|&isa| Kernels::for_isa(isa)) {
+                    let mut h = Guarded::new(&canaries(n));
+                    let mut outputs: Vec<Input> =
+                        (0..count).map(|_| Input::unquantized(&vec![f32::CANARY; n])).collect();
+                    let mut parts: Vec<ActivationMut<'_>> = outputs.iter_mut().map(Input::parts).collect();
+                    let mut shifted: Vec<Shifted<'_, '_>> =
+                        parts.iter_mut().zip(mixes).map(|(out, mix)| Shifted { mix, out }).collect();
+                    kernels.norm_shift(&mut h, x, h_prev, shift, &mut shifted);
+                    let shape = format!("{shape} {shift:?} {count}");
+                    report.compare("norm_shift h", kernels.isa(), &shape, &wanted_h, &h);
+                    for (wanted, got) in wanted.iter().zip(&outputs) {
+                        report.compare(
+                            "norm_shift values",
+                            kernels.isa(),
+                            &shape,
+                            &wanted.values,
+                            &got.values,
+                        );
+                        report.compare("norm_shift codes", kernels.isa(), &shape, &wanted.codes, &got.codes);
+                        report.compare(
+                            "norm_shift scales",
+                            kernels.isa(),
+                            &shape,
+                            &wanted.scales,
+                            &got.scales,
+                        );
+                        report.compare("norm_shift sums", kernels.isa(), &shape, &wanted.sums, &got.sums);
+                    }
+                }
+            }
+        }
     });
     report.finish();
 }

@@ -85,14 +85,11 @@ fn sparse_product_is_pinned() {
 #[test]
 fn vector_operations_are_pinned() {
     type Op = fn(&Kernels, &mut [f32], [&[f32]; 3]);
-    let operations: [(&str, u64, Op); 6] = [
+    let operations: [(&str, u64, Op); 5] = [
         ("layer_norm", 0x847a_c260_b965_89ae, |kernels, out, [x, w, b]| {
             kernels.layer_norm(out, x, w, b, 1e-5)
         }),
         ("lerp", 0x372e_5d6d_3941_de04, |kernels, out, [a, b, t]| kernels.lerp(out, a, b, t)),
-        ("sigmoid_mul", 0x23f1_64dd_c318_e10d, |kernels, out, [gate, x, _]| {
-            kernels.sigmoid_mul(out, gate, x)
-        }),
         ("relu_squared", 0x084e_a5b3_f86e_e33d, |kernels, out, [x, _, _]| {
             out.copy_from_slice(x);
             kernels.relu_squared(out);

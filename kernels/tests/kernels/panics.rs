@@ -4,8 +4,8 @@ use rwkv_edge_kernels::quant::{
     TENSOR_SCALE, decode_matrix_row, decode_record, encode_block_row, encode_record, largest_scales,
 };
 use rwkv_edge_kernels::{
-    Activation, ActivationMut, DType, GROUP_SIZE, Isa, Kernels, Matrix, Records, Sparse, SparseScale,
-    matrix_bytes, records_bytes, sparse_sums,
+    Activation, ActivationMut, DType, GROUP_SIZE, Isa, Kernels, Matrix, Normed, Records, Shift, Shifted,
+    Sparse, SparseScale, matrix_bytes, records_bytes, sparse_sums,
 };
 
 use crate::support::{Bytes, Input, Rng, TestRecords, scalar};
@@ -325,10 +325,6 @@ fn element_wise_operations_reject_differing_lengths() {
         let [y, k, x, u, w, aa, bb, pp] = v else { unreachable!() };
         kernels.wkv4(y, k, x, u, w, aa, bb, pp);
     });
-    rejects_each_length(3, |kernels, v| {
-        let [out, gate, x] = v else { unreachable!() };
-        kernels.sigmoid_mul(out, gate, x);
-    });
     rejects_each_length(2, |kernels, v| {
         let [x, y] = v else { unreachable!() };
         kernels.add(x, y);
@@ -337,6 +333,35 @@ fn element_wise_operations_reject_differing_lengths() {
         let [out, x] = v else { unreachable!() };
         kernels.softmax(out, x);
     });
+}
+
+#[test]
+fn norm_shift_rejects_wrong_shapes() {
+    const N: usize = 100;
+    let run = |lengths: [usize; 6], padded: usize| {
+        panics(|kernels| {
+            let [h, x, weight, bias, h_prev, mix] = lengths.map(|n| vec![1.0; n]);
+            let mut values = vec![0.0; padded];
+            let out = &mut ActivationMut {
+                values: &mut values,
+                codes: &mut [0; 128],
+                scales: &mut [0.0; 4],
+                sums: &mut [0; 4],
+            };
+            let x = Normed { x: &x, weight: &weight, bias: &bias, eps: 1e-5 };
+            let outs = &mut [Shifted { mix: &mix, out }];
+            kernels.norm_shift(&mut { h }, x, &h_prev, Shift::Current, outs);
+        })
+    };
+    assert!(!run([N; 6], 128));
+    assert!(run([N; 6], 192) && run([N; 6], 127));
+    for odd in 0..6 {
+        for length in [0, N - 1, N + 1] {
+            let mut lengths = [N; 6];
+            lengths[odd] = length;
+            assert!(run(lengths, 128), "argument {odd} of length {length}");
+        }
+    }
 }
 
 #[test]

@@ -137,12 +137,16 @@ impl Input {
     }
 
     pub(crate) fn quantize(&mut self, kernels: &Kernels) {
-        kernels.quantize(&mut ActivationMut {
+        kernels.quantize(&mut self.parts());
+    }
+
+    pub(crate) fn parts(&mut self) -> ActivationMut<'_> {
+        ActivationMut {
             values: &mut self.values,
             codes: &mut self.codes,
             scales: &mut self.scales,
             sums: &mut self.sums,
-        });
+        }
     }
 
     pub(crate) fn view(&self) -> Activation<'_> {
