@@ -18,7 +18,7 @@ pub(crate) fn quantize(x: &mut ActivationMut<'_>) {
 }
 
 #[inline(always)]
-pub(super) fn quantize_group(values: &[f32; GROUP_SIZE], codes: &mut [i8; GROUP_SIZE]) -> (f32, i32) {
+fn quantize_group(values: &[f32; GROUP_SIZE], codes: &mut [i8; GROUP_SIZE]) -> (f32, i32) {
     let amax = f32::from_bits(values.iter().fold(0, |m, &v| m.max(magnitude_bits(v))));
     if amax < ZERO_BELOW {
         codes.fill(0);

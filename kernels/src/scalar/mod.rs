@@ -23,7 +23,7 @@ pub(crate) use sparse::largest_magnitude;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use norm::Moments;
 #[cfg(target_arch = "x86_64")]
-pub(crate) use shift::{ends, shift_rest};
+pub(crate) use shift::ends;
 
 use core::ops::Range;
 

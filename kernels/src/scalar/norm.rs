@@ -59,7 +59,7 @@ impl Moments {
 
     /// Normalises some of the vector's elements.
     #[inline(always)]
-    pub(super) fn normalize<F: Fma>(self, out: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32]) {
+    pub(crate) fn normalize<F: Fma>(self, out: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32]) {
         for (((out, &x), &weight), &bias) in out.iter_mut().zip(x).zip(weight).zip(bias) {
             *out = F::fma((x - self.mean) * self.inverse, weight, bias);
         }

@@ -18,7 +18,7 @@ pub(super) fn quantize(x: &mut ActivationMut<'_>) {
 
 #[target_feature(enable = "avx2")]
 #[inline]
-fn quantize_group(values: &[f32; GROUP_SIZE], codes: &mut [i8; GROUP_SIZE]) -> (f32, i32) {
+pub(super) fn quantize_group(values: &[f32; GROUP_SIZE], codes: &mut [i8; GROUP_SIZE]) -> (f32, i32) {
     let mut x = [_mm256_setzero_ps(); GROUP_SIZE / 8];
     for (x, values) in x.iter_mut().zip(values.as_chunks::<8>().0) {
         *x = load_f32(values);

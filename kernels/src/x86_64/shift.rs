@@ -3,10 +3,10 @@
 use core::arch::x86_64::*;
 
 use super::memory::{load_f32, store_f32};
-use super::quantize::quantize_registers;
+use super::quantize::{quantize_group, quantize_registers};
 use crate::layout::{GROUP_SIZE, Normed, Shift, Shifted};
 use crate::math::MulAdd;
-use crate::scalar::{Moments, ends, shift_rest};
+use crate::scalar::{Moments, ends, lerp};
 
 /// A group in registers.
 type Group = [__m256; GROUP_SIZE / 8];
@@ -40,7 +40,30 @@ pub(super) fn norm_shift(
             (out.scales[g], out.sums[g]) = quantize_registers(mixed, &mut out.codes.as_chunks_mut().0[g]);
         }
     }
-    shift_rest::<MulAdd>(moments, h, x, h_prev, shift, outs);
+    shift_rest(moments, h, x, h_prev, shift, outs);
+}
+
+/// What is left after whole groups, and the padding.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn shift_rest(
+    moments: Moments,
+    h: &mut [f32],
+    x: Normed<'_>,
+    h_prev: &[f32],
+    shift: Shift,
+    outs: &mut [Shifted<'_, '_>],
+) {
+    let whole = h.len() / GROUP_SIZE;
+    let at = whole * GROUP_SIZE;
+    let h = &mut h[at..];
+    moments.normalize::<MulAdd>(h, &x.x[at..], &x.weight[at..], &x.bias[at..]);
+    let (from, to) = ends(shift, &*h, &h_prev[at..]);
+    for Shifted { mix, out } in outs {
+        lerp(&mut out.values[at..mix.len()], from, to, &mix[at..]);
+        for (g, values) in out.values.as_chunks().0.iter().enumerate().skip(whole) {
+            (out.scales[g], out.sums[g]) = quantize_group(values, &mut out.codes.as_chunks_mut().0[g]);
+        }
+    }
 }
 
 /// Group `g`.
