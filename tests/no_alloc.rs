@@ -1,4 +1,5 @@
-//! After a session exists, reading and writing text allocates nothing; and the plan states what was allocated.
+//! After a session exists, reading and writing text allocates nothing; and a session itself allocates next to nothing beside
+//! its buffers, a mapping of the size that the plan states (`memory::arena` tests that).
 //!
 //! Without the test harness, whose other thread allocates when a test has run for a minute, as this one may on a board.
 
@@ -48,7 +49,7 @@ fn main() {
         let model = model(&fixture(&format!("{version}-tiny.pth")), dtype, None);
         generate_without_allocating(&model, n);
     }
-    println!("a session allocates its plan and then nothing: ok");
+    println!("a session maps its plan and then allocates nothing: ok");
 }
 
 fn generate_without_allocating(model: &Arc<Model>, n: usize) {

@@ -120,7 +120,7 @@ mod tests {
     #[test]
     fn an_arena_that_no_memory_is_large_enough_for_is_an_error() {
         let plan = Plan {
-            regions: vec![crate::memory::Region { name: "a", bytes: isize::MAX as usize / 2 }],
+            regions: vec![crate::memory::Region { name: "a", bytes: usize::MAX / 64 * 64 }],
             ..Plan::default()
         };
         let error = Arena::new(&plan).err().unwrap().to_string();
