@@ -628,7 +628,7 @@ fn norm_shift() {
         let mixes = [mix, x, weight];
         let x = Normed { x, weight, bias, eps: 1e-5 };
         for shift in [Shift::Current, Shift::Previous] {
-            for count in 0..=mixes.len() {
+            for count in if cfg!(miri) { 2..=2 } else { 0..=mixes.len() } {
                 let (wanted_h, wanted) = norm_shift_in_steps(x, h_prev, shift, &mixes[..count]);
                 for kernels in Isa::ALL.iter().filter_map(|&isa| Kernels::for_isa(isa)) {
                     let mut h = Guarded::new(&canaries(n));
