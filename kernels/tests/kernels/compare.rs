@@ -590,6 +590,15 @@ fn layer_norm() {
 }
 
 #[test]
+fn prefetch_up_to_an_unmapped_page_harms_nothing() {
+    for n in lengths() {
+        let x = Guarded::new(&vec![1.0f32; n]);
+        Isa::ALL.iter().filter_map(|&isa| Kernels::for_isa(isa)).for_each(|kernels| kernels.prefetch(&x));
+        assert!(x.iter().all(|&x| x == 1.0));
+    }
+}
+
+#[test]
 fn lerp() {
     let mut report = Report::default();
     for_vectors(18, |shape, n, [a, b, t]| {
