@@ -164,7 +164,7 @@
 //! ## `norm_shift`
 //!
 //! `layer_norm`, then for each output `lerp(h_prev, h, mix)`, or `lerp(h, h_prev, mix)` if the mix weighs the previous
-//! token, then `quantize`: each element goes through all three before the next.
+//! token, then `quantize`.
 //!
 //! ## `softmax`
 //!

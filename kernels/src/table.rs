@@ -390,7 +390,7 @@ impl Kernels {
         (self.lerp)(out, a, b, t);
     }
 
-    /// Layer norm, token shift and quantization in one pass: `h` becomes [`layer_norm`](Self::layer_norm) of `x`, the
+    /// Layer norm, token shift and quantization, in one pass where that is faster: `h` becomes [`layer_norm`](Self::layer_norm) of `x`, the
     /// first elements of each output `h_prev + mix (h - h_prev)`, or `h + mix (h_prev - h)` if the mix weighs the previous
     /// token, by [`lerp`](Self::lerp), and then each output is [`quantize`](Self::quantize)d with what its padding holds.
     ///
