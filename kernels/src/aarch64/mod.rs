@@ -49,7 +49,7 @@ pub(crate) const NEON: Kernels = Kernels {
     sparse_finish_int8: entry::finish_int8,
     sparse_finish_int4: entry::finish_int4,
     record_dots: entry::record_dots,
-    prefetch: shim::prefetch_floats,
+    prefetch: shim::prefetch_all,
     read: entry::read,
     wkv6: entry::wkv6,
     wkv7: entry::wkv7,

@@ -26,17 +26,10 @@ fn prefetch_at<const LINE: usize>(at: *const u8) {
     let _ = at;
 }
 
-/// Asks for every cache line of `bytes`.
+/// Asks for every cache line of `items`.
 #[inline(always)]
-pub(super) fn prefetch_all(bytes: &[u8]) {
-    bytes.chunks(LINE_BYTES).for_each(prefetch::<0>);
-}
-
-/// Asks for every cache line of `x`.
-pub(super) fn prefetch_floats(x: &[f32]) {
-    for line in x.chunks(LINE_BYTES / 4) {
-        prefetch_at::<0>(line.as_ptr().cast());
-    }
+pub(super) fn prefetch_all<T>(items: &[T]) {
+    items.chunks(LINE_BYTES / size_of::<T>()).for_each(|line| prefetch_at::<0>(line.as_ptr().cast()));
 }
 
 /// Four times four codes, each in every 32-bit lane of a register (LD4R).
