@@ -70,7 +70,8 @@ impl fmt::Display for DefaultThreads {
 }
 
 /// Largest resident set of this process so far, in bytes, mapped pages included; `None` where the system
-/// does not tell.
+/// does not tell. Linux counts per core and sums late, so that a later answer may be some pages less than
+/// an earlier one.
 pub fn peak_rss_bytes() -> Option<u64> {
     let peak = status_field("VmHWM:")?;
     let kib: u64 = peak.strip_suffix("kB")?.trim().parse().ok()?;
