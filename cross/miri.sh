@@ -4,7 +4,22 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export MIRIFLAGS="-Zmiri-disable-isolation" RUST_BACKTRACE=0
-RUSTFLAGS="-C target-feature=+avx2,+fma,+f16c" cargo +nightly miri test -p rwkv-edge-kernels --test kernels -- compare::
-RUSTFLAGS="-C target-feature=+dotprod,+i8mm" cargo +nightly miri test --target aarch64-unknown-linux-gnu -p rwkv-edge-kernels \
-    --test kernels -- compare::
-cargo +nightly miri test -p rwkv-edge --no-default-features --lib threads
+arm_log=$(mktemp)
+trap 'rm -f "$arm_log"' EXIT
+
+# kernels TARGET FEATURES
+kernels() {
+    RUSTFLAGS="-C target-feature=$2" cargo +nightly miri test --target "$1" -p rwkv-edge-kernels --test kernels -- compare::
+}
+
+# Miri runs on one core: what takes longest goes beside the rest.
+for target in x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu; do
+    cargo +nightly miri setup --target "$target"
+done
+failed=
+kernels aarch64-unknown-linux-gnu +dotprod,+i8mm >"$arm_log" 2>&1 &
+kernels x86_64-unknown-linux-gnu +avx2,+fma,+f16c || failed=1
+cargo +nightly miri test -p rwkv-edge --no-default-features --lib threads || failed=1
+wait $! || failed=1
+cat "$arm_log"
+[ -z "$failed" ]
