@@ -135,13 +135,25 @@ pub(super) use by_streams;
 mod tests {
     use std::cell::Cell;
 
-    use super::Walk;
+    use super::{Walk, amd_family};
     use crate::layout::{ActivationMut, DType, GROUP_SIZE, Matrix, matrix_bytes};
     use crate::{Isa, Kernels};
 
     thread_local! {
         /// The walk of this thread, instead of what suits the processor.
         pub(super) static FORCED: Cell<Option<Walk>> = const { Cell::new(None) };
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_family_is_what_linux_says() {
+        let cpu_info = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+        let field = |name| {
+            let line = cpu_info.lines().find(|line| line.starts_with(name)).unwrap();
+            line.split(": ").nth(1).unwrap()
+        };
+        let family = field("cpu family").parse().unwrap();
+        assert_eq!(amd_family(), (field("vendor_id") == "AuthenticAMD").then_some(family));
     }
 
     #[test]
