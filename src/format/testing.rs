@@ -1,4 +1,4 @@
-//! A small valid model file for tests. `tests/format_corrupt.rs` includes this module too, so it uses only
+//! A small valid model file for tests. `tests/integration/format_corrupt.rs` includes this module too, so it uses only
 //! the public interface, through its parent.
 
 use std::path::Path;

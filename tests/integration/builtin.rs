@@ -1,0 +1,22 @@
+//! The shipped model is what our own converter makes of the shipped checkpoint.
+
+use std::fs;
+
+use crate::common::{convert, options, root};
+use rwkv_edge::kernels::DType;
+use rwkv_quantize::convert::Options;
+
+/// The command of `models/README.md`.
+#[test]
+fn the_builtin_file_is_reproduced_byte_for_byte() {
+    let options = Options {
+        tokenizer: Some(root().join("models/fairy_vocab.txt")),
+        start_tokens: vec![0],
+        sampling: vec!["temperature=0.8".into(), "top-p=0.5".into()],
+        ..options(DType::Int8)
+    };
+    let (_folder, path) = convert(&root().join("models/fairy.pth"), &options);
+    let made = fs::read(path).unwrap();
+    assert!(made == rwkv_edge::builtin::fairy(), "run the command of models/README.md");
+    assert!(made == fs::read(root().join("models/fairy-int8.rwkv")).unwrap());
+}

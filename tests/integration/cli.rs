@@ -1,0 +1,372 @@
+//! The binaries as a user meets them: output, errors, exit codes.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::common::{convert, fixture, options};
+use rwkv_edge::kernels::DType;
+use tempfile::TempDir;
+
+/// The binary, behind the emulator that `RWKV_EDGE_RUNNER` names where these tests run under one.
+fn command() -> Command {
+    let binary = env!("CARGO_BIN_EXE_rwkv-edge");
+    let mut command = match std::env::var("RWKV_EDGE_RUNNER") {
+        Ok(runner) => {
+            let mut words = runner.split_whitespace();
+            let mut command = Command::new(words.next().expect("RWKV_EDGE_RUNNER names a program"));
+            command.args(words).arg(binary);
+            command
+        }
+        Err(_) => Command::new(binary),
+    };
+    command.stdin(Stdio::null()).env_remove("RWKV_EDGE_ISA");
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    command().args(args).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// The one line on standard error of a run that must fail with exit code 1.
+fn failure(args: &[&str]) -> String {
+    let output = run(args);
+    assert_eq!(output.status.code(), Some(1), "{args:?}");
+    assert!(output.stdout.is_empty());
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(message.lines().count(), 1, "{message}");
+    assert!(message.starts_with("rwkv-edge: "), "{message}");
+    message
+}
+
+fn tiny() -> (TempDir, String) {
+    let (folder, path) = convert(&fixture("v4-tiny.pth"), &options(DType::Int8));
+    (folder, path.to_str().unwrap().to_owned())
+}
+
+#[test]
+fn run_without_a_model_tells_a_story_and_a_summary() {
+    let output = run(&["run", "--prompt", "Once upon a time", "-n", "40", "--temperature", "0"]);
+    let text = stdout(&output);
+    assert!(text.split_whitespace().count() >= 20, "{text}");
+    let summary = String::from_utf8(output.stderr).unwrap();
+    for part in ["prompt:", "generation: 40 tokens", "tokens/s", "built-in", "RWKV-4", "threads:", "peak RSS"]
+    {
+        assert!(summary.contains(part), "{part:?} missing in {summary}");
+    }
+}
+
+#[test]
+fn greedy_text_is_the_same_on_every_isa_and_thread_count() {
+    let story = |isa: &str, threads: &str| {
+        let args =
+            ["run", "-p", "The fox", "-n", "12", "--temperature", "0", "--isa", isa, "--threads", threads];
+        stdout(&run(&args))
+    };
+    let expected = story("scalar", "1");
+    assert!(!expected.is_empty());
+    for isa in rwkv_edge::kernels::Isa::ALL.iter().filter(|isa| isa.is_available()) {
+        assert_eq!(story(isa.name(), "2"), expected, "{isa}");
+    }
+}
+
+#[test]
+fn a_seed_repeats_a_text_and_another_gives_another() {
+    let story = |seed| stdout(&run(&["run", "-p", "A king", "-n", "30", "--seed", seed]));
+    assert_eq!(story("1"), story("1"));
+    assert_ne!(story("1"), story("2"));
+}
+
+#[test]
+fn the_prompt_may_come_from_a_file_or_standard_input() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("prompt.txt");
+    fs::write(&file, "The old woman").unwrap();
+    let rest = ["-n", "10", "--temperature", "0"];
+    let expected = stdout(&run(&[&["run", "-p", "The old woman"], &rest[..]].concat()));
+    assert_eq!(stdout(&run(&[&["run", "-f", file.to_str().unwrap()], &rest[..]].concat())), expected);
+
+    assert_eq!(stdout(&pipe(&[&["run"], &rest[..]].concat(), b"The old woman")), expected);
+}
+
+#[test]
+fn a_stop_text_ends_the_output_before_it() {
+    let args = ["run", "-p", "Once upon a time", "-n", "60", "--temperature", "0"];
+    let whole = stdout(&run(&args));
+    let stop = whole.get(20..26).unwrap();
+    let stopped = stdout(&run(&[&args[..], &["--stop", stop]].concat()));
+    assert_eq!(stopped, whole[..whole.find(stop).unwrap()]);
+}
+
+#[test]
+fn logits_as_text_and_binary_are_the_same_numbers() {
+    let (_folder, model) = tiny();
+    let text = stdout(&run(&["logits", &model, "--tokens", "1,2,3"]));
+    let binary = run(&["logits", &model, "--tokens", "1,2,3", "--binary"]).stdout;
+    let from_text: Vec<f32> = text.lines().map(|line| line.parse().unwrap()).collect();
+    let from_binary: Vec<f32> = binary.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+    assert_eq!(from_text.len(), 256);
+    assert_eq!(from_text, from_binary);
+}
+
+/// Runs the binary with `input` on standard input.
+fn pipe(args: &[&str], input: &[u8]) -> Output {
+    let mut child = command()
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn tokenize_prints_ids_and_decodes_them_again() {
+    let text = b"Once upon a time, \xf0\x9f\x90\xba \xff\n";
+    let ids = stdout(&pipe(&["tokenize"], text));
+    assert!(ids.lines().count() > 5);
+    assert_eq!(pipe(&["tokenize", "--decode"], ids.as_bytes()).stdout, text);
+    let refused = pipe(&["tokenize", "--decode"], b"1 2 five");
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("five"));
+}
+
+#[test]
+fn eval_against_itself_is_exact_and_against_another_is_not() {
+    let (_f32_folder, f32) = convert(&fixture("v4-tiny.pth"), &options(DType::F32));
+    let f32 = f32.to_str().unwrap();
+    let (_folder, int8) = tiny();
+    let folder = tempfile::tempdir().unwrap();
+    let text = folder.path().join("text.txt");
+    fs::write(&text, "some bytes to predict ".repeat(5)).unwrap();
+    let eval = |model: &str| {
+        let args = ["eval", model, "--text", text.to_str().unwrap(), "--against", f32];
+        let text = stdout(&run(&args));
+        let field = |name: &str| {
+            let line =
+                text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name}: {text}"));
+            line[name.len()..].split_whitespace().next().unwrap().parse::<f64>().unwrap()
+        };
+        (field("tokens"), field("nats/token"), field("mean KL"), field("top-1 agreement"))
+    };
+    let (tokens, nats, kl, agreement) = eval(f32);
+    assert_eq!((tokens, kl, agreement), (109.0, 0.0, 100.0));
+    assert!(nats > 0.0);
+    let (_, _, kl, _) = eval(&int8);
+    assert!(kl > 0.0 && kl < 0.01, "{kl}");
+}
+
+#[test]
+fn eval_against_another_model_is_refused() {
+    let (_folder, model) = tiny();
+    let message = failure(&["eval", "--text", fixture("README.md").to_str().unwrap(), "--against", &model]);
+    assert!(message.contains("different models"), "{message}");
+}
+
+#[test]
+fn info_shows_the_header_the_plan_and_the_kernels_and_verifies() {
+    let (_folder, model) = tiny();
+    let text = stdout(&run(&["info", &model, "--tensors", "--verify"]));
+    for part in [
+        "RWKV-4",
+        "v4-tiny.pth",
+        "SHA-256",
+        "memory plan",
+        "arena in total",
+        "kernels",
+        "self-test         ok",
+    ] {
+        assert!(text.contains(part), "{part:?} missing in {text}");
+    }
+    assert!(text.contains("blocks.2.ffn.value.weight"), "{text}");
+}
+
+#[test]
+fn bench_prints_speed_and_bandwidth() {
+    let (_folder, model) = tiny();
+    let text = stdout(&run(&["bench", &model, "-n", "4", "--threads", "1,2", "--profile"]));
+    for part in ["threads           2", "decode", "p99", "read per token", "share of limit", "time_mix in"] {
+        assert!(text.contains(part), "{part:?} missing in {text}");
+    }
+}
+
+#[test]
+fn bench_prints_json() {
+    let (_folder, model) = tiny();
+    let text = stdout(&run(&["bench", &model, "-n", "4", "--threads", "1,2", "--json", "--profile"]));
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    for (run, threads) in json["runs"].as_array().unwrap().iter().zip([1, 2]) {
+        assert_eq!(run["threads"], threads);
+        for key in [
+            "prompt_tokens_per_second",
+            "decode_tokens_per_second",
+            "bytes_per_token",
+            "read_bandwidth_bytes_per_second",
+            "share_of_limit",
+        ] {
+            assert!(run[key].as_f64().unwrap() > 0.0, "{key} in {text}");
+        }
+        let latency = |key: &str| run["latency_ms"][key].as_f64().unwrap();
+        assert!(0.0 < latency("p50") && latency("p50") <= latency("p99") && latency("p99") <= latency("max"));
+        assert!(run["profile_us_per_token"]["head"].as_f64().unwrap() > 0.0);
+    }
+}
+
+#[test]
+fn what_bench_does_without_costs_bytes() {
+    let bytes = |without: &[&str]| {
+        let text = stdout(&run(&[&["bench", "-n", "8", "--threads", "1", "--json"], without].concat()));
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        json["runs"][0]["bytes_per_token"].as_f64().unwrap()
+    };
+    let all = bytes(&[]);
+    assert!(bytes(&["--without", "sparse-value"]) > 1.1 * all);
+    assert!(bytes(&["--without", "shortlist"]) > 1.02 * all);
+    assert!(bytes(&["--choose", "logits"]) > 1.02 * all);
+}
+
+/// Writes `bytes` to a file and returns the error that `logits` gives for it.
+fn error_for(bytes: &[u8]) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("bad.rwkv");
+    fs::write(&path, bytes).unwrap();
+    let message = failure(&["logits", path.to_str().unwrap(), "--tokens", "1"]);
+    assert!(message.contains("bad.rwkv"), "{message}");
+    message
+}
+
+#[test]
+fn bad_files_give_one_clear_line() {
+    let (_folder, model) = tiny();
+    let good = fs::read(&model).unwrap();
+    let mut flipped = good.clone();
+    let middle = good.len() / 2;
+    flipped[middle] ^= 0x10;
+    let mut newer = good.clone();
+    newer[8] = 9;
+    let lfs = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n";
+    let cases: [(&[u8], &str); 8] = [
+        (b"", "empty"),
+        (
+            b"something else entirely, long enough to be read as a header of 64 bytes",
+            "not an rwkv-edge model",
+        ),
+        (&good[..good.len() - 1], "bytes"),
+        (&flipped, "checksum"),
+        (lfs, "LFS"),
+        (b"<!DOCTYPE html><html></html>", "web page"),
+        (&newer, "newer"),
+        (&fs::read(fixture("v4-tiny.pth")).unwrap(), "rwkv-quantize"),
+    ];
+    for (bytes, expected) in cases {
+        let message = error_for(bytes);
+        assert!(message.contains(expected), "expected {expected:?} in {message:?}");
+    }
+    assert!(failure(&["run", "no/such/file.rwkv", "-p", "x"]).contains("no/such/file.rwkv"));
+    assert!(failure(&["run", "-f", "no/such/prompt.txt"]).contains("no/such/prompt.txt"));
+}
+
+#[test]
+fn a_damaged_embedding_row_is_found_when_it_is_read() {
+    let (folder, model) = tiny();
+    let mut bytes = fs::read(&model).unwrap();
+    let file = rwkv_edge::format::ModelFile::open(Path::new(&model)).unwrap();
+    let embedding = file.tensor("emb.weight").unwrap();
+    bytes[(embedding.offset + 7 * embedding.len / 256) as usize] ^= 1;
+    let path = folder.path().join("damaged.rwkv");
+    fs::write(&path, bytes).unwrap();
+    let path = path.to_str().unwrap();
+    assert!(run(&["logits", path, "--tokens", "6,8"]).status.success());
+    assert!(failure(&["logits", path, "--tokens", "6,7"]).contains("record 7 of the embedding"));
+}
+
+#[test]
+fn wrong_numbers_are_refused() {
+    assert!(failure(&["logits", "--tokens", "5000"]).contains("5000"));
+    assert!(failure(&["run", "-p", "x", "--top-p", "2"]).contains("top_p"));
+    let output = command().args(["run", "-p", "x"]).env("RWKV_EDGE_ISA", "mmx").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("mmx"));
+    assert_eq!(run(&["run", "--no-such-option"]).status.code(), Some(2));
+}
+
+#[test]
+fn the_environment_chooses_the_kernels() {
+    let output = command().args(["info"]).env("RWKV_EDGE_ISA", "scalar").output().unwrap();
+    assert!(stdout(&output).contains("kernels           scalar"));
+}
+
+#[test]
+fn a_closed_pipe_is_success() {
+    let mut child = command()
+        .args(["run", "-p", "x", "-n", "300", "--seed", "1"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut first = [0; 1];
+    child.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_closed_standard_error_does_not_spoil_the_text() {
+    let args = ["run", "-p", "A king", "-n", "200", "--seed", "1"];
+    let expected = stdout(&run(&args));
+    let mut child = command().args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stderr.take());
+    assert_eq!(stdout(&child.wait_with_output().unwrap()), expected);
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_a_run_with_the_summary() {
+    // A model of bytes has no stop token, so only the signal can end this run.
+    let (_folder, model) = tiny();
+    let mut child = command()
+        .args(["run", &model, "-p", "x", "-n", "0"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut first = [0; 1];
+    child.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    let started = Instant::now();
+    let output = child.wait_with_output().unwrap();
+    assert!(started.elapsed() < Duration::from_secs(20));
+    assert!(output.status.success(), "{:?}", output.status);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("generation:"));
+}
+
+#[test]
+fn a_run_of_a_damaged_file_ends_with_an_error_however_short_it_is() {
+    let (folder, model) = tiny();
+    let mut bytes = fs::read(&model).unwrap();
+    let file = rwkv_edge::format::ModelFile::open(Path::new(&model)).unwrap();
+    let damaged = file.range(file.tensor("head.residual").unwrap());
+    bytes[damaged.end - 1] ^= 0x10;
+    let path = folder.path().join("damaged.rwkv");
+    fs::write(&path, bytes).unwrap();
+    let path = path.to_str().unwrap();
+    for n in ["1", "100"] {
+        let output = run(&["run", path, "-p", "x", "-n", n]);
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && message.lines().count() == 1, "{message}");
+        assert!(message.contains("tensor head.residual") && message.contains("damaged.rwkv"), "{message}");
+    }
+    assert!(run(&["run", path, "-p", "x", "-n", "1", "--no-verify"]).status.success());
+}

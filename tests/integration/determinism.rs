@@ -1,0 +1,159 @@
+//! The same bits whatever the instruction set, the thread count and the way the text is fed.
+
+use std::sync::Arc;
+
+use crate::common::{
+    VERSIONS, all_logits, convert, emulated, fixture, open, options, root, session, token_walk,
+};
+use rwkv_edge::kernels::{DType, Isa, Kernels};
+use rwkv_edge::{LoadOptions, Model, Session, SessionOptions, State, self_test};
+
+fn bits(logits: &[Vec<f32>]) -> Vec<Vec<u32>> {
+    logits.iter().map(|row| row.iter().map(|x| x.to_bits()).collect()).collect()
+}
+
+fn available() -> impl Iterator<Item = Isa> {
+    Isa::ALL.iter().copied().filter(|isa| isa.is_available())
+}
+
+#[test]
+fn logits_have_the_same_bits_on_every_isa_and_thread_count() {
+    for (version, dtype) in VERSIONS.iter().flat_map(|version| DType::ALL.map(|dtype| (version, dtype))) {
+        let (_folder, path) = convert(&fixture(&format!("{version}-tiny.pth")), &options(dtype));
+        let scalar = open(&path, Some(Isa::Scalar));
+        let (n, most_threads) = if emulated() { (20, 3) } else { (50, 4) };
+        let tokens = token_walk(n, scalar.config().n_vocab);
+        let expected = bits(&all_logits(&mut session(&scalar, 1), &tokens));
+        for isa in available() {
+            let model = open(&path, Some(isa));
+            for threads in 1..=most_threads {
+                let found = bits(&all_logits(&mut session(&model, threads), &tokens));
+                assert!(found == expected, "{version}, {dtype}, {isa}, {threads} threads");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_shipped_model_has_the_same_bits_on_every_isa_and_thread_count() {
+    let path = root().join("models/fairy-int8.rwkv");
+    let model = |isa| open(&path, Some(isa));
+    let tokens = token_walk(8, 4096);
+    let expected = bits(&all_logits(&mut session(&model(Isa::Scalar), 1), &tokens));
+    for isa in available() {
+        for threads in [1, 2, 3] {
+            assert!(
+                bits(&all_logits(&mut session(&model(isa), threads), &tokens)) == expected,
+                "{isa}, {threads} threads"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_recorded_self_test_passes_on_every_isa() {
+    for isa in available() {
+        let options = LoadOptions { isa: Some(isa), ..Default::default() };
+        let model = Model::open(&root().join("models/fairy-int8.rwkv"), &options).unwrap();
+        self_test::run(&Arc::new(model), Some(2)).unwrap();
+    }
+}
+
+#[test]
+fn conversion_writes_the_same_bytes_with_any_number_of_threads() {
+    for dtype in DType::ALL {
+        let files: Vec<Vec<u8>> = [1, 3]
+            .into_iter()
+            .map(|threads| {
+                let options = rwkv_quantize::convert::Options { threads, ..options(dtype) };
+                let (_folder, path) = convert(&fixture("v4-tiny.pth"), &options);
+                std::fs::read(path).unwrap()
+            })
+            .collect();
+        assert!(files[0] == files[1], "{dtype}");
+    }
+}
+
+#[test]
+fn a_copied_state_continues_as_the_original_does() {
+    let model = crate::common::model(&fixture("v4-tiny.pth"), DType::Int8, None);
+    let tokens = token_walk(30, model.config().n_vocab);
+    let mut whole = session(&model, 2);
+    let expected = all_logits(&mut whole, &tokens);
+
+    let mut first = session(&model, 1);
+    all_logits(&mut first, &tokens[..17]);
+    let state = first.state();
+    all_logits(&mut first, &[1, 2, 3]);
+    let mut second = session(&model, 3);
+    second.set_state(&state).unwrap();
+    let found = all_logits(&mut second, &tokens[17..]);
+    assert_eq!(bits(&found), bits(&expected[17..]));
+    second.reset().unwrap();
+    assert_eq!(second.state(), State::new(&model).unwrap());
+    assert_eq!(bits(&all_logits(&mut second, &tokens)), bits(&expected));
+}
+
+#[test]
+fn a_state_of_another_file_is_refused() {
+    let int8 = crate::common::model(&fixture("v4-tiny.pth"), DType::Int8, None);
+    let int4 = crate::common::model(&fixture("v4-tiny.pth"), DType::Int4, None);
+    let error = session(&int4, 1).set_state(&State::new(&int8).unwrap()).unwrap_err();
+    assert!(error.to_string().contains("another model"), "{error}");
+}
+
+#[test]
+fn skipping_logits_in_the_prompt_changes_nothing() {
+    let model = crate::common::model(&fixture("v4-tiny.pth"), DType::Int4, None);
+    let tokens = token_walk(20, model.config().n_vocab);
+    let expected = all_logits(&mut session(&model, 2), &tokens);
+    let mut skipping = session(&model, 2);
+    tokens[..19].iter().for_each(|&token| skipping.feed(token).unwrap());
+    assert_eq!(bits(&[skipping.forward(tokens[19]).unwrap().to_vec()]), bits(&expected[19..]));
+}
+
+/// A prompt goes through in chunks of up to eight tokens; feeding its tokens one by one to the scalar kernels is the
+/// reference.
+#[test]
+fn a_prompt_gives_the_same_bits_however_it_is_cut() {
+    // The last token is fed alone, as its logits show what the others left.
+    let cuts = [&[26][..], &[1, 2, 3, 4, 5, 6, 5], &[8, 8, 8, 2], &[7, 1, 9, 9], &[13, 13]];
+    let (cuts, threads) = if emulated() { (&cuts[1..2], &[3][..]) } else { (&cuts[..], &[1, 3][..]) };
+    for (version, dtype) in VERSIONS.iter().flat_map(|version| DType::ALL.map(|dtype| (version, dtype))) {
+        let (_folder, path) = convert(&fixture(&format!("{version}-tiny.pth")), &options(dtype));
+        let scalar = open(&path, Some(Isa::Scalar));
+        let tokens = token_walk(27, scalar.config().n_vocab);
+        let mut one_by_one = session(&scalar, 1);
+        let expected = bits(&[all_logits(&mut one_by_one, &tokens).pop().unwrap()]);
+        let state = one_by_one.state();
+        for isa in available().filter(|&isa| !emulated() || isa == Kernels::best().isa()) {
+            let model = open(&path, Some(isa));
+            for (&cuts, &threads) in cuts.iter().flat_map(|cuts| threads.iter().map(move |n| (cuts, n))) {
+                let mut whole = session(&model, threads);
+                let mut rest = &tokens[..];
+                for &cut in cuts {
+                    whole.prompt(rest.split_off(..cut).unwrap()).unwrap();
+                }
+                let found = bits(&[whole.forward(rest[0]).unwrap().to_vec()]);
+                assert!(found == expected, "{version}, {dtype}, {isa}, {cuts:?}, {threads} threads");
+                assert!(
+                    whole.state() == state,
+                    "{version}, {dtype}, {isa}, {cuts:?}, {threads} threads: state"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_same_seed_samples_the_same_tokens() {
+    let model = crate::common::model(&fixture("v4-tiny.pth"), DType::Int8, None);
+    let sample = |seed, threads| {
+        let options = SessionOptions { threads: Some(threads), seed, ..Default::default() };
+        let mut session = Session::new(Arc::clone(&model), &options).unwrap();
+        session.prompt(&[1, 2, 3]).unwrap();
+        (0..40).map(|_| session.next_token().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(sample(7, 1), sample(7, 3));
+    assert_ne!(sample(7, 1), sample(8, 1));
+}

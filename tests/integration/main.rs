@@ -1,0 +1,17 @@
+//! One test binary for all that needs no process of its own, so that it links once and its tests share both cores.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod builtin;
+mod cli;
+mod determinism;
+mod digests;
+mod format_corrupt;
+mod golden;
+mod model_tensors;
+mod nested_head;
+mod quality;
+mod sampler;
+mod text;
+mod tokenizer_sections;

@@ -1,0 +1,121 @@
+//! Files that are intact but do not have the tensors that a model needs, each test named after what is wrong.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::common::{convert, fixture, options, session};
+use rwkv_edge::format::{ElementType, FileContents, FilePlan, ModelFile, ModelWriter, WriteSpec};
+use rwkv_edge::kernels::DType;
+use rwkv_edge::kernels::layout::records_bytes;
+use rwkv_edge::{LoadOptions, Model};
+
+/// Writes the file at `from` anew, with what `edit` makes of each tensor and its bytes; those it returns false for are
+/// left out.
+fn rewrite(from: &Path, to: &Path, mut edit: impl FnMut(&mut WriteSpec, &mut Vec<u8>) -> bool) {
+    let file = ModelFile::open(from).unwrap();
+    let listed = file.tensors().iter().filter(|tensor| !tensor.name.ends_with(".crc32"));
+    let edited: Vec<_> = listed
+        .filter_map(|tensor| {
+            let mut spec = WriteSpec {
+                name: tensor.name.clone(),
+                dtype: tensor.dtype,
+                layout: tensor.layout,
+                shape: tensor.shape,
+                checked_by_record: tensor.checked_by_record,
+            };
+            let mut bytes = file.bytes(tensor).to_vec();
+            edit(&mut spec, &mut bytes).then_some((spec, bytes, tensor.scale))
+        })
+        .collect();
+    let plan = FilePlan::new(FileContents {
+        config: file.config().clone(),
+        tokenizer: file.tokenizer_bytes().to_vec(),
+        chat: file.chat().clone(),
+        provenance: file.provenance().clone(),
+        self_test: file.self_test().clone(),
+        tensors: edited.iter().map(|(spec, ..)| spec.clone()).collect(),
+    });
+    let mut writer = ModelWriter::create(to, plan.unwrap()).unwrap();
+    for (i, (_, bytes, scale)) in edited.iter().enumerate() {
+        writer.begin(i, *scale).unwrap();
+        writer.write(bytes).unwrap();
+        writer.end(0.0).unwrap();
+    }
+    writer.finish_data().unwrap();
+    writer.finish(file.provenance().clone(), file.self_test().clone()).unwrap();
+}
+
+/// The error of loading the int4 file of a fixture after `edit`.
+fn error(version: &str, edit: impl FnMut(&mut WriteSpec, &mut Vec<u8>) -> bool) -> String {
+    let (folder, path) = convert(&fixture(&format!("{version}-tiny.pth")), &options(DType::Int4));
+    let edited = folder.path().join("edited.rwkv");
+    rewrite(&path, &edited, edit);
+    Model::open(&edited, &LoadOptions::default()).unwrap_err().to_string()
+}
+
+#[test]
+fn any_tensor_left_out() {
+    for version in ["v4", "v7"] {
+        let (folder, path) = convert(&fixture(&format!("{version}-tiny.pth")), &options(DType::Int4));
+        let edited = folder.path().join("edited.rwkv");
+        let names: Vec<_> =
+            ModelFile::open(&path).unwrap().tensors().iter().map(|t| t.name.clone()).collect();
+        for left_out in names.iter().filter(|name| !name.ends_with(".crc32")) {
+            rewrite(&path, &edited, |spec, _| spec.name != *left_out);
+            let loaded = Model::open(&edited, &LoadOptions::default());
+            let message = loaded.expect_err(left_out).to_string();
+            // Half a nested head is an unknown variant; of anything else the name is known.
+            let named = if left_out == "head.residual" { "head.bound" } else { left_out };
+            let variant = left_out.contains("ffn.value.bound");
+            assert!(
+                message.contains(named) || variant && message.contains(".bound"),
+                "{left_out}: {message}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_tensor_that_nothing_reads() {
+    let message = error("v7", |spec, _| {
+        if spec.name == "blocks.0.att.x_r" {
+            spec.name = "blocks.0.att.x_q".into();
+        }
+        true
+    });
+    assert!(message.contains("x_q") || message.contains("x_r"), "{message}");
+}
+
+#[test]
+fn a_second_plane_of_eight_bits() {
+    let message = error("v7", |spec, bytes| {
+        if spec.name == "head.residual" {
+            spec.dtype = ElementType::Int8;
+            *bytes = vec![0; records_bytes(DType::Int8, spec.shape[0], spec.shape[1]).unwrap()];
+        }
+        true
+    });
+    assert!(message.contains("head.residual is int8, not int4"), "{message}");
+}
+
+/// Bounds that do not hold give other tokens, and nothing worse.
+#[test]
+fn bounds_that_do_not_hold() {
+    let (folder, path) = convert(&fixture("v7-tiny.pth"), &options(DType::Int4));
+    let edited = folder.path().join("edited.rwkv");
+    for bound in [0.0, -1.0, 1e-30, f32::MAX, f32::INFINITY, f32::NAN] {
+        rewrite(&path, &edited, |spec, bytes| {
+            if spec.name.ends_with(".bound") {
+                bytes.as_chunks_mut::<4>().0.fill(bound.to_le_bytes());
+            }
+            true
+        });
+        let model = Model::open(&edited, &LoadOptions::default()).map(Arc::new);
+        let Ok(model) = model else { continue };
+        let mut session = session(&model, 2);
+        session.prompt(&[1, 2, 3]).unwrap();
+        // An error if the logits are not finite.
+        let tokens: Vec<_> = (0..8).map_while(|_| session.next_token().ok().flatten()).collect();
+        assert!(tokens.iter().all(|&token| (token as usize) < model.config().n_vocab));
+    }
+}

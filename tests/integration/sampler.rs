@@ -1,0 +1,392 @@
+//! The sampler against a literal reference in f64, and its edges.
+
+use crate::common::PLAIN;
+use rwkv_edge::SamplingParams;
+use rwkv_edge::kernels::Kernels;
+use rwkv_edge::sampler::{Sampler, SamplerBuffers};
+
+/// Buffers with rubbish in them.
+struct Memory {
+    probs: Vec<f32>,
+    candidates: Vec<u32>,
+    counts: Vec<f32>,
+    seen: Vec<u32>,
+}
+
+impl Memory {
+    fn new(n: usize) -> Self {
+        Self {
+            probs: vec![f32::NAN; n],
+            candidates: vec![77; n],
+            counts: vec![-3.0; n],
+            seen: vec![u32::MAX; n],
+        }
+    }
+
+    fn buffers(&mut self) -> SamplerBuffers<'_> {
+        let Self { probs, candidates, counts, seen } = self;
+        SamplerBuffers { probs, candidates, counts, seen }
+    }
+}
+
+fn sample(sampler: &mut Sampler, logits: &[f32]) -> u32 {
+    let mut memory = Memory::new(logits.len());
+    sampler.sample(Kernels::best(), logits, &mut memory.buffers()).unwrap()
+}
+
+fn draws(params: SamplingParams, logits: &[f32], n: usize) -> Vec<usize> {
+    let mut sampler = Sampler::new(params, 1).unwrap();
+    let mut memory = Memory::new(logits.len());
+    let mut histogram = vec![0; logits.len()];
+    for _ in 0..n {
+        histogram[sampler.sample(Kernels::best(), logits, &mut memory.buffers()).unwrap() as usize] += 1;
+    }
+    histogram
+}
+
+/// A seeded stream (xorshift).
+struct Random(u64);
+
+impl Random {
+    fn uniform(&mut self) -> f64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    fn pick<T: Copy>(&mut self, values: &[T]) -> T {
+        values[(self.uniform() * values.len() as f64) as usize]
+    }
+}
+
+/// The probabilities of the steps 2 to 7 of the reference implementation, and how far from `top_p` the
+/// running sums stay.
+fn reference(logits: &[f32], counts: &[(u32, f64)], params: &SamplingParams) -> (Vec<f64>, f64) {
+    let mut logits: Vec<f64> = logits.iter().map(|logit| f64::from(*logit)).collect();
+    for &(id, count) in counts {
+        logits[id as usize] -=
+            f64::from(params.presence_penalty) + count * f64::from(params.frequency_penalty);
+    }
+    let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = logits.iter().map(|logit| (logit - max).exp()).sum();
+    let mut p: Vec<f64> = logits.iter().map(|logit| (logit - max).exp() / sum).collect();
+
+    let mut order: Vec<usize> = (0..p.len()).collect();
+    order.sort_by(|a, b| p[*b].total_cmp(&p[*a]).then(a.cmp(b)));
+    let mut distance = f64::INFINITY;
+    if params.top_p < 1.0 {
+        let top_p = f64::from(params.top_p);
+        let (mut running, mut cutoff) = (0.0, None);
+        for &id in &order {
+            running += p[id];
+            distance = distance.min((running - top_p).abs());
+            if running >= top_p && cutoff.is_none() {
+                cutoff = Some(p[id]);
+            }
+        }
+        p.iter_mut().filter(|p| **p < cutoff.unwrap_or(0.0)).for_each(|p| *p = 0.0);
+    }
+    if params.top_k > 0 {
+        order.iter().skip(params.top_k as usize).for_each(|id| p[*id] = 0.0);
+    }
+    p.iter_mut().for_each(|p| *p = p.powf(1.0 / f64::from(params.temperature)));
+    let sum: f64 = p.iter().sum();
+    (p.iter().map(|p| p / sum).collect(), distance)
+}
+
+/// The probabilities that the sampler drew by, from the weights it left behind: those of the candidates, or
+/// of all ids if no step takes any away.
+fn probabilities(memory: &Memory, params: &SamplingParams, n_candidates: usize) -> Vec<f64> {
+    let mut p = vec![0.0; memory.probs.len()];
+    if params.top_p == 1.0 && params.top_k == 0 {
+        p = memory.candidates.iter().map(|bits| f64::from(f32::from_bits(*bits))).collect();
+    } else {
+        for id in &memory.candidates[..n_candidates] {
+            p[*id as usize] = f64::from(memory.probs[*id as usize]);
+        }
+    }
+    let sum: f64 = p.iter().sum();
+    p.iter().map(|p| p / sum).collect()
+}
+
+#[test]
+fn candidates_and_probabilities_are_those_of_the_reference() {
+    let mut random = Random(99);
+    let mut near = 0;
+    for round in 0..1200 {
+        let n = random.pick(&[1usize, 2, 3, 10, 100, 1000, 4096]);
+        let spread = random.pick(&[0.1, 1.0, 3.0, 10.0]);
+        let logits: Vec<f32> = (0..n).map(|_| ((random.uniform() - 0.5) * 2.0 * spread) as f32).collect();
+        let params = SamplingParams {
+            temperature: random.pick(&[0.3, 0.7, 1.0, 1.5, 2.0]),
+            top_p: random.pick(&[0.0, 0.1, 0.3, 0.5, 0.85, 0.95, 0.999, 1.0]),
+            top_k: random.pick(&[0, 0, 1, 5, 128, 5000]),
+            presence_penalty: random.pick(&[0.0, 0.2, 2.0]),
+            frequency_penalty: random.pick(&[0.0, 0.5]),
+            penalty_decay: random.pick(&[1.0, 0.9, 0.0]),
+        };
+        let mut sampler = Sampler::new(params, round).unwrap();
+        let mut memory = Memory::new(n);
+        let mut counts: Vec<(u32, f64)> = Vec::new();
+        for _ in 0..5 {
+            let id = (random.uniform() * n as f64) as u32;
+            sampler.accept(id, &mut memory.buffers());
+            counts.iter_mut().for_each(|(_, count)| *count *= f64::from(params.penalty_decay));
+            match counts.iter_mut().find(|(seen, _)| *seen == id) {
+                Some((_, count)) => *count += 1.0,
+                None => counts.push((id, 1.0)),
+            }
+        }
+        let (expected, distance) = reference(&logits, &counts, &params);
+        let drawn = sampler.sample(Kernels::best(), &logits, &mut memory.buffers()).unwrap();
+        if distance < 1e-5 {
+            // The sums of f32 and f64 may fall on different sides of top_p.
+            near += 1;
+            continue;
+        }
+        assert!(expected[drawn as usize] > 0.0, "round {round}: drew {drawn}, which is not a candidate");
+        let found = probabilities(&memory, &params, expected.iter().filter(|p| **p > 0.0).count());
+        for (id, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            assert!(
+                (found - expected).abs() < 1e-5,
+                "round {round}, {params:?}, id {id}: {found} for {expected}"
+            );
+        }
+    }
+    assert!(near < 240, "{near} rounds were too near to top_p to compare");
+}
+
+#[test]
+fn draws_follow_the_probabilities() {
+    let logits: Vec<f32> = vec![1.0, 0.0, 2.0, -1.0, 0.5, 2.0, -f32::INFINITY, 1.5];
+    for (temperature, top_p, top_k) in [(1.0, 1.0, 0), (2.0, 0.8, 0), (0.5, 1.0, 4), (1.0, 0.9, 5)] {
+        let params = SamplingParams { temperature, top_p, top_k, ..PLAIN };
+        let (expected, _) = reference(&logits, &[], &params);
+        let n = 40_000;
+        let histogram = draws(params, &logits, n);
+        let mut chi_squared = 0.0;
+        for (found, p) in histogram.iter().zip(&expected) {
+            if *p == 0.0 {
+                assert_eq!(*found, 0);
+            } else {
+                chi_squared += (*found as f64 - p * n as f64).powi(2) / (p * n as f64);
+            }
+        }
+        // At most 6 degrees of freedom; the stream is fixed, so the figure is too.
+        assert!(chi_squared < 22.5, "chi squared {chi_squared} at {params:?}: {histogram:?}");
+    }
+}
+
+#[test]
+fn the_stream_of_a_seed_is_pinned() {
+    let logits: Vec<f32> = (0..50).map(|i| ((i * 7) % 11) as f32 * 0.25).collect();
+    let stream = |seed| {
+        let mut sampler = Sampler::new(SamplingParams { top_p: 0.9, ..PLAIN }, seed).unwrap();
+        std::iter::repeat_with(|| sample(&mut sampler, &logits)).take(12).collect::<Vec<_>>()
+    };
+    assert_eq!(stream(42), [4, 25, 47, 17, 3, 29, 36, 37, 17, 1, 36, 9]);
+    assert_eq!(stream(43), [45, 1, 39, 48, 3, 14, 6, 29, 12, 36, 4, 25]);
+}
+
+#[test]
+fn uniform_logits_show_the_random_numbers() {
+    // SplitMix64 from 1234567: its published outputs begin with 6457827717110365317, 3203168211198807973,
+    // 9817491932198370423, 4593380528125082431, 16408922859458223821; the draw is the upper bits of these.
+    let logits = vec![0.0; 1024];
+    let mut sampler = Sampler::new(PLAIN, 1_234_567).unwrap();
+    let outputs: [u64; 5] = [
+        6_457_827_717_110_365_317,
+        3_203_168_211_198_807_973,
+        9_817_491_932_198_370_423,
+        4_593_380_528_125_082_431,
+        16_408_922_859_458_223_821,
+    ];
+    for output in outputs {
+        assert_eq!(u64::from(sample(&mut sampler, &logits)), output >> 54);
+    }
+}
+
+#[test]
+fn a_clone_goes_on_with_the_same_tokens() {
+    let logits: Vec<f32> = (0..100).map(|i| (i % 13) as f32 * 0.1).collect();
+    let mut sampler = Sampler::new(PLAIN, 5).unwrap();
+    sample(&mut sampler, &logits);
+    let mut copy = sampler.clone();
+    for _ in 0..20 {
+        assert_eq!(sample(&mut sampler, &logits), sample(&mut copy, &logits));
+    }
+}
+
+#[test]
+fn temperature_0_takes_the_first_of_the_largest_and_no_random_number() {
+    let mut sampler = Sampler::new(SamplingParams { temperature: 0.0, top_p: 0.5, ..PLAIN }, 1).unwrap();
+    let before = format!("{sampler:?}");
+    assert_eq!(sample(&mut sampler, &[1.0, 3.0, 2.0, 3.0]), 1);
+    assert_eq!(sample(&mut sampler, &[-0.0, 0.0]), 0);
+    assert_eq!(sample(&mut sampler, &[f32::NEG_INFINITY, -9.0]), 1);
+    assert_eq!(format!("{sampler:?}"), before);
+}
+
+#[test]
+fn tiny_temperatures_take_the_largest() {
+    for temperature in [1e-3, 1e-20, f32::MIN_POSITIVE, 1e-45] {
+        let histogram = draws(SamplingParams { temperature, ..PLAIN }, &[0.0, 1.0, 0.9, -5.0], 100);
+        assert_eq!(histogram, [0, 100, 0, 0], "temperature {temperature}");
+    }
+}
+
+#[test]
+fn ties_with_the_cutoff_stay() {
+    let logits = [2.0, 0.0, 2.0, 1.0, 2.0];
+    let top_p_0 = draws(SamplingParams { top_p: 0.0, ..PLAIN }, &logits, 3000);
+    assert!(top_p_0[1] == 0 && top_p_0[3] == 0, "{top_p_0:?}");
+    assert!([0, 2, 4].iter().all(|id| (900..1100).contains(&top_p_0[*id])), "{top_p_0:?}");
+}
+
+#[test]
+fn a_running_sum_that_just_reaches_top_p_is_enough() {
+    let logits = [0.0, 1.0, -1.0];
+    let mut p = [0.0; 3];
+    Kernels::best().softmax(&mut p, &logits);
+    let exact = draws(SamplingParams { top_p: p[1], ..PLAIN }, &logits, 200);
+    assert_eq!(exact, [0, 200, 0]);
+    let above = draws(SamplingParams { top_p: p[1].next_up(), ..PLAIN }, &logits, 200);
+    assert!(above[0] > 0 && above[2] == 0, "{above:?}");
+}
+
+#[test]
+fn top_k_cuts_ties_by_the_lowest_id() {
+    for top_p in [0.9, 1.0] {
+        let logits = [0.0, 2.0, 1.0, 2.0, 2.0];
+        assert_eq!(draws(SamplingParams { top_k: 1, top_p, ..PLAIN }, &logits, 50), [0, 50, 0, 0, 0]);
+        let two = draws(SamplingParams { top_k: 2, top_p, ..PLAIN }, &logits, 100);
+        assert!(two[1] > 0 && two[3] > 0 && two[1] + two[3] == 100, "{two:?}");
+    }
+}
+
+#[test]
+fn a_vocabulary_of_one_token_works() {
+    for (temperature, top_p) in [(0.0, 0.5), (1.0, 0.0), (1.0, 1.0), (2.0, 0.3)] {
+        assert_eq!(draws(SamplingParams { temperature, top_p, ..PLAIN }, &[-3.0], 5), [5]);
+    }
+}
+
+#[test]
+fn a_flat_vocabulary_keeps_all_tokens_in_the_nucleus() {
+    // All tie with the cutoff, whatever top_p is; p is just about the bound of the filter.
+    for n in [3, 1000, 50_277, 65_536] {
+        for top_p in [0.0, 0.5] {
+            let mut sampler = Sampler::new(SamplingParams { top_p, ..PLAIN }, 3).unwrap();
+            let mut memory = Memory::new(n);
+            let logits = vec![0.1; n];
+            sampler.sample(Kernels::best(), &logits, &mut memory.buffers()).unwrap();
+            assert!(memory.candidates.iter().copied().eq(0..n as u32), "{n} tokens, top_p {top_p}");
+        }
+    }
+}
+
+#[test]
+fn banned_ids_are_never_drawn() {
+    let mut logits = [f32::NEG_INFINITY; 20];
+    logits[7] = -40.0;
+    for (top_p, top_k) in [(1.0, 0), (0.999_999_9, 0), (1.0, 3), (0.0, 0)] {
+        assert_eq!(draws(SamplingParams { top_p, top_k, ..PLAIN }, &logits, 50)[7], 50);
+    }
+}
+
+#[test]
+fn penalties_worked_by_hand() {
+    let params = SamplingParams {
+        temperature: 0.0,
+        presence_penalty: 0.5,
+        frequency_penalty: 0.25,
+        penalty_decay: 0.5,
+        ..PLAIN
+    };
+    let mut sampler = Sampler::new(params, 0).unwrap();
+    let mut memory = Memory::new(4);
+    let logits = [1.0, 1.5, 2.0, 0.0];
+    let mut step = |sampler: &mut Sampler, accept: u32| {
+        let id = sampler.sample(Kernels::best(), &logits, &mut memory.buffers()).unwrap();
+        let penalised = memory.probs.clone();
+        sampler.accept(accept, &mut memory.buffers());
+        (id, penalised)
+    };
+    assert_eq!(step(&mut sampler, 2), (2, vec![1.0, 1.5, 2.0, 0.0]));
+    // Count of 2 is 1: minus 0.5 + 0.25.
+    assert_eq!(step(&mut sampler, 2), (1, vec![1.0, 1.5, 1.25, 0.0]));
+    // Count of 2 is 0.5 + 1: minus 0.5 + 0.375.
+    assert_eq!(step(&mut sampler, 1), (1, vec![1.0, 1.5, 1.125, 0.0]));
+    // Counts: 2 has 0.75, 1 has 1.
+    assert_eq!(step(&mut sampler, 9), (2, vec![1.0, 0.75, 1.3125, 0.0]));
+    // An id outside the vocabulary: the counts decay all the same.
+    assert_eq!(step(&mut sampler, 0), (2, vec![1.0, 0.875, 1.40625, 0.0]));
+    sampler.reset(&mut memory.buffers());
+    assert_eq!(sampler.sample(Kernels::best(), &logits, &mut memory.buffers()).unwrap(), 2);
+    assert_eq!(memory.probs, logits);
+}
+
+#[test]
+fn presence_stays_when_the_count_has_decayed_to_nothing() {
+    let params = SamplingParams {
+        temperature: 0.0,
+        presence_penalty: 1.0,
+        frequency_penalty: 1.0,
+        penalty_decay: 0.0,
+        ..PLAIN
+    };
+    let mut sampler = Sampler::new(params, 0).unwrap();
+    let mut memory = Memory::new(3);
+    sampler.accept(0, &mut memory.buffers());
+    sampler.accept(1, &mut memory.buffers());
+    sampler.sample(Kernels::best(), &[5.0, 5.0, 1.0], &mut memory.buffers()).unwrap();
+    assert_eq!(memory.probs, [4.0, 3.0, 1.0]);
+}
+
+#[test]
+fn every_token_of_the_vocabulary_can_be_seen() {
+    let mut sampler = Sampler::new(PLAIN, 0).unwrap();
+    let mut memory = Memory::new(5);
+    for id in [0, 1, 2, 3, 4, 4, 3, 2, 1, 0] {
+        sampler.accept(id, &mut memory.buffers());
+    }
+    assert_eq!(memory.counts, [2.0; 5]);
+}
+
+#[test]
+fn logits_that_are_not_finite_are_an_error() {
+    let nan = f32::NAN;
+    let inf = f32::INFINITY;
+    for temperature in [0.0, 1.0] {
+        for logits in [[nan, nan], [1.0, nan], [nan, 1.0], [inf, 0.0], [-inf, -inf]] {
+            let mut sampler = Sampler::new(SamplingParams { temperature, ..PLAIN }, 0).unwrap();
+            let mut memory = Memory::new(2);
+            let error = sampler.sample(Kernels::best(), &logits, &mut memory.buffers()).unwrap_err();
+            assert_eq!(error.to_string(), "logits are not finite", "{logits:?}");
+        }
+    }
+    let mut sampler = Sampler::new(PLAIN, 0).unwrap();
+    assert!(sampler.sample(Kernels::best(), &[], &mut Memory::new(0).buffers()).is_err());
+}
+
+#[test]
+fn buffers_of_another_size_are_an_error() {
+    let mut sampler = Sampler::new(PLAIN, 0).unwrap();
+    let mut memory = Memory::new(3);
+    let error = sampler.sample(Kernels::best(), &[0.0; 4], &mut memory.buffers()).unwrap_err();
+    assert_eq!(error.to_string(), "sampler buffers of [3, 3, 3, 3] entries for 4 logits");
+}
+
+#[test]
+fn parameters_out_of_range_are_refused() {
+    for params in [
+        SamplingParams { temperature: -1.0, ..PLAIN },
+        SamplingParams { temperature: f32::NAN, ..PLAIN },
+        SamplingParams { top_p: 1.5, ..PLAIN },
+        SamplingParams { penalty_decay: 2.0, ..PLAIN },
+        SamplingParams { presence_penalty: f32::INFINITY, ..PLAIN },
+    ] {
+        assert!(Sampler::new(params, 0).is_err(), "{params:?}");
+    }
+}

@@ -1,0 +1,390 @@
+//! The binary as a user meets it: reports, progress, errors, exit codes, interruption.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use crate::common::{Desk, Model, Part, Parts, fixture};
+use rwkv_quantize::shapes::RELEASED;
+use rwkv_quantize::source::SourceDType;
+use sha2::{Digest, Sha256};
+
+fn command(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rwkv-quantize"));
+    command.args(args).stdin(Stdio::null()).env_remove("RWKV_EDGE_ISA");
+    command
+}
+
+fn run(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Output {
+    command(args).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+#[track_caller]
+fn stdout(output: &Output) -> &str {
+    assert!(output.status.success() && output.stderr.is_empty(), "{}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// The one line on standard error of a run that must fail with this code.
+#[track_caller]
+fn failure(output: &Output) -> &str {
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(output.stdout.is_empty());
+    assert!(message.starts_with("rwkv-quantize: ") && message.ends_with('\n'), "{message}");
+    assert_eq!(message.lines().count(), 1, "{message}");
+    message.trim_end()
+}
+
+#[test]
+fn help_names_every_option_and_version_is_the_crates() {
+    let output = run(["--help"]);
+    let help = stdout(&output);
+    for part in [
+        "<INPUT>",
+        "[OUTPUT]",
+        "--type",
+        "int8",
+        "int4",
+        "f16",
+        "f32",
+        "--tokenizer",
+        "--chat",
+        "--start-token",
+        "--sampling",
+        "--state",
+        "--group-norm-eps",
+        "--synth <SHAPE>",
+        "--ffn-sparsity",
+        "--seed",
+        "--threads",
+        "--inspect",
+    ] {
+        assert!(help.contains(part), "{part} is not in {help}");
+    }
+    let output = run(["--version"]);
+    assert_eq!(stdout(&output), concat!("rwkv-quantize ", env!("CARGO_PKG_VERSION"), "\n"));
+}
+
+#[test]
+fn a_conversion_reports_size_and_errors_and_shows_progress_in_plain_lines() {
+    let desk = Desk::new();
+    let output = run([
+        fixture("v7-tiny.pth").as_os_str(),
+        desk.output().as_os_str(),
+        "--type".as_ref(),
+        "int4".as_ref(),
+    ]);
+    let report = text(&output.stderr);
+    assert!(output.status.success() && output.stdout.is_empty(), "{report}");
+    assert!(!report.contains(['\r', '\u{1b}']), "{report:?}");
+    assert!(report.starts_with("100 % "), "{report}");
+
+    let model = Model::open(&desk.output()).0;
+    let weights = model.tensors().iter().filter(|tensor| tensor.dtype.weight().is_some());
+    // The second plane of the head is of the same weights as the first, and bounds are none.
+    let is_extra = |name: &str| name == "head.residual" || name.ends_with(".bound");
+    let (bytes, count) = weights.clone().fold((0, 0), |(bytes, count), tensor| {
+        let weights = if is_extra(&tensor.name) { 0 } else { tensor.shape[0] * tensor.shape[1] };
+        (bytes + tensor.len, count + weights)
+    });
+    let bits = 8.0 * bytes as f64 / count as f64;
+    let size = fs::metadata(desk.output()).unwrap().len();
+    let line = format!("{count} weights, {bits:.3} bits per weight, file size {size} bytes\n");
+    assert!(report.contains(&line), "{line} is not in {report}");
+    assert!(
+        report.contains(&format!("relative error {:.5} over all weights\n", model.provenance().rel_error))
+    );
+    // What the first plane leaves is no error.
+    let mut worst: Vec<_> = weights
+        .filter(|tensor| tensor.name != "head.weight")
+        .map(|tensor| (tensor.rel_error, tensor.name.as_str()))
+        .collect();
+    worst.sort_by(|a, b| b.0.total_cmp(&a.0));
+    for (error, name) in &worst[..5] {
+        assert!(report.contains(&format!("  {error:.5}  {name}\n")), "{name} is not in {report}");
+    }
+    assert!(report.contains("peak RSS"), "{report}");
+}
+
+#[test]
+fn inspection_shows_what_is_there_and_what_would_be_written_and_converts_nothing() {
+    let desk = Desk::new();
+    for (version, name, facts) in [
+        ("v4", "RWKV-4", "3 layers, n_embd 64, n_att 64, n_ffn 96, n_vocab 256"),
+        ("v5.1", "RWKV-5.1", "3 layers, n_embd 64, n_att 64, n_ffn 72, n_vocab 256"),
+        ("v6", "RWKV-6", "2 layers, n_embd 64, n_att 64, n_ffn 96, n_vocab 256"),
+        ("v7", "RWKV-7", "3 layers, n_embd 64, n_att 64, n_ffn 40, n_vocab 256"),
+    ] {
+        let parts = Parts::of(version);
+        desk.put(&parts.torch());
+        let input = desk.input();
+        let output = run([input.as_os_str(), desk.output().as_os_str(), "--inspect".as_ref()]);
+        let shown = stdout(&output);
+        let first = format!("input.pth: pth, {} bytes\n{name}: {facts}", fs::metadata(&input).unwrap().len());
+        assert!(shown.starts_with(&first), "{shown}");
+        let (source, written) = shown.split_once("\nwould write ").unwrap();
+        for Part { name, shape, dtype, .. } in &parts.0 {
+            let listed = |line: &str| {
+                line.trim_start().starts_with(name) && line.ends_with(&format!("{shape:?} {dtype}"))
+            };
+            assert!(source.lines().any(listed), "{name} is not in {source}");
+        }
+        assert_eq!(desk.files(), ["input.pth"]);
+
+        let model = desk.convert(&parts, &crate::common::options(rwkv_edge::kernels::DType::Int8)).0;
+        assert!(written.starts_with(&format!("{} bytes:\n", model.file_len())), "{written}");
+        assert_eq!(written.lines().count(), 1 + model.tensors().len());
+        for (tensor, line) in model.tensors().iter().zip(written.lines().skip(1)) {
+            let words: Vec<_> = line.split_whitespace().collect();
+            assert_eq!(words[0], tensor.name);
+            assert!(line.contains(&format!(" {} ", tensor.dtype)), "{line}");
+            assert!(line.ends_with(&format!(" {} bytes", tensor.len)), "{line}");
+        }
+        fs::remove_file(desk.output()).unwrap();
+    }
+}
+
+#[test]
+fn inspection_needs_no_tokenizer_and_says_that_one_is_missing() {
+    let desk = Desk::new();
+    let mut parts = Parts::of("v4");
+    parts.get("emb.weight").reshape(&[1000, 64]);
+    parts.get("head.weight").reshape(&[1000, 64]);
+    desk.put(&parts.torch());
+    let output = run([desk.input().as_os_str(), "--inspect".as_ref()]);
+    let shown = stdout(&output);
+    assert!(shown.contains("n_vocab 1000") && shown.contains("--tokenizer FILE"), "{shown}");
+    assert!(shown.contains("  head.weight"), "{shown}");
+    let output = run([desk.input(), desk.output()]);
+    assert!(failure(&output).contains("--tokenizer FILE"));
+    assert_eq!(desk.files(), ["input.pth"]);
+}
+
+#[test]
+fn what_is_wrong_with_an_input_is_said_in_one_line() {
+    let desk = Desk::new();
+    fs::create_dir(desk.path("folder")).unwrap();
+    fs::write(desk.path("empty"), "").unwrap();
+    fs::write(desk.path("page.pth"), "<!DOCTYPE html><html></html>").unwrap();
+    fs::write(desk.path("cut.pth"), &Parts::of("v4").torch()[..100_000]).unwrap();
+    let files = desk.files();
+    for name in ["missing.pth", "folder", "empty", "page.pth", "cut.pth"] {
+        for rest in [desk.output(), "--inspect".into()] {
+            let output = run([desk.path(name), rest]);
+            assert!(failure(&output).contains(name), "{}", failure(&output));
+        }
+    }
+    assert_eq!(desk.files(), files);
+}
+
+#[test]
+fn a_tensor_that_cannot_be_converted_is_said_in_the_last_line() {
+    let desk = Desk::new();
+    let mut parts = Parts::of("v6");
+    parts.get("ln_out.bias").set(9, f32::NAN);
+    desk.put(&parts.torch());
+    let output = run([desk.input(), desk.output()]);
+    let wanted = format!(
+        "rwkv-quantize: {}: tensor ln_out.bias: expected a finite number in element 9, found NaN",
+        desk.input().display()
+    );
+    assert_eq!(failure(&output), wanted);
+    assert_eq!(desk.files(), ["input.pth"]);
+}
+
+#[test]
+fn the_input_is_not_overwritten() {
+    let desk = Desk::new();
+    let bytes = Parts::of("v4").torch();
+    desk.put(&bytes);
+    failure(&run([desk.input(), desk.input()]));
+    assert!(fs::read(desk.input()).unwrap() == bytes);
+    assert_eq!(desk.files(), ["input.pth"]);
+}
+
+#[test]
+fn options_that_do_not_go_with_the_model_exit_with_1() {
+    let desk = Desk::new();
+    let fixture = fixture("v7-tiny.pth");
+    for (option, value, part) in [
+        ("--start-token", "256", "start_tokens"),
+        ("--sampling", "heat=1", "heat"),
+        ("--sampling", "top-p=0.5,temperature=-1", "temperature"),
+        ("--group-norm-eps", "2", "group_norm_eps"),
+        ("--state", "no such file", "no such file"),
+        ("--tokenizer", "no such file", "no such file"),
+    ] {
+        let output = run([fixture.as_os_str(), desk.output().as_os_str(), option.as_ref(), value.as_ref()]);
+        assert!(failure(&output).contains(part), "{}", failure(&output));
+    }
+    assert!(desk.files().is_empty());
+}
+
+#[test]
+fn wrong_usage_exits_with_2() {
+    let desk = Desk::new();
+    let (input, target) = (fixture("v4-tiny.pth"), desk.output());
+    let (input, target) = (input.to_str().unwrap(), target.to_str().unwrap());
+    for args in [
+        &[][..],
+        &[input],
+        &[input, target, "another"],
+        &[input, target, "--type", "int5"],
+        &[input, target, "--threads", "0"],
+        &[input, target, "--threads", "many"],
+        &[input, target, "--chat", "nobody"],
+        &[input, target, "--start-token", "-1"],
+        &[input, target, "--group-norm-eps", "small"],
+        &[input, target, "--unknown"],
+        &["--inspect"],
+        &["--synth", "rwkv7-0.1b"],
+        &["--synth", "rwkv7-0.1b", input, target],
+        &["--synth", "rwkv7-0.1b", "--seed", "-1", target],
+        &["--synth", "rwkv7-0.1b", "--ffn-sparsity", "most", target],
+        &["--synth", "rwkv7-0.1b", "--type", "int4", "x.safetensors"],
+        &["--synth", "rwkv7-0.1b", "--chat", "none", "x.SafeTensors"],
+        &["--seed", "1", input, target],
+        &["--ffn-sparsity", "0.5", input, target],
+    ] {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(output.stdout.is_empty() && text(&output.stderr).starts_with("error: "), "{args:?}");
+    }
+    assert!(desk.files().is_empty());
+}
+
+#[test]
+fn a_shape_that_is_not_known_gets_the_list_of_those_that_are() {
+    let output = run(["--synth", "rwkv7-1.6b", "x.rwkv"]);
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    for shape in RELEASED {
+        assert!(message.contains(shape.name), "{} is not in {message}", shape.name);
+    }
+}
+
+#[test]
+fn a_synthetic_checkpoint_can_be_inspected() {
+    let output = run(["--synth", "rwkv7-13.3b", "--type", "int4", "--seed", "3", "--inspect"]);
+    let shown = stdout(&output);
+    let first = "synth rwkv7-13.3b seed 3 ffn-sparsity 0.5: synthetic, ";
+    assert!(shown.starts_with(first) && shown.contains("RWKV-7: 61 layers, n_embd 4096"), "{shown}");
+    assert!(shown.contains("would write ") && !shown.contains("tokenizer, but"), "{shown}");
+}
+
+#[test]
+fn a_released_shape_becomes_a_model_or_the_checkpoint_of_the_same_model() {
+    let desk = Desk::new();
+    let (model, checkpoint) = (desk.output(), desk.path("checkpoint.safetensors"));
+    let synth = |output: &Path, options: &[&str]| {
+        let args = ["--synth", "rwkv4-169m", "--seed", "5", "--ffn-sparsity", "0.9"];
+        let output = command(args).args(options).arg(output).output().unwrap();
+        assert!(output.status.success() && output.stdout.is_empty(), "{}", text(&output.stderr));
+        text(&output.stderr).to_owned()
+    };
+    let said = synth(&model, &["--type", "f16"]);
+    assert!(said.starts_with("no built-in vocabulary has 50277 tokens"), "{said}");
+    assert!(synth(&checkpoint, &[]).contains("synth rwkv4-169m seed 5 ffn-sparsity 0.9: "));
+    let model = Model::open(&model).0;
+    let provenance = model.provenance();
+    assert_eq!(provenance.source_name, "synth rwkv4-169m seed 5 ffn-sparsity 0.9");
+    let bytes = fs::read(&checkpoint).unwrap();
+    assert_eq!(provenance.source_bytes, bytes.len() as u64);
+    assert!(provenance.source_sha256 == *Sha256::digest(&bytes));
+    assert_eq!(desk.files(), ["checkpoint.safetensors", "output.rwkv"]);
+}
+
+#[test]
+fn a_conversion_does_not_depend_on_somebody_reading_its_progress() {
+    let desk = Desk::new();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let status = command([fixture("v4-tiny.pth"), desk.output()]).stderr(writer).status().unwrap();
+    assert!(status.success(), "{status}");
+    Model::open(&desk.output());
+}
+
+#[test]
+fn a_listing_that_nobody_reads_to_the_end_is_no_error() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = command([fixture("v4-tiny.pth").as_os_str(), "--inspect".as_ref()])
+        .stdout(writer)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+        .wait_with_output()
+        .unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{}", text(&output.stderr));
+}
+
+/// An RWKV-4 model of one layer whose conversion takes a while.
+#[cfg(unix)]
+fn large() -> Parts {
+    const WIDTH: usize = 1024;
+    const INNER: usize = 8 * WIDTH;
+    let mut parts = Parts::of("v4").without(|name| name.contains(".1.") || name.contains(".2."));
+    for part in &mut parts.0 {
+        let shape: Vec<_> = part
+            .shape
+            .iter()
+            .map(|&n| match n {
+                64 => WIDTH,
+                96 => INNER,
+                n => n,
+            })
+            .collect();
+        let values = part.bytes.clone();
+        part.reshape(&shape);
+        for (byte, &value) in part.bytes.iter_mut().zip(values.iter().cycle()) {
+            *byte = value;
+        }
+        assert_eq!(part.dtype, SourceDType::BF16);
+    }
+    parts
+}
+
+#[cfg(unix)]
+#[test]
+fn signals_end_a_conversion_and_leave_nothing_behind() {
+    use std::thread::sleep;
+    use std::time::{Duration, Instant};
+
+    let desk = Desk::new();
+    desk.put(&large().torch());
+    for signal in ["INT", "TERM"] {
+        let args = [desk.input(), desk.output(), "--type=int4".into(), "--threads=1".into()];
+        let child = command(args).stderr(Stdio::piped()).spawn().unwrap();
+        let started = Instant::now();
+        while desk.files().len() == 1 {
+            assert!(started.elapsed() < Duration::from_secs(60), "no temporary file");
+            sleep(Duration::from_millis(1));
+        }
+        let killed = Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status();
+        assert!(killed.unwrap().success());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(failure(&output), "rwkv-quantize: interrupted", "{signal}");
+        assert_eq!(desk.files(), ["input.pth"], "{signal}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn progress_of_a_long_conversion_is_one_line_per_step() {
+    let desk = Desk::new();
+    desk.put(&large().torch());
+    let args = [desk.input(), desk.output(), "--type=int8".into(), "--threads=2".into()];
+    let output = run(args);
+    let lines: Vec<_> = text(&output.stderr).lines().take_while(|line| line.contains(" % ")).collect();
+    let percents: Vec<u32> =
+        lines.iter().map(|line| line.split(' ').next().unwrap().parse().unwrap()).collect();
+    assert!(percents.is_sorted() && percents.iter().all(|percent| percent % 10 == 0), "{lines:?}");
+    assert_eq!(percents.last(), Some(&100));
+    assert!(output.status.success());
+}

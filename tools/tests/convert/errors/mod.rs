@@ -1,0 +1,9 @@
+//! What the converter refuses, in every version: each message names the file and the tensor in one line, and
+//! nothing is left behind.
+
+mod content;
+mod output;
+mod settings;
+mod shapes;
+mod state;
+mod values;

@@ -1,0 +1,6 @@
+//! The converter: what it makes, what it refuses, and the program as a user meets it.
+
+mod cli;
+mod common;
+mod errors;
+mod synth;

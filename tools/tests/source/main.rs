@@ -1,0 +1,14 @@
+//! The checkpoint readers, on good, damaged and hostile files.
+
+mod aliases;
+mod common;
+mod detect;
+mod fixtures;
+mod fuzz;
+mod pth;
+mod pth_hostile;
+mod rwkvcpp;
+mod safetensors;
+mod shards;
+mod sniff;
+mod throughput;

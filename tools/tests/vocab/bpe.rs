@@ -1,0 +1,224 @@
+//! Byte-level BPE against ids of Hugging Face's `tokenizers`; `data/make_vectors.py` made them.
+
+use std::path::PathBuf;
+
+use rwkv_edge::tokenizer::{Kind, Tokenizer};
+use rwkv_quantize::vocab;
+use serde_json::{Value, json};
+
+const SMALL: &str = include_str!("../data/small_bpe.json");
+
+fn vectors(json: &str) -> Vec<(String, Vec<u32>)> {
+    let rows: Vec<Value> = serde_json::from_str(json).unwrap();
+    let ids =
+        |row: &Value| row["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
+    rows.iter().map(|row| (row["text"].as_str().unwrap().to_owned(), ids(row))).collect()
+}
+
+fn encode(tokenizer: Tokenizer<'_>, text: impl AsRef<[u8]>) -> Vec<u32> {
+    let mut ids = Vec::new();
+    tokenizer.encode(text.as_ref(), &mut ids).unwrap();
+    ids
+}
+
+fn decode(tokenizer: Tokenizer<'_>, ids: &[u32]) -> Vec<u8> {
+    ids.iter().flat_map(|id| tokenizer.token(*id)).copied().collect()
+}
+
+/// The section of the 20B vocabulary, if the file is there.
+fn neox() -> Option<Vec<u8>> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/vocab/20B_tokenizer.json");
+    if !path.exists() {
+        eprintln!("skipped: {} is missing", path.display());
+        return None;
+    }
+    Some(vocab::load(&path).unwrap())
+}
+
+#[test]
+fn small_vocabulary_gives_the_ids_of_hugging_face() {
+    let section = vocab::from_bytes(SMALL.as_bytes()).unwrap();
+    let tokenizer = Tokenizer::parse(&section).unwrap();
+    assert_eq!(Tokenizer::parse(&section).unwrap().kind(), Kind::Bpe);
+    let vectors = vectors(include_str!("../data/small_bpe_vectors.json"));
+    assert!(vectors.len() > 75);
+    for (text, ids) in vectors {
+        assert_eq!(encode(tokenizer, &text), ids, "{text:?}");
+    }
+}
+
+#[test]
+fn neox_vocabulary_gives_the_ids_of_hugging_face() {
+    let Some(section) = neox() else { return };
+    let tokenizer = Tokenizer::parse(&section).unwrap();
+    let vectors = vectors(include_str!("../data/20b_vectors.json"));
+    assert!(vectors.len() > 70);
+    for (text, ids) in vectors {
+        assert_eq!(encode(tokenizer, &text), ids, "{text:?}");
+    }
+}
+
+#[test]
+fn neox_vectors() {
+    let Some(section) = neox() else { return };
+    let tokenizer = Tokenizer::parse(&section).unwrap();
+    let cases: [(&str, &[u32]); 10] = [
+        ("Hello world", &[12092, 1533]),
+        ("Bob: hi\n\nAlice:", &[26845, 27, 14260, 187, 187, 2422, 547, 27]),
+        ("a\n\n", &[66, 535]),
+        ("a  b", &[66, 50276, 67]),
+        ("你好", &[24553, 34439]),
+        ("😀", &[14931, 235, 211]),
+        ("\n", &[187]),
+        (" ", &[209]),
+        ("  ", &[50276]),
+        ("\r\n", &[2379]),
+    ];
+    for (text, ids) in cases {
+        assert_eq!(encode(tokenizer, text), ids, "{text:?}");
+    }
+}
+
+#[test]
+fn neox_control_tokens_decode_to_nothing_and_the_others_to_their_bytes() {
+    let Some(section) = neox() else { return };
+    let tokenizer = Tokenizer::parse(&section).unwrap();
+    assert_eq!(tokenizer.n_tokens(), 50_277);
+    assert_eq!((tokenizer.token(0), tokenizer.token(1)), (&b""[..], &b""[..]));
+    assert_eq!(tokenizer.token(12092), b"Hello");
+    assert_eq!(tokenizer.token(50_254), [b' '; 24]);
+    assert_eq!(tokenizer.token(50_277), b"");
+    let lens = (0..50_277).map(|id| tokenizer.token(id).len());
+    assert_eq!(lens.clone().filter(|len| *len == 0).count(), 2);
+    assert_eq!(lens.max().unwrap(), tokenizer.max_token_len());
+    let with_blank_line =
+        (0..50_277).filter(|id| tokenizer.token(*id).windows(2).any(|pair| pair == b"\n\n"));
+    assert_eq!(with_blank_line.count(), 41);
+}
+
+#[test]
+fn neox_text_survives_a_round_trip_in_normalisation_form_c() {
+    let Some(section) = neox() else { return };
+    let tokenizer = Tokenizer::parse(&section).unwrap();
+    for (text, ids) in vectors(include_str!("../data/20b_vectors.json")) {
+        let changes =
+            text.contains("<|") || text.contains(['\u{301}', '\u{327}', '\u{323}', '\u{212b}', '\u{1100}']);
+        if !changes {
+            assert_eq!(decode(tokenizer, &ids), text.as_bytes(), "{text:?}");
+        }
+    }
+    assert_eq!(
+        decode(tokenizer, &encode(tokenizer, "e\u{301} \u{212b} \u{1112}\u{1161}\u{11ab}")),
+        "é Å 한".as_bytes()
+    );
+    // Tokens that are text by themselves: what they are encoded to spells the same.
+    for id in 2..50_277 {
+        let bytes = tokenizer.token(id);
+        if str::from_utf8(bytes).is_ok_and(|text| text.chars().all(|c| c < '\u{300}')) {
+            assert_eq!(decode(tokenizer, &encode(tokenizer, bytes)), bytes, "token {id}");
+        }
+    }
+}
+
+#[test]
+fn bytes_that_are_not_utf8_become_single_tokens_or_are_named() {
+    let section = vocab::from_bytes(SMALL.as_bytes()).unwrap();
+    let small = Tokenizer::parse(&section).unwrap();
+    let ids = encode(small, b"the\xff\xe4\xbd the");
+    assert_eq!(decode(small, &ids), b"the\xff\xe4\xbd the");
+    let pieces: [&[u8]; 5] = [b"the", b"\xff", b"\xe4", b"\xbd", b" the"];
+    assert_eq!(ids, pieces.map(|piece| encode(small, piece)).concat());
+    assert_eq!(encode(small, b"\xff").len(), 1);
+    let Some(section) = neox() else { return };
+    let neox = Tokenizer::parse(&section).unwrap();
+    assert_eq!(decode(neox, &encode(neox, b"a\x80\xe4\xbdb")), b"a\x80\xe4\xbdb");
+    let error = neox.encode(b"caf\xc3\xa9 \xe4\xff", &mut Vec::new()).unwrap_err().to_string();
+    assert_eq!(error, "no token for byte 0xff at offset 7 of the text");
+}
+
+/// The small tokenizer with one part replaced, and what is said about it.
+fn refusal(pointer: &str, part: Value) -> String {
+    let mut json: Value = serde_json::from_str(SMALL).unwrap();
+    let (parent, key) = pointer.rsplit_once('/').unwrap();
+    let parent = json.pointer_mut(parent).unwrap();
+    match parent {
+        Value::Array(list) => list[key.parse::<usize>().unwrap()] = part,
+        other => other[key] = part,
+    }
+    vocab::from_bytes(json.to_string().as_bytes()).unwrap_err().to_string()
+}
+
+#[test]
+fn other_tokenizers_are_refused_by_name() {
+    let cases = [
+        ("/model/type", json!("Unigram"), "model Unigram"),
+        ("/model/type", json!("WordPiece"), "model WordPiece"),
+        ("/model/byte_fallback", json!(true), "BPE with byte_fallback"),
+        ("/model/dropout", json!(0.1), "BPE with dropout"),
+        ("/model/unk_token", json!("<unk>"), "BPE with unk_token"),
+        ("/model/continuing_subword_prefix", json!("##"), "BPE with continuing_subword_prefix"),
+        ("/model/end_of_word_suffix", json!("</w>"), "BPE with end_of_word_suffix"),
+        ("/model/ignore_merges", json!(true), "BPE with ignore_merges"),
+        ("/normalizer", json!({"type": "Sequence", "normalizers": []}), "normalizer Sequence"),
+        ("/normalizer", json!({"type": "NFKC"}), "normalizer NFKC"),
+        ("/pre_tokenizer", json!({"type": "Metaspace"}), "pre_tokenizer Metaspace"),
+        ("/pre_tokenizer", json!({"type": "Split", "pattern": {"Regex": "x"}}), "pre_tokenizer Split"),
+        ("/pre_tokenizer", Value::Null, "pre_tokenizer without a type"),
+        ("/pre_tokenizer/add_prefix_space", json!(true), "add_prefix_space"),
+        ("/pre_tokenizer/use_regex", json!(false), "pre_tokenizer ByteLevel without its pattern"),
+        ("/decoder", json!({"type": "WordPiece"}), "decoder WordPiece"),
+        ("/post_processor", json!({"type": "TemplateProcessing"}), "post_processor TemplateProcessing"),
+        ("/truncation", json!({"max_length": 8}), "truncation"),
+        ("/padding", json!({"strategy": "BatchLongest"}), "padding"),
+        ("/added_tokens/0/lstrip", json!(true), "added token \"<|end|>\" with lstrip"),
+        ("/added_tokens/0/rstrip", json!(true), "added token \"<|end|>\" with rstrip"),
+        ("/added_tokens/0/single_word", json!(true), "added token \"<|end|>\" with single_word"),
+    ];
+    for (pointer, part, name) in cases {
+        let message = refusal(pointer, part);
+        assert!(
+            message.starts_with(&format!("tokenizer.json: {name} is not supported")),
+            "{pointer}: {message}"
+        );
+    }
+}
+
+#[test]
+fn contradictions_are_refused() {
+    let cases = [
+        ("/model/merges/0", json!("a b c"), "merge 0: \"b c\" is not in the vocabulary"),
+        ("/model/merges/1", json!(["a"]), "merge 1 is not two tokens"),
+        ("/model/merges/2", json!(7), "merge 2 is not two tokens"),
+        ("/model/vocab/!", json!(-1), "token \"!\" has no id"),
+        ("/model/vocab/!", json!(1), "its id occurs twice"),
+        ("/model/vocab/!", json!(1 << 30), "its id is too large"),
+        ("/model/vocab/\u{4f60}", json!(999), "not of the byte-level alphabet"),
+        ("/model/vocab/<|end|>", json!(999), "has another id in the vocabulary"),
+        ("/model/vocab", json!([]), "model.vocab is not an object"),
+        ("/model/vocab", json!({"a": 1}), "is not in the vocabulary"),
+        ("/model/merges", Value::Null, "model.merges is not a list"),
+        ("/added_tokens", json!(1), "added_tokens is not a list"),
+        ("/added_tokens/0", json!({"id": 1}), "an added token without content"),
+        ("/added_tokens/0/id", json!(451), "its id occurs twice"),
+        ("/added_tokens/0/content", json!(""), "it is empty"),
+    ];
+    for (pointer, part, what) in cases {
+        let message = refusal(pointer, part);
+        assert!(message.contains(what), "{pointer}: {message}");
+    }
+    let first = serde_json::from_str::<Value>(SMALL).unwrap()["model"]["merges"][0].clone();
+    assert!(refusal("/model/merges/1", first).contains("an earlier one has the sides"));
+}
+
+#[test]
+fn merges_as_pairs_and_as_text_are_the_same() {
+    let mut json: Value = serde_json::from_str(SMALL).unwrap();
+    for merge in json["model"]["merges"].as_array_mut().unwrap() {
+        *merge = match &*merge {
+            Value::String(text) => json!(text.split(' ').collect::<Vec<_>>()),
+            pair => json!(format!("{} {}", pair[0].as_str().unwrap(), pair[1].as_str().unwrap())),
+        };
+    }
+    let other = vocab::from_bytes(json.to_string().as_bytes()).unwrap();
+    assert!(other == vocab::from_bytes(SMALL.as_bytes()).unwrap());
+}

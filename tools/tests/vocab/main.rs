@@ -1,0 +1,4 @@
+//! The vocabulary compilers against other tokenizers and against damaged files.
+
+mod bpe;
+mod world;
