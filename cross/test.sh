@@ -1,69 +1,122 @@
 #!/usr/bin/env bash
-# Tests the ARM binaries on emulated CPUs. Without arguments: every row of the table below.
+# Tests for ARM on emulated CPUs, every row of the table below.
 #
 #   cross/test.sh [TARGET [CPU]]
 #
-# Each row runs, in release: the kernels' tests, with an assertion of the level that the CPU must get; the logits' digests that
-# are stored in the repository; and the binary that ships, alone in an empty folder with one model file, which must reproduce
-# the logits that another machine recorded and print the text that this machine prints. Rows marked `all`, one for each
-# target, also run the tests against float64 equations, of determinism, allocations and the command line.
+# Each row runs what ships: the binary alone in an empty folder with one model file, which must get the level of kernels of that
+# CPU, reproduce the logits that another machine recorded and print the text that this machine prints; and `cross/board`, which
+# must find the logits' digests of every version and type that this machine finds, at every level, thread count and cut of the
+# prompt, without allocating. Models are converted here and carried. Rows marked `kernels` run the kernels' own tests too: each
+# level on the weakest CPU that has it, without the operations that it takes from a weaker level. Rows marked `programs`, one
+# for each target, run the command line's tests against that binary, and compare files that the converter makes there with
+# those made here.
 #
 # Emulation proves results and the instructions used. It says nothing about speed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# target, CPU, the level of kernels it must get, which tests
+# target, CPU, the level of kernels it must get, what else runs
 matrix='
-aarch64-unknown-linux-musl     cortex-a53  neon    few
-aarch64-unknown-linux-musl     cortex-a72  neon    few
-aarch64-unknown-linux-musl     cortex-a76  dotprod all
-aarch64-unknown-linux-musl     max         i8mm    few
-armv7-unknown-linux-gnueabihf  cortex-a7   neon32  all
-armv7-unknown-linux-gnueabihf  cortex-a15  neon32  few
-armv7-unknown-linux-gnueabihf  cortex-a9   scalar  few
+aarch64-unknown-linux-musl     cortex-a53  neon    kernels
+aarch64-unknown-linux-musl     cortex-a72  neon    -
+aarch64-unknown-linux-musl     cortex-a76  dotprod kernels+programs
+aarch64-unknown-linux-musl     max         i8mm    kernels
+armv7-unknown-linux-gnueabihf  cortex-a7   neon32  kernels+programs
+armv7-unknown-linux-gnueabihf  cortex-a15  neon32  -
+armv7-unknown-linux-gnueabihf  cortex-a9   scalar  -
 '
 
 only_target=${1:-}
 only_cpu=${2:-}
-few=(--test kernels --test digests)
-all=("${few[@]}" --test golden --test determinism --test no_alloc --test cli)
 prompt=(--prompt "Once upon a time" -n 8 --temperature 0)
 folder=$PWD/target
 [ -z "${CARGO_TARGET_DIR:-}" ] || folder=$(mkdir -p "$CARGO_TARGET_DIR" && cd "$CARGO_TARGET_DIR" && pwd)
-alone=$(mktemp -d)
-trap 'rm -rf "$alone"' EXIT
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+mkdir "$work/models" "$work/alone"
 
 fail() { echo "cross/test.sh: $*" >&2; exit 1; }
 
-# Compiles everything at once, so that the rows only run.
-build() {
-    cross/build.sh "$target"
-    run_tests "${all[@]}" --no-run
+host() { cargo run --quiet --locked --release "$@"; }
+
+# Converts the fixture $2 to the type $3 with the converter $1, into the file $4.
+convert() {
+    # Word splitting: the emulator, its arguments and the program.
+    # shellcheck disable=SC2086
+    $1 "tests/fixtures/$2-tiny.pth" "$4" --type "$3" 2>/dev/null
 }
 
-run_tests() {
-    cargo test --quiet --release --target "$target" --config "cross/targets/$target.toml" \
-        --config "target.$target.runner = '$runner'" -p rwkv-edge-kernels -p rwkv-edge "$@"
+# The models, what this machine computes of them, and the text that it prints.
+prepare() {
+    cargo build --quiet --locked --release -p rwkv-quantize
+    cp models/fairy-int8.rwkv "$work/models"
+    local version dtype
+    for version in v4 v5.0 v5.1 v5.2 v6 v7; do
+        for dtype in f32 f16 int8 int4; do
+            convert "$folder/release/rwkv-quantize" "$version" "$dtype" "$work/models/$version-$dtype.rwkv"
+        done
+    done
+    host -p board-check "$work"/models/*.rwkv >"$work/expected"
+    # The digests in the repository stand in lines `VERSION TYPE DIGEST`.
+    diff <(awk '{ sub("-", " ", $1); print $1, $2 }' "$work/expected" | sort) <(sort tests/fixtures/digests.txt) ||
+        fail "this machine does not compute the digests of tests/fixtures/digests.txt"
+    text=$(host -- run models/fairy-int8.rwkv "${prompt[@]}" 2>/dev/null)
+}
+
+# Compiles everything at once, so that the rows only run.
+build() {
+    cross/build.sh "$target" --quantize
+    cross cargo build -p board-check
+    cross cargo test --no-run -p rwkv-edge-kernels --test kernels
+}
+
+# Adds the options for the target to a cargo command.
+cross() {
+    "$1" "$2" --quiet --locked --release --target "$target" --config "cross/targets/$target.toml" \
+        --config "target.$target.runner = '$runner'" "${@:3}"
 }
 
 binary_alone() {
-    local info text
-    rm -rf "${alone:?}"/*
-    cp "$folder/$target/release-lto/rwkv-edge" models/fairy-int8.rwkv "$alone"
-    # Word splitting: the emulator and its arguments.
+    local info found
+    rm -rf "$work"/alone/*
+    cp "$binary" models/fairy-int8.rwkv "$work/alone"
     # shellcheck disable=SC2086
-    info=$(cd "$alone" && $runner ./rwkv-edge info fairy-int8.rwkv --verify)
+    info=$(cd "$work/alone" && $runner ./rwkv-edge info fairy-int8.rwkv --verify)
     grep -q '^self-test  *ok$' <<<"$info" || fail "$target on $cpu: the self-test failed"
     grep -Eq "^kernels +$level\b" <<<"$info" || fail "$target on $cpu: $(grep '^kernels' <<<"$info"), expected $level"
     # shellcheck disable=SC2086
-    text=$(cd "$alone" && $runner ./rwkv-edge run fairy-int8.rwkv "${prompt[@]}" 2>/dev/null)
-    [ "$text" = "$expected" ] || fail "$target on $cpu prints \"$text\", this machine \"$expected\""
+    found=$(cd "$work/alone" && $runner ./rwkv-edge run fairy-int8.rwkv "${prompt[@]}" 2>/dev/null)
+    [ "$found" = "$text" ] || fail "$target on $cpu prints \"$found\", this machine \"$text\""
 }
 
-expected=$(cargo run --quiet --release -- run models/fairy-int8.rwkv "${prompt[@]}" 2>/dev/null)
+digests() {
+    # shellcheck disable=SC2086
+    $runner "$folder/$target/release/board-check" "$work"/models/*.rwkv >"$work/found"
+    diff "$work/expected" "$work/found" || fail "$target on $cpu: the digests differ from those of this machine"
+}
+
+kernels() {
+    # Comparisons with float64 take long and are of the scalar kernels.
+    local skip=()
+    [ "$level" = dotprod ] || [ "$level" = i8mm ] && skip=(--skip reference)
+    RWKV_EDGE_EXPECT_ISA=$level cross cargo test -p rwkv-edge-kernels --test kernels -- ${skip[@]+"${skip[@]}"}
+}
+
+programs() {
+    RWKV_EDGE_RUNNER=$runner RWKV_EDGE_BINARY=$binary \
+        cargo test --quiet --locked --workspace --test integration -- cli::
+    local model
+    for model in v4-int8 v6-f16 v7-int4; do
+        convert "$runner ${binary%/*}/rwkv-quantize" "${model%-*}" "${model#*-}" "$work/converted.rwkv"
+        cmp "$work/converted.rwkv" "$work/models/$model.rwkv" || fail "$target on $cpu converts $model to other bytes"
+        rm "$work/converted.rwkv"
+    done
+}
+
+prepare
 built=
 rows=0
-while read -r target cpu level tests; do
+while read -r target cpu level more; do
     [ -n "$target" ] || continue
     [ -z "$only_target" ] || [ "$only_target" = "$target" ] || continue
     [ -z "$only_cpu" ] || [ "$only_cpu" = "$cpu" ] || continue
@@ -71,18 +124,19 @@ while read -r target cpu level tests; do
         aarch64-*) runner="qemu-aarch64 -cpu $cpu" ;;
         armv7-*) runner="qemu-arm -cpu $cpu" ;;
     esac
-    export RWKV_EDGE_EXPECT_ISA=$level RWKV_EDGE_RUNNER=$runner
-    [ "$built" = "$target" ] || build </dev/null
-    built=$target
-    SECONDS=0
-    if [ "$tests" = all ]; then
-        run_tests "${all[@]}" </dev/null
-    else
-        # The kernels' comparisons with float64 take long and depend on the level, not on the CPU.
-        run_tests "${few[@]}" -- --skip reference </dev/null
+    binary=$folder/$target/release-lto/rwkv-edge
+    started=$SECONDS
+    if [ "$built" != "$target" ]; then
+        build </dev/null
+        built=$target
+        echo "$target: built in $((SECONDS - started)) s"
+        started=$SECONDS
     fi
     binary_alone </dev/null
-    echo "$target on $cpu: $level kernels, $tests tests, self-test and text agree with this machine, $SECONDS s"
+    digests </dev/null
+    [[ $more != *kernels* ]] || kernels </dev/null
+    [[ $more != *programs* ]] || programs </dev/null
+    echo "$target on $cpu: $level kernels agree with this machine ($more), $((SECONDS - started)) s"
     rows=$((rows + 1))
 done <<<"$matrix"
 [ "$rows" -gt 0 ] || fail "no such target and CPU in the table"

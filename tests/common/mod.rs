@@ -1,6 +1,8 @@
 //! Shared by the integration tests: models converted on the fly.
 
-#![allow(dead_code)] // every test binary uses a part of this
+#![allow(dead_code, unused_imports)] // every test binary uses a part of this
+
+pub(crate) mod checks;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,10 +10,12 @@ use std::sync::atomic::AtomicBool;
 
 use rwkv_edge::format::SamplingParams;
 use rwkv_edge::kernels::{DType, Isa};
-use rwkv_edge::{LoadOptions, Model, Session, SessionOptions};
+use rwkv_edge::{Model, Session};
 use rwkv_quantize::convert::{Conversion, Options, Progress};
 use rwkv_quantize::source::Checkpoint;
 use tempfile::TempDir;
+
+pub(crate) use checks::{open, session, token_walk};
 
 /// Versions that have a fixture `<version>-tiny.pth`.
 pub(crate) const VERSIONS: [&str; 6] = ["v4", "v5.0", "v5.1", "v5.2", "v6", "v7"];
@@ -25,11 +29,6 @@ pub(crate) const PLAIN: SamplingParams = SamplingParams {
     frequency_penalty: 0.0,
     penalty_decay: 1.0,
 };
-
-/// Whether an emulator runs the tests, many times slower than a processor. Long ones do less then.
-pub(crate) fn emulated() -> bool {
-    std::env::var_os("RWKV_EDGE_RUNNER").is_some()
-}
 
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -84,14 +83,6 @@ pub(crate) fn model(input: &Path, dtype: DType, isa: Option<Isa>) -> Arc<Model> 
     open(&path, isa)
 }
 
-pub(crate) fn open(path: &Path, isa: Option<Isa>) -> Arc<Model> {
-    Arc::new(Model::open(path, &LoadOptions { isa, ..Default::default() }).unwrap())
-}
-
-pub(crate) fn session(model: &Arc<Model>, threads: usize) -> Session {
-    Session::new(Arc::clone(model), &SessionOptions { threads: Some(threads), ..Default::default() }).unwrap()
-}
-
 /// Logits after each of `tokens`.
 pub(crate) fn all_logits(session: &mut Session, tokens: &[u32]) -> Vec<Vec<f32>> {
     tokens.iter().map(|&token| session.forward(token).unwrap().to_vec()).collect()
@@ -126,14 +117,4 @@ pub(crate) fn kl(p: &[f32], q: &[f32]) -> f64 {
         x.iter().map(|&x| f64::from(x) - max - sum.ln()).collect::<Vec<_>>()
     };
     log_softmax(p).iter().zip(log_softmax(q)).map(|(&p, q)| p.exp() * (p - q)).sum()
-}
-
-/// `n` tokens below `n_vocab`, the same every time.
-pub(crate) fn token_walk(n: usize, n_vocab: usize) -> Vec<u32> {
-    let mut x = 12345u32;
-    let mut next = || {
-        x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (x >> 8) % n_vocab as u32
-    };
-    (0..n).map(|_| next()).collect()
 }

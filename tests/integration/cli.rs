@@ -10,17 +10,17 @@ use crate::common::{convert, fixture, options};
 use rwkv_edge::kernels::DType;
 use tempfile::TempDir;
 
-/// The binary, behind the emulator that `RWKV_EDGE_RUNNER` names where these tests run under one.
+/// The binary, or the one of another machine that `RWKV_EDGE_BINARY` names, behind the emulator of `RWKV_EDGE_RUNNER`.
 fn command() -> Command {
-    let binary = env!("CARGO_BIN_EXE_rwkv-edge");
+    let binary = std::env::var("RWKV_EDGE_BINARY").unwrap_or(env!("CARGO_BIN_EXE_rwkv-edge").into());
     let mut command = match std::env::var("RWKV_EDGE_RUNNER") {
         Ok(runner) => {
             let mut words = runner.split_whitespace();
             let mut command = Command::new(words.next().expect("RWKV_EDGE_RUNNER names a program"));
-            command.args(words).arg(binary);
+            command.args(words).arg(&binary);
             command
         }
-        Err(_) => Command::new(binary),
+        Err(_) => Command::new(&binary),
     };
     command.stdin(Stdio::null()).env_remove("RWKV_EDGE_ISA");
     command

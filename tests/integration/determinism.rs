@@ -2,18 +2,13 @@
 
 use std::sync::Arc;
 
-use crate::common::{
-    VERSIONS, all_logits, convert, emulated, fixture, open, options, root, session, token_walk,
-};
-use rwkv_edge::kernels::{DType, Isa, Kernels};
+use crate::common::checks::{CUTS, check_cuts, levels};
+use crate::common::{VERSIONS, all_logits, convert, fixture, open, options, root, session, token_walk};
+use rwkv_edge::kernels::{DType, Isa};
 use rwkv_edge::{LoadOptions, Model, Session, SessionOptions, State, self_test};
 
 fn bits(logits: &[Vec<f32>]) -> Vec<Vec<u32>> {
     logits.iter().map(|row| row.iter().map(|x| x.to_bits()).collect()).collect()
-}
-
-fn available() -> impl Iterator<Item = Isa> {
-    Isa::ALL.iter().copied().filter(|isa| isa.is_available())
 }
 
 #[test]
@@ -21,12 +16,11 @@ fn logits_have_the_same_bits_on_every_isa_and_thread_count() {
     for (version, dtype) in VERSIONS.iter().flat_map(|version| DType::ALL.map(|dtype| (version, dtype))) {
         let (_folder, path) = convert(&fixture(&format!("{version}-tiny.pth")), &options(dtype));
         let scalar = open(&path, Some(Isa::Scalar));
-        let (n, most_threads) = if emulated() { (20, 3) } else { (50, 4) };
-        let tokens = token_walk(n, scalar.config().n_vocab);
+        let tokens = token_walk(50, scalar.config().n_vocab);
         let expected = bits(&all_logits(&mut session(&scalar, 1), &tokens));
-        for isa in available() {
+        for isa in levels() {
             let model = open(&path, Some(isa));
-            for threads in 1..=most_threads {
+            for threads in 1..=4 {
                 let found = bits(&all_logits(&mut session(&model, threads), &tokens));
                 assert!(found == expected, "{version}, {dtype}, {isa}, {threads} threads");
             }
@@ -40,7 +34,7 @@ fn the_shipped_model_has_the_same_bits_on_every_isa_and_thread_count() {
     let model = |isa| open(&path, Some(isa));
     let tokens = token_walk(8, 4096);
     let expected = bits(&all_logits(&mut session(&model(Isa::Scalar), 1), &tokens));
-    for isa in available() {
+    for isa in levels() {
         for threads in [1, 2, 3] {
             assert!(
                 bits(&all_logits(&mut session(&model(isa), threads), &tokens)) == expected,
@@ -52,7 +46,7 @@ fn the_shipped_model_has_the_same_bits_on_every_isa_and_thread_count() {
 
 #[test]
 fn the_recorded_self_test_passes_on_every_isa() {
-    for isa in available() {
+    for isa in levels() {
         let options = LoadOptions { isa: Some(isa), ..Default::default() };
         let model = Model::open(&root().join("models/fairy-int8.rwkv"), &options).unwrap();
         self_test::run(&Arc::new(model), Some(2)).unwrap();
@@ -112,36 +106,11 @@ fn skipping_logits_in_the_prompt_changes_nothing() {
     assert_eq!(bits(&[skipping.forward(tokens[19]).unwrap().to_vec()]), bits(&expected[19..]));
 }
 
-/// A prompt goes through in chunks of up to eight tokens; feeding its tokens one by one to the scalar kernels is the
-/// reference.
 #[test]
 fn a_prompt_gives_the_same_bits_however_it_is_cut() {
-    // The last token is fed alone, as its logits show what the others left.
-    let cuts = [&[26][..], &[1, 2, 3, 4, 5, 6, 5], &[8, 8, 8, 2], &[7, 1, 9, 9], &[13, 13]];
-    let (cuts, threads) = if emulated() { (&cuts[1..2], &[3][..]) } else { (&cuts[..], &[1, 3][..]) };
     for (version, dtype) in VERSIONS.iter().flat_map(|version| DType::ALL.map(|dtype| (version, dtype))) {
         let (_folder, path) = convert(&fixture(&format!("{version}-tiny.pth")), &options(dtype));
-        let scalar = open(&path, Some(Isa::Scalar));
-        let tokens = token_walk(27, scalar.config().n_vocab);
-        let mut one_by_one = session(&scalar, 1);
-        let expected = bits(&[all_logits(&mut one_by_one, &tokens).pop().unwrap()]);
-        let state = one_by_one.state();
-        for isa in available().filter(|&isa| !emulated() || isa == Kernels::best().isa()) {
-            let model = open(&path, Some(isa));
-            for (&cuts, &threads) in cuts.iter().flat_map(|cuts| threads.iter().map(move |n| (cuts, n))) {
-                let mut whole = session(&model, threads);
-                let mut rest = &tokens[..];
-                for &cut in cuts {
-                    whole.prompt(rest.split_off(..cut).unwrap()).unwrap();
-                }
-                let found = bits(&[whole.forward(rest[0]).unwrap().to_vec()]);
-                assert!(found == expected, "{version}, {dtype}, {isa}, {cuts:?}, {threads} threads");
-                assert!(
-                    whole.state() == state,
-                    "{version}, {dtype}, {isa}, {cuts:?}, {threads} threads: state"
-                );
-            }
-        }
+        check_cuts(&path, levels(), &CUTS, &[1, 3]);
     }
 }
 

@@ -2,6 +2,8 @@
 
 use rwkv_edge_kernels::{Isa, Kernels};
 
+use crate::support::expected_isa;
+
 #[test]
 fn names_parse_back() {
     for &isa in Isa::ALL {
@@ -43,7 +45,7 @@ fn best_is_the_detected_level() {
 /// Keeps a job that emulates a processor from passing on the scalar level.
 #[test]
 fn detected_level_is_the_expected_one() {
-    if let Ok(expected) = std::env::var("RWKV_EDGE_EXPECT_ISA") {
+    if let Some(expected) = expected_isa() {
         assert_eq!(Isa::detect().name(), expected);
     }
 }

@@ -1,0 +1,70 @@
+//! A counting allocator, and generation under its eyes.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rwkv_edge::format::SamplingParams;
+use rwkv_edge::text::TextStream;
+use rwkv_edge::{Model, Session, SessionOptions};
+
+/// Counts what is allocated by any thread.
+struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+static BYTES: AtomicU64 = AtomicU64::new(0);
+
+// SAFETY: every call is passed on to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        BYTES.fetch_add(layout.size() as u64, Ordering::Relaxed);
+        // SAFETY: the caller's promises are those of `alloc`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promises are those of `dealloc`.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Makes a session and `n` tokens of text. The session allocates next to nothing beside its buffers, a mapping of the size
+/// that the plan states (`memory::arena` tests that), and the tokens nothing.
+pub(crate) fn generate_without_allocating(model: &Arc<Model>, n: usize) {
+    let sampling = SamplingParams {
+        temperature: 1.1,
+        top_p: 0.9,
+        top_k: 50,
+        presence_penalty: 0.3,
+        frequency_penalty: 0.3,
+        penalty_decay: 0.99,
+    };
+    let options =
+        SessionOptions { threads: Some(2), sampling: Some(sampling), seed: 3, ..Default::default() };
+    let before = BYTES.load(Ordering::Relaxed);
+    let mut session = Session::new(Arc::clone(model), &options).unwrap();
+    let allocated = BYTES.load(Ordering::Relaxed) - before;
+    // Beside the arena, which is a mapping: the plan itself and a few hundred bytes for each thread's handle.
+    assert!(allocated < 8192, "allocated {allocated}");
+
+    let mut text = TextStream::new(&["a stop text that does not occur"]).unwrap();
+    let mut sink = [0u8; 256];
+    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    session.prompt(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]).unwrap();
+    let tokenizer = model.tokenizer().unwrap();
+    for _ in 0..n {
+        match session.next_token().unwrap() {
+            Some(token) => {
+                text.push(tokenizer.token(token), &mut |piece| (&mut sink[..]).write_all(piece.as_bytes()))
+                    .unwrap();
+            }
+            None => session.prompt(&[1]).unwrap(),
+        }
+    }
+    assert_eq!(ALLOCATIONS.load(Ordering::Relaxed) - before, 0, "allocations during {n} tokens");
+}
