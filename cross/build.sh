@@ -6,7 +6,7 @@
 # --builtin-model   with the model of models/ inside (8.8 MB more)
 # --quantize        rwkv-quantize too
 #
-# Android targets use the NDK of ANDROID_NDK_HOME. Without one they are only linked, against stubs: see android-stubs.sh.
+# Android targets use the NDK of ANDROID_NDK_HOME. Without one, android-sysroot.sh makes what the linker needs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 android_api=24
@@ -25,7 +25,6 @@ for argument in "$@"; do
     esac
 done
 folder=${CARGO_TARGET_DIR:-target}
-link_check=
 settings=()
 
 case $target in
@@ -36,19 +35,19 @@ case $target in
         ;;
     aarch64-linux-android | armv7-linux-androideabi)
         name=$(tr a-z- A-Z_ <<<"$target")
-        flags="-Crelocation-model=pic -Clink-arg=-Wl,-z,max-page-size=16384"
         if [ -n "${ANDROID_NDK_HOME:-}" ]; then
             # The NDK for macOS has programs for both kinds of Mac under this name.
-            bin=$ANDROID_NDK_HOME/toolchains/llvm/prebuilt/$(uname -s | tr '[:upper:]' '[:lower:]')-x86_64/bin
-            linker=$bin/${target/armv7-/armv7a-}$android_api-clang
+            toolchain=$ANDROID_NDK_HOME/toolchains/llvm/prebuilt/$(uname -s | tr '[:upper:]' '[:lower:]')-x86_64
+            linker=$toolchain/bin/${target/armv7-/armv7a-}$android_api-clang
             [ -x "$linker" ] || die "ANDROID_NDK_HOME=$ANDROID_NDK_HOME has no $linker"
+            android_libraries=$toolchain/sysroot/usr/lib/${target/armv7-/arm-}/$android_api
+            export "CARGO_TARGET_${name}_LINKER=$linker"
+            flags="-Crelocation-model=pic -Clink-arg=-Wl,-z,max-page-size=16384"
         else
-            link_check=yes
-            folder=$folder/link-check
-            linker=$(rustc --print sysroot)/lib/rustlib/$(rustc -vV | sed -n 's/^host: //p')/bin/rust-lld
-            flags="-Crelocation-model=pic $(cross/android-stubs.sh "$target" "$folder/stubs/$target")"
+            sysroot=$(cross/android-sysroot.sh "$target" "$android_api" "$folder/android")
+            { read -r android_libraries; read -r flags; } <<<"$sysroot"
         fi
-        export "CARGO_TARGET_${name}_LINKER=$linker" "CARGO_TARGET_${name}_RUSTFLAGS=$flags"
+        export "CARGO_TARGET_${name}_RUSTFLAGS=$flags"
         ;;
     *)
         die "the target is one of aarch64-unknown-linux-musl, armv7-unknown-linux-gnueabihf, aarch64-linux-android and" \
@@ -75,18 +74,6 @@ check_pages() {
     done
 }
 
-# What Android's loader refuses.
-check_android() {
-    local header interpreter=/system/bin/linker
-    [[ $target == aarch64-* ]] && interpreter=/system/bin/linker64
-    header=$(readelf -hldW "$1")
-    grep -q 'Type: *DYN' <<<"$header" || die "$1 is not position-independent"
-    grep -q "interpreter: $interpreter]" <<<"$header" || die "$1 does not ask for $interpreter"
-    ! grep -q TEXTREL <<<"$header" || die "$1 has text relocations"
-    echo "position-independent, for $interpreter, no text relocations; needs" \
-        "$(sed -n 's/.*NEEDED.*\[\(.*\)\]/\1/p' <<<"$header" | paste -sd ' ' -)"
-}
-
 # The binary needs nothing of the system that it runs on.
 check_static() {
     local header
@@ -101,9 +88,8 @@ for package in "${packages[@]}"; do
     # macOS has no readelf.
     command -v readelf >/dev/null || continue
     check_pages "$binary"
-    case $target in *android*) check_android "$binary" ;; *) check_static "$binary" ;; esac
+    case $target in
+        *android*) cross/android-check.sh "$target" "$android_api" "$android_libraries" "$binary" ;;
+        *) check_static "$binary" ;;
+    esac
 done
-if [ -n "$link_check" ]; then
-    echo "LINK CHECK ONLY, DO NOT SHIP: linked against stubs, because ANDROID_NDK_HOME is not set. It shows that the"
-    echo "code compiles and needs nothing that Android lacks at API level $android_api. Nothing was run."
-fi
