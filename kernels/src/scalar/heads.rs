@@ -3,7 +3,7 @@
 use core::ops::Range;
 
 use super::norm::{LANES, fold_lanes, tree};
-use crate::math::{Fma, max};
+use crate::math::{Fma, max, settled};
 
 /// The smallest norm to divide by.
 const NORM_FLOOR: f32 = 1e-12;
@@ -45,7 +45,7 @@ pub(crate) fn wkv6_columns<F: Fma>(
         for ((s, y), &v) in row[columns.clone()].iter_mut().zip(y.iter_mut()).zip(v) {
             let kv = k * v;
             *y = F::fma(r, F::fma(u, kv, *s), *y);
-            *s = F::fma(w, *s, kv);
+            *s = settled(F::fma(w, *s, kv));
         }
     }
 }
@@ -95,8 +95,9 @@ pub(crate) fn wkv7_columns<F: Fma>(
             let b = kk * a;
             let row = &mut row[strip.clone()];
             for (((s, y), &v), &removed) in row.iter_mut().zip(y.iter_mut()).zip(v).zip(&removed) {
-                *s = F::fma(k, v, F::fma(-removed, b, *s * w));
-                *y = F::fma(*s, r, *y);
+                let new = F::fma(k, v, F::fma(-removed, b, *s * w));
+                *y = F::fma(new, r, *y);
+                *s = settled(new);
             }
         }
     }
