@@ -21,10 +21,13 @@ const MOST_LARGEST: usize = 256;
 /// reading all.
 const LEAST_SAVING: usize = 3;
 
+/// Most threads of a session.
+const MAX_THREADS: usize = 1024;
+
 /// How a session runs.
 #[derive(Clone, Debug, Default)]
 pub struct SessionOptions {
-    /// Threads to compute with; `None` takes the physical performance cores, at most 4.
+    /// Threads to compute with, at most 1024; `None` takes the physical performance cores, at most 4.
     pub threads: Option<usize>,
     /// Sampling; `None` takes the model's defaults.
     pub sampling: Option<SamplingParams>,
@@ -111,39 +114,52 @@ impl Session {
     pub const MAX_TOKENS: usize = MAX_TOKENS;
 
     /// What a session of `model` with these options will use, without allocating it.
-    pub fn plan(model: &Model, options: &SessionOptions) -> Plan {
+    ///
+    /// # Errors
+    /// As [`arena_plan`](Self::arena_plan).
+    pub fn plan(model: &Model, options: &SessionOptions) -> Result<Plan> {
         let file = model.file();
         let embedding_bytes = file.embedding_bytes();
         let weights_bytes = file.data_bytes() - embedding_bytes;
-        Plan {
+        Ok(Plan {
             weights_bytes,
             embedding_bytes,
             tables_bytes: file.file_len() - weights_bytes - embedding_bytes,
-            ..Self::arena_plan(model.config(), options)
-        }
+            ..Self::arena_plan(model.config(), options)?
+        })
     }
 
     /// The part of the plan that follows from the hyperparameters alone: arena and stacks.
-    pub fn arena_plan(config: &Config, options: &SessionOptions) -> Plan {
+    ///
+    /// # Errors
+    /// If the buffers are more than this machine can address, or the threads more than 1024.
+    pub fn arena_plan(config: &Config, options: &SessionOptions) -> Result<Plan> {
+        Self::arena_plan_in(Measure::default(), config, options)
+    }
+
+    fn arena_plan_in(mut measure: Measure, config: &Config, options: &SessionOptions) -> Result<Plan> {
         let threads = options.thread_count();
-        let mut measure = Measure::default();
+        if threads > MAX_THREADS {
+            return Err(Error::invalid(format!("{threads} threads; a session has at most {MAX_THREADS}")));
+        }
         Memory::take(&mut measure, config);
         model::measure_scratch(config, threads, &mut measure);
-        Plan {
-            regions: measure.into_regions(),
+        Ok(Plan {
+            regions: measure.into_regions()?,
             stack_bytes: (threads - 1) * WORKER_STACK_BYTES,
             ..Plan::default()
-        }
+        })
     }
 
     /// Allocates a session and starts its threads.
     ///
     /// # Errors
-    /// If the sampling parameters are out of range, there is no memory, a thread cannot be started, or the file is damaged.
+    /// If the sampling parameters are out of range, the threads are more than 1024 or one cannot be started, there is no memory,
+    /// or the file is damaged.
     pub fn new(model: Arc<Model>, options: &SessionOptions) -> Result<Self> {
         let threads = options.thread_count();
         let options = &SessionOptions { threads: Some(threads), ..options.clone() };
-        let plan = Self::plan(&model, options);
+        let plan = Self::plan(&model, options)?;
         let sampling = options.sampling.unwrap_or(model.chat().sampling);
         let mut session = Self {
             arena: Arena::new(&plan)?,
@@ -404,5 +420,62 @@ impl Session {
             Some(mut verifier) => verifier.advance(self.model.file(), usize::MAX).map(drop),
             None => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+    use crate::format::{Heads, Version};
+
+    /// As large as a configuration may be.
+    fn largest() -> Config {
+        Config {
+            version: Version::V7,
+            n_layer: 1024,
+            n_embd: 1 << 20,
+            n_att: 1 << 20,
+            n_ffn: 1 << 20,
+            n_vocab: 1 << 20,
+            layer_norm_eps: 1e-5,
+            heads: Some(Heads { n_head: 1024, head_size: 1024, group_norm_eps: 64e-5 }),
+            mix_rank: None,
+            decay_rank: Some(8192),
+            iclr_rank: Some(8192),
+            value_rank: Some(8192),
+            gate_rank: Some(8192),
+        }
+    }
+
+    fn plan(n_layer: usize, address_space: usize) -> Result<Plan> {
+        let options = SessionOptions { threads: Some(MAX_THREADS), ..Default::default() };
+        Session::arena_plan_in(Measure::within(address_space), &Config { n_layer, ..largest() }, &options)
+    }
+
+    #[test]
+    fn a_model_too_large_for_the_address_space_has_no_plan() {
+        largest().validate().unwrap();
+        for address_space in [i32::MAX as usize, u32::MAX as usize] {
+            let error = plan(1024, address_space).unwrap_err();
+            assert!(matches!(error.kind(), ErrorKind::Unsupported(_)));
+            assert!(error.to_string().contains(&format!("more than {address_space} bytes")), "{error}");
+        }
+        // On 32 bits sizes end at those of a `usize`, and not at wrong ones.
+        assert_eq!(plan(1024, usize::MAX).is_ok(), cfg!(target_pointer_width = "64"));
+    }
+
+    #[test]
+    #[cfg(target_pointer_width = "64")]
+    fn a_plan_ends_exactly_at_the_address_space() {
+        let needed = plan(1, usize::MAX).unwrap().arena_bytes();
+        assert!(needed > 4 << 30);
+        plan(1, needed).unwrap();
+        plan(1, needed - 1).unwrap_err();
+        let plan = plan(1024, usize::MAX).unwrap();
+        // 1024 heads of 1024 x 1024 in each layer, and two vectors.
+        assert_eq!(plan.regions[0].bytes, 4 * 1024 * ((1 << 30) + (2 << 20)));
+        assert_eq!(plan.stack_bytes, 1023 * WORKER_STACK_BYTES);
+        assert!(plan.resident_bytes() > 4 << 40);
     }
 }
