@@ -41,13 +41,19 @@ pub fn settled(x: f32) -> f32 {
     if magnitude_bits(x) < ZERO_BELOW.to_bits() { 0.0 } else { x }
 }
 
-/// The functions built on `fma`, given an implementation of it.
+/// The functions built on `fma`, given an implementation of it, and others that processors differ in.
 ///
 /// The compiler knows the instruction wherever a function's target features have it, but for 32-bit ARM these are
 /// unstable; there a library call is all that it makes of `mul_add`.
 pub(crate) trait Fma {
     /// `a * b + c`, rounded once.
     fn fma(a: f32, b: f32, c: f32) -> f32;
+
+    /// Puts [`settled`] in the place of each element.
+    #[inline(always)]
+    fn settle(x: &mut [f32]) {
+        x.iter_mut().for_each(|x| *x = settled(*x));
+    }
 
     #[inline(always)]
     fn exp(x: f32) -> f32 {
