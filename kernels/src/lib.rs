@@ -34,7 +34,8 @@
 //! # The numeric contract
 //!
 //! What follows is normative. An implementation for another instruction set gives these bits, for all inputs,
-//! finite or not; only the sign and payload of NaNs are free.
+//! finite or not; only the sign and payload of NaNs are free. They have no influence on other numbers, so whoever hands
+//! results out gives all NaNs the bits `0x7FC00000`, as sessions do with logits and states.
 //!
 //! ## Terms
 //!
