@@ -44,8 +44,8 @@ impl FloatEnvironment {
 
     /// The control bits of the calling thread. For tests.
     #[doc(hidden)]
-    pub fn bits() -> u64 {
-        control::get().into()
+    pub fn bits() -> impl PartialEq + core::fmt::Debug {
+        control::get()
     }
 }
 
