@@ -13,7 +13,7 @@
 //! 5. Top-k: the first `top_k` stay; 0 keeps all.
 //! 6. `w = p^(1/T)`, and one id is drawn with probability `w / sum(w)`.
 //!
-//! A token accepted is counted: all counts are multiplied by `penalty_decay`, then its own grows by 1. The
+//! A token accepted is counted: all counts are multiplied by `penalty_decay`, those below 2^-100 become 0, then its own grows by 1. The
 //! reference leaves out the 1 for tokens made of digits and blanks only; that exception is not made here.
 //!
 //! The same logits, parameters and seed give the same tokens on every machine.
@@ -22,7 +22,7 @@ use std::cmp::Ordering;
 
 use crate::error::{Error, Result};
 use crate::format::SamplingParams;
-use crate::kernels::{Kernels, exp};
+use crate::kernels::{Kernels, default_float_environment, exp, settled};
 
 /// Memory of a sampler, each buffer `[n_vocab]`. The contents need not be initialised.
 #[derive(Debug)]
@@ -67,6 +67,7 @@ impl Sampler {
     /// `logits`.
     pub fn sample(&mut self, kernels: &Kernels, logits: &[f32], buf: &mut SamplerBuffers<'_>) -> Result<u32> {
         buf.check(logits.len())?;
+        let _environment = default_float_environment();
         buf.probs.copy_from_slice(logits);
         self.sample_in_place(kernels, buf)
     }
@@ -109,7 +110,7 @@ impl Sampler {
         let mut known = false;
         for &seen in buf.seen.iter().take(self.n_seen) {
             if let Some(count) = buf.counts.get_mut(seen as usize) {
-                *count *= self.params.penalty_decay;
+                *count = settled(*count * self.params.penalty_decay);
             }
             known |= seen == id;
         }

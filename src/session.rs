@@ -1,11 +1,13 @@
 //! A session: one text being read and written by a model, in memory that is allocated once.
 
-use std::slice::Chunks;
 use std::sync::Arc;
+
+use arrayvec::ArrayVec;
 
 use crate::cpu;
 use crate::error::{Error, Result};
 use crate::format::{Config, SamplingParams, Verifier};
+use crate::kernels::default_float_environment;
 use crate::memory::{Arena, Buffers, Measure, Plan};
 use crate::model::{self, MAX_TOKENS, Meter, Model, Phase, Profile, Traffic};
 use crate::sampler::{Sampler, SamplerBuffers};
@@ -21,10 +23,13 @@ const MOST_LARGEST: usize = 256;
 /// reading all.
 const LEAST_SAVING: usize = 3;
 
+/// Most threads of a session.
+const MAX_THREADS: usize = 1024;
+
 /// How a session runs.
 #[derive(Clone, Debug, Default)]
 pub struct SessionOptions {
-    /// Threads to compute with; `None` takes the physical performance cores, at most 4.
+    /// Threads to compute with, at most 1024; `None` takes the physical performance cores, at most 4.
     pub threads: Option<usize>,
     /// Sampling; `None` takes the model's defaults.
     pub sampling: Option<SamplingParams>,
@@ -52,7 +57,15 @@ impl SessionOptions {
     }
 }
 
+/// The bits of every logit that is a NaN. What sign and payload arithmetic gives depends on the processor.
+const NAN: u32 = 0x7fc0_0000;
+
 /// Exclusive use of one arena and its threads. After [`Session::new`] nothing allocates.
+///
+/// Results do not depend on the floating-point environment of the caller: each call computes in the default one, and the
+/// caller's returns with it.
+///
+/// A process that inherited a session over `fork` has it without its threads: it computes alone, with the same results.
 pub struct Session {
     model: Arc<Model>,
     arena: Arena,
@@ -106,44 +119,62 @@ impl<'a> Memory<'a> {
     }
 }
 
+/// Gives all NaNs the same bits.
+fn unify_nans(values: &mut [f32]) {
+    values.iter_mut().for_each(|value| *value = if value.is_nan() { f32::from_bits(NAN) } else { *value });
+}
+
 impl Session {
     /// Most tokens that go through the model at once.
     pub const MAX_TOKENS: usize = MAX_TOKENS;
 
     /// What a session of `model` with these options will use, without allocating it.
-    pub fn plan(model: &Model, options: &SessionOptions) -> Plan {
+    ///
+    /// # Errors
+    /// As [`arena_plan`](Self::arena_plan).
+    pub fn plan(model: &Model, options: &SessionOptions) -> Result<Plan> {
         let file = model.file();
         let embedding_bytes = file.embedding_bytes();
         let weights_bytes = file.data_bytes() - embedding_bytes;
-        Plan {
+        Ok(Plan {
             weights_bytes,
             embedding_bytes,
             tables_bytes: file.file_len() - weights_bytes - embedding_bytes,
-            ..Self::arena_plan(model.config(), options)
-        }
+            ..Self::arena_plan(model.config(), options)?
+        })
     }
 
     /// The part of the plan that follows from the hyperparameters alone: arena and stacks.
-    pub fn arena_plan(config: &Config, options: &SessionOptions) -> Plan {
+    ///
+    /// # Errors
+    /// If the buffers are more than this machine can address, or the threads more than 1024.
+    pub fn arena_plan(config: &Config, options: &SessionOptions) -> Result<Plan> {
+        Self::arena_plan_in(Measure::default(), config, options)
+    }
+
+    fn arena_plan_in(mut measure: Measure, config: &Config, options: &SessionOptions) -> Result<Plan> {
         let threads = options.thread_count();
-        let mut measure = Measure::default();
+        if threads > MAX_THREADS {
+            return Err(Error::invalid(format!("{threads} threads; a session has at most {MAX_THREADS}")));
+        }
         Memory::take(&mut measure, config);
         model::measure_scratch(config, threads, &mut measure);
-        Plan {
-            regions: measure.into_regions(),
+        Ok(Plan {
+            regions: measure.into_regions()?,
             stack_bytes: (threads - 1) * WORKER_STACK_BYTES,
             ..Plan::default()
-        }
+        })
     }
 
     /// Allocates a session and starts its threads.
     ///
     /// # Errors
-    /// If the sampling parameters are out of range, there is no memory, a thread cannot be started, or the file is damaged.
+    /// If the sampling parameters are out of range, the threads are more than 1024 or one cannot be started, there is no memory,
+    /// or the file is damaged.
     pub fn new(model: Arc<Model>, options: &SessionOptions) -> Result<Self> {
         let threads = options.thread_count();
         let options = &SessionOptions { threads: Some(threads), ..options.clone() };
-        let plan = Self::plan(&model, options);
+        let plan = Self::plan(&model, options)?;
         let sampling = options.sampling.unwrap_or(model.chat().sampling);
         let mut session = Self {
             arena: Arena::new(&plan)?,
@@ -197,7 +228,7 @@ impl Session {
         self.meter.profile
     }
 
-    /// Forgets the text: state and penalties start anew. The random numbers go on.
+    /// Forgets the text, and a sampled token that was not fed yet: state and penalties start anew. The random numbers go on.
     ///
     /// # Errors
     /// Never for a loaded model.
@@ -210,13 +241,17 @@ impl Session {
         Ok(())
     }
 
-    /// A copy of the recurrent state. A sampled token that was not fed yet is not part of it.
+    /// A copy of the recurrent state, in which every NaN has the bits `0x7FC00000`. A sampled token that was not fed yet is
+    /// not part of it.
     pub fn state(&mut self) -> State {
         let memory = Memory::take(&mut self.arena.carve(), self.model.config());
-        State { model_id: self.model.file().model_id(), values: (&*memory.state).into() }
+        let mut values: Box<[f32]> = (&*memory.state).into();
+        unify_nans(&mut values);
+        State { model_id: self.model.file().model_id(), values }
     }
 
-    /// Continues from `state`; the next call must be [`feed`](Self::feed) or [`forward`](Self::forward).
+    /// Continues from `state`; the next call must be [`feed`](Self::feed) or [`forward`](Self::forward). A sampled token that
+    /// was not fed yet is forgotten.
     ///
     /// # Errors
     /// If the state belongs to another model file.
@@ -236,10 +271,12 @@ impl Session {
 
     /// Feeds a token whose successor is not wanted, which spares the head.
     ///
+    /// Whatever is fed, a token that [`next_token`](Self::next_token) gave and that was not fed yet goes first.
+    ///
     /// # Errors
     /// If the token is not in the vocabulary or its embedding row is damaged.
     pub fn feed(&mut self, token: u32) -> Result<()> {
-        self.step(&[token], false)
+        self.feed_in_chunks(&[token], false)
     }
 
     /// Feeds tokens whose successors are not wanted, up to [`MAX_TOKENS`](Self::MAX_TOKENS) at once, for which each matrix is
@@ -248,17 +285,20 @@ impl Session {
     /// # Errors
     /// As [`feed`](Self::feed).
     pub fn feed_all(&mut self, tokens: &[u32]) -> Result<()> {
-        self.chunks(tokens).try_for_each(|chunk| self.step(chunk, false))
+        self.feed_in_chunks(tokens, false)
     }
 
-    /// Feeds a token and returns the logits of the next one, `[n_vocab]`.
+    /// Feeds a token and returns the logits of the next one, `[n_vocab]`. Those that are a NaN have the bits `0x7FC00000`.
     ///
     /// # Errors
     /// As [`feed`](Self::feed).
     pub fn forward(&mut self, token: u32) -> Result<&[f32]> {
-        self.step(&[token], true)?;
+        let _environment = default_float_environment();
+        self.feed_in_chunks(&[token], true)?;
         self.make_exact()?;
-        Ok(Memory::take(&mut self.arena.carve(), self.model.config()).logits)
+        let logits = Memory::take(&mut self.arena.carve(), self.model.config()).logits;
+        unify_nans(logits);
+        Ok(logits)
     }
 
     /// As [`feed_all`](Self::feed_all), but the logits after the last token are kept for
@@ -267,25 +307,35 @@ impl Session {
     /// # Errors
     /// As [`feed`](Self::feed).
     pub fn prompt(&mut self, tokens: &[u32]) -> Result<()> {
-        let mut chunks = self.chunks(tokens);
-        let Some(last) = chunks.next_back() else { return Ok(()) };
-        chunks.try_for_each(|chunk| self.step(chunk, false))?;
-        self.step(last, true)
+        self.feed_in_chunks(tokens, true)
     }
 
-    /// The tokens that go through the model together.
-    fn chunks<'t>(&self, tokens: &'t [u32]) -> Chunks<'t, u32> {
-        tokens.chunks(if self.without.prompt_chunks { 1 } else { Self::MAX_TOKENS })
+    /// Feeds the token that waits, if there is one, and `tokens`, as many together as go through the model at once. Makes
+    /// the logits after the last one if they are wanted.
+    fn feed_in_chunks(&mut self, tokens: &[u32], want_logits: bool) -> Result<()> {
+        if tokens.is_empty() {
+            return Ok(());
+        }
+        let _environment = default_float_environment();
+        let together = if self.without.prompt_chunks { 1 } else { Self::MAX_TOKENS };
+        let mut left = self.pending.into_iter().chain(tokens.iter().copied()).peekable();
+        while left.peek().is_some() {
+            let chunk: ArrayVec<_, MAX_TOKENS> = left.by_ref().take(together).collect();
+            self.step(&chunk, want_logits && left.peek().is_none())?;
+        }
+        Ok(())
     }
 
     /// Samples the next token; `None` if it is one of the model's stop tokens.
     ///
-    /// The token is fed by the next call, so that its text can be shown before the time of a step has passed.
+    /// The token is fed by the next call that feeds something or samples, before all else, so that its text can be shown
+    /// before the time of a step has passed.
     ///
     /// # Errors
     /// If nothing was fed yet, or the logits are not finite.
     pub fn next_token(&mut self) -> Result<Option<u32>> {
-        if let Some(token) = self.pending.take() {
+        let _environment = default_float_environment();
+        if let Some(token) = self.pending {
             self.step(&[token], true)?;
         }
         if self.logits == Logits::Stale {
@@ -371,7 +421,6 @@ impl Session {
         let mut buffers = arena.carve();
         let memory = Memory::take(&mut buffers, model.config());
         let logits = want_logits.then_some(memory.logits);
-        self.pending = None;
         self.logits = Logits::Stale;
         model.forward(model.ops(pool, meter, without), tokens, memory.state, &mut buffers, logits)?;
         self.logits = match (want_logits, model.has_nested_head()) {
@@ -379,6 +428,8 @@ impl Session {
             (true, true) => Logits::Estimated,
             (true, false) => Logits::Exact,
         };
+        // The token that waited was the first of these.
+        self.pending = None;
         self.tokens_fed += tokens.len() as u64;
         self.verify_some(tokens.len())
     }
@@ -404,5 +455,62 @@ impl Session {
             Some(mut verifier) => verifier.advance(self.model.file(), usize::MAX).map(drop),
             None => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+    use crate::format::{Heads, Version};
+
+    /// As large as a configuration may be.
+    fn largest() -> Config {
+        Config {
+            version: Version::V7,
+            n_layer: 1024,
+            n_embd: 1 << 20,
+            n_att: 1 << 20,
+            n_ffn: 1 << 20,
+            n_vocab: 1 << 20,
+            layer_norm_eps: 1e-5,
+            heads: Some(Heads { n_head: 1024, head_size: 1024, group_norm_eps: 64e-5 }),
+            mix_rank: None,
+            decay_rank: Some(8192),
+            iclr_rank: Some(8192),
+            value_rank: Some(8192),
+            gate_rank: Some(8192),
+        }
+    }
+
+    fn plan(n_layer: usize, address_space: usize) -> Result<Plan> {
+        let options = SessionOptions { threads: Some(MAX_THREADS), ..Default::default() };
+        Session::arena_plan_in(Measure::within(address_space), &Config { n_layer, ..largest() }, &options)
+    }
+
+    #[test]
+    fn a_model_too_large_for_the_address_space_has_no_plan() {
+        largest().validate().unwrap();
+        for address_space in [i32::MAX as usize, u32::MAX as usize] {
+            let error = plan(1024, address_space).unwrap_err();
+            assert!(matches!(error.kind(), ErrorKind::Unsupported(_)));
+            assert!(error.to_string().contains(&format!("more than {address_space} bytes")), "{error}");
+        }
+        // On 32 bits sizes end at those of a `usize`, and not at wrong ones.
+        assert_eq!(plan(1024, usize::MAX).is_ok(), cfg!(target_pointer_width = "64"));
+    }
+
+    #[test]
+    #[cfg(target_pointer_width = "64")]
+    fn a_plan_ends_exactly_at_the_address_space() {
+        let needed = plan(1, usize::MAX).unwrap().arena_bytes();
+        assert!(needed > 4 << 30);
+        plan(1, needed).unwrap();
+        plan(1, needed - 1).unwrap_err();
+        let plan = plan(1024, usize::MAX).unwrap();
+        // 1024 heads of 1024 x 1024 in each layer, and two vectors.
+        assert_eq!(plan.regions[0].bytes, 4 * 1024 * ((1 << 30) + (2 << 20)));
+        assert_eq!(plan.stack_bytes, 1023 * WORKER_STACK_BYTES);
+        assert!(plan.resident_bytes() > 4 << 40);
     }
 }

@@ -14,11 +14,15 @@ impl State {
     /// The state before the first token.
     ///
     /// # Errors
-    /// Never for a loaded model.
+    /// If there is no memory for it.
     pub fn new(model: &Model) -> Result<Self> {
-        let mut values = vec![0.0; model.state_len()].into_boxed_slice();
+        let (mut values, len) = (Vec::new(), model.state_len());
+        values
+            .try_reserve_exact(len)
+            .map_err(|_| Error::invalid(format!("no memory for {len} floats of state")))?;
+        values.resize(len, 0.0);
         model.init_state(&mut values)?;
-        Ok(Self { model_id: model.file().model_id(), values })
+        Ok(Self { model_id: model.file().model_id(), values: values.into() })
     }
 
     /// The floats of the state, layer by layer in the order of the version's equations.

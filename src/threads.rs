@@ -8,19 +8,26 @@
 //! is left, and waits only for workers in the middle of one. So a worker that the system keeps from running, on
 //! a busy machine, costs its help and nothing more. One that is kept from running in the middle of a share does hold the
 //! job up; after that the caller works alone for a while. Idle threads spin for a short time and then sleep.
+//!
+//! A process that inherited a pool over `fork` works alone. Only the thread that called `fork` lives on in it: no worker joins
+//! a job, and none was in one, as the pool was at rest. Dropping the pool forgets the workers there.
 
 #![allow(unsafe_code)]
 
 use std::cell::UnsafeCell;
 use std::io;
+use std::mem;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 use arrayvec::ArrayVec;
+
+use crate::kernels::default_float_environment;
 
 /// Stack of one worker: kernels keep a few KiB of scratch there.
 pub const WORKER_STACK_BYTES: usize = 256 * 1024;
@@ -120,6 +127,8 @@ unsafe impl Send for Shared {}
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    /// The process that has the workers.
+    process: u32,
     patience: Patience,
 }
 
@@ -158,8 +167,12 @@ impl Pool {
     /// A pool of `threads` threads, the caller's included; 0 counts as 1.
     ///
     /// # Errors
-    /// If the operating system cannot start a thread.
+    /// If the operating system cannot start a thread, with its number.
     pub fn new(threads: usize) -> io::Result<Self> {
+        Self::with_stacks(threads, WORKER_STACK_BYTES)
+    }
+
+    fn with_stacks(threads: usize, stack_bytes: usize) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             state: Line(AtomicU64::new(0)),
             sleepers: Line(AtomicU32::new(0)),
@@ -169,19 +182,22 @@ impl Pool {
             work: UnsafeCell::new(None),
             owner: UnsafeCell::new(None),
         });
-        let workers = Vec::with_capacity(threads.saturating_sub(1));
-        let mut pool = Self { shared, workers, patience: Patience::new() };
+        let mut pool =
+            Self { shared, workers: Vec::new(), process: process::id(), patience: Patience::new() };
         for index in 1..threads {
             let shared = Arc::clone(&pool.shared);
             let worker = thread::Builder::new()
                 .name(format!("rwkv-{index}"))
-                .stack_size(WORKER_STACK_BYTES)
+                .stack_size(stack_bytes)
                 .spawn(move || {
+                    // Threads inherit that of the thread that starts them.
+                    let _environment = default_float_environment();
                     // A thread allocates its handle when it first asks for it: here, not in the first job.
                     drop(thread::current());
                     shared.started.fetch_add(1, Ordering::SeqCst);
                     work_loop(&shared);
-                })?;
+                })
+                .map_err(|error| cannot_start(index + 1, threads, &error))?;
             pool.workers.push(worker);
         }
         while pool.shared.started.load(Ordering::SeqCst) < pool.workers.len() {
@@ -357,6 +373,10 @@ impl Pool {
     }
 }
 
+fn cannot_start(number: usize, threads: usize, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot start thread {number} of {threads}: {error}"))
+}
+
 /// How a number of grains is shared out: rounds of one share for each thread, every round three quarters of what is left.
 struct Shares {
     grains: usize,
@@ -395,6 +415,10 @@ impl Shares {
 
 impl Drop for Pool {
     fn drop(&mut self) {
+        if process::id() != self.process {
+            // The handles stand for threads that can neither be joined nor let go: the system may use their memory again.
+            self.workers.drain(..).for_each(mem::forget);
+        }
         self.shared.stop.store(true, Ordering::SeqCst);
         for worker in self.workers.drain(..) {
             worker.thread().unpark();
@@ -603,6 +627,14 @@ mod tests {
     #[should_panic(expected = "equally many pieces")]
     fn pieces_that_do_not_match_are_refused() {
         Pool::new(1).unwrap().for_each_piece([(&mut [0.0; 6], 3), (&mut [0.0; 7], 2)], &|_, _| ());
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "has room for every stack")]
+    fn a_thread_that_cannot_start_is_an_error_that_says_so() {
+        // Twice the address space.
+        let error = Pool::with_stacks(17, usize::MAX / 8).err().unwrap().to_string();
+        assert!(error.starts_with("cannot start thread ") && error.contains(" of 17: "), "{error}");
     }
 
     /// Waits in a job until `n` threads are in it.

@@ -34,19 +34,23 @@
 //! # The numeric contract
 //!
 //! What follows is normative. An implementation for another instruction set gives these bits, for all inputs,
-//! finite or not; only the sign and payload of NaNs are free.
+//! finite or not; only the sign and payload of NaNs are free. They have no influence on other numbers, so whoever hands
+//! results out gives all NaNs the bits `0x7FC00000`, as sessions do with logits and states.
 //!
 //! ## Terms
 //!
 //! - All float operations are IEEE 754 single precision, rounded to nearest even, in the default environment:
-//!   subnormal numbers are kept. Each written operation rounds once. `fma(a, b, c)` is `a * b + c` with one
-//!   rounding, and is used where it is written and nowhere else. Sums are never reordered.
+//!   subnormal numbers are kept. A caller that may run in another one calls [`default_float_environment`] first. Each
+//!   written operation rounds once. `fma(a, b, c)` is `a * b + c` with one rounding, and is used where it is written and
+//!   nowhere else. Sums are never reordered.
 //! - `max(a, b)` is `a` if `a > b`, else `b`. `min(a, b)` is `a` if `a < b`, else `b`. Thus `b` is the result if
 //!   one of the two is a NaN.
 //! - `f32(h)` of an fp16 or integer `h` is its value; exact for fp16, rounded for integers beyond 2^24.
 //! - `code(x, limit)` is `min(max(x, -limit), limit)` rounded to an integer, ties to even. A NaN gives `-limit`.
 //! - `top(x...)` is the largest of the magnitudes `|x|`, compared as integers by their bits: a NaN is larger than
 //!   everything, and is the result if there is one.
+//! - `settled(x)` is 0 if `|x| < 2^-100`, else `x`, which may be a NaN. New elements of a recurrent state that may decay go
+//!   through it: they end as 0 and not as subnormal numbers, with which many processors are slow.
 //! - Integers are two's complement of 32 bits and wrap. Within the ranges that [`layout`] and [`quant`] state
 //!   nothing does wrap.
 //! - A *group* is 32 consecutive columns or outputs, `g` its number.
@@ -185,8 +189,8 @@
 //! y  = fma(e1, aa, e2 * v) / fma(e1, bb, e2)
 //! d  = pp + time_decay
 //! e1, e2 = factors(d - k)
-//! aa = fma(e1, aa, e2 * v)
-//! bb = fma(e1, bb, e2)
+//! aa = settled(fma(e1, aa, e2 * v))
+//! bb = fma(e1, bb, e2)                                  at least 1 after the first step
 //! pp = max(d, k)
 //! ```
 //!
@@ -215,6 +219,7 @@
 mod aarch64;
 #[cfg(target_arch = "arm")]
 mod arm;
+mod environment;
 mod fp16;
 mod isa;
 pub mod layout;
@@ -225,7 +230,8 @@ mod table;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
+pub use environment::{FloatEnvironment, default_float_environment};
 pub use isa::{Isa, ParseIsaError};
 pub use layout::*;
-pub use math::{exp, sigmoid, tanh};
+pub use math::{exp, settled, sigmoid, tanh};
 pub use table::{Kernels, MAX_READ_STREAMS, SoftmaxStats};

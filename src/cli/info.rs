@@ -44,7 +44,7 @@ pub(super) fn run(args: &InfoArgs) -> Result<()> {
     let threads = compute.threads();
     let session = SessionOptions { threads, ..Default::default() };
     writeln!(out, "memory plan")?;
-    write!(out, "{}", Session::plan(&model, &session))?;
+    write!(out, "{}", Session::plan(&model, &session)?)?;
     let available: Vec<_> = Isa::ALL.iter().filter(|isa| isa.is_available()).map(|isa| isa.name()).collect();
     writeln!(out, "kernels           {} (this CPU has: {})", model.kernels().isa(), available.join(", "))?;
     match threads {

@@ -8,6 +8,10 @@ use crate::error::{Error, ErrorKind, Result};
 const MAX_LAYERS: usize = 1024;
 /// Bound of every other dimension, far above any released model.
 const MAX_DIM: usize = 1 << 20;
+/// Far above the 64 of released models: a state grows with it, weights do not.
+const MAX_HEAD_SIZE: usize = 1024;
+/// Most bytes of a layer's state for each byte of its weights. Released models have less than one.
+const MAX_STATE_RATIO: u64 = 64;
 
 const VERSION: FieldSpec = FieldSpec::vital(1, "version", FieldType::U32);
 const N_LAYER: FieldSpec = FieldSpec::vital(2, "n_layer", FieldType::U32);
@@ -167,14 +171,28 @@ impl Config {
             check_presence(version, name, value.is_some(), wanted)?;
             value.map_or(Ok(()), |value| check_dim(name, value, MAX_DIM))?;
         }
-        Ok(())
+        self.check_state()
+    }
+
+    /// So that a small file cannot ask for all memory there is.
+    fn check_state(&self) -> Result<()> {
+        let [d, a, f] = [self.n_embd, self.n_att, self.n_ffn].map(|dim| dim as u64);
+        let state = 4 * (2 * d + a * self.heads.map_or(3, |heads| heads.head_size as u64));
+        // Matrices that all versions have, in int4.
+        let weights = (4 * a * d + 2 * f * d) / 2;
+        if state <= MAX_STATE_RATIO * weights {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "a layer's state has {state} bytes; it must be at most {MAX_STATE_RATIO} times its weights of {weights}"
+        )))
     }
 
     fn check_heads(&self) -> Result<()> {
         check_presence(self.version, "n_head", self.heads.is_some(), self.version != Version::V4)?;
         let Some(heads) = &self.heads else { return Ok(()) };
         check_dim("n_head", heads.n_head, MAX_DIM)?;
-        check_dim("head_size", heads.head_size, MAX_DIM)?;
+        check_dim("head_size", heads.head_size, MAX_HEAD_SIZE)?;
         check_eps("group_norm_eps", heads.group_norm_eps)?;
         if heads.n_head.checked_mul(heads.head_size) != Some(self.n_att) {
             let (n, size, n_att) = (heads.n_head, heads.head_size, self.n_att);
@@ -358,6 +376,26 @@ mod tests {
             edit(&mut config);
             assert!(config.validate().is_err(), "edit {i}");
         }
+    }
+
+    #[test]
+    fn states_that_are_large_for_their_weights_are_refused() {
+        let heads = |n_embd, n_head, head_size| {
+            let mut config = config(Version::V5_2);
+            (config.n_embd, config.n_att, config.n_ffn) = (n_embd, n_head * head_size, 32);
+            config.heads = Some(Heads { n_head, head_size, group_norm_eps: 64e-5 });
+            config.validate()
+        };
+        heads(1024, 1, 1024).unwrap();
+        let error = heads(2048, 1, 1025).unwrap_err().to_string();
+        assert_eq!(error, "head_size is 1025; it must be in 1..=1024");
+        // 4 * (16 + 512 * 1024) bytes of state, (4 * 512 * 1024 * 8 + 2 * 32 * 8) / 2 of weights.
+        heads(32, 512, 1024).unwrap();
+        let error = heads(8, 512, 1024).unwrap_err().to_string();
+        assert!(
+            error.contains("state has 2147483712 bytes; it must be at most 64 times its weights"),
+            "{error}"
+        );
     }
 
     #[test]

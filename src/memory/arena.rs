@@ -13,9 +13,9 @@ use crate::error::Result;
 #[repr(C, align(64))]
 struct Line([u8; 64]);
 
-/// Bytes of `len` values of `T`, rounded up to whole lines.
-pub(super) fn lines_bytes<T>(len: usize) -> usize {
-    (len * size_of::<T>()).next_multiple_of(64)
+/// Bytes of `len` values of `T`, rounded up to whole lines; `None` if they are beyond a `usize`.
+pub(super) fn lines_bytes<T>(len: usize) -> Option<usize> {
+    len.checked_mul(size_of::<T>())?.checked_next_multiple_of(size_of::<Line>())
 }
 
 /// One zeroed mapping of the size that a [`Plan`] states.
@@ -71,7 +71,8 @@ impl<'a> Carve<'a> {
     }
 
     fn take<T: Pod>(&mut self, len: usize) -> &'a mut [T] {
-        let (lines, rest) = std::mem::take(&mut self.rest).split_at_mut(lines_bytes::<T>(len) / 64);
+        let lines = len.div_ceil(size_of::<Line>() / size_of::<T>());
+        let (lines, rest) = std::mem::take(&mut self.rest).split_at_mut(lines);
         self.rest = rest;
         &mut bytemuck::cast_slice_mut(lines)[..len]
     }
@@ -108,7 +109,7 @@ mod tests {
     fn an_arena_has_the_bytes_of_its_plan_and_they_are_zero() {
         let mut measure = Measure::default();
         take(&mut measure);
-        let plan = Plan { regions: measure.into_regions(), ..Plan::default() };
+        let plan = Plan { regions: measure.into_regions().unwrap(), ..Plan::default() };
         let mut arena = Arena::new(&plan).unwrap();
         assert_eq!((plan.arena_bytes(), arena.bytes.len()), (4032 + 128 + 64, 4032 + 128 + 64));
         assert!(arena.bytes.iter().all(|&byte| byte == 0));

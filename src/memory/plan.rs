@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::Buffers;
 use super::arena::lines_bytes;
+use crate::error::{ErrorKind, Result};
 
 /// A named buffer of the arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,12 +33,12 @@ pub struct Plan {
 impl Plan {
     /// Bytes of the arena: the one allocation of a session.
     pub fn arena_bytes(&self) -> usize {
-        self.regions.iter().map(|region| region.bytes).sum()
+        self.regions.iter().fold(0, |sum: usize, region| sum.saturating_add(region.bytes))
     }
 
     /// Memory that must stay resident for steady speed: weights, tables, arena and stacks.
     pub fn resident_bytes(&self) -> u64 {
-        self.weights_bytes + self.tables_bytes + (self.arena_bytes() + self.stack_bytes) as u64
+        self.weights_bytes + self.tables_bytes + self.arena_bytes() as u64 + self.stack_bytes as u64
     }
 }
 
@@ -68,19 +69,46 @@ impl fmt::Display for Mib {
 }
 
 /// Adds up the buffers that are asked for, without memory behind them.
-#[derive(Default)]
 pub(crate) struct Measure {
     regions: Vec<Region>,
+    /// Bytes that there still are; `None` if a buffer had no room.
+    left: Option<usize>,
+    address_space: usize,
+}
+
+impl Default for Measure {
+    /// With room for as much as an allocation may have.
+    fn default() -> Self {
+        Self::within(isize::MAX as usize)
+    }
 }
 
 impl Measure {
+    /// With room for so many bytes.
+    pub(crate) fn within(address_space: usize) -> Self {
+        Self { regions: Vec::new(), left: Some(address_space), address_space }
+    }
+
     /// The buffers asked for so far.
-    pub(crate) fn into_regions(self) -> Vec<Region> {
-        self.regions
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] if they are too large to be addressed.
+    pub(crate) fn into_regions(self) -> Result<Vec<Region>> {
+        match self.left {
+            Some(_) => Ok(self.regions),
+            None => Err(ErrorKind::Unsupported(format!(
+                "a session of this model needs more than {} bytes of buffers, the most that this program can address",
+                self.address_space
+            ))
+            .into()),
+        }
     }
 
     fn add<'a, T>(&mut self, name: &'static str, len: usize) -> &'a mut [T] {
         let bytes = lines_bytes::<T>(len);
+        self.left = self.left.zip(bytes).and_then(|(left, bytes)| left.checked_sub(bytes));
+        // Without room for it, the sizes are not used.
+        let bytes = bytes.filter(|_| self.left.is_some()).unwrap_or(0);
         match self.regions.iter_mut().find(|region| region.name == name) {
             Some(region) => region.bytes += bytes,
             None => self.regions.push(Region { name, bytes }),

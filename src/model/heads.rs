@@ -28,7 +28,7 @@ pub(crate) struct HeadNorm {
 
 /// Floats of the state of all heads: `[n_head, head_size keys, head_size values]`.
 pub(crate) fn state_len(config: &Config) -> usize {
-    config.n_att * config.heads.map_or(0, |heads| heads.head_size)
+    config.n_att.saturating_mul(config.heads.map_or(0, |heads| heads.head_size))
 }
 
 /// Weights of the group norms of all heads.

@@ -96,7 +96,7 @@ impl<T: TimeMix> Layer<T> {
 
     /// Floats of recurrent state: the two shifted inputs, then that of time mixing.
     pub(crate) fn state_len(config: &Config) -> usize {
-        2 * config.n_embd + T::state_len(config)
+        T::state_len(config).saturating_add(2 * config.n_embd)
     }
 
     /// Puts one layer's state to what it is before the first token.

@@ -109,9 +109,9 @@ fn layer_state_len(config: &Config) -> usize {
     with_time_mix!(config.version, T => Layer::<T>::state_len(config))
 }
 
-/// Floats of recurrent state of a model with hyperparameters `config`.
+/// Floats of recurrent state of a model with hyperparameters `config`; `usize::MAX` if they are more than that.
 pub fn state_len(config: &Config) -> usize {
-    config.n_layer * layer_state_len(config)
+    config.n_layer.saturating_mul(layer_state_len(config))
 }
 
 /// Takes the buffers for as many tokens as go through together, and forgets them: for the memory plan.
@@ -297,7 +297,7 @@ impl Model {
         let config = self.config();
         ops.meter.start();
         ops.meter.traffic.weight_bytes += self.small_bytes;
-        ops.meter.traffic.state_bytes += (tokens.len() * size_of_val(state)) as u64;
+        ops.meter.traffic.state_bytes += tokens.len() as u64 * size_of_val(state) as u64;
         let Scratch { x, mut head } = Scratch::take(buffers, config);
         let x = &mut x[..tokens.len() * config.n_embd];
         for (x, &token) in x.chunks_exact_mut(config.n_embd).zip(tokens) {

@@ -35,7 +35,7 @@ impl<'a> Live<'a> {
         Self {
             indices: buffers.u32s(name, n_ffn),
             values: buffers.f32s(name, n_ffn),
-            sums: buffers.i32s("partial sums of ffn.value", threads * sparse_sums(n_embd)),
+            sums: buffers.i32s("partial sums of ffn.value", threads.saturating_mul(sparse_sums(n_embd))),
         }
     }
 

@@ -13,5 +13,6 @@ mod model_tensors;
 mod nested_head;
 mod quality;
 mod sampler;
+mod session;
 mod text;
 mod tokenizer_sections;

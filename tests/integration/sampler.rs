@@ -44,6 +44,21 @@ fn draws(params: SamplingParams, logits: &[f32], n: usize) -> Vec<usize> {
     histogram
 }
 
+#[test]
+fn counts_that_decay_become_zero_without_subnormal_numbers_on_the_way() {
+    let params = SamplingParams { penalty_decay: 0.9, frequency_penalty: 1.0, ..PLAIN };
+    let mut sampler = Sampler::new(params, 1).unwrap();
+    let mut memory = Memory::new(3);
+    sampler.reset(&mut memory.buffers());
+    sampler.accept(0, &mut memory.buffers());
+    for _ in 0..1000 {
+        sampler.accept(1, &mut memory.buffers());
+        assert!(!memory.counts[0].is_subnormal());
+    }
+    assert_eq!(memory.counts[0], 0.0);
+    assert!((memory.counts[1] - 10.0).abs() < 1e-3);
+}
+
 /// A seeded stream (xorshift).
 struct Random(u64);
 

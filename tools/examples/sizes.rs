@@ -43,7 +43,7 @@ fn main() -> Result<()> {
     for shape in RELEASED {
         let config = shape.config();
         let options = SessionOptions { threads: Some(4), ..SessionOptions::default() };
-        let arena = Session::arena_plan(&config, &options);
+        let arena = Session::arena_plan(&config, &options)?;
         let memory = (arena.arena_bytes() + arena.stack_bytes) as u64;
         let mut row = String::new();
         let mut weights = 0;

@@ -3,6 +3,7 @@
 use core::arch::aarch64::*;
 
 use super::memory::{load_f32, store_f32};
+use crate::math::ZERO_BELOW;
 use crate::scalar::{wkv6_columns, wkv7_columns};
 
 /// Calls `$strip::<V>(first, ...)` for strips of `4 V` values, `first` counting registers, as wide ones as there
@@ -51,7 +52,7 @@ fn wkv6_strip<const V: usize>(
             let kv = vmulq_f32(k, load_f32(v));
             let old = load_f32(s);
             *acc = vfmaq_f32(*acc, r, vfmaq_f32(old, u, kv));
-            store_f32(s, vfmaq_f32(kv, w, old));
+            store_f32(s, settled(vfmaq_f32(kv, w, old)));
         }
     }
     for (y, acc) in lanes_mut::<V>(y, first).iter_mut().zip(acc) {
@@ -108,13 +109,23 @@ fn wkv7_strip<const V: usize>(
             let kept = vfmsq_f32(vmulq_f32(load_f32(s), w), removed, b);
             let new = vfmaq_f32(kept, k, load_f32(v));
             *acc = vfmaq_f32(*acc, new, r);
-            store_f32(s, new);
+            store_f32(s, settled(new));
         }
     }
     for (y, acc) in lanes_mut::<V>(y, first).iter_mut().zip(acc) {
         store_f32(y, acc);
     }
     V
+}
+
+/// As [`settled`](crate::math::settled).
+#[target_feature(enable = "neon")]
+#[inline]
+fn settled(x: float32x4_t) -> float32x4_t {
+    let limit = vdupq_n_f32(ZERO_BELOW);
+    // Miri does not know the one instruction.
+    let small = if cfg!(miri) { vcltq_f32(vabsq_f32(x), limit) } else { vcaltq_f32(x, limit) };
+    vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(x), small))
 }
 
 /// The values of `V` registers.

@@ -6,7 +6,7 @@ use super::memory::{load_f16, load_f32, load_i32, store_i16, store_i32};
 use super::shim::prefetch_all;
 use crate::layout::{Records, Sparse, SparseScale, record_scale_bytes};
 use crate::math::ROUNDER;
-use crate::scalar::ZERO_BELOW;
+use crate::math::ZERO_BELOW;
 use crate::scalar::sparse::cmax;
 
 /// Records that go by together.

@@ -3,13 +3,14 @@
 use core::arch::global_asm;
 
 use crate::layout::{Activation, DType, GROUP_SIZE, K_BLOCK, LINE_BYTES, ROW_INTERLEAVE};
-use crate::math::magnitude_bits;
+use crate::math::{magnitude_bits, settled};
 use crate::scalar::record::DOT_LANES;
 
 global_asm!(include_str!("int.S"), options(raw));
 global_asm!(include_str!("float.S"), options(raw));
 global_asm!(include_str!("record.S"), options(raw));
 global_asm!(include_str!("read.S"), options(raw));
+global_asm!(include_str!("settle.S"), options(raw));
 global_asm!(include_str!("sparse.S"), options(raw));
 
 /// Records of a sparse product that go by together.
@@ -71,6 +72,7 @@ unsafe extern "C" {
         coefficients: *const [i16; SPARSE_SET],
         groups: usize,
     );
+    fn rwkv_edge_neon32_settle(x: *mut [f32; 8], count: usize);
     fn rwkv_edge_neon32_read(bytes: *const u8, part: usize, streams: usize) -> u64;
 }
 
@@ -251,6 +253,16 @@ unsafe fn sparse_add(
         // SAFETY: the lengths were just checked.
         unsafe { kernel(sums.as_mut_ptr(), &set, coefficients.as_ptr(), groups) };
     }
+}
+
+/// Puts [`settled`] in the place of each element.
+pub(super) fn settle(x: &mut [f32]) {
+    let (x, tail) = x.as_chunks_mut::<8>();
+    if !x.is_empty() {
+        // SAFETY: changes as many elements as there are; the processor has the level, as `Kernels::for_isa` sees to.
+        unsafe { rwkv_edge_neon32_settle(x.as_mut_ptr(), x.len()) };
+    }
+    tail.iter_mut().for_each(|x| *x = settled(*x));
 }
 
 /// The words of `streams` equal parts of `bytes`, xored.

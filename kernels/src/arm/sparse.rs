@@ -2,8 +2,8 @@
 
 use super::neon::{self, SPARSE_SET, SparseSet};
 use crate::layout::{DType, GROUP_SIZE, Records, Sparse, SparseScale, record_scale_bytes};
+use crate::math::ZERO_BELOW;
 use crate::math::magnitude_bits;
-use crate::scalar::ZERO_BELOW;
 use crate::scalar::sparse::{self, cmax, split_sums};
 
 /// Output groups that go by together, so that their sums and coefficients stay in the L1 cache.

@@ -1,8 +1,8 @@
-//! Fused multiply-adds of single numbers.
+//! What the portable bodies lack: fused multiply-adds of single numbers, and settling of states.
 
 use crate::math::Fma;
 
-/// The VFPv4 instruction. Only for tables of levels that have it.
+/// The VFPv4 instruction, and NEON beside it. Only for tables of levels that have it.
 pub(super) struct Vfp4;
 
 impl Fma for Vfp4 {
@@ -22,5 +22,10 @@ impl Fma for Vfp4 {
             );
         }
         sum
+    }
+
+    #[inline(always)]
+    fn settle(x: &mut [f32]) {
+        super::neon::settle(x);
     }
 }

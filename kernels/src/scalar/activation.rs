@@ -1,10 +1,7 @@
 //! Element-wise operations, activation quantization and the list of live entries.
 
 use crate::layout::{ActivationMut, GROUP_SIZE};
-use crate::math::{Fma, magnitude_bits, round_clamped};
-
-/// Below this largest magnitude a group is quantized to zeros, and the coefficients of a sparse product are zeros.
-pub(crate) const ZERO_BELOW: f32 = f32::from_bits((127 - 100) << 23);
+use crate::math::{Fma, ZERO_BELOW, magnitude_bits, round_clamped};
 
 #[inline(always)]
 pub(crate) fn quantize(x: &mut ActivationMut<'_>) {

@@ -42,11 +42,13 @@ pub(crate) fn wkv6_columns<F: Fma>(
     let (y, v) = (&mut y[columns.clone()], &v[columns.clone()]);
     y.fill(0.0);
     for ((((row, &r), &k), &u), &w) in state.chunks_exact_mut(n.max(1)).zip(r).zip(k).zip(u).zip(w) {
-        for ((s, y), &v) in row[columns.clone()].iter_mut().zip(y.iter_mut()).zip(v) {
+        let row = &mut row[columns.clone()];
+        for ((s, y), &v) in row.iter_mut().zip(y.iter_mut()).zip(v) {
             let kv = k * v;
             *y = F::fma(r, F::fma(u, kv, *s), *y);
             *s = F::fma(w, *s, kv);
         }
+        F::settle(row);
     }
 }
 
@@ -98,6 +100,7 @@ pub(crate) fn wkv7_columns<F: Fma>(
                 *s = F::fma(k, v, F::fma(-removed, b, *s * w));
                 *y = F::fma(*s, r, *y);
             }
+            F::settle(row);
         }
     }
 }

@@ -14,7 +14,7 @@ mod shift;
 pub(crate) mod sparse;
 mod wkv;
 
-pub(crate) use activation::{ZERO_BELOW, add, nonzero, quantize, relu_squared};
+pub(crate) use activation::{add, nonzero, quantize, relu_squared};
 pub(crate) use heads::mul;
 pub(crate) use record::dequantize_record;
 pub(crate) use search::{max, reaching};

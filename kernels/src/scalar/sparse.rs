@@ -2,8 +2,8 @@
 
 use crate::fp16;
 use crate::layout::{GROUP_SIZE, Records, Sparse, SparseScale, record_scale_bytes, sparse_sums};
+use crate::math::ZERO_BELOW;
 use crate::math::{Fma, magnitude_bits, round_clamped};
-use crate::scalar::ZERO_BELOW;
 
 /// Output groups that go by together.
 const TILE_GROUPS: usize = 64;

@@ -1,6 +1,6 @@
 //! The recurrence of RWKV-4.
 
-use crate::math::{Fma, max};
+use crate::math::{Fma, max, settled};
 
 /// The factors `e^(a - m)` and `e^(b - m)` for `m` the larger of `a` and `b`, given `d = a - b`.
 #[inline(always)]
@@ -30,7 +30,7 @@ pub(crate) fn wkv4<F: Fma>(
 
         let decayed = pp[i] + time_decay[i];
         let (e1, e2) = factors::<F>(decayed - k[i]);
-        aa[i] = F::fma(e1, aa[i], e2 * v[i]);
+        aa[i] = settled(F::fma(e1, aa[i], e2 * v[i]));
         bb[i] = F::fma(e1, bb[i], e2);
         pp[i] = max(decayed, k[i]);
     }

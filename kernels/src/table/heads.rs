@@ -12,7 +12,7 @@ impl Kernels {
     /// ```text
     /// kv      = k[j] * v[i]
     /// y[i]    = fma(r[j], fma(u[j], kv, S[j][i]), y[i])
-    /// S[j][i] = fma(w[j], S[j][i], kv)
+    /// S[j][i] = settled(fma(w[j], S[j][i], kv))
     /// ```
     ///
     /// # Panics
@@ -49,8 +49,9 @@ impl Kernels {
     /// s[i]    = fma(S[j][i], kk[j], s[i])
     ///
     /// b       = kk[j] * a[j]
-    /// S[j][i] = fma(k[j], v[i], fma(-s[i], b, S[j][i] * w[j]))
-    /// y[i]    = fma(S[j][i], r[j], y[i])
+    /// new     = fma(k[j], v[i], fma(-s[i], b, S[j][i] * w[j]))
+    /// y[i]    = fma(new, r[j], y[i])
+    /// S[j][i] = settled(new)
     /// ```
     ///
     /// # Panics

@@ -3,6 +3,7 @@
 use core::arch::x86_64::*;
 
 use super::memory::{load_f32, store_f32};
+use crate::math::ZERO_BELOW;
 use crate::scalar::{wkv6_columns, wkv7_columns};
 
 /// Calls `$strip::<V>(first, ...)` for strips of `8 V` values, `first` counting registers, as wide ones as there
@@ -51,7 +52,7 @@ fn wkv6_strip<const V: usize>(
             let kv = _mm256_mul_ps(k, load_f32(v));
             let old = load_f32(s);
             *acc = _mm256_fmadd_ps(r, _mm256_fmadd_ps(u, kv, old), *acc);
-            store_f32(s, _mm256_fmadd_ps(w, old, kv));
+            store_f32(s, settled(_mm256_fmadd_ps(w, old, kv)));
         }
     }
     for (y, acc) in lanes_mut::<V>(y, first).iter_mut().zip(acc) {
@@ -108,13 +109,21 @@ fn wkv7_strip<const V: usize>(
             let kept = _mm256_fnmadd_ps(removed, b, _mm256_mul_ps(load_f32(s), w));
             let new = _mm256_fmadd_ps(k, load_f32(v), kept);
             *acc = _mm256_fmadd_ps(new, r, *acc);
-            store_f32(s, new);
+            store_f32(s, settled(new));
         }
     }
     for (y, acc) in lanes_mut::<V>(y, first).iter_mut().zip(acc) {
         store_f32(y, acc);
     }
     V
+}
+
+/// As [`settled`](crate::math::settled).
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn settled(x: __m256) -> __m256 {
+    let magnitude = _mm256_andnot_ps(_mm256_set1_ps(-0.0), x);
+    _mm256_and_ps(_mm256_cmp_ps::<_CMP_NLT_UQ>(magnitude, _mm256_set1_ps(ZERO_BELOW)), x)
 }
 
 /// The values of `V` registers.

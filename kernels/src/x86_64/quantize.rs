@@ -4,7 +4,7 @@ use core::arch::x86_64::*;
 
 use super::memory::{load_f32, store_codes};
 use crate::layout::{ActivationMut, GROUP_SIZE};
-use crate::scalar::ZERO_BELOW;
+use crate::math::ZERO_BELOW;
 
 #[target_feature(enable = "avx2")]
 pub(super) fn quantize(x: &mut ActivationMut<'_>) {

@@ -16,7 +16,7 @@ use core::arch::x86_64::*;
 
 use super::memory::{load_f16, load_f32, load_i32, prefetch, store_i32};
 use crate::layout::{GROUP_SIZE, LINE_BYTES, Records, Sparse, SparseScale, record_scale_bytes};
-use crate::scalar::ZERO_BELOW;
+use crate::math::ZERO_BELOW;
 use crate::scalar::sparse::cmax;
 
 /// Records that go by together.

@@ -57,6 +57,52 @@ fn wkv7() {
     });
 }
 
+/// Steps after which 2^30 times 0.545^steps, the fastest decay of RWKV-7, would be below the smallest subnormal number.
+const DECAYING_STEPS: usize = 210;
+
+/// A step of `kernels` that adds nothing to a state of 23 keys and values, which decays by `w`.
+type Decay = fn(&Kernels, &mut [f32], &[f32]);
+
+#[test]
+#[cfg_attr(miri, ignore = "about values, not memory")]
+fn a_state_that_decays_becomes_zero_without_subnormal_numbers_on_the_way() {
+    const N: usize = 23;
+    let zeros = [0.0; N];
+    let decays: [(&str, Decay); 3] = [
+        ("wkv4", |kernels, state, w| {
+            let log: Vec<f32> = w.iter().map(|w| w.ln()).collect();
+            let (aa, x) = (&mut state[..N], &[0.0; N]);
+            kernels.wkv4(&mut [0.0; N], x, x, x, &log, aa, &mut [1.0; N], &mut [0.0; N]);
+        }),
+        ("wkv6", |kernels, state, w| {
+            let x = &[0.0; N];
+            kernels.wkv6(&mut [0.0; N], state, x, x, x, x, w);
+        }),
+        ("wkv7", |kernels, state, w| {
+            let x = &[0.0; N];
+            kernels.wkv7(&mut [0.0; N], state, x, w, x, x, x, x);
+        }),
+    ];
+    let mut rng = Rng(55);
+    let w: Vec<f32> = (0..N).map(|_| 0.4 + 0.145 * rng.uniform().abs()).collect();
+    for (what, step) in decays {
+        let mut wanted = rng.normals(N * N);
+        wanted[..N].iter_mut().zip(-14..).for_each(|(x, exponent)| *x *= 2f32.powi(2 * exponent));
+        let levels: Vec<_> = vector_levels().into_iter().chain([scalar()]).collect();
+        let mut states = vec![wanted; levels.len()];
+        for t in 0..DECAYING_STEPS {
+            for (kernels, state) in levels.iter().zip(&mut states) {
+                step(kernels, state, &w);
+                let subnormal = state.iter().find(|x| x.is_subnormal());
+                assert_eq!(subnormal, None, "{what} {} step {t}", kernels.isa());
+            }
+            let bits = |state: &[f32]| state.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert!(states.iter().all(|state| bits(state) == bits(&states[0])), "{what} step {t}");
+        }
+        assert_eq!(states[0][..N], zeros, "{what}");
+    }
+}
+
 #[test]
 fn recurrences_of_no_values_do_nothing() {
     assert!(!panics(|kernels| {

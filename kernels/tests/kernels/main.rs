@@ -5,6 +5,7 @@ mod compare;
 // Only safe code runs in these, too much of it for Miri.
 #[cfg(not(miri))]
 mod encode;
+mod environment;
 #[cfg(not(miri))]
 mod exp;
 #[cfg(not(miri))]
