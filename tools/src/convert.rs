@@ -161,16 +161,10 @@ impl Conversion {
         let sources = sources(&checkpoint, &state);
         let FileContents { mut provenance, mut self_test, config, .. } = plan.contents().clone();
         let mut writer = ModelWriter::create(output, plan)?;
-        let failed = AtomicBool::new(false);
-        let (sha256, written) = thread::scope(|scope| {
-            let hash = scope.spawn(|| sha256(&checkpoint, [interrupted, &failed]));
-            let written = write_tensors(sources, &mut writer, &config, threads, progress, interrupted);
-            failed.store(written.is_err(), Ordering::Relaxed);
-            (hash.join(), written)
-        });
-        let (errors, total) = written?;
-        provenance.source_sha256 =
-            sha256.map_err(|_| anyhow!("the thread that hashes the input panicked"))??;
+        let ((errors, total), sha256) = with_hash(&checkpoint, threads, interrupted, || {
+            write_tensors(sources, &mut writer, &config, threads, progress, interrupted)
+        })?;
+        provenance.source_sha256 = sha256;
         provenance.rel_error = total.relative() as f32;
         let report = Report::new(writer.plan(), &errors, provenance.rel_error);
         writer.finish_data()?;
@@ -294,6 +288,30 @@ fn settings(options: &Options, version: Version) -> String {
 /// A file name as it may stand in the file: one line, without directories.
 fn printable(name: &str) -> String {
     name.replace(|c: char| c.is_control() || ['/', '\\'].contains(&c), "_")
+}
+
+/// Does `work`, and hashes the files with the tensors: at the same time if there may be several threads and another
+/// one starts, or else before.
+fn with_hash<T>(
+    checkpoint: &Checkpoint,
+    threads: usize,
+    interrupted: &AtomicBool,
+    work: impl FnOnce() -> Result<T>,
+) -> Result<(T, [u8; 32])> {
+    let failed = AtomicBool::new(false);
+    let hash = || sha256(checkpoint, [interrupted, &failed]);
+    thread::scope(|scope| {
+        let thread = (threads > 1).then(|| thread::Builder::new().spawn_scoped(scope, hash).ok()).flatten();
+        let Some(thread) = thread else {
+            let sha256 = hash()?;
+            return Ok((work()?, sha256));
+        };
+        let done = work();
+        failed.store(done.is_err(), Ordering::Relaxed);
+        let sha256 = thread.join();
+        let done = done?;
+        Ok((done, sha256.map_err(|_| anyhow!("the thread that hashes the input panicked"))??))
+    })
 }
 
 /// The SHA-256 of the files with the tensors, one after the other, unless one of the flags is raised.

@@ -5,6 +5,7 @@
 //! on how many.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -329,7 +330,8 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Encodes the units from `first` on that fill `bytes`, `per_thread` on each thread.
+    /// Encodes the units from `first` on that fill `bytes`, in parts of `per_thread`: the calling thread and one more
+    /// for every further part take them in turn. If threads cannot start, fewer do the same work.
     fn slice(
         self,
         first: usize,
@@ -339,21 +341,27 @@ impl Job<'_> {
         slices: &mut [Vec<f32>],
     ) -> Result<(), UnitError> {
         let bytes = bytes.chunks_mut(per_thread * self.units.bytes);
-        let parts = bytes.zip(outcomes.chunks_mut(per_thread)).zip(slices);
+        let mut results: Vec<Result<(), UnitError>> = Vec::new();
+        results.resize_with(bytes.len(), || Ok(()));
+        let more_threads = bytes.len().saturating_sub(1);
+        let parts = bytes.zip(outcomes.chunks_mut(per_thread)).zip(slices).zip(&mut results).enumerate();
+        let parts = Mutex::new(parts);
+        let take = || parts.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let work = || {
+            while let Some((i, (((bytes, outcomes), floats), result))) = take() {
+                *result = self.part(first + i * per_thread, bytes, outcomes, floats);
+            }
+        };
         thread::scope(|scope| {
-            let threads: Vec<_> = parts
-                .enumerate()
-                .map(|(i, ((bytes, outcomes), floats))| {
-                    scope.spawn(move || self.part(first + i * per_thread, bytes, outcomes, floats))
-                })
-                .collect();
-            let join = |thread: thread::ScopedJoinHandle<'_, _>| match thread.join() {
-                Ok(result) => result,
-                Err(panic) => std::panic::resume_unwind(panic),
-            };
-            // All are joined before the first error counts.
-            threads.into_iter().map(join).collect::<Vec<_>>().into_iter().collect()
-        })
+            for _ in 0..more_threads {
+                if thread::Builder::new().spawn_scoped(scope, work).is_err() {
+                    break;
+                }
+            }
+            work();
+        });
+        // The first error in the order of the parts counts, whichever thread met it.
+        results.into_iter().collect()
     }
 
     /// Encodes consecutive units on the calling thread.

@@ -14,7 +14,7 @@ use super::{Result, VocabError};
 /// splitting pattern of GPT-2 without a blank in front of the text; no tokens put around the text; added
 /// tokens that are cut out wherever they occur, without white space next to them.
 pub fn hf_json(json: &[u8]) -> Result<BpeSource> {
-    let root: Value = serde_json::from_slice(json)?;
+    let root: Value = serde_json::from_slice(json).map_err(|error| VocabError::Json { error })?;
     for part in ["truncation", "padding"] {
         if !is_off(&root[part]) {
             return Err(unsupported(part));

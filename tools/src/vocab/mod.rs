@@ -17,12 +17,12 @@ pub use world::{pack, world_builtin, world_file};
 #[non_exhaustive]
 pub enum VocabError {
     /// The file cannot be read.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {error}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        error: io::Error,
     },
     /// A line of a World vocabulary is wrong.
     #[error("line {line}: {problem}")]
@@ -33,13 +33,18 @@ pub enum VocabError {
         problem: String,
     },
     /// A tokenizer.json is not JSON.
-    #[error("tokenizer.json: {0}")]
-    Json(#[from] serde_json::Error),
+    #[error("not a usable tokenizer.json: {error}")]
+    Json {
+        /// Where and why.
+        error: serde_json::Error,
+    },
     /// A tokenizer.json lacks a part, or has one of the wrong type.
-    #[error("tokenizer.json: {0}")]
+    #[error("not a usable tokenizer.json: {0}")]
     Malformed(String),
     /// A tokenizer.json asks for something else than byte-level BPE as GPT-NeoX 20B uses it.
-    #[error("tokenizer.json: {0} is not supported; only byte-level BPE with the pattern of GPT-2 is")]
+    #[error(
+        "not a usable tokenizer.json: {0} is not supported; only byte-level BPE with the pattern of GPT-2 is"
+    )]
     Unsupported(String),
     /// The file is no vocabulary.
     #[error("{0}")]
@@ -59,7 +64,7 @@ pub type Result<T, E = VocabError> = std::result::Result<T, E>;
 /// # Errors
 /// The file cannot be read or used.
 pub fn load(path: &Path) -> Result<Vec<u8>> {
-    let content = fs::read(path).map_err(|source| VocabError::Io { path: path.into(), source })?;
+    let content = fs::read(path).map_err(|error| VocabError::Io { path: path.into(), error })?;
     from_bytes(&content)
 }
 

@@ -177,7 +177,7 @@ fn other_tokenizers_are_refused_by_name() {
     for (pointer, part, name) in cases {
         let message = refusal(pointer, part);
         assert!(
-            message.starts_with(&format!("tokenizer.json: {name} is not supported")),
+            message.starts_with(&format!("not a usable tokenizer.json: {name} is not supported")),
             "{pointer}: {message}"
         );
     }
