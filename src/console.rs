@@ -4,11 +4,12 @@ use std::error::Error;
 use std::fmt;
 use std::io::{self, Write};
 
-use crate::cpu;
+use crate::{cpu, printable};
 
-/// Prints a line to standard error. It is not an error if nobody listens any more.
+/// Prints one line to standard error, whatever it holds; what would command a terminal is escaped. It is not an error
+/// if nobody listens any more.
 pub fn say(line: fmt::Arguments<'_>) {
-    let _ = writeln!(io::stderr(), "{line}");
+    let _ = writeln!(io::stderr(), "{}", printable::line(line));
 }
 
 /// Whether an error, or one that caused it, is that the reader of the output went away.

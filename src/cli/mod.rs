@@ -15,6 +15,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use rwkv_edge::cpu::DefaultThreads;
 use rwkv_edge::kernels::Isa;
+use rwkv_edge::printable::Printable;
 use rwkv_edge::{LoadOptions, Model, Verify, console};
 
 /// Run RWKV language models on small CPUs
@@ -90,9 +91,9 @@ impl ComputeArgs {
     }
 }
 
-/// A model's name for people.
+/// A model's name for people, fit for a terminal.
 fn model_name(path: Option<&PathBuf>) -> String {
-    path.map_or("built-in".into(), |path| path.display().to_string())
+    path.map_or("built-in".into(), |path| Printable(path.display()).to_string())
 }
 
 fn load(path: Option<&PathBuf>, args: &KernelArgs, verify: Verify) -> Result<Arc<Model>> {
