@@ -329,7 +329,7 @@ fn sha256(checkpoint: &Checkpoint, stop: [&AtomicBool; 2]) -> Result<[u8; 32]> {
 fn tokenizer(path: Option<&Path>, n_vocab: usize) -> Result<Vec<u8>> {
     let section = match (path, n_vocab) {
         (Some(path), _) => vocab::load(path).map_err(|error| match error {
-            VocabError::Io { .. } => anyhow!(error),
+            VocabError::File(_) => anyhow!(error),
             _ => anyhow!(error).context(path.display().to_string()),
         })?,
         (None, 65_536) => vocab::world_builtin(),

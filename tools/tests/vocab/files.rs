@@ -25,3 +25,32 @@ fn errors_are_said_once() {
     let message = chain(&vocab::load(&deep).unwrap_err());
     assert_eq!(message.matches("recursion limit exceeded").count(), 1, "{message}");
 }
+
+#[test]
+fn a_byte_order_mark_is_skipped() {
+    let world = "1 'a' 1\n2 b'\\xff' 1\n";
+    let with_mark = |text: &str| vocab::from_bytes(format!("\u{feff}{text}").as_bytes());
+    assert!(with_mark(world).unwrap() == vocab::from_bytes(world.as_bytes()).unwrap());
+    let small = include_str!("../data/small_bpe.json");
+    assert!(with_mark(small).unwrap() == vocab::from_bytes(small.as_bytes()).unwrap());
+}
+
+#[test]
+fn a_text_in_utf_16_is_refused_as_such() {
+    for mark in [b"\xff\xfe", b"\xfe\xff"] {
+        let text = [mark.as_slice(), b"1\0 \0"].concat();
+        assert_eq!(vocab::from_bytes(&text).unwrap_err().to_string(), "the text is UTF-16; save it as UTF-8");
+    }
+}
+
+#[test]
+fn a_file_that_is_too_long_is_refused_unread() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("long.txt");
+    fs::File::create(&path).unwrap().set_len((64 << 20) + 1).unwrap();
+    let message = vocab::load(&path).unwrap_err().to_string();
+    assert!(
+        message.ends_with("long.txt: there are more than 67108864 bytes, which is the limit here"),
+        "{message}"
+    );
+}
