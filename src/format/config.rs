@@ -8,6 +8,8 @@ use crate::error::{Error, ErrorKind, Result};
 const MAX_LAYERS: usize = 1024;
 /// Bound of every other dimension, far above any released model.
 const MAX_DIM: usize = 1 << 20;
+/// Bound of the inner size of a low-rank matrix, which the converter turns in memory.
+const MAX_RANK: usize = 8192;
 
 const VERSION: FieldSpec = FieldSpec::vital(1, "version", FieldType::U32);
 const N_LAYER: FieldSpec = FieldSpec::vital(2, "n_layer", FieldType::U32);
@@ -165,7 +167,7 @@ impl Config {
             ("gate_rank", self.gate_rank, v7),
         ] {
             check_presence(version, name, value.is_some(), wanted)?;
-            value.map_or(Ok(()), |value| check_dim(name, value, MAX_DIM))?;
+            value.map_or(Ok(()), |value| check_dim(name, value, MAX_RANK))?;
         }
         Ok(())
     }
@@ -358,6 +360,22 @@ mod tests {
             edit(&mut config);
             assert!(config.validate().is_err(), "edit {i}");
         }
+    }
+
+    #[test]
+    fn ranks_above_8192_are_refused() {
+        let ranks: [fn(&mut Config) -> &mut Option<usize>; 4] =
+            [|c| &mut c.decay_rank, |c| &mut c.iclr_rank, |c| &mut c.value_rank, |c| &mut c.gate_rank];
+        for rank in ranks {
+            let mut config = config(Version::V7);
+            *rank(&mut config) = Some(8192);
+            config.validate().unwrap();
+            *rank(&mut config) = Some(8193);
+            assert!(config.validate().is_err() && Config::parse(&config.emit()).is_err());
+        }
+        let mut config = config(Version::V6);
+        config.mix_rank = Some(8193);
+        assert!(config.validate().is_err());
     }
 
     #[test]
