@@ -12,6 +12,12 @@ pub fn say(line: fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr(), "{}", printable::line(line));
 }
 
+/// Ends a program that was called wrongly: prints the lines of `text`, each as [`say`] does, and exits with 2.
+pub fn wrong_usage(text: &str) -> ! {
+    text.trim_end().lines().for_each(|line| say(format_args!("{line}")));
+    std::process::exit(2)
+}
+
 /// Whether an error, or one that caused it, is that the reader of the output went away.
 pub fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {
     let mut causes = std::iter::successors(Some(error), |&error| error.source());

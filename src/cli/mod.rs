@@ -118,7 +118,11 @@ fn builtin_model(_options: &LoadOptions) -> Result<Model> {
 
 /// Runs the program. 0 is success, also when the reader of the output went away; 1 an error; 2 wrong usage.
 pub(crate) fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let cli = Cli::try_parse().unwrap_or_else(|error| match error.use_stderr() {
+        true => console::wrong_usage(&error.render().to_string()),
+        false => error.exit(),
+    });
+    let result = match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Info(args) => info::run(&args),
         Command::Logits(args) => logits::run(&args),
