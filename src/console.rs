@@ -4,11 +4,18 @@ use std::error::Error;
 use std::fmt;
 use std::io::{self, Write};
 
-use crate::cpu;
+use crate::{cpu, printable};
 
-/// Prints a line to standard error. It is not an error if nobody listens any more.
+/// Prints one line to standard error, whatever it holds; what would command a terminal is escaped. It is not an error
+/// if nobody listens any more.
 pub fn say(line: fmt::Arguments<'_>) {
-    let _ = writeln!(io::stderr(), "{line}");
+    let _ = writeln!(io::stderr(), "{}", printable::line(line));
+}
+
+/// Ends a program that was called wrongly: prints the lines of `text`, each as [`say`] does, and exits with 2.
+pub fn wrong_usage(text: &str) -> ! {
+    text.trim_end().lines().for_each(|line| say(format_args!("{line}")));
+    std::process::exit(2)
 }
 
 /// Whether an error, or one that caused it, is that the reader of the output went away.

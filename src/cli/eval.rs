@@ -3,15 +3,14 @@
 //! The text is read once from the initial state, after the model's start tokens, without resets. The first
 //! token of the text is predicted too where there are start tokens.
 
-use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::Args;
-use rwkv_edge::{Model, Session, SessionOptions, Verify, console};
+use rwkv_edge::{Model, Session, SessionOptions, Verify, console, input};
 
 use super::{ModelArgs, load};
 
@@ -41,7 +40,7 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
     if let Some(reference) = &reference {
         check_comparable(&model, reference)?;
     }
-    let text = fs::read(&args.text).with_context(|| args.text.display().to_string())?;
+    let text = input::read_text(&args.text)?;
     let start = &model.chat().start_tokens;
     let mut tokens = start.clone();
     model.tokenizer()?.encode(&text, &mut tokens)?;

@@ -8,6 +8,7 @@ use clap::Args;
 use rwkv_edge::cpu::DefaultThreads;
 use rwkv_edge::format::{Chat, ModelFile};
 use rwkv_edge::kernels::Isa;
+use rwkv_edge::printable::Printable;
 use rwkv_edge::{LoadOptions, Model, Session, SessionOptions, Verify, self_test};
 
 use super::ModelArgs;
@@ -97,16 +98,20 @@ fn header(out: &mut impl Write, file: &ModelFile) -> io::Result<()> {
     writeln!(
         out,
         "source            {} ({}, {} bytes)",
-        source.source_name, source.source_format, source.source_bytes
+        Printable(&source.source_name),
+        Printable(&source.source_format),
+        source.source_bytes
     )?;
     let sha256: String = source.source_sha256.iter().map(|byte| format!("{byte:02x}")).collect();
     writeln!(out, "source SHA-256    {sha256}")?;
-    writeln!(out, "converter         {}, {}", source.converter, source.settings)?;
+    let (converter, settings) = (Printable(&source.converter), Printable(&source.settings));
+    writeln!(out, "converter         {converter}, {settings}")?;
     writeln!(out, "weight error      {:.5} (relative rms over all quantized tensors)", source.rel_error)
 }
 
 fn chat(out: &mut impl Write, chat: &Chat) -> io::Result<()> {
-    writeln!(out, "chat template     {}", if chat.name.is_empty() { "none" } else { &chat.name })?;
+    let name = if chat.name.is_empty() { "none" } else { &chat.name };
+    writeln!(out, "chat template     {}", Printable(name))?;
     for (name, text) in [("  system", &chat.system), ("  user", &chat.user), ("  assistant", &chat.assistant)]
     {
         if let Some(text) = text {
@@ -131,7 +136,7 @@ fn tensors(out: &mut impl Write, file: &ModelFile) -> io::Result<()> {
         writeln!(
             out,
             "  {:<36} {:<5} {:<12} [{rows}, {cols}] {} bytes at {}, error {:.5}",
-            tensor.name,
+            Printable(&tensor.name).to_string(),
             tensor.dtype.to_string(),
             tensor.layout.to_string(),
             tensor.len,

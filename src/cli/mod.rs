@@ -15,6 +15,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use rwkv_edge::cpu::DefaultThreads;
 use rwkv_edge::kernels::Isa;
+use rwkv_edge::printable::Printable;
 use rwkv_edge::{LoadOptions, Model, Verify, console};
 
 /// Run RWKV language models on small CPUs
@@ -90,9 +91,9 @@ impl ComputeArgs {
     }
 }
 
-/// A model's name for people.
+/// A model's name for people, fit for a terminal.
 fn model_name(path: Option<&PathBuf>) -> String {
-    path.map_or("built-in".into(), |path| path.display().to_string())
+    path.map_or("built-in".into(), |path| Printable(path.display()).to_string())
 }
 
 fn load(path: Option<&PathBuf>, args: &KernelArgs, verify: Verify) -> Result<Arc<Model>> {
@@ -117,7 +118,11 @@ fn builtin_model(_options: &LoadOptions) -> Result<Model> {
 
 /// Runs the program. 0 is success, also when the reader of the output went away; 1 an error; 2 wrong usage.
 pub(crate) fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let cli = Cli::try_parse().unwrap_or_else(|error| match error.use_stderr() {
+        true => console::wrong_usage(&error.render().to_string()),
+        false => error.exit(),
+    });
+    let result = match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Info(args) => info::run(&args),
         Command::Logits(args) => logits::run(&args),

@@ -1,7 +1,6 @@
 //! `rwkv-edge run`: continue a text.
 
-use std::fs;
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::Args;
 use rwkv_edge::text::{Status, TextStream};
-use rwkv_edge::{Model, SamplingParams, Session, SessionOptions, Verify, console};
+use rwkv_edge::{Model, SamplingParams, Session, SessionOptions, Verify, console, input};
 use signal_hook::consts::SIGINT;
 
 use super::ModelArgs;
@@ -101,13 +100,12 @@ impl RunArgs {
             return Ok(prompt.clone().into_bytes());
         }
         if let Some(path) = &self.prompt_file {
-            return fs::read(path).with_context(|| path.display().to_string());
+            return Ok(input::read_text(path)?);
         }
-        let mut prompt = Vec::new();
-        if !io::stdin().is_terminal() {
-            io::stdin().lock().read_to_end(&mut prompt).context("standard input")?;
+        if io::stdin().is_terminal() {
+            return Ok(Vec::new());
         }
-        Ok(prompt)
+        input::read_stream(&mut io::stdin().lock()).context("standard input")
     }
 
     fn session_options(&self, model: &Model) -> SessionOptions {

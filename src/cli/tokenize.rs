@@ -1,10 +1,10 @@
 //! `rwkv-edge tokenize`: text to token ids and back.
 
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufWriter, Write};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use rwkv_edge::Verify;
+use rwkv_edge::{Verify, input};
 
 use super::ModelArgs;
 
@@ -20,8 +20,7 @@ pub(super) struct TokenizeArgs {
 pub(super) fn run(args: &TokenizeArgs) -> Result<()> {
     let model = args.model.load(Verify::Never)?;
     let tokenizer = model.tokenizer()?;
-    let mut input = Vec::new();
-    io::stdin().lock().read_to_end(&mut input).context("standard input")?;
+    let input = input::read_stream(&mut io::stdin().lock()).context("standard input")?;
     let mut out = BufWriter::new(io::stdout().lock());
     if args.decode {
         let text = str::from_utf8(&input).context("standard input")?;

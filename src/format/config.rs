@@ -12,6 +12,8 @@ const MAX_DIM: usize = 1 << 20;
 const MAX_HEAD_SIZE: usize = 1024;
 /// Most bytes of a layer's state for each byte of its weights. Released models have less than one.
 const MAX_STATE_RATIO: u64 = 64;
+/// Bound of the inner size of a low-rank matrix, which the converter turns in memory.
+const MAX_RANK: usize = 8192;
 
 const VERSION: FieldSpec = FieldSpec::vital(1, "version", FieldType::U32);
 const N_LAYER: FieldSpec = FieldSpec::vital(2, "n_layer", FieldType::U32);
@@ -169,7 +171,7 @@ impl Config {
             ("gate_rank", self.gate_rank, v7),
         ] {
             check_presence(version, name, value.is_some(), wanted)?;
-            value.map_or(Ok(()), |value| check_dim(name, value, MAX_DIM))?;
+            value.map_or(Ok(()), |value| check_dim(name, value, MAX_RANK))?;
         }
         self.check_state()
     }
@@ -396,6 +398,22 @@ mod tests {
             error.contains("state has 2147483712 bytes; it must be at most 64 times its weights"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn ranks_above_8192_are_refused() {
+        let ranks: [fn(&mut Config) -> &mut Option<usize>; 4] =
+            [|c| &mut c.decay_rank, |c| &mut c.iclr_rank, |c| &mut c.value_rank, |c| &mut c.gate_rank];
+        for rank in ranks {
+            let mut config = config(Version::V7);
+            *rank(&mut config) = Some(8192);
+            config.validate().unwrap();
+            *rank(&mut config) = Some(8193);
+            assert!(config.validate().is_err() && Config::parse(&config.emit()).is_err());
+        }
+        let mut config = config(Version::V6);
+        config.mix_rank = Some(8193);
+        assert!(config.validate().is_err());
     }
 
     #[test]

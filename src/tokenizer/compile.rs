@@ -1,11 +1,13 @@
 //! Builds tokenizer sections from vocabularies; used by the converter.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 
 use unicode_normalization::UnicodeNormalization;
 
 use super::bpe::{FLAG_NFC, is_in_utf8};
-use super::section::{KIND_BPE, KIND_BYTES, KIND_GREEDY, MAGIC, MAX_TOKEN_LEN, MAX_TOKENS, NONE};
+pub use super::section::MAX_TOKENS;
+use super::section::{KIND_BPE, KIND_BYTES, KIND_GREEDY, MAGIC, MAX_NODES, MAX_TOKEN_LEN, NONE};
 use crate::error::{Error, Result};
 
 /// A byte-level BPE vocabulary.
@@ -16,7 +18,7 @@ pub struct BpeSource {
     pub tokens: Vec<(u32, Vec<u8>)>,
     /// The merges; earlier ones go first.
     pub merges: Vec<Merge>,
-    /// Tokens that are cut out of the text before anything else. They may repeat ids of `tokens`.
+    /// Tokens that are cut out of the text before anything else. They may repeat `tokens`, id and text.
     pub added: Vec<AddedToken>,
     /// Text is brought to normalisation form C.
     pub nfc: bool,
@@ -31,6 +33,12 @@ pub struct Merge {
     pub right: u32,
     /// Id of the token that replaces both.
     pub merged: u32,
+}
+
+impl fmt::Display for Merge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "tokens {} and {} to {}", self.left, self.right, self.merged)
+    }
 }
 
 /// A token that is found in the text before anything else.
@@ -63,7 +71,7 @@ pub fn greedy(tokens: &[(u32, Vec<u8>)]) -> Result<Vec<u8>> {
     let tokens: Vec<Entry<'_>> = tokens.iter().map(|(id, bytes)| (*id, bytes.as_slice())).collect();
     check_tokens(&tokens)?;
     let mut writer = Writer::with_table(KIND_GREEDY, &tokens);
-    writer.trie(tokens);
+    writer.trie(tokens)?;
     Ok(writer.section)
 }
 
@@ -71,7 +79,8 @@ pub fn greedy(tokens: &[(u32, Vec<u8>)]) -> Result<Vec<u8>> {
 ///
 /// # Errors
 /// As [`greedy`]; or a byte of UTF-8 has no token, a merge refers to an unknown token or does not give the
-/// concatenation of its sides, or two merges have the same sides.
+/// concatenation of its sides, two merges have the same sides, or an added token has the id of a token with another
+/// text.
 pub fn bpe(source: &BpeSource) -> Result<Vec<u8>> {
     let tokens: Vec<Entry<'_>> = source.tokens.iter().map(|(id, bytes)| (*id, bytes.as_slice())).collect();
     check_tokens(&tokens)?;
@@ -79,6 +88,7 @@ pub fn bpe(source: &BpeSource) -> Result<Vec<u8>> {
         source.added.iter().map(|token| (token.id, token.content.as_bytes())).collect();
     check_tokens_allowing_none(&added)?;
     let bytes_of: HashMap<u32, &[u8]> = tokens.iter().copied().collect();
+    check_added(&added, &bytes_of)?;
     check_merges(&source.merges, &bytes_of)?;
 
     let mut writer = Writer::with_table(KIND_BPE, &decoded(source, bytes_of));
@@ -87,12 +97,12 @@ pub fn bpe(source: &BpeSource) -> Result<Vec<u8>> {
     let n_tokens = writer.n_tokens;
     writer.merges(&source.merges, n_tokens);
     let (normalized, exact): (Vec<_>, Vec<_>) = source.added.iter().partition(|token| token.normalized);
-    writer.trie(exact.iter().map(|token| (token.id, token.content.as_bytes())).collect());
+    writer.trie(exact.iter().map(|token| (token.id, token.content.as_bytes())).collect())?;
     let normalize = |text: &str| if source.nfc { text.nfc().collect() } else { text.to_owned() };
     let normalized: Vec<(u32, String)> = normalized.iter().map(|t| (t.id, normalize(&t.content))).collect();
     let normalized: Vec<Entry<'_>> = normalized.iter().map(|(id, text)| (*id, text.as_bytes())).collect();
     check_tokens_allowing_none(&normalized)?;
-    writer.trie(normalized);
+    writer.trie(normalized)?;
     Ok(writer.section)
 }
 
@@ -127,19 +137,32 @@ fn check_tokens_allowing_none(tokens: &[Entry<'_>]) -> Result<()> {
     Ok(())
 }
 
+/// A text that becomes the id of another text would not come back.
+fn check_added(added: &[Entry<'_>], bytes_of: &HashMap<u32, &[u8]>) -> Result<()> {
+    for &(id, text) in added {
+        if let Some(&other) = bytes_of.get(&id).filter(|&&other| other != text) {
+            let [text, other] = [text, other].map(String::from_utf8_lossy);
+            return Err(Error::invalid(format!(
+                "added token {text:?} has id {id}, which is that of {other:?}"
+            )));
+        }
+    }
+    Ok(())
+}
+
 fn check_merges(merges: &[Merge], bytes_of: &HashMap<u32, &[u8]>) -> Result<()> {
     let mut sides = HashSet::new();
     for (rank, merge) in merges.iter().enumerate() {
         let bytes = |id| bytes_of.get(&id).copied();
         let (left, right, merged) = (bytes(merge.left), bytes(merge.right), bytes(merge.merged));
         let (Some(left), Some(right), Some(merged)) = (left, right, merged) else {
-            return Err(Error::invalid(format!("merge {rank}: unknown token in {merge:?}")));
+            return Err(Error::invalid(format!("merge {rank} ({merge}): a token is unknown")));
         };
         if merged.strip_prefix(left) != Some(right) {
-            return Err(Error::invalid(format!("merge {rank}: the result is not both sides in {merge:?}")));
+            return Err(Error::invalid(format!("merge {rank} ({merge}): the result is not both sides")));
         }
         if !sides.insert((merge.left, merge.right)) {
-            return Err(Error::invalid(format!("merge {rank}: an earlier one has the sides of {merge:?}")));
+            return Err(Error::invalid(format!("merge {rank} ({merge}): an earlier one has its sides")));
         }
     }
     Ok(())
@@ -222,25 +245,33 @@ impl Writer {
         self.u32s(ranked.iter().map(|(_, rank)| *rank));
     }
 
-    fn trie(&mut self, mut tokens: Vec<Entry<'_>>) {
-        /// The tokens that begin with the bytes that lead to this node: a range of the sorted ones.
+    fn trie(&mut self, mut tokens: Vec<Entry<'_>>) -> Result<()> {
+        /// The tokens that begin with the bytes that lead to this node: a range of the sorted ones. Small, as there
+        /// may be many.
         struct Node {
             label: u8,
-            depth: usize,
-            from: usize,
-            to: usize,
+            depth: u16,
+            from: u32,
+            to: u32,
         }
         tokens.sort_unstable_by_key(|(_, bytes)| *bytes);
-        let mut nodes = vec![Node { label: 0, depth: 0, from: 0, to: tokens.len() }];
+        let mut nodes = vec![Node { label: 0, depth: 0, from: 0, to: tokens.len() as u32 }];
         let (mut first_child, mut ends_here) = (Vec::new(), Vec::new());
         while let Some(&Node { depth, mut from, to, .. }) = nodes.get(first_child.len()) {
             first_child.push(nodes.len() as u32);
-            let token = tokens[from..to].first().filter(|(_, bytes)| bytes.len() == depth);
+            let at = usize::from(depth);
+            let token = tokens[from as usize..to as usize].first().filter(|(_, bytes)| bytes.len() == at);
             ends_here.push(token.map_or(NONE, |(id, _)| *id));
-            from += usize::from(token.is_some());
-            for group in tokens[from..to].chunk_by(|a, b| a.1[depth] == b.1[depth]) {
-                nodes.push(Node { label: group[0].1[depth], depth: depth + 1, from, to: from + group.len() });
-                from += group.len();
+            from += u32::from(token.is_some());
+            for group in tokens[from as usize..to as usize].chunk_by(|a, b| a.1[at] == b.1[at]) {
+                let to = from + group.len() as u32;
+                nodes.push(Node { label: group[0].1[at], depth: depth + 1, from, to });
+                from = to;
+            }
+            if nodes.len() > MAX_NODES {
+                return Err(Error::invalid(format!(
+                    "the tokens have more than {MAX_NODES} different beginnings"
+                )));
             }
         }
         first_child.push(nodes.len() as u32);
@@ -248,6 +279,7 @@ impl Writer {
         self.u32s(first_child);
         self.u32s(ends_here);
         self.bytes(&nodes.iter().map(|node| node.label).collect::<Vec<u8>>());
+        Ok(())
     }
 }
 

@@ -11,7 +11,10 @@ pub(super) const KIND_BPE: u32 = 2;
 pub(super) const NONE: u32 = u32::MAX;
 
 /// Ids are below this.
-pub(super) const MAX_TOKENS: usize = 1 << 20;
+pub const MAX_TOKENS: usize = 1 << 20;
+
+/// Most nodes of a trie.
+pub(super) const MAX_NODES: usize = 1 << 24;
 
 /// Longest token in bytes. Bounds the work of a longest match.
 pub(super) const MAX_TOKEN_LEN: usize = 1024;

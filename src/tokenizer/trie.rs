@@ -1,6 +1,6 @@
 //! A trie in breadth-first order, for the longest match.
 
-use super::section::{MAX_TOKENS, NONE, Reader, U32s, malformed};
+use super::section::{MAX_NODES, NONE, Reader, U32s, malformed};
 use crate::error::Result;
 
 /// Node 0 is the root. The children of a node are neighbours, sorted by label, and come after it.
@@ -17,7 +17,7 @@ pub(super) struct Trie<'a> {
 impl<'a> Trie<'a> {
     pub(super) fn read(reader: &mut Reader<'a>, n_tokens: usize, max_depth: usize) -> Result<Self> {
         let n_nodes = reader.len()?;
-        if n_nodes > MAX_TOKENS * 16 {
+        if n_nodes > MAX_NODES {
             return Err(malformed("trie: too many nodes"));
         }
         let trie = Self {

@@ -9,6 +9,7 @@ mod determinism;
 mod digests;
 mod format_corrupt;
 mod golden;
+mod input;
 mod model_tensors;
 mod nested_head;
 mod quality;

@@ -304,11 +304,14 @@ fn vocabularies_that_contradict_themselves_are_not_compiled() {
     };
     assert!(bpe(&|source| source.tokens.clear()).contains("the vocabulary is empty"));
     assert!(bpe(&|source| drop(source.tokens.remove(97))).contains("byte 0x61 has no token"));
-    assert!(bpe(&|source| source.merges[1].left = 999).contains("merge 1: unknown token"));
-    assert!(bpe(&|source| source.merges[1].left = 256).contains("merge 1: the result is not both sides"));
-    assert!(
-        bpe(&|source| source.merges.push(source.merges[0])).contains("merge 6: an earlier one has the sides")
-    );
+    for (message, what) in [
+        (bpe(&|source| source.merges[1].left = 999), "merge 1 (tokens 999 and "),
+        (bpe(&|source| source.merges[1].left = 999), ": a token is unknown"),
+        (bpe(&|source| source.merges[1].left = 256), ": the result is not both sides"),
+        (bpe(&|source| source.merges.push(source.merges[0])), ": an earlier one has its sides"),
+    ] {
+        assert!(message.contains(what), "{message}");
+    }
     assert!(bpe(&|source| source.added[0].id = 301).contains("its id occurs twice"));
     assert!(bpe(&|source| source.added[0].content.clear()).contains("it is empty"));
     let same_normalized = |source: &mut BpeSource| {

@@ -6,8 +6,8 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
-use rwkv_edge::cpu;
 use rwkv_edge::kernels::DType;
+use rwkv_edge::{console, cpu};
 use rwkv_quantize::chat::Template;
 use rwkv_quantize::convert::Options;
 use rwkv_quantize::dims;
@@ -123,9 +123,11 @@ impl Source {
 
 /// The task; on wrong usage ends the process with a message.
 pub(crate) fn parse() -> Task {
-    let matches = Cli::command().get_matches();
-    let task = Cli::from_arg_matches(&matches).and_then(|cli| cli.task(&matches));
-    task.unwrap_or_else(|error| error.format(&mut Cli::command()).exit())
+    let task = |matches| Cli::from_arg_matches(&matches).and_then(|cli| cli.task(&matches));
+    Cli::command().try_get_matches().and_then(task).unwrap_or_else(|error| match error.use_stderr() {
+        true => console::wrong_usage(&error.format(&mut Cli::command()).render().to_string()),
+        false => error.exit(),
+    })
 }
 
 /// Knows the released shapes by their names.

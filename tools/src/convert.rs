@@ -16,10 +16,10 @@ use sha2::{Digest, Sha256};
 
 use crate::chat::{self, Template};
 use crate::dims;
-use crate::encode::{self, Encoder, INTERRUPTED};
+use crate::encode::{self, Encoder, INTERRUPTED, Stop};
 use crate::origin::{Input, Origin, Sources};
 use crate::policy::{self, Wanted};
-use crate::report::Report;
+use crate::report::{Report, Warning};
 use crate::source::{self, Checkpoint};
 use crate::vocab::{self, VocabError};
 
@@ -161,18 +161,12 @@ impl Conversion {
         let sources = sources(&checkpoint, &state);
         let FileContents { mut provenance, mut self_test, config, .. } = plan.contents().clone();
         let mut writer = ModelWriter::create(output, plan)?;
-        let failed = AtomicBool::new(false);
-        let (sha256, written) = thread::scope(|scope| {
-            let hash = scope.spawn(|| sha256(&checkpoint, [interrupted, &failed]));
-            let written = write_tensors(sources, &mut writer, &config, threads, progress, interrupted);
-            failed.store(written.is_err(), Ordering::Relaxed);
-            (hash.join(), written)
-        });
-        let (errors, total) = written?;
-        provenance.source_sha256 =
-            sha256.map_err(|_| anyhow!("the thread that hashes the input panicked"))??;
+        let ((errors, total), contents) = while_reading(sources, threads, interrupted, |stop| {
+            write_tensors(sources, &mut writer, &config, threads, progress, stop)
+        })?;
+        provenance.source_sha256 = contents.sha256;
         provenance.rel_error = total.relative() as f32;
-        let report = Report::new(writer.plan(), &errors, provenance.rel_error);
+        let report = Report::new(writer.plan(), &errors, provenance.rel_error, contents.warnings);
         writer.finish_data()?;
         self_test.logits_sha256 = logits_digest(writer.temp_path(), &self_test.tokens, threads)?;
         ensure!(!interrupted.load(Ordering::Relaxed), INTERRUPTED);
@@ -232,7 +226,7 @@ fn write_tensors(
     config: &Config,
     threads: usize,
     progress: &mut dyn Progress,
-    interrupted: &AtomicBool,
+    stop: Stop<'_>,
 ) -> Result<(Vec<f32>, ErrorSums)> {
     let specs = writer.plan().contents().tensors.clone();
     let has = |name: &str| specs.iter().any(|spec| spec.name == name);
@@ -241,7 +235,7 @@ fn write_tensors(
     let tensors =
         names::tensors(config, Extras { tuned_state: sources.has_state(), nested_head, value_bound })?;
     let total: u64 = specs.iter().map(|spec| spec.shape[0] as u64 * spec.shape[1] as u64).sum();
-    let mut encoder = Encoder::new(sources.checkpoint, config.layer_norm_eps, threads, interrupted)?;
+    let mut encoder = Encoder::new(sources.checkpoint, config.layer_norm_eps, threads, stop)?;
     let mut sums = ErrorSums::default();
     let mut errors = Vec::with_capacity(specs.len());
     let mut done = 0;
@@ -296,22 +290,66 @@ fn printable(name: &str) -> String {
     name.replace(|c: char| c.is_control() || ['/', '\\'].contains(&c), "_")
 }
 
-/// The SHA-256 of the files with the tensors, one after the other, unless one of the flags is raised.
-fn sha256(checkpoint: &Checkpoint, stop: [&AtomicBool; 2]) -> Result<[u8; 32]> {
+/// What reading the input from beginning to end tells.
+struct Contents {
+    sha256: [u8; 32],
+    warnings: Vec<Warning>,
+}
+
+/// Does `work`, and reads the input from beginning to end: at the same time if there may be several threads and
+/// another one starts, or else before. Where one of both fails, the other stops.
+fn while_reading<T>(
+    sources: Sources<'_>,
+    threads: usize,
+    interrupted: &AtomicBool,
+    work: impl FnOnce(Stop<'_>) -> Result<T>,
+) -> Result<(T, Contents)> {
+    let [reading_failed, work_failed] = [const { AtomicBool::new(false) }; 2];
+    let read = || {
+        let contents = read_contents(sources, [interrupted, &work_failed]);
+        reading_failed.store(contents.is_err(), Ordering::Relaxed);
+        contents
+    };
+    thread::scope(|scope| {
+        let thread = (threads > 1).then(|| thread::Builder::new().spawn_scoped(scope, read).ok()).flatten();
+        let Some(thread) = thread else {
+            let contents = read()?;
+            return Ok((work([interrupted, &reading_failed])?, contents));
+        };
+        let done = work([interrupted, &reading_failed]);
+        let work_failed_first = done.is_err() && !reading_failed.load(Ordering::Relaxed);
+        work_failed.store(done.is_err(), Ordering::Relaxed);
+        let contents = thread.join().map_err(|_| anyhow!("the thread that reads the input panicked"))?;
+        if work_failed_first { Ok((done?, contents?)) } else { contents.and_then(|c| Ok((done?, c))) }
+    })
+}
+
+/// Hashes the files with the tensors, one after the other, and looks for damage in all that is read.
+fn read_contents(sources: Sources<'_>, stop: Stop<'_>) -> Result<Contents> {
+    let mut warnings = Vec::new();
+    let mut read_through = |input: Input<'_>, digest: &mut Sha256| {
+        let runs = input.checkpoint.read_through(|block| {
+            encode::check(stop)?;
+            digest.update(block);
+            anyhow::Ok(())
+        })?;
+        let warning = |run| Warning::ZeroRun { file: input.path.to_owned(), run };
+        warnings.extend(runs.into_iter().map(warning));
+        anyhow::Ok(())
+    };
     let mut digest = Sha256::new();
-    checkpoint.for_each_block(|block| {
-        ensure!(!stop.iter().any(|flag| flag.load(Ordering::Relaxed)), INTERRUPTED);
-        digest.update(block);
-        Ok(())
-    })?;
-    Ok(digest.finalize().into())
+    read_through(sources.checkpoint, &mut digest)?;
+    if let Some(state) = sources.state {
+        read_through(state, &mut Sha256::new())?;
+    }
+    Ok(Contents { sha256: digest.finalize().into(), warnings })
 }
 
 /// The compiled tokenizer for a model of `n_vocab` tokens.
 fn tokenizer(path: Option<&Path>, n_vocab: usize) -> Result<Vec<u8>> {
     let section = match (path, n_vocab) {
         (Some(path), _) => vocab::load(path).map_err(|error| match error {
-            VocabError::Io { .. } => anyhow!(error),
+            VocabError::File(_) => anyhow!(error),
             _ => anyhow!(error).context(path.display().to_string()),
         })?,
         (None, 65_536) => vocab::world_builtin(),

@@ -5,9 +5,10 @@
 //! on how many.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rwkv_edge::format::{ModelWriter, TensorLayout, WriteSpec};
 use rwkv_edge::kernels::layout::{GROUP_SIZE, ROW_INTERLEAVE, Records, matrix_bytes, record_bytes};
 use rwkv_edge::kernels::quant::{self, ErrorSums, ScaleOverflow, TENSOR_SCALE};
@@ -32,13 +33,22 @@ pub(crate) const LN0: [&str; 2] = ["blocks.0.ln0.weight", "blocks.0.ln0.bias"];
 /// The error of a run that was asked to stop.
 pub(crate) const INTERRUPTED: &str = "interrupted";
 
+/// Flags that end a run when one of them is raised.
+pub(crate) type Stop<'a> = [&'a AtomicBool; 2];
+
+/// Fails if a flag is raised.
+pub(crate) fn check(stop: Stop<'_>) -> Result<()> {
+    ensure!(!stop.iter().any(|flag| flag.load(Ordering::Relaxed)), INTERRUPTED);
+    Ok(())
+}
+
 /// Called with the number of elements of the tensor that are encoded so far; it falls when a tensor is encoded
 /// again.
 pub(crate) type Advance<'a> = dyn FnMut(usize) + 'a;
 
 /// Encodes the tensors of a file.
 pub(crate) struct Encoder<'a> {
-    interrupted: &'a AtomicBool,
+    stop: Stop<'a>,
     kernels: &'static Kernels,
     layer_norm_eps: f32,
     /// Weight and bias of `ln0`, folded into the embedding.
@@ -92,12 +102,7 @@ struct Units {
 }
 
 impl<'a> Encoder<'a> {
-    pub(crate) fn new(
-        input: Input<'_>,
-        layer_norm_eps: f32,
-        threads: usize,
-        interrupted: &'a AtomicBool,
-    ) -> Result<Self> {
+    pub(crate) fn new(input: Input<'_>, layer_norm_eps: f32, threads: usize, stop: Stop<'a>) -> Result<Self> {
         let vector = |name: &str| {
             let tensor = input.get(name)?;
             let mut values = vec![0.0; tensor.elements()];
@@ -105,7 +110,7 @@ impl<'a> Encoder<'a> {
             anyhow::Ok(values)
         };
         Ok(Self {
-            interrupted,
+            stop,
             kernels: Kernels::best(),
             layer_norm_eps,
             ln0: [vector(LN0[0])?, vector(LN0[1])?],
@@ -128,13 +133,10 @@ impl<'a> Encoder<'a> {
         let name = &spec.name;
         if spec.layout == TensorLayout::Vector {
             writer.begin(index, 1.0)?;
-            let bytes = match role {
-                Role::ScaleBound | Role::HeadBound => {
-                    self.bounds.iter().flat_map(|bound| bound.to_le_bytes()).collect()
-                }
-                _ => self.vector(origin)?,
-            };
-            writer.write(&bytes)?;
+            match role {
+                Role::ScaleBound | Role::HeadBound => writer.write(&bytes_of(&self.bounds))?,
+                _ => self.vector(writer, origin)?,
+            }
             writer.end(0.0)?;
             advance(spec.shape[0]);
             return Ok(ErrorSums::default());
@@ -176,25 +178,38 @@ impl<'a> Encoder<'a> {
         }
     }
 
-    /// A vector as it is stored.
-    fn vector(&self, origin: &Origin<'_>) -> Result<Vec<u8>> {
+    /// Writes a vector as it is stored, a slice at a time: a tuned state can be large.
+    fn vector(&self, writer: &mut ModelWriter, origin: &Origin<'_>) -> Result<()> {
         let Origin { input, tensor, transform, .. } = *origin;
-        let mut values = vec![0.0; tensor.elements()];
-        read_finite(input, tensor, 0, &mut values)?;
-        let stored = transform.apply(&values);
-        if let Some(i) = stored.iter().position(|x| !x.is_finite()) {
-            let i = i / transform.repeat();
-            let expected = format!("a number with a finite exponential in element {i}");
-            return Err(input.error(&tensor.name, expected, values[i].to_string()).into());
+        let (elements, unit) = (tensor.elements(), transform.unit());
+        let per_slice = (SLICE_FLOATS / unit / transform.repeat()).max(1) * unit;
+        for first in (0..elements).step_by(per_slice) {
+            let mut values = vec![0.0; per_slice.min(elements - first)];
+            read_finite(input, tensor, first, &mut values)?;
+            let stored = transform.apply(&values);
+            if let Some(i) = stored.iter().position(|x| !x.is_finite()) {
+                let i = i / transform.repeat();
+                let expected = format!("a number with a finite exponential in element {}", first + i);
+                return Err(input.error(&tensor.name, expected, values[i].to_string()).into());
+            }
+            writer.write(&bytes_of(&stored))?;
         }
-        Ok(stored.iter().flat_map(|x| x.to_le_bytes()).collect())
+        Ok(())
     }
 
     /// A small matrix that the checkpoint has as `[in, out]`, as `[out, in]`.
     fn transposed(&self, origin: &Origin<'_>, [rows, cols]: [usize; 2]) -> Result<Vec<f32>> {
-        let mut stored = vec![0.0; rows * cols];
-        read_finite(origin.input, origin.tensor, origin.start, &mut stored)?;
-        Ok((0..rows * cols).map(|i| stored[i % cols * rows + i / cols]).collect())
+        let mut turned = vec![0.0; rows * cols];
+        let per_slice = (SLICE_FLOATS / rows).max(1);
+        for first in (0..cols).step_by(per_slice) {
+            let mut stored = vec![0.0; per_slice.min(cols - first) * rows];
+            read_finite(origin.input, origin.tensor, origin.start + first * rows, &mut stored)?;
+            for (row, turned) in turned.chunks_exact_mut(cols).enumerate() {
+                let column = stored.iter().skip(row).step_by(rows);
+                turned[first..].iter_mut().zip(column).for_each(|(to, &from)| *to = from);
+            }
+        }
+        Ok(turned)
     }
 
     /// Encodes all units of a tensor in order, a slice at a time.
@@ -219,8 +234,8 @@ impl<'a> Encoder<'a> {
         let mut first = 0;
         let mut result = Ok(());
         while first < units.count && result.is_ok() {
-            if self.interrupted.load(Ordering::Relaxed) {
-                result = Err(anyhow!(INTERRUPTED).into());
+            if let Err(stopped) = check(self.stop) {
+                result = Err(stopped.into());
                 break;
             }
             let count = per_slice.min(units.count - first);
@@ -253,6 +268,10 @@ impl<'a> Encoder<'a> {
         }
         result.map(|()| total)
     }
+}
+
+fn bytes_of(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
 /// The scale of a tensor that is written already.
@@ -329,7 +348,8 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Encodes the units from `first` on that fill `bytes`, `per_thread` on each thread.
+    /// Encodes the units from `first` on that fill `bytes`, in parts of `per_thread`: the calling thread and one more
+    /// for every further part take them in turn. If threads cannot start, fewer do the same work.
     fn slice(
         self,
         first: usize,
@@ -339,21 +359,27 @@ impl Job<'_> {
         slices: &mut [Vec<f32>],
     ) -> Result<(), UnitError> {
         let bytes = bytes.chunks_mut(per_thread * self.units.bytes);
-        let parts = bytes.zip(outcomes.chunks_mut(per_thread)).zip(slices);
+        let mut results: Vec<Result<(), UnitError>> = Vec::new();
+        results.resize_with(bytes.len(), || Ok(()));
+        let more_threads = bytes.len().saturating_sub(1);
+        let parts = bytes.zip(outcomes.chunks_mut(per_thread)).zip(slices).zip(&mut results).enumerate();
+        let parts = Mutex::new(parts);
+        let take = || parts.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let work = || {
+            while let Some((i, (((bytes, outcomes), floats), result))) = take() {
+                *result = self.part(first + i * per_thread, bytes, outcomes, floats);
+            }
+        };
         thread::scope(|scope| {
-            let threads: Vec<_> = parts
-                .enumerate()
-                .map(|(i, ((bytes, outcomes), floats))| {
-                    scope.spawn(move || self.part(first + i * per_thread, bytes, outcomes, floats))
-                })
-                .collect();
-            let join = |thread: thread::ScopedJoinHandle<'_, _>| match thread.join() {
-                Ok(result) => result,
-                Err(panic) => std::panic::resume_unwind(panic),
-            };
-            // All are joined before the first error counts.
-            threads.into_iter().map(join).collect::<Vec<_>>().into_iter().collect()
-        })
+            for _ in 0..more_threads {
+                if thread::Builder::new().spawn_scoped(scope, work).is_err() {
+                    break;
+                }
+            }
+            work();
+        });
+        // The first error in the order of the parts counts, whichever thread met it.
+        results.into_iter().collect()
     }
 
     /// Encodes consecutive units on the calling thread.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use rwkv_edge::console;
+use rwkv_edge::printable::Printable;
 use rwkv_quantize::convert::{Conversion, Options, Progress};
 use rwkv_quantize::report;
 use rwkv_quantize::synth::{self, Recipe};
@@ -46,7 +47,10 @@ fn convert(source: &cli::Source, options: &Options, output: &Path) -> Result<()>
     }
     let source_bytes = conversion.checkpoint().file_len();
     let (report, seconds) = timed(|progress, interrupted| conversion.run(output, progress, interrupted))?;
-    console::say(format_args!("{report}"));
+    for warning in &report.warnings {
+        console::say(format_args!("warning: {warning}"));
+    }
+    report.to_string().lines().for_each(|line| console::say(format_args!("{line}")));
     let speed = source_bytes as f64 / 1e6 / seconds;
     console::say(format_args!("{seconds:.1} s, {speed:.0} MB/s of input, peak RSS {}", console::peak_rss()));
     Ok(())
@@ -82,7 +86,7 @@ fn inspect(source: &cli::Source, options: &Options) -> Result<()> {
     writeln!(
         out,
         "{}: {}, {} bytes",
-        checkpoint.file_name(),
+        Printable(checkpoint.file_name()),
         conversion.plan().contents().provenance.source_format,
         checkpoint.file_len()
     )?;
@@ -93,12 +97,17 @@ fn inspect(source: &cli::Source, options: &Options) -> Result<()> {
     )?;
     writeln!(out, "tensors in the checkpoint:")?;
     for tensor in checkpoint.tensors() {
-        writeln!(out, "  {:<36} {:?} {}", tensor.name, tensor.shape, tensor.dtype)?;
+        let name = Printable(&tensor.name).to_string();
+        writeln!(out, "  {name:<36} {:?} {}", tensor.shape, tensor.dtype)?;
     }
     let size = conversion.plan().file_len();
     match tokenizer_error {
         None => writeln!(out, "would write {size} bytes:")?,
-        Some(error) => writeln!(out, "would write {size} bytes and a tokenizer, but {error:#}:")?,
+        Some(error) => writeln!(
+            out,
+            "would write {size} bytes and a tokenizer, but {}:",
+            Printable(format_args!("{error:#}"))
+        )?,
     }
     write!(out, "{}", report::tensor_list(conversion.plan()))?;
     Ok(())

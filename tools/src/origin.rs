@@ -9,6 +9,9 @@ use rwkv_edge::model::names::{self, ModelTensor, Role, V6_MIXES};
 use crate::dims;
 use crate::source::{Checkpoint, Container, SourceError, SourceTensor};
 
+/// Most values of a matrix that is turned in memory, 128 MiB of them. The largest of released models have 2 million.
+const MAX_TURNED: usize = 1 << 25;
+
 /// An opened checkpoint and the path it was opened by, for errors.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Input<'a> {
@@ -106,6 +109,14 @@ impl Transform {
         }
     }
 
+    /// Values of the checkpoint that are transformed together, apart from all others.
+    pub(crate) fn unit(self) -> usize {
+        match self {
+            Transform::TurnHeads(n) => n * n,
+            _ => 1,
+        }
+    }
+
     /// The values of the file. Functions are computed in f64 with a portable exp, so that every machine writes the
     /// same bytes.
     pub(crate) fn apply(self, values: &[f32]) -> Vec<f32> {
@@ -147,6 +158,11 @@ impl<'a> Origin<'a> {
             Role::ScaleBound | Role::HeadBound => (true, String::new()),
             _ => origin.fits_matrix(wanted),
         };
+        let [rows, cols] = wanted.shape;
+        if fits && origin.transposed && rows.saturating_mul(cols) > MAX_TURNED {
+            let expected = format!("at most {MAX_TURNED} values in a low-rank matrix");
+            return Err(input.error(&tensor.name, expected, format!("shape {:?}", tensor.shape)));
+        }
         if fits {
             return Ok(origin);
         }

@@ -1,12 +1,41 @@
 //! What was written, for people.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use rwkv_edge::format::{FilePlan, TensorInfo, TensorLayout};
 use rwkv_edge::model::names;
 
+use crate::source::ZeroRun;
+
 /// Tensors listed as the worst.
 const WORST: usize = 5;
+
+/// What may be wrong with a conversion that succeeded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Warning {
+    /// A matrix has zeros as if a piece of the file were missing.
+    ZeroRun {
+        /// The checkpoint.
+        file: PathBuf,
+        /// Where.
+        run: ZeroRun,
+    },
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ZeroRun { file, run: ZeroRun { tensor, start, len } } => write!(
+                f,
+                "{}: tensor {tensor}: {len} zeros in a row from element {start} on; a piece of the file may be missing: \
+                 compare its checksum with the publisher's",
+                file.display()
+            ),
+        }
+    }
+}
 
 /// The outcome of a conversion.
 #[derive(Debug)]
@@ -21,11 +50,13 @@ pub struct Report {
     pub rel_error: f32,
     /// The tensors with the largest relative errors, worst first.
     pub worst: Vec<(String, f32)>,
+    /// What the user should know before using the file.
+    pub warnings: Vec<Warning>,
 }
 
 impl Report {
     /// Collects the figures of a file whose tensors have the relative errors `errors`.
-    pub(crate) fn new(plan: &FilePlan, errors: &[f32], rel_error: f32) -> Self {
+    pub(crate) fn new(plan: &FilePlan, errors: &[f32], rel_error: f32, warnings: Vec<Warning>) -> Self {
         let tensors = plan.tensors();
         let weights: Vec<&TensorInfo> = tensors.iter().filter(|t| t.dtype.weight().is_some()).collect();
         let mut worst: Vec<_> = tensors.iter().zip(errors).map(|(t, &e)| (t.name.clone(), e)).collect();
@@ -43,6 +74,7 @@ impl Report {
                 .sum(),
             rel_error,
             worst,
+            warnings,
         }
     }
 }

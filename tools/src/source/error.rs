@@ -31,6 +31,17 @@ pub enum SourceError {
         /// The inconsistency.
         what: String,
     },
+    /// A part of the file does not match the checksum that the file has of it.
+    #[error(
+        "{}: damaged checkpoint: the checksum of {part} does not match; copy or download the file again",
+        file.display()
+    )]
+    Checksum {
+        /// The checkpoint.
+        file: PathBuf,
+        /// The tensor or the entry.
+        part: String,
+    },
     /// The pickle names a global outside the list of what a plain dict of tensors needs.
     #[error("{}: refusing pickle global {global}: {reason}", file.display())]
     PickleGlobal {

@@ -108,6 +108,11 @@ impl Source {
         SourceError::Malformed { file: self.path.clone(), what: what.into() }
     }
 
+    /// A part does not match its checksum.
+    pub(super) fn checksum(&self, part: impl Into<String>) -> SourceError {
+        SourceError::Checksum { file: self.path.clone(), part: part.into() }
+    }
+
     /// The file holds something that is not read.
     pub(super) fn unsupported(&self, what: impl Into<String>) -> SourceError {
         SourceError::Unsupported { file: self.path.clone(), what: what.into() }

@@ -27,11 +27,13 @@ mod pickle;
 mod pickle_globals;
 mod pickle_values;
 mod pth;
+mod records;
 mod rwkvcpp;
 mod safetensors;
 mod shards;
 mod sniff;
 pub mod torch_writer;
+mod zero_runs;
 
 use std::fmt;
 use std::path::Path;
@@ -43,8 +45,10 @@ pub use detect::detect;
 pub use error::SourceError;
 use file::Source;
 use location::Location;
+use records::Record;
 use shards::Shards;
 use sniff::Kind;
+pub use zero_runs::ZeroRun;
 
 /// Bytes of one scratch buffer: it stays in the second-level cache between reading and decoding.
 const SCRATCH: usize = 256 * 1024;
@@ -143,13 +147,18 @@ pub struct Checkpoint {
     naming: Naming,
     tensors: Vec<SourceTensor>,
     other_entries: Vec<String>,
+    /// By file and place.
+    records: Vec<Record>,
     scratch: Mutex<Vec<Vec<u8>>>,
 }
 
-/// What a container's reader finds: tensors, and the names of entries that are no tensors.
+/// What a container's reader finds: tensors, the names of entries that are no tensors, and checksums.
+#[derive(Default)]
 struct Index {
     tensors: Vec<SourceTensor>,
     other_entries: Vec<String>,
+    /// By place.
+    records: Vec<Record>,
 }
 
 /// Reads the index of one file.
@@ -200,6 +209,7 @@ impl Checkpoint {
             naming,
             tensors: index.tensors,
             other_entries: index.other_entries,
+            records: index.records,
             scratch: Mutex::default(),
         })
     }
@@ -244,21 +254,33 @@ impl Checkpoint {
         self.files().iter().filter(|file| !file.is_synthetic()).map(Source::path)
     }
 
-    /// Passes all bytes of the files with the tensors to `take`, in order, until it fails.
-    pub(crate) fn for_each_block<E: From<SourceError>>(
+    /// Passes all bytes of the files with the tensors to `take`, in order, until it fails. On the way compares what
+    /// the files have checksums of, and returns where matrices without one look as if a piece were missing.
+    pub(crate) fn read_through<E: From<SourceError>>(
         &self,
         mut take: impl FnMut(&[u8]) -> Result<(), E>,
-    ) -> Result<(), E> {
+    ) -> Result<Vec<ZeroRun>, E> {
         const BLOCK: u64 = 1 << 20;
         let mut buffer = vec![0; BLOCK as usize];
-        for file in self.files() {
+        let mut zero_runs = Vec::new();
+        for (shard, file) in self.files().iter().enumerate() {
+            let records = self.records.partition_point(|record| record.shard < shard)
+                ..self.records.partition_point(|record| record.shard <= shard);
+            let mut check = records::Check::new(file, &self.records[records]);
+            let has_checksums = self.container == Container::TorchZip || file.is_synthetic();
+            let unchecked =
+                self.tensors.iter().filter(|tensor| !has_checksums && tensor.location.shard == shard);
+            let mut scan = zero_runs::Scan::new(unchecked);
             for offset in (0..file.len()).step_by(BLOCK as usize) {
                 let block = &mut buffer[..BLOCK.min(file.len() - offset) as usize];
                 file.read_at(block, offset)?;
+                check.take(offset, block)?;
+                scan.take(offset, block);
                 take(block)?;
             }
+            zero_runs.append(&mut scan.finish(file.len()));
         }
-        Ok(())
+        Ok(zero_runs)
     }
 
     fn files(&self) -> &[Source] {

@@ -11,6 +11,23 @@ const PREFIXES: [&str; 3] = ["_orig_mod.", "module.", "model."];
 /// Longest tensor name accepted.
 pub(super) const MAX_NAME: usize = 512;
 
+/// Longest name in a file, where wrappers may have put prefixes in front of it.
+pub(super) const MAX_STORED_NAME: usize = 2 * MAX_NAME;
+
+/// Most entries of a checkpoint, tensors and others. A model of 1024 layers has 40,000 tensors.
+pub(super) const MAX_ENTRIES: usize = 1 << 17;
+
+/// Most dimensions of a tensor.
+pub(super) const MAX_DIMENSIONS: usize = 8;
+
+/// Refuses a checkpoint of more entries than any model has.
+pub(super) fn check_count(source: &Source, entries: usize) -> Result<(), SourceError> {
+    if entries > MAX_ENTRIES {
+        return Err(source.malformed(format!("more than {MAX_ENTRIES} entries")));
+    }
+    Ok(())
+}
+
 /// Strips prefixes and sorts; refuses adapters that are not merged.
 pub(super) fn clean(source: &Source, tensors: &mut [SourceTensor]) -> Result<(), SourceError> {
     for tensor in &mut *tensors {

@@ -4,6 +4,7 @@
 //! a pickle of any depth, or one that contains itself, costs no stack. What a pickle can make the reader allocate is
 //! bounded by the limits below.
 
+use super::names::MAX_STORED_NAME;
 use super::pickle_globals::{self, Global};
 use super::pickle_values::{Object, Pickle, PickleError, Result, Value};
 
@@ -319,6 +320,12 @@ impl<'a> Machine<'a> {
         let (pairs, rest) = self.stack[first..].as_chunks::<2>();
         if !rest.is_empty() {
             return Err(self.malformed("a key without a value"));
+        }
+        // Many items can share one key, and every tensor keeps a copy of its own.
+        let is_too_long =
+            |[key, _]: &[Value<'_>; 2]| matches!(key, Value::Text(key) if key.len() > MAX_STORED_NAME);
+        if pairs.iter().any(is_too_long) {
+            return Err(self.malformed("a key is longer than a tensor's name may be"));
         }
         items.extend(pairs.iter().map(|&[key, value]| (key, value)));
         self.stack.truncate(first);

@@ -1,10 +1,8 @@
 //! The globals that the pickle of a dict of tensors needs, and what they build.
 
 use super::SourceDType;
+use super::names::{MAX_DIMENSIONS, MAX_NAME};
 use super::pickle_values::{Object, PickleError, Result, Storage, Tensor, Value};
-
-/// Most dimensions of a tensor.
-const MAX_DIMENSIONS: usize = 8;
 
 /// A global that may appear.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +53,7 @@ pub(super) fn storage<'a>(id: &[Value<'a>]) -> Option<Storage<'a>> {
             Value::Text(key),
             Value::Text(_),
             Value::Int(elements),
-        ] => Some(Storage { dtype, key, elements: elements.try_into().ok()? }),
+        ] if key.len() <= MAX_NAME => Some(Storage { dtype, key, elements: elements.try_into().ok()? }),
         _ => None,
     }
 }

@@ -4,7 +4,7 @@ use byteorder::{ByteOrder, LittleEndian};
 
 use super::file::Source;
 use super::location::Location;
-use super::names::MAX_NAME;
+use super::names::{self, MAX_NAME};
 use super::{Index, SourceDType, SourceError, SourceTensor, inventory};
 
 /// First bytes of the file.
@@ -48,10 +48,11 @@ pub(super) fn index(source: &Source) -> Result<Index, SourceError> {
     while at < source.len() {
         let (tensor, end) = record(source, at)?;
         tensors.push(tensor);
+        names::check_count(source, tensors.len())?;
         at = end;
     }
     check_header(source, &header, &tensors)?;
-    Ok(Index { tensors, other_entries: Vec::new() })
+    Ok(Index { tensors, ..Index::default() })
 }
 
 fn header(source: &Source) -> Result<Header, SourceError> {

@@ -4,10 +4,11 @@ use std::fmt;
 
 use byteorder::{ByteOrder, LittleEndian};
 use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::file::Source;
 use super::location::Location;
+use super::names::{MAX_DIMENSIONS, MAX_ENTRIES, MAX_STORED_NAME};
 use super::{Index, SourceDType, SourceError, SourceTensor};
 
 /// Largest header, as in the reference implementation.
@@ -25,8 +26,35 @@ pub(super) fn plausible_header(head: &[u8]) -> bool {
 #[derive(Deserialize)]
 struct Entry {
     dtype: String,
+    #[serde(deserialize_with = "shape")]
     shape: Vec<u64>,
     data_offsets: (u64, u64),
+}
+
+/// Reads a shape, and stops where it has more dimensions than a tensor may have.
+fn shape<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u64>, D::Error> {
+    struct ShapeVisitor;
+
+    impl<'de> Visitor<'de> for ShapeVisitor {
+        type Value = Vec<u64>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "a list of at most {MAX_DIMENSIONS} sizes")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<u64>, A::Error> {
+            let mut shape = Vec::new();
+            while let Some(size) = list.next_element()? {
+                if shape.len() == MAX_DIMENSIONS {
+                    return Err(A::Error::invalid_length(MAX_DIMENSIONS + 1, &self));
+                }
+                shape.push(size);
+            }
+            Ok(shape)
+        }
+    }
+
+    deserializer.deserialize_seq(ShapeVisitor)
 }
 
 /// The header's entries in file order; a map would hide names that occur twice.
@@ -52,6 +80,10 @@ impl<'de> Visitor<'de> for HeaderVisitor {
         while let Some(name) = map.next_key::<String>()? {
             if name == "__metadata__" {
                 map.next_value::<IgnoredAny>()?;
+            } else if name.len() > MAX_STORED_NAME {
+                return Err(A::Error::custom(format_args!("a tensor name of {} bytes", name.len())));
+            } else if entries.len() == MAX_ENTRIES {
+                return Err(A::Error::custom(format_args!("more than {MAX_ENTRIES} tensors")));
             } else {
                 entries.push((name, map.next_value()?));
             }
@@ -84,7 +116,7 @@ pub(super) fn index(source: &Source) -> Result<Index, SourceError> {
     if tensors.is_empty() {
         return Err(source.not_a_checkpoint("the safetensors file holds no tensors"));
     }
-    Ok(Index { tensors, other_entries: Vec::new() })
+    Ok(Index { tensors, ..Index::default() })
 }
 
 fn check_overlaps(source: &Source, entries: &[(String, Entry)]) -> Result<(), SourceError> {

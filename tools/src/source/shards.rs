@@ -1,11 +1,14 @@
 //! Checkpoints in several files: a JSON index names the file of every tensor, and all lie in one folder.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use super::file::Source;
+use super::names::{self, MAX_ENTRIES};
 use super::sniff::{self, Kind};
 use super::{Container, Index, SourceError};
 
@@ -18,7 +21,36 @@ const MAX_SHARDS: usize = 256;
 /// What `save_pretrained` writes beside the shards; `metadata` is not needed.
 #[derive(Deserialize)]
 struct ShardIndex {
+    #[serde(deserialize_with = "weight_map_entries")]
     weight_map: BTreeMap<String, String>,
+}
+
+/// Reads entries until there are too many; the others are only counted as one.
+fn weight_map_entries<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, String>, D::Error> {
+    struct MapVisitor;
+
+    impl<'de> Visitor<'de> for MapVisitor {
+        type Value = BTreeMap<String, String>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object that names the file of every tensor")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut entries = BTreeMap::new();
+            while entries.len() <= MAX_ENTRIES
+                && let Some((tensor, file)) = map.next_entry()?
+            {
+                entries.insert(tensor, file);
+            }
+            while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+            Ok(entries)
+        }
+    }
+
+    deserializer.deserialize_map(MapVisitor)
 }
 
 /// The opened files of a checkpoint and the tensors of all of them.
@@ -37,7 +69,7 @@ pub(super) fn open(source: &Source) -> Result<Shards, SourceError> {
     }
     let mut files = Vec::new();
     let mut found = None;
-    let mut index = Index { tensors: Vec::new(), other_entries: Vec::new() };
+    let mut index = Index::default();
     for name in &names {
         let file = Source::open(&beside(source, name)?)?;
         let container = shard_container(&file)?;
@@ -46,9 +78,12 @@ pub(super) fn open(source: &Source) -> Result<Shards, SourceError> {
         }
         let mut part = super::read_index(&file, container)?;
         part.tensors.iter_mut().for_each(|tensor| tensor.location.shard = files.len());
+        part.records.iter_mut().for_each(|record| record.shard = files.len());
         check_complete(&file, name, &map, &part)?;
         index.tensors.append(&mut part.tensors);
         index.other_entries.append(&mut part.other_entries);
+        index.records.append(&mut part.records);
+        names::check_count(source, index.tensors.len() + index.other_entries.len())?;
         files.push(file);
     }
     let Some(container) = found else {
@@ -66,6 +101,7 @@ fn weight_map(source: &Source) -> Result<BTreeMap<String, String>, SourceError> 
     source.read_at(&mut json, 0)?;
     let json = json.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&json);
     let index: ShardIndex = serde_json::from_slice(json).map_err(|_| other())?;
+    names::check_count(source, index.weight_map.len())?;
     Ok(index.weight_map)
 }
 

@@ -1,20 +1,24 @@
 //! Hugging Face's tokenizer.json, as far as it is byte-level BPE.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use rwkv_edge::tokenizer::compile::{AddedToken, BpeSource, Merge};
+use rwkv_edge::tokenizer::compile::{AddedToken, BpeSource, MAX_TOKENS, Merge};
 use serde_json::{Map, Value};
 
 use super::{Result, VocabError};
 
+/// Most memory that the parsed text may take, in values of 32 bytes: 640 MB. One of 250,000 tokens takes a sixth.
+const MAX_COST: usize = 20 << 20;
+
 /// Reads a tokenizer.json.
 ///
 /// # Errors
-/// It is damaged, or asks for anything but: BPE over the byte-level alphabet; no normalisation or NFC; the
+/// It is damaged, has more values than a tokenizer may have, or asks for anything but: BPE over the byte-level alphabet; no normalisation or NFC; the
 /// splitting pattern of GPT-2 without a blank in front of the text; no tokens put around the text; added
 /// tokens that are cut out wherever they occur, without white space next to them.
 pub fn hf_json(json: &[u8]) -> Result<BpeSource> {
-    let root: Value = serde_json::from_slice(json)?;
+    check_size(json)?;
+    let root: Value = serde_json::from_slice(json).map_err(|error| VocabError::Json { error })?;
     for part in ["truncation", "padding"] {
         if !is_off(&root[part]) {
             return Err(unsupported(part));
@@ -25,10 +29,38 @@ pub fn hf_json(json: &[u8]) -> Result<BpeSource> {
     check_model(model)?;
     let added = added_tokens(&root["added_tokens"])?;
     let vocab = object(&model["vocab"], "model.vocab")?;
+    if vocab.len() > MAX_TOKENS {
+        return Err(malformed(format!("it has {} tokens, the limit is {MAX_TOKENS}", vocab.len())));
+    }
     let ids = ids(vocab, &added)?;
     let tokens = tokens(&ids, &added)?;
     let merges = merges(&model["merges"], &ids)?;
     Ok(BpeSource { tokens, merges, added, nfc })
+}
+
+/// Refuses a text that would take far more memory than its own length once it is parsed.
+fn check_size(json: &[u8]) -> Result<()> {
+    let (mut cost, mut in_string, mut escaped) = (0, false, false);
+    for byte in json {
+        if std::mem::take(&mut escaped) {
+            continue;
+        }
+        match byte {
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            _ if in_string => {}
+            // An object has room for eleven members at once, a list for four values.
+            b'{' => cost += 16,
+            b'[' => cost += 4,
+            b':' => cost += 3,
+            b',' => cost += 1,
+            _ => {}
+        }
+    }
+    if cost > MAX_COST {
+        return Err(malformed("it has more values than a tokenizer may have"));
+    }
+    Ok(())
 }
 
 /// Refuses models other than plain BPE.
@@ -103,7 +135,7 @@ fn added_tokens(list: &Value) -> Result<Vec<AddedToken>> {
 }
 
 fn ids<'v>(vocab: &'v Map<String, Value>, added: &[AddedToken]) -> Result<HashMap<&'v str, u32>> {
-    let mut ids = HashMap::new();
+    let mut ids = HashMap::with_capacity(vocab.len());
     for (token, value) in vocab {
         ids.insert(token.as_str(), id(value, token)?);
     }
@@ -118,12 +150,13 @@ fn ids<'v>(vocab: &'v Map<String, Value>, added: &[AddedToken]) -> Result<HashMa
 /// The tokens as bytes, by rising id. Names of added tokens need not be of the byte-level alphabet.
 fn tokens(ids: &HashMap<&str, u32>, added: &[AddedToken]) -> Result<Vec<(u32, Vec<u8>)>> {
     let alphabet = byte_alphabet();
+    let added: HashSet<&str> = added.iter().map(|token| token.content.as_str()).collect();
     let mut tokens = Vec::new();
-    for (token, &id) in ids {
+    for (&token, &id) in ids {
         let bytes: Option<Vec<u8>> = token.chars().map(|c| alphabet.get(&c).copied()).collect();
         match bytes {
             Some(bytes) => tokens.push((id, bytes)),
-            None if added.iter().any(|added| added.content == *token) => {}
+            None if added.contains(token) => {}
             None => {
                 return Err(unsupported(format!(
                     "token {token:?}, which is not of the byte-level alphabet,"
@@ -147,7 +180,8 @@ fn byte_alphabet() -> HashMap<char, u8> {
         .collect()
 }
 
-/// Merges are written `"left right"` or `["left", "right"]`.
+/// Merges are written `"left right"` or `["left", "right"]`. Of several with the same sides the last one counts, with
+/// its rank: Hugging Face's `tokenizers` collects them into a map from the sides (`BpeBuilder::build`).
 fn merges(list: &Value, ids: &HashMap<&str, u32>) -> Result<Vec<Merge>> {
     let mut merges = Vec::new();
     for (rank, entry) in array(list, "model.merges")?.iter().enumerate() {
@@ -163,6 +197,10 @@ fn merges(list: &Value, ids: &HashMap<&str, u32>) -> Result<Vec<Merge>> {
         };
         merges.push(Merge { left: id(left)?, right: id(right)?, merged: id(&format!("{left}{right}"))? });
     }
+    let mut sides = HashSet::with_capacity(merges.len());
+    merges.reverse();
+    merges.retain(|merge| sides.insert((merge.left, merge.right)));
+    merges.reverse();
     Ok(merges)
 }
 

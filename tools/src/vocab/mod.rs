@@ -4,26 +4,23 @@ mod hf_json;
 mod literal;
 mod world;
 
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 pub use hf_json::hf_json;
+use rwkv_edge::input;
 use rwkv_edge::tokenizer::compile;
 pub use world::{pack, world_builtin, world_file};
+
+/// Longest vocabulary file; those of 250,000 tokens have 20 MB.
+const MAX_FILE: u64 = 64 << 20;
 
 /// Why a vocabulary cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum VocabError {
-    /// The file cannot be read.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    /// The file cannot be read; says its path.
+    #[error(transparent)]
+    File(rwkv_edge::Error),
     /// A line of a World vocabulary is wrong.
     #[error("line {line}: {problem}")]
     Line {
@@ -33,13 +30,18 @@ pub enum VocabError {
         problem: String,
     },
     /// A tokenizer.json is not JSON.
-    #[error("tokenizer.json: {0}")]
-    Json(#[from] serde_json::Error),
+    #[error("not a usable tokenizer.json: {error}")]
+    Json {
+        /// Where and why.
+        error: serde_json::Error,
+    },
     /// A tokenizer.json lacks a part, or has one of the wrong type.
-    #[error("tokenizer.json: {0}")]
+    #[error("not a usable tokenizer.json: {0}")]
     Malformed(String),
     /// A tokenizer.json asks for something else than byte-level BPE as GPT-NeoX 20B uses it.
-    #[error("tokenizer.json: {0} is not supported; only byte-level BPE with the pattern of GPT-2 is")]
+    #[error(
+        "not a usable tokenizer.json: {0} is not supported; only byte-level BPE with the pattern of GPT-2 is"
+    )]
     Unsupported(String),
     /// The file is no vocabulary.
     #[error("{0}")]
@@ -54,13 +56,13 @@ pub type Result<T, E = VocabError> = std::result::Result<T, E>;
 
 /// Reads a vocabulary file and makes the tokenizer section of it.
 ///
-/// The content tells what it is: a tokenizer.json of Hugging Face, or a World vocabulary.
+/// The content tells what it is: a tokenizer.json of Hugging Face, or a World vocabulary. A byte order mark in front is
+/// skipped.
 ///
 /// # Errors
-/// The file cannot be read or used.
+/// The file is no regular file, longer than 64 MiB, or cannot be read or used.
 pub fn load(path: &Path) -> Result<Vec<u8>> {
-    let content = fs::read(path).map_err(|source| VocabError::Io { path: path.into(), source })?;
-    from_bytes(&content)
+    from_bytes(&input::read_file(path, MAX_FILE).map_err(VocabError::File)?)
 }
 
 /// Makes the tokenizer section of the content of a vocabulary file, as [`load`] does.
@@ -68,8 +70,12 @@ pub fn load(path: &Path) -> Result<Vec<u8>> {
 /// # Errors
 /// As [`load`].
 pub fn from_bytes(content: &[u8]) -> Result<Vec<u8>> {
+    let content = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content);
     match content.trim_ascii_start().first() {
         Some(b'{') => Ok(compile::bpe(&hf_json(content)?)?),
+        _ if content.starts_with(b"\xff\xfe") || content.starts_with(b"\xfe\xff") => {
+            Err(VocabError::Unrecognised("the text is UTF-16; save it as UTF-8".into()))
+        }
         Some(b'0'..=b'9') => {
             let text = str::from_utf8(content).map_err(|error| {
                 let line = 1 + content[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count();

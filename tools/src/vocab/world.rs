@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use rwkv_edge::tokenizer::compile;
+use rwkv_edge::tokenizer::compile::{self, MAX_TOKENS};
 
 use super::{Result, VocabError, literal};
 
@@ -31,6 +31,9 @@ pub fn world_file(text: &str) -> Result<Vec<(u32, Vec<u8>)>> {
         }
         let error = |problem: String| VocabError::Line { line, problem };
         let (id, bytes) = parse_line(content).map_err(error)?;
+        if tokens.len() == MAX_TOKENS {
+            return Err(error(format!("there are more than {MAX_TOKENS} tokens")));
+        }
         if let Some(earlier) = line_of_id.insert(id, line) {
             return Err(error(format!("id {id} is also in line {earlier}")));
         }

@@ -2,5 +2,7 @@
 
 mod cli;
 mod common;
+mod damage;
 mod errors;
+mod limits;
 mod synth;

@@ -54,6 +54,15 @@ fn exercise(folder: &Folder, bytes: &[u8]) -> bool {
     true
 }
 
+/// Makes a torch file say that checksums were not computed, so that damage is met by the readers behind.
+fn without_checksums(bytes: &mut [u8]) {
+    for at in 0..bytes.len() - 20 {
+        if bytes[at..].starts_with(b"PK\x01\x02") {
+            bytes[at + 16..at + 20].fill(0);
+        }
+    }
+}
+
 /// The base file must be good, and mutations must both break it and leave it good.
 fn fuzz(base: &[u8], seed: u64, rounds: usize) {
     let folder = Folder::new();
@@ -72,7 +81,9 @@ fn fuzz(base: &[u8], seed: u64, rounds: usize) {
 fn mutated_torch_files_do_not_panic() {
     let tensors =
         [spec("emb.weight", &[3, 4], SourceDType::BF16), spec("blocks.0.x", &[2, 1, 2], SourceDType::F64)];
-    fuzz(&torch_file(&tensors), 1, rounds());
+    let mut bytes = torch_file(&tensors);
+    without_checksums(&mut bytes);
+    fuzz(&bytes, 1, rounds());
 }
 
 #[test]
@@ -159,7 +170,8 @@ fn mutated_shard_index_does_not_panic() {
 
 #[test]
 fn mutated_index_of_a_whole_model_does_not_panic() {
-    let original = std::fs::read(fixture("v4-tiny.pth")).unwrap();
+    let mut original = std::fs::read(fixture("v4-tiny.pth")).unwrap();
+    without_checksums(&mut original);
     let directory = original.windows(4).position(|window| window == b"PK\x01\x02").unwrap();
     let folder = Folder::new();
     let path = folder.path("model.pth");

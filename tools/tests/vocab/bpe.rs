@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use rwkv_edge::tokenizer::compile::{self, BpeSource, Merge};
 use rwkv_edge::tokenizer::{Kind, Tokenizer};
 use rwkv_quantize::vocab;
 use serde_json::{Value, json};
@@ -177,7 +178,7 @@ fn other_tokenizers_are_refused_by_name() {
     for (pointer, part, name) in cases {
         let message = refusal(pointer, part);
         assert!(
-            message.starts_with(&format!("tokenizer.json: {name} is not supported")),
+            message.starts_with(&format!("not a usable tokenizer.json: {name} is not supported")),
             "{pointer}: {message}"
         );
     }
@@ -206,8 +207,94 @@ fn contradictions_are_refused() {
         let message = refusal(pointer, part);
         assert!(message.contains(what), "{pointer}: {message}");
     }
-    let first = serde_json::from_str::<Value>(SMALL).unwrap()["model"]["merges"][0].clone();
-    assert!(refusal("/model/merges/1", first).contains("an earlier one has the sides"));
+}
+
+/// The small tokenizer after a change, compiled.
+fn changed(change: impl FnOnce(&mut Value)) -> vocab::Result<Vec<u8>> {
+    let mut json: Value = serde_json::from_str(SMALL).unwrap();
+    change(&mut json);
+    vocab::from_bytes(json.to_string().as_bytes())
+}
+
+#[test]
+fn an_added_token_with_the_id_of_another_token_is_refused() {
+    let added = |id: u32, content: &str| {
+        let token = json!({"id": id, "content": content, "special": false, "normalized": false});
+        changed(|json| json["added_tokens"].as_array_mut().unwrap().push(token))
+    };
+    let message = added(64, "<foo>").unwrap_err().to_string();
+    assert_eq!(message, "added token \"<foo>\" has id 64, which is that of \"a\"");
+    // A token that is added under its own id is the token.
+    added(64, "a").unwrap();
+}
+
+#[test]
+fn of_merges_with_the_same_sides_the_last_one_counts() {
+    let moved = changed(|json| {
+        let merges = json["model"]["merges"].as_array_mut().unwrap();
+        let first = merges.remove(0);
+        merges.push(first);
+    });
+    let repeated = changed(|json| {
+        let merges = json["model"]["merges"].as_array_mut().unwrap();
+        merges.push(merges[0].clone());
+    });
+    assert!(moved.unwrap() == repeated.unwrap());
+}
+
+#[test]
+fn messages_show_no_structures_of_the_program() {
+    let source = BpeSource {
+        tokens: (0..=255).map(|byte| (u32::from(byte), vec![byte])).chain([(256, b"ab".to_vec())]).collect(),
+        ..Default::default()
+    };
+    let merge = |left, right, merged| Merge { left, right, merged };
+    for (merges, what) in [
+        (vec![merge(97, 97, 256)], "merge 0 (tokens 97 and 97 to 256): the result is not both sides"),
+        (vec![merge(97, 300, 256)], "merge 0 (tokens 97 and 300 to 256): a token is unknown"),
+        (vec![merge(97, 98, 256); 2], "merge 1 (tokens 97 and 98 to 256): an earlier one has its sides"),
+    ] {
+        let source = BpeSource { merges, ..source.clone() };
+        assert_eq!(compile::bpe(&source).unwrap_err().to_string(), what);
+    }
+}
+
+/// Time is linear in their number: this takes minutes where every token is compared with every added one.
+#[test]
+fn many_tokens_outside_the_byte_alphabet_are_compiled_in_seconds() {
+    let n = 60_000;
+    let started = std::time::Instant::now();
+    let section = changed(|json| {
+        for i in 0..n {
+            let (id, content) = (1000 + i, format!("\u{4f60}{i}"));
+            json["model"]["vocab"][&content] = json!(id);
+            let token = json!({"id": id, "content": content, "special": false, "normalized": false});
+            json["added_tokens"].as_array_mut().unwrap().push(token);
+        }
+    })
+    .unwrap();
+    let took = started.elapsed();
+    assert!(took.as_secs() < 20, "{took:?}");
+    let tokenizer = Tokenizer::parse(&section).unwrap();
+    assert_eq!(tokenizer.n_tokens(), 1000 + n);
+    assert_eq!(encode(tokenizer, "\u{4f60}59999"), [60_999]);
+}
+
+#[test]
+fn texts_that_would_fill_the_memory_are_refused() {
+    let bombs = [
+        format!("{{\"a\":[{}0]}}", "0,".repeat(21 << 20)),
+        format!("{{\"a\":[{}0]}}", "{\"\":0},".repeat(2 << 20)),
+        format!("{{\"a\":[{}0]}}", "[0],".repeat(5 << 20)),
+    ];
+    for bomb in bombs {
+        let message = vocab::from_bytes(bomb.as_bytes()).unwrap_err().to_string();
+        assert!(message.contains("more values than a tokenizer may have"), "{message}");
+    }
+    // What looks like values inside of strings is none.
+    let text = format!("{{\"a\":\"{}\"}}", "{[:,\\\"".repeat(1 << 20));
+    let message = vocab::from_bytes(text.as_bytes()).unwrap_err().to_string();
+    assert!(message.contains("pre_tokenizer without a type"), "{message}");
 }
 
 #[test]

@@ -161,8 +161,8 @@ fn content_tells_the_kind_of_file() {
     let error = |content: &[u8]| vocab::from_bytes(content).unwrap_err().to_string();
     assert!(error(b"").contains("neither a World vocabulary"));
     assert!(error(b"\x0a\x0e<unk>").contains("neither a World vocabulary"));
-    assert!(error(b"{").starts_with("tokenizer.json: EOF"));
-    assert!(error(b"{}").starts_with("tokenizer.json: "));
+    assert!(error(b"{").starts_with("not a usable tokenizer.json: EOF"));
+    assert!(error(b"{}").starts_with("not a usable tokenizer.json: "));
     assert_eq!(error(b"1 'a' 1\n2 '\xff' 1\n"), "line 2: not UTF-8");
     assert!(error(b"4294967295 'a' 1\n").contains("its id is too large"));
     let missing = vocab::load("no/such/file".as_ref()).unwrap_err().to_string();
