@@ -3,7 +3,6 @@
 mod cli;
 
 use std::io::{self, IsTerminal, Write};
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -12,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use rwkv_edge::console;
+use rwkv_edge::format::Published;
 use rwkv_quantize::convert::{Conversion, Options, Progress};
 use rwkv_quantize::report;
 use rwkv_quantize::synth::{self, Recipe};
@@ -33,7 +33,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn convert(source: &cli::Source, options: &Options, output: &Path) -> Result<()> {
+fn convert(source: &cli::Source, options: &Options, output: &cli::Output) -> Result<()> {
+    let target = output.target()?;
     let (conversion, tokenizer_error) = Conversion::of(source.open()?, options)?;
     if let Some(error) = tokenizer_error {
         return Err(error);
@@ -45,19 +46,30 @@ fn convert(source: &cli::Source, options: &Options, output: &Path) -> Result<()>
         ));
     }
     let source_bytes = conversion.checkpoint().file_len();
-    let (report, seconds) = timed(|progress, interrupted| conversion.run(output, progress, interrupted))?;
+    let ((report, published), seconds) =
+        timed(|progress, interrupted| conversion.run(target, progress, interrupted))?;
+    warn(&published);
     console::say(format_args!("{report}"));
     let speed = source_bytes as f64 / 1e6 / seconds;
     console::say(format_args!("{seconds:.1} s, {speed:.0} MB/s of input, peak RSS {}", console::peak_rss()));
     Ok(())
 }
 
-fn synthesize(recipe: &Recipe, output: &Path) -> Result<()> {
-    let (bytes, seconds) =
-        timed(|progress, interrupted| synth::write(recipe, output, progress, interrupted))?;
+fn synthesize(recipe: &Recipe, output: &cli::Output) -> Result<()> {
+    let target = output.target()?;
+    let ((bytes, published), seconds) =
+        timed(|progress, interrupted| synth::write(recipe, target, progress, interrupted))?;
+    warn(&published);
     let speed = bytes as f64 / 1e6 / seconds;
     console::say(format_args!("{recipe}: {bytes} bytes, {seconds:.1} s, {speed:.0} MB/s"));
     Ok(())
+}
+
+/// Says what a user should know about a file that was written.
+fn warn(published: &Published) {
+    if let Some(warning) = published.warning() {
+        console::say(format_args!("rwkv-quantize: warning: {warning}"));
+    }
 }
 
 /// Runs a job that shows its progress and ends on signals; returns how many seconds it took.
