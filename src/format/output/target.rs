@@ -44,9 +44,8 @@ impl Target {
         let file = follow_links(path)?;
         let target = Self { path: path.to_owned(), file, replace };
         let found = target.replaced()?;
-        let ends_as_folder =
-            |end: &&str| target.file.as_os_str().as_encoded_bytes().ends_with(end.as_bytes());
-        if target.file.file_name().is_none() || ["/", "/."].iter().any(ends_as_folder) {
+        let name = target.file.as_os_str().as_encoded_bytes();
+        if target.file.file_name().is_none() || name.ends_with(b"/") || name.ends_with(b"/.") {
             return Err(Error::invalid("it is not the name of a file"));
         }
         let folder = folder(&target.file);

@@ -163,6 +163,21 @@ fn what_a_killed_run_left_is_removed_by_the_next_unless_it_is_still_written() {
 }
 
 #[test]
+fn an_error_names_the_output_and_never_the_temporary_name() {
+    everywhere(|desk| {
+        fs::create_dir(desk.path("folder")).unwrap();
+        let path = desk.path("folder/m.rwkv");
+        let output = desk.begin(&path, Replace::Models);
+        fs::remove_dir_all(desk.path("folder")).unwrap();
+        let error = output.publish().unwrap_err();
+        assert_eq!(error.path(), Some(path.as_path()));
+        let message = error.to_string();
+        let rest = message.strip_prefix(&path.display().to_string()).unwrap();
+        assert!(!rest.contains("m.rwkv"), "{message}");
+    });
+}
+
+#[test]
 fn names_as_long_as_the_file_system_has_them_are_written() {
     everywhere(|desk| {
         for name in ["n".repeat(241), "n".repeat(255), "é".repeat(127)] {

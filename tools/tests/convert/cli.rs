@@ -330,6 +330,25 @@ fn missing_room_is_told_before_the_work_with_what_is_needed_and_available() {
     }
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_file_that_cannot_be_replaced_is_refused_before_the_work() {
+    let desk = Desk::new();
+    desk.put(&Parts::of("v4").torch());
+    assert!(run([desk.input(), desk.output()]).status.success());
+    // Only the superuser may do that, and not on every file system.
+    let attribute = |change: &str| {
+        let program = Command::new("chattr").arg(change).arg(desk.output()).stderr(Stdio::null()).status();
+        program.is_ok_and(|status| status.success())
+    };
+    if attribute("+i") {
+        let output = run([desk.input(), desk.output()]);
+        assert!(attribute("-i"));
+        assert!(failure(&output).contains("an attribute that forbids to replace it"), "{}", failure(&output));
+        assert_eq!(desk.files(), ["input.pth", "output.rwkv"]);
+    }
+}
+
 /// A user who may not do everything, if the tests run as one who may.
 #[cfg(target_os = "linux")]
 fn as_somebody(command: &mut Command, desk: &Desk) {
