@@ -66,6 +66,19 @@ pub enum ErrorKind {
     /// The file is well-formed but needs something this build does not have.
     #[error("unsupported: {0}")]
     Unsupported(String),
+    /// A file that is in the way of an output is neither empty nor a model.
+    #[error("it exists and is no rwkv-edge model, so it is not replaced")]
+    NotReplaced,
+    /// There is no room for an output.
+    #[error("{needed} bytes are needed, {available} are available {place}")]
+    NoRoom {
+        /// Bytes of the output.
+        needed: u64,
+        /// Bytes that it may have.
+        available: u64,
+        /// What has no room.
+        place: &'static str,
+    },
     /// An argument of the caller is out of range.
     #[error("{0}")]
     Invalid(String),

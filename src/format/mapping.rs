@@ -2,12 +2,12 @@
 #![allow(unsafe_code)]
 
 use std::fmt;
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read, Seek};
 use std::ops::{Deref, Range};
 use std::path::Path;
 
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapOptions};
 
 use super::LINE_ALIGN;
 use crate::error::{Error, ErrorKind, Result};
@@ -36,12 +36,20 @@ impl Mapping {
         Self::open_with(path, map)
     }
 
+    /// As [`open`](Self::open), of a file that is open for reading. Its position may move.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub fn open_file(file: &File) -> Result<Self> {
+        Self::load(file, map)
+    }
+
     /// Reads a file into memory.
     ///
     /// # Errors
     /// If `path` is no regular file, is empty, cannot be read or does not fit the memory.
     pub fn read(path: &Path) -> Result<Self> {
-        Self::open_with(path, |_| Err(io::ErrorKind::Unsupported.into()))
+        Self::open_with(path, |_, _| Err(io::ErrorKind::Unsupported.into()))
     }
 
     /// Uses bytes that are part of the program.
@@ -106,34 +114,43 @@ impl Mapping {
         self.advise(range, Advice::Release);
     }
 
-    fn open_with(path: &Path, map: impl FnOnce(&File) -> io::Result<Mmap>) -> Result<Self> {
-        Self::load(path, map).map_err(|error| error.with_path(path))
+    /// Makes sure that a file which will have `len` bytes can be mapped then.
+    ///
+    /// # Errors
+    /// If it does not fit the address space.
+    pub(super) fn check_room(file: &File, len: u64) -> Result<()> {
+        let len = addressable(len)?;
+        match map(file, len) {
+            Err(error) if error.kind() == io::ErrorKind::OutOfMemory => Err(no_address_space(len)),
+            _ => Ok(()),
+        }
     }
 
-    fn load(path: &Path, map: impl FnOnce(&File) -> io::Result<Mmap>) -> Result<Self> {
-        let found = fs::metadata(path)?;
-        if found.is_dir() {
-            return Err(ErrorKind::NotAModel("it is a directory; give the .rwkv file".into()).into());
-        }
-        if !found.is_file() {
-            return Err(ErrorKind::NotAModel("it is not a regular file".into()).into());
-        }
-        let mut file = File::open(path)?;
-        let len = file.metadata()?.len();
+    fn open_with(path: &Path, map: impl FnOnce(&File, usize) -> io::Result<Mmap>) -> Result<Self> {
+        // Opening a pipe would wait for its other end.
+        let open = || {
+            check_kind(&fs::metadata(path)?)?;
+            Self::load(&File::open(path)?, map)
+        };
+        open().map_err(|error: Error| error.with_path(path))
+    }
+
+    fn load(mut file: &File, map: impl FnOnce(&File, usize) -> io::Result<Mmap>) -> Result<Self> {
+        let found = file.metadata()?;
+        check_kind(&found)?;
+        let len = found.len();
         if len == 0 {
             return Err(ErrorKind::NotAModel("the file is empty".into()).into());
         }
         let len = addressable(len)?;
-        let storage = match map(&file) {
+        let storage = match map(file, len) {
             Ok(mapped) => Storage::Mapped(mapped),
             // Memory would come from the same address space.
-            Err(error) if error.kind() == io::ErrorKind::OutOfMemory => {
-                return Err(ErrorKind::Unsupported(format!(
-                    "the address space of this process has no room for {len} bytes"
-                ))
-                .into());
+            Err(error) if error.kind() == io::ErrorKind::OutOfMemory => return Err(no_address_space(len)),
+            Err(_) => {
+                file.rewind()?;
+                Storage::Owned(AlignedBytes::read(&mut file, len)?)
             }
-            Err(_) => Storage::Owned(AlignedBytes::read(&mut file, len)?),
         };
         Ok(Self { storage })
     }
@@ -185,7 +202,21 @@ fn addressable(len: u64) -> Result<usize> {
     }
 }
 
-fn map(file: &File) -> io::Result<Mmap> {
+fn check_kind(found: &Metadata) -> Result<()> {
+    if found.is_dir() {
+        return Err(ErrorKind::NotAModel("it is a directory; give the .rwkv file".into()).into());
+    }
+    if !found.is_file() {
+        return Err(ErrorKind::NotAModel("it is not a regular file".into()).into());
+    }
+    Ok(())
+}
+
+fn no_address_space(len: usize) -> Error {
+    ErrorKind::Unsupported(format!("the address space of this process has no room for {len} bytes")).into()
+}
+
+fn map(file: &File, len: usize) -> io::Result<Mmap> {
     if cfg!(miri) {
         // Miri cannot map files.
         return Err(io::ErrorKind::Unsupported.into());
@@ -193,8 +224,8 @@ fn map(file: &File) -> io::Result<Mmap> {
     // SAFETY: the mapping is read-only and private to this type. Its bytes are only valid as long as nobody
     // changes or shortens the file; `Mapping` documents that as a condition of its use. Readers check every
     // bound against the length at this moment, so changed bytes can give wrong numbers but no access outside
-    // the mapping; a shortened file ends the process with SIGBUS.
-    unsafe { Mmap::map(file) }
+    // the mapping; a shortened file ends the process with SIGBUS. Nothing reads what `check_room` maps.
+    unsafe { MmapOptions::new().len(len).map(file) }
 }
 
 #[derive(Clone, Copy)]
@@ -360,7 +391,8 @@ mod tests {
     #[test]
     fn a_file_without_room_in_the_address_space_is_not_read_into_memory() {
         let file = file(&[1; 100]);
-        let error = Mapping::open_with(file.path(), |_| Err(io::ErrorKind::OutOfMemory.into())).unwrap_err();
+        let error =
+            Mapping::open_with(file.path(), |_, _| Err(io::ErrorKind::OutOfMemory.into())).unwrap_err();
         assert_eq!(error.path(), Some(file.path()));
         assert!(error.to_string().contains("address space"), "{error}");
     }

@@ -13,11 +13,11 @@ mod foreign;
 mod header;
 mod mapping;
 mod metadata;
+mod output;
 mod plan;
 mod reader;
 #[cfg(test)]
 mod round_trip;
-mod temp_file;
 mod tensor;
 mod tensor_table;
 #[cfg(test)]
@@ -31,9 +31,9 @@ pub use config::{Config, Heads, Version};
 pub use header::{MAJOR_VERSION, MINOR_VERSION, Section, SectionKind};
 pub use mapping::Mapping;
 pub use metadata::{Provenance, SelfTest};
+pub use output::{Output, Published, Replace, Target};
 pub use plan::{FileContents, FilePlan, WriteSpec};
 pub use reader::ModelFile;
-pub use temp_file::TempFile;
 pub use tensor::{ElementType, TensorInfo, TensorLayout};
 pub use verifier::Verifier;
 pub use views::{MatrixRef, RecordsRef, U32Ref, VectorRef};

@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use super::{
-    Chat, Config, ElementType, FileContents, FilePlan, ModelWriter, Provenance, SelfTest, TensorLayout,
-    Version, WriteSpec,
+    Chat, Config, ElementType, FileContents, FilePlan, ModelWriter, Provenance, Replace, SelfTest, Target,
+    TensorLayout, Version, WriteSpec,
 };
 
 pub(crate) const N_VOCAB: usize = 16;
@@ -71,9 +71,14 @@ pub(crate) fn scale(dtype: ElementType) -> f32 {
     if matches!(dtype, ElementType::Int8 | ElementType::Int4) { 0.25 } else { 1.0 }
 }
 
-/// A writer for `target` to which all tensors have been written, in pieces of `piece` bytes.
-pub(crate) fn writer_with_data(target: &Path, piece: usize) -> ModelWriter {
-    let mut writer = ModelWriter::create(target, FilePlan::new(contents()).unwrap()).unwrap();
+/// A place for a file that may replace any other.
+pub(crate) fn target(path: &Path) -> Target {
+    Target::new(path, Replace::Any).unwrap()
+}
+
+/// A writer for the file at `path` to which all tensors have been written, in pieces of `piece` bytes.
+pub(crate) fn writer_with_data(path: &Path, piece: usize) -> ModelWriter {
+    let mut writer = ModelWriter::create(target(path), FilePlan::new(contents()).unwrap()).unwrap();
     for (i, spec) in contents().tensors.iter().enumerate() {
         let len = writer.plan().tensors().iter().find(|tensor| tensor.name == spec.name).unwrap().len;
         writer.begin(i, scale(spec.dtype)).unwrap();

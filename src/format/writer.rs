@@ -1,30 +1,25 @@
 //! Streams a model file to disk.
 
-use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::mem;
-use std::path::{Path, PathBuf};
 
 use super::metadata::check_rel_error;
 use super::tensor::scale_fits;
-use super::{FilePlan, Provenance, SelfTest, TempFile, TensorInfo};
+use super::{FilePlan, Mapping, ModelFile, Output, Provenance, Published, SelfTest, Target, TensorInfo};
 use crate::error::{Error, Result};
 
 const BUFFER_BYTES: usize = 1 << 20;
 
-/// Writes a planned file: tensors strictly in order, into a temporary file beside the target that replaces it
-/// at the end. The target is never seen half-written, and an abandoned writer removes its temporary file.
+/// Writes a planned file: tensors strictly in order, into an [`Output`] that takes the place of its target at the end.
+/// The target is never seen half-written, and an abandoned writer leaves nothing.
 ///
 /// For each tensor: [`begin`](Self::begin), any number of [`write`](Self::write), [`end`](Self::end). After
-/// the last: [`finish_data`](Self::finish_data), then the temporary file is a complete model with the
+/// the last: [`finish_data`](Self::finish_data), then [`model_file`](Self::model_file) is a complete model with the
 /// digests of the plan, and [`finish`](Self::finish) puts in the final ones.
 #[derive(Debug)]
 pub struct ModelWriter {
     plan: FilePlan,
-    target: PathBuf,
-    file: BufWriter<File>,
-    /// After `file`, so that the file is closed before it is removed.
-    temp: TempFile,
+    file: BufWriter<Output>,
     /// Offset of the next byte written, from the start of the file.
     position: u64,
     /// Index of the next spec to begin.
@@ -46,23 +41,23 @@ struct Current {
 }
 
 impl ModelWriter {
-    /// Creates the temporary file. A symbolic link at `target` will be replaced, not followed.
+    /// Creates the file.
     ///
     /// # Errors
-    /// If `target` is a directory or no file can be created beside it.
-    pub fn create(target: &Path, plan: FilePlan) -> Result<Self> {
-        let (temp, file) = TempFile::create_beside(target)?;
+    /// If no file can be created in the target's folder, or disk or address space have no room for it.
+    pub fn create(target: Target, plan: FilePlan) -> Result<Self> {
+        let output = Output::create(target, plan.file_len())?;
         let mut writer = Self {
             position: plan.data_start,
             plan,
-            target: target.to_owned(),
-            file: BufWriter::with_capacity(BUFFER_BYTES, file),
-            temp,
+            file: BufWriter::with_capacity(BUFFER_BYTES, output),
             next: 0,
             current: None,
             data_complete: false,
         };
-        writer.seek(writer.position).map_err(|error| error.with_path(target))?;
+        Mapping::check_room(writer.file.get_ref().file(), writer.plan.file_len())
+            .and_then(|()| writer.seek(writer.position))
+            .map_err(|error| writer.annotate(error))?;
         Ok(writer)
     }
 
@@ -71,9 +66,14 @@ impl ModelWriter {
         &self.plan
     }
 
-    /// The file that is being written.
-    pub fn temp_path(&self) -> &Path {
-        self.temp.path()
+    /// The model as it stands: complete after [`finish_data`](Self::finish_data).
+    ///
+    /// # Errors
+    /// As [`ModelFile::open`].
+    pub fn model_file(&self) -> Result<ModelFile> {
+        let output = self.file.get_ref();
+        let mapping = Mapping::open_file(output.file()).map_err(|error| self.annotate(error))?;
+        ModelFile::from_mapping(mapping, Some(output.target().path().to_owned()))
     }
 
     /// Starts tensor `index` of [`FileContents::tensors`](super::FileContents::tensors), which must be the
@@ -119,7 +119,7 @@ impl ModelWriter {
         let Some(current) = self.current.take() else { return Err(self.misuse("rewind: no tensor")) };
         let offset = self.plan.tensors[current.slot].offset;
         self.position = offset;
-        self.seek(offset).map_err(|error| error.with_path(&self.target))
+        self.seek(offset).map_err(|error| self.annotate(error))
     }
 
     /// Ends the current tensor. `rel_error` is the relative error of its weights against the checkpoint's.
@@ -139,8 +139,8 @@ impl ModelWriter {
         Ok(())
     }
 
-    /// Completes the data and makes the temporary file a readable model, with provenance and self-test as
-    /// planned. A model opened from it must be closed before [`finish`](Self::finish).
+    /// Completes the data and makes the file a readable model, with provenance and self-test as planned. A
+    /// [`model_file`](Self::model_file) must be closed before [`finish`](Self::finish).
     ///
     /// # Errors
     /// If a tensor has not been written, or on a write error.
@@ -155,9 +155,9 @@ impl ModelWriter {
     /// Writes the final provenance and self-test, makes the file durable and moves it to the target.
     ///
     /// # Errors
-    /// If the data is not complete, a text or the number of tokens is not as planned, or on a write error. The
-    /// temporary file is removed.
-    pub fn finish(mut self, provenance: Provenance, self_test: SelfTest) -> Result<()> {
+    /// If the data is not complete, a text or the number of tokens is not as planned, or on a write error. Nothing is
+    /// left then.
+    pub fn finish(mut self, provenance: Provenance, self_test: SelfTest) -> Result<Published> {
         if !self.data_complete {
             self.finish_data()?;
         }
@@ -172,7 +172,10 @@ impl ModelWriter {
         self.plan.contents.provenance = provenance;
         self.plan.contents.self_test = self_test;
         self.write_front()?;
-        self.temp.publish(self.file.get_ref()).map_err(|error| self.io(error))
+        let target = self.file.get_ref().target().path().to_owned();
+        let output =
+            self.file.into_inner().map_err(|error| Error::from(error.into_error()).with_path(target))?;
+        output.publish()
     }
 
     fn begin_slot(&mut self, slot: usize, scale: f32) -> Result<()> {
@@ -209,8 +212,8 @@ impl ModelWriter {
     }
 
     fn write_front(&mut self) -> Result<()> {
-        let front = self.plan.emit_front().map_err(|error| error.with_path(&self.target))?;
-        self.seek(0).map_err(|error| error.with_path(&self.target))?;
+        let front = self.plan.emit_front().map_err(|error| self.annotate(error))?;
+        self.seek(0).map_err(|error| self.annotate(error))?;
         self.file.write_all(&front).and_then(|()| self.file.flush()).map_err(|error| self.io(error))
     }
 
@@ -220,11 +223,16 @@ impl ModelWriter {
     }
 
     fn misuse(&self, what: &str) -> Error {
-        Error::invalid(format!("writing the model: {what}")).with_path(&self.target)
+        self.annotate(Error::invalid(format!("writing the model: {what}")))
     }
 
     fn io(&self, error: io::Error) -> Error {
-        Error::from(error).with_path(&self.target)
+        self.annotate(error.into())
+    }
+
+    /// Puts the target into an error about the file.
+    fn annotate(&self, error: Error) -> Error {
+        error.with_path(self.file.get_ref().target().path())
     }
 }
 

@@ -157,7 +157,11 @@ impl Model {
         Self::load(ModelFile::from_static(bytes)?, options)
     }
 
-    fn load(file: ModelFile, options: &LoadOptions) -> Result<Self> {
+    /// Loads a model from a file that is open.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn load(file: ModelFile, options: &LoadOptions) -> Result<Self> {
         let kernels = choose_kernels(options.isa)?;
         let config = file.config();
         let Config { n_embd, n_vocab, .. } = *config;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use rwkv_edge::format::SamplingParams;
+use rwkv_edge::format::{Replace, SamplingParams, Target};
 use rwkv_edge::kernels::{DType, Isa};
 use rwkv_edge::{Model, Session};
 use rwkv_quantize::convert::{Conversion, Options, Progress};
@@ -73,7 +73,9 @@ pub(crate) fn convert_checkpoint(checkpoint: Checkpoint, options: &Options) -> (
 fn run(conversion: Conversion) -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("model.rwkv");
-    conversion.run(&output, &mut Quiet, &AtomicBool::new(false)).unwrap();
+    conversion
+        .run(Target::new(&output, Replace::Models).unwrap(), &mut Quiet, &AtomicBool::new(false))
+        .unwrap();
     (folder, output)
 }
 

@@ -4,7 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::common::{convert, fixture, options, session};
-use rwkv_edge::format::{ElementType, FileContents, FilePlan, ModelFile, ModelWriter, WriteSpec};
+use rwkv_edge::format::{
+    ElementType, FileContents, FilePlan, ModelFile, ModelWriter, Replace, Target, WriteSpec,
+};
 use rwkv_edge::kernels::DType;
 use rwkv_edge::kernels::layout::records_bytes;
 use rwkv_edge::{LoadOptions, Model};
@@ -35,7 +37,7 @@ fn rewrite(from: &Path, to: &Path, mut edit: impl FnMut(&mut WriteSpec, &mut Vec
         self_test: file.self_test().clone(),
         tensors: edited.iter().map(|(spec, ..)| spec.clone()).collect(),
     });
-    let mut writer = ModelWriter::create(to, plan.unwrap()).unwrap();
+    let mut writer = ModelWriter::create(Target::new(to, Replace::Models).unwrap(), plan.unwrap()).unwrap();
     for (i, (_, bytes, scale)) in edited.iter().enumerate() {
         writer.begin(i, *scale).unwrap();
         writer.write(bytes).unwrap();

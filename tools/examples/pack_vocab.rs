@@ -1,8 +1,11 @@
 //! Packs a World vocabulary: `pack_vocab rwkv_vocab_v20230424.txt data/world_vocab.bin`.
 
 use std::fs;
+use std::io::Write;
+use std::path::Path;
 
 use anyhow::Context;
+use rwkv_edge::format::{Output, Replace, Target};
 use rwkv_quantize::vocab;
 
 fn main() -> anyhow::Result<()> {
@@ -14,5 +17,8 @@ fn main() -> anyhow::Result<()> {
     let tokens = vocab::world_file(&text).with_context(|| from.clone())?;
     let packed =
         vocab::pack(&tokens).context("ids are not 1, 2, 3, ..., or a token is longer than 255 bytes")?;
-    fs::write(&to, packed).with_context(|| to.clone())
+    let mut output = Output::create(Target::new(Path::new(&to), Replace::Any)?, packed.len() as u64)?;
+    output.write_all(&packed).with_context(|| to.clone())?;
+    output.publish()?;
+    Ok(())
 }

@@ -2,10 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::{anyhow, ensure};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
+use rwkv_edge::format::{Replace, Target};
 use rwkv_edge::kernels::DType;
 use rwkv_edge::{console, cpu};
 use rwkv_quantize::chat::Template;
@@ -72,6 +74,9 @@ struct Cli {
     /// Threads [default: the physical performance cores, at most 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: Option<u16>,
+    /// Replace OUTPUT even if it is neither empty nor a .rwkv file
+    #[arg(long)]
+    force: bool,
     /// Print what the checkpoint holds and what would be written, and convert nothing
     #[arg(long)]
     inspect: bool,
@@ -101,9 +106,28 @@ pub(crate) enum Task {
     /// Print what would be done.
     Inspect(Source, Options),
     /// Write a model.
-    Convert(Source, Options, PathBuf),
+    Convert(Source, Options, Output),
     /// Write a synthetic checkpoint.
-    Synthesize(Recipe, PathBuf),
+    Synthesize(Recipe, Output),
+}
+
+/// The file to write.
+pub(crate) struct Output {
+    path: PathBuf,
+    force: bool,
+}
+
+impl Output {
+    /// Where it goes, which may be written.
+    pub(crate) fn target(&self) -> anyhow::Result<Target> {
+        let Self { path, force } = self;
+        ensure!(path.as_os_str() != "-", "-: the output must be a file; ./- is a file of this name");
+        let replace = if *force { Replace::Any } else { Replace::Models };
+        Target::new(path, replace).map_err(|error| match error.kind() {
+            rwkv_edge::ErrorKind::NotReplaced => anyhow!("{error}; --force replaces it"),
+            _ => error.into(),
+        })
+    }
 }
 
 /// Where weights come from.
@@ -146,10 +170,11 @@ impl Cli {
                 return usage(ErrorKind::ArgumentConflict, "--synth reads no INPUT: give the OUTPUT alone");
             }
         };
-        match (source, output.clone()) {
+        let output = output.clone().map(|path| Output { path, force: self.force });
+        match (source, output) {
             (source, _) if self.inspect => Ok(Task::Inspect(source, self.options())),
             (_, None) => usage(ErrorKind::MissingRequiredArgument, "OUTPUT is missing"),
-            (Source::Synthetic(recipe), Some(output)) if is_safetensors(&output) => {
+            (Source::Synthetic(recipe), Some(output)) if is_safetensors(&output.path) => {
                 let given = |id: &&str| matches.value_source(id) == Some(ValueSource::CommandLine);
                 match MODEL_OPTIONS.into_iter().find(given) {
                     None => Ok(Task::Synthesize(recipe, output)),

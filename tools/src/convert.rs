@@ -1,15 +1,17 @@
 //! From a checkpoint to a `.rwkv` file.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use rwkv_edge::format::{Config, FileContents, FilePlan, ModelWriter, Provenance, SelfTest, Version};
-use rwkv_edge::kernels::DType;
+use rwkv_edge::format::{
+    Config, FileContents, FilePlan, ModelFile, ModelWriter, Provenance, Published, SelfTest, Target, Version,
+};
 use rwkv_edge::kernels::quant::ErrorSums;
+use rwkv_edge::kernels::{DType, Isa};
+use rwkv_edge::model::choose_kernels;
 use rwkv_edge::model::names::{self, Extras, ModelTensor, Role};
 use rwkv_edge::{LoadOptions, Model, Tokenizer, Verify, self_test};
 use sha2::{Digest, Sha256};
@@ -153,10 +155,16 @@ impl Conversion {
     /// becomes true, nothing is left behind.
     ///
     /// # Errors
-    /// If `output` is one of the files that are read or no regular file, reading or writing fails, a weight is not
-    /// finite or too large, or the run was interrupted.
-    pub fn run(self, output: &Path, progress: &mut dyn Progress, interrupted: &AtomicBool) -> Result<Report> {
-        self.check_output(output)?;
+    /// If `output` is one of the files that are read, `RWKV_EDGE_ISA` is wrong or there is no room, all before a weight
+    /// is read; if reading or writing fails, a weight is not finite or too large, or the run was interrupted.
+    pub fn run(
+        self,
+        output: Target,
+        progress: &mut dyn Progress,
+        interrupted: &AtomicBool,
+    ) -> Result<(Report, Published)> {
+        let isa = choose_kernels(None)?.isa();
+        self.check_output(&output)?;
         let Self { checkpoint, state, plan, threads, .. } = self;
         let sources = sources(&checkpoint, &state);
         let FileContents { mut provenance, mut self_test, config, .. } = plan.contents().clone();
@@ -168,34 +176,25 @@ impl Conversion {
         provenance.rel_error = total.relative() as f32;
         let report = Report::new(writer.plan(), &errors, provenance.rel_error, contents.warnings);
         writer.finish_data()?;
-        self_test.logits_sha256 = logits_digest(writer.temp_path(), &self_test.tokens, threads)?;
+        self_test.logits_sha256 = logits_digest(writer.model_file()?, isa, &self_test.tokens, threads)?;
         ensure!(!interrupted.load(Ordering::Relaxed), INTERRUPTED);
-        writer.finish(provenance, self_test)?;
-        Ok(report)
+        Ok((report, writer.finish(provenance, self_test)?))
     }
 
-    /// Refuses to replace what is read, or what is no regular file.
-    fn check_output(&self, output: &Path) -> Result<()> {
-        check_replaceable(output)?;
-        let Ok(found) = fs::canonicalize(output) else { return Ok(()) };
+    /// Refuses to replace what is read.
+    fn check_output(&self, output: &Target) -> Result<()> {
         let files = [Some(&self.checkpoint), self.state.as_ref()].into_iter().flatten();
         let files = files.filter(|checkpoint| !checkpoint.is_synthetic());
         let read = files.flat_map(|checkpoint| checkpoint.paths().chain([checkpoint.path()]));
         for path in read.chain(self.tokenizer.as_deref()) {
-            let same = fs::canonicalize(path).is_ok_and(|path| path == found);
-            ensure!(!same, "{}: this file is read and must not be replaced", output.display());
+            ensure!(
+                !output.is(path),
+                "{}: this file is read and must not be replaced",
+                output.path().display()
+            );
         }
         Ok(())
     }
-}
-
-/// Refuses to replace what is no regular file, such as a device. Links are replaced, not followed; what is not there
-/// yet is fine.
-pub(crate) fn check_replaceable(output: &Path) -> Result<()> {
-    let Ok(metadata) = fs::symlink_metadata(output) else { return Ok(()) };
-    let replaceable = metadata.is_file() || metadata.is_symlink();
-    ensure!(replaceable || metadata.is_dir(), "{}: it is not a regular file", output.display());
-    Ok(())
 }
 
 fn sources<'a>(checkpoint: &'a Checkpoint, state: &'a Option<Checkpoint>) -> Sources<'a> {
@@ -388,8 +387,8 @@ fn self_test_tokens(config: &Config, start_tokens: &[u32]) -> Vec<u32> {
 }
 
 /// What the finished file computes, giving back pages as it goes so that memory stays bounded.
-fn logits_digest(path: &Path, tokens: &[u32], threads: usize) -> Result<[u8; 32]> {
-    let options = LoadOptions { isa: None, verify: Verify::Never, transient: true };
-    let model = Arc::new(Model::open(path, &options)?);
+fn logits_digest(file: ModelFile, isa: Isa, tokens: &[u32], threads: usize) -> Result<[u8; 32]> {
+    let options = LoadOptions { isa: Some(isa), verify: Verify::Never, transient: true };
+    let model = Arc::new(Model::load(file, &options)?);
     Ok(self_test::logits_digest(&model, tokens, Some(threads))?)
 }

@@ -2,8 +2,8 @@
 
 mod cli;
 
+use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -34,7 +34,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn convert(source: &cli::Source, options: &Options, output: &Path) -> Result<()> {
+fn convert(source: &cli::Source, options: &Options, output: &cli::Output) -> Result<()> {
+    let target = output.target()?;
     let (conversion, tokenizer_error) = Conversion::of(source.open()?, options)?;
     if let Some(error) = tokenizer_error {
         return Err(error);
@@ -46,22 +47,29 @@ fn convert(source: &cli::Source, options: &Options, output: &Path) -> Result<()>
         ));
     }
     let source_bytes = conversion.checkpoint().file_len();
-    let (report, seconds) = timed(|progress, interrupted| conversion.run(output, progress, interrupted))?;
-    for warning in &report.warnings {
-        console::say(format_args!("warning: {warning}"));
-    }
+    let ((report, published), seconds) =
+        timed(|progress, interrupted| conversion.run(target, progress, interrupted))?;
+    report.warnings.iter().for_each(|warning| warn(warning));
+    published.warning().iter().for_each(|warning| warn(warning));
     report.to_string().lines().for_each(|line| console::say(format_args!("{line}")));
     let speed = source_bytes as f64 / 1e6 / seconds;
     console::say(format_args!("{seconds:.1} s, {speed:.0} MB/s of input, peak RSS {}", console::peak_rss()));
     Ok(())
 }
 
-fn synthesize(recipe: &Recipe, output: &Path) -> Result<()> {
-    let (bytes, seconds) =
-        timed(|progress, interrupted| synth::write(recipe, output, progress, interrupted))?;
+fn synthesize(recipe: &Recipe, output: &cli::Output) -> Result<()> {
+    let target = output.target()?;
+    let ((bytes, published), seconds) =
+        timed(|progress, interrupted| synth::write(recipe, target, progress, interrupted))?;
+    published.warning().iter().for_each(|warning| warn(warning));
     let speed = bytes as f64 / 1e6 / seconds;
     console::say(format_args!("{recipe}: {bytes} bytes, {seconds:.1} s, {speed:.0} MB/s"));
     Ok(())
+}
+
+/// Says what a user should know about a file that was written.
+fn warn(warning: &dyn Display) {
+    console::say(format_args!("rwkv-quantize: warning: {warning}"));
 }
 
 /// Runs a job that shows its progress and ends on signals; returns how many seconds it took.

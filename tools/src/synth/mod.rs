@@ -14,14 +14,13 @@ mod time_mix;
 
 use std::fmt;
 use std::io::Write;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, ensure};
-use rwkv_edge::format::{Config, TempFile};
+use rwkv_edge::format::{Config, Output, Published, Target};
 use serde_json::{Map, Value, json};
 
-use crate::convert::{self, Progress};
+use crate::convert::Progress;
 use crate::encode::INTERRUPTED;
 use crate::source::SourceDType;
 use fill::{Elements, Tables};
@@ -177,17 +176,16 @@ fn header(recipe: &Recipe, tensors: &[Planned]) -> (Vec<u8>, Vec<u64>) {
 /// error, or when `interrupted` becomes true, nothing is left behind.
 ///
 /// # Errors
-/// If the recipe is wrong, writing fails or the run was interrupted.
+/// If the recipe is wrong, there is no room, writing fails or the run was interrupted.
 pub fn write(
     recipe: &Recipe,
-    output: &Path,
+    output: Target,
     progress: &mut dyn Progress,
     interrupted: &AtomicBool,
-) -> Result<u64> {
+) -> Result<(u64, Published)> {
     let image = Image::new(recipe).map_err(anyhow::Error::msg).with_context(|| recipe.to_string())?;
-    convert::check_replaceable(output)?;
-    let with_path = || output.display().to_string();
-    let (mut temp, mut file) = TempFile::create_beside(output)?;
+    let path = output.path().display().to_string();
+    let mut output = Output::create(output, image.len)?;
     let mut buffer = vec![0; WRITE_BYTES];
     let mut offset = 0;
     while offset < image.len {
@@ -196,12 +194,11 @@ pub fn write(
         progress.update(offset, image.len, &tensor.name);
         let block = &mut buffer[..(image.len - offset).min(WRITE_BYTES as u64) as usize];
         image.read_at(block, offset);
-        file.write_all(block).with_context(with_path)?;
+        output.write_all(block).with_context(|| path.clone())?;
         offset += block.len() as u64;
     }
     progress.update(offset, image.len, "");
-    temp.publish(&file).with_context(with_path)?;
-    Ok(image.len)
+    Ok((image.len, output.publish()?))
 }
 
 #[cfg(test)]

@@ -63,6 +63,7 @@ fn help_names_every_option_and_version_is_the_crates() {
         "--ffn-sparsity",
         "--seed",
         "--threads",
+        "--force",
         "--inspect",
     ] {
         assert!(help.contains(part), "{part} is not in {help}");
@@ -209,6 +210,207 @@ fn the_input_is_not_overwritten() {
 }
 
 #[test]
+fn a_second_checkpoint_is_not_taken_for_the_output() {
+    for desk in Desk::everywhere() {
+        desk.put(&Parts::of("v4").torch());
+        let second = desk.path("second.pth");
+        fs::write(&second, Parts::of("v7").torch()).unwrap();
+        for path in [second.clone(), desk.path("notes.safetensors")] {
+            fs::write(&path, "PK or anything else").unwrap();
+            let synth = path.extension().is_some_and(|extension| extension == "safetensors");
+            let args = if synth { vec!["--synth".into(), "rwkv4-169m".into()] } else { vec![desk.input()] };
+            let output = command(&args).arg(&path).output().unwrap();
+            let message = failure(&output);
+            assert!(message.starts_with(&format!("rwkv-quantize: {}: ", path.display())), "{message}");
+            assert!(message.ends_with("; --force replaces it"), "{message}");
+            assert_eq!(fs::read(&path).unwrap(), b"PK or anything else");
+        }
+        let output = command([desk.input(), second.clone()]).arg("--force").output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        Model::open(&second);
+        // What is a model may be replaced.
+        assert!(run([desk.input(), second]).status.success());
+        assert_eq!(desk.files(), ["input.pth", "notes.safetensors", "second.pth"]);
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn streams_and_devices_are_no_outputs() {
+    let desk = Desk::new();
+    desk.put(&Parts::of("v4").torch());
+    for (output, word) in [
+        ("-", "must be a file"),
+        ("/dev/stdout", "open file"),
+        ("/dev/fd/1", "open file"),
+        ("/proc/self/fd/1", "open file"),
+        ("/dev/null", "regular file"),
+    ] {
+        for force in [None, Some("--force")] {
+            let ran = command([desk.input().as_os_str(), output.as_ref()]).args(force).output().unwrap();
+            assert!(failure(&ran).contains(word), "{output}: {}", failure(&ran));
+            let synth = ["--synth", "rwkv4-169m", output];
+            assert!(failure(&command(synth).args(force).output().unwrap()).contains(word), "{output}");
+        }
+    }
+    // Also where standard output is a file.
+    let file = fs::File::create(desk.path("redirected")).unwrap();
+    let ran =
+        command([desk.input(), "/dev/stdout".into()]).stdout(file).stderr(Stdio::piped()).output().unwrap();
+    assert!(failure(&ran).contains("open file"), "{}", failure(&ran));
+    assert_eq!(desk.files(), ["input.pth", "redirected"]);
+    assert!(fs::read(desk.path("redirected")).unwrap().is_empty());
+}
+
+#[test]
+fn a_wrong_instruction_set_is_refused_before_the_work() {
+    let desk = Desk::new();
+    desk.put(&Parts::of("v4").torch());
+    for (isa, word) in [("avx9", "unknown instruction set"), (other_isa(), "does not have")] {
+        let output = command([desk.input(), desk.output()]).env("RWKV_EDGE_ISA", isa).output().unwrap();
+        // One line: there was no progress.
+        assert!(failure(&output).contains(word), "{}", failure(&output));
+        assert_eq!(desk.files(), ["input.pth"]);
+    }
+}
+
+/// An instruction set of another architecture.
+fn other_isa() -> &'static str {
+    if cfg!(target_arch = "x86_64") { "neon" } else { "avx2" }
+}
+
+#[test]
+fn files_that_are_named_are_looked_at_before_the_work() {
+    let desk = Desk::new();
+    desk.put(&Parts::of("v7").torch());
+    fs::create_dir(desk.path("folder")).unwrap();
+    let (input, output) = (desk.input(), desk.output());
+    for option in ["--tokenizer", "--state"] {
+        for value in ["folder", "none"] {
+            failure(&command([&input, &output]).arg(option).arg(desk.path(value)).output().unwrap());
+        }
+    }
+    for output in ["none/m.rwkv", "folder", "folder/", "input.pth/m.rwkv", "none/"] {
+        failure(&run([desk.input(), desk.path(output)]));
+        failure(&command(["--synth", "rwkv4-169m"]).arg(desk.path(output)).output().unwrap());
+    }
+    assert_eq!(desk.files(), ["folder", "input.pth"]);
+}
+
+/// A run of `--synth` under a limit of the shell.
+#[cfg(target_os = "linux")]
+fn limited(limit: &str, shape: &str, output: &Path) -> Output {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("ulimit {limit} && exec \"$0\" \"$@\"")]);
+    shell.arg(env!("CARGO_BIN_EXE_rwkv-quantize")).args(["--synth", shape]).arg(output).stdin(Stdio::null());
+    shell.env_remove("RWKV_EDGE_ISA").output().unwrap()
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn missing_room_is_told_before_the_work_with_what_is_needed_and_available() {
+    for desk in Desk::everywhere() {
+        for name in ["m.rwkv", "c.safetensors"] {
+            let path = desk.path(name);
+            // In units of 512 or 1024 bytes.
+            let ran = limited("-f 1000", "rwkv4-169m", &path);
+            let message = text(&ran.stderr);
+            let last = message.lines().last().unwrap();
+            assert!(!message.contains('%') && ran.status.code() == Some(1), "{message}");
+            assert!(last.starts_with(&format!("rwkv-quantize: {}: ", path.display())), "{message}");
+            for part in [" bytes are needed, ", " are available within the limit"] {
+                assert!(last.contains(part), "{message}");
+            }
+        }
+        let large = desk.path("m.rwkv");
+        let ran = limited("-v 1000000", "rwkv7-1.5b", &large);
+        let message = failure(&ran);
+        assert!(message.contains("m.rwkv: ") && message.contains("address space"), "{message}");
+        assert!(desk.files().is_empty());
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_file_that_cannot_be_replaced_is_refused_before_the_work() {
+    let desk = Desk::new();
+    desk.put(&Parts::of("v4").torch());
+    assert!(run([desk.input(), desk.output()]).status.success());
+    // Only the superuser may do that, and not on every file system.
+    let attribute = |change: &str| {
+        let program = Command::new("chattr").arg(change).arg(desk.output()).stderr(Stdio::null()).status();
+        program.is_ok_and(|status| status.success())
+    };
+    if attribute("+i") {
+        let output = run([desk.input(), desk.output()]);
+        assert!(attribute("-i"));
+        assert!(failure(&output).contains("an attribute that forbids to replace it"), "{}", failure(&output));
+        assert_eq!(desk.files(), ["input.pth", "output.rwkv"]);
+    }
+}
+
+/// A user who may not do everything, if the tests run as one who may.
+#[cfg(target_os = "linux")]
+fn as_somebody(command: &mut Command, desk: &Desk) {
+    use std::os::unix::fs::{MetadataExt, chown};
+    use std::os::unix::process::CommandExt;
+
+    const NOBODY: u32 = 65534;
+    if fs::metadata("/proc/self").unwrap().uid() == 0 {
+        for path in [desk.path("."), desk.input()] {
+            chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+        command.uid(NOBODY).gid(NOBODY);
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_folder_that_may_not_be_read_gets_a_complete_file_and_a_warning() {
+    use std::os::unix::fs::PermissionsExt;
+
+    for desk in Desk::everywhere() {
+        desk.put(&Parts::of("v4").torch());
+        // A place where anybody may run it.
+        let program = desk.path("program");
+        fs::copy(env!("CARGO_BIN_EXE_rwkv-quantize"), &program).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let mut command = Command::new(&program);
+        command.args([desk.input(), desk.output()]).stdin(Stdio::null()).env_remove("RWKV_EDGE_ISA");
+        as_somebody(&mut command, &desk);
+        let set_mode = |mode| fs::set_permissions(desk.path("."), fs::Permissions::from_mode(mode)).unwrap();
+        set_mode(0o300);
+        let ran = command.output().unwrap();
+        set_mode(0o700);
+        let said = text(&ran.stderr);
+        assert!(ran.status.success(), "{said}");
+        let warning = format!("rwkv-quantize: warning: {}: Permission denied", desk.output().display());
+        assert!(said.lines().any(|line| line.starts_with(&warning)), "{said}");
+        Model::open(&desk.output());
+        assert_eq!(desk.files(), ["input.pth", "output.rwkv", "program"]);
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_link_stays_and_the_file_behind_it_is_replaced_with_its_mode() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    for desk in Desk::everywhere() {
+        desk.put(&Parts::of("v4").torch());
+        let file = desk.path("file.rwkv");
+        symlink("file.rwkv", desk.output()).unwrap();
+        assert!(run([desk.input(), desk.output()]).status.success());
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+        assert!(run([desk.input(), desk.output()]).status.success());
+        Model::open(&file);
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(desk.output().is_symlink());
+        assert_eq!(desk.files(), ["file.rwkv", "input.pth", "output.rwkv"]);
+    }
+}
+
+#[test]
 fn options_that_do_not_go_with_the_model_exit_with_1() {
     let desk = Desk::new();
     let fixture = fixture("v7-tiny.pth");
@@ -350,27 +552,59 @@ fn large() -> Parts {
     parts
 }
 
-#[cfg(unix)]
-#[test]
-fn signals_end_a_conversion_and_leave_nothing_behind() {
+/// Waits until a process has a file open for writing in the folder of `desk`, with a name or without.
+#[cfg(target_os = "linux")]
+fn wait_until_it_writes(desk: &Desk, pid: u32) {
     use std::thread::sleep;
     use std::time::{Duration, Instant};
 
-    let desk = Desk::new();
-    desk.put(&large().torch());
-    for signal in ["INT", "TERM"] {
-        let args = [desk.input(), desk.output(), "--type=int4".into(), "--threads=1".into()];
-        let child = command(args).stderr(Stdio::piped()).spawn().unwrap();
-        let started = Instant::now();
-        while desk.files().len() == 1 {
-            assert!(started.elapsed() < Duration::from_secs(60), "no temporary file");
-            sleep(Duration::from_millis(1));
+    let folder = fs::canonicalize(desk.path(".")).unwrap();
+    let writes = |entry: fs::DirEntry| {
+        let open = fs::read_link(entry.path()).unwrap_or_default();
+        open.parent() == Some(&folder) && open != folder.join("input.pth")
+    };
+    let started = Instant::now();
+    while !fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten().any(writes) {
+        assert!(started.elapsed() < Duration::from_secs(60), "no output is written");
+        sleep(Duration::from_millis(1));
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn signals_end_a_conversion_and_leave_nothing_behind() {
+    for desk in Desk::everywhere() {
+        desk.put(&large().torch());
+        for signal in ["INT", "TERM"] {
+            let args = [desk.input(), desk.output(), "--type=int4".into(), "--threads=1".into()];
+            let child = command(args).stderr(Stdio::piped()).spawn().unwrap();
+            wait_until_it_writes(&desk, child.id());
+            let killed = Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status();
+            assert!(killed.unwrap().success());
+            let output = child.wait_with_output().unwrap();
+            assert_eq!(failure(&output), "rwkv-quantize: interrupted", "{signal}");
+            assert_eq!(desk.files(), ["input.pth"], "{signal}");
         }
-        let killed = Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status();
-        assert!(killed.unwrap().success());
-        let output = child.wait_with_output().unwrap();
-        assert_eq!(failure(&output), "rwkv-quantize: interrupted", "{signal}");
-        assert_eq!(desk.files(), ["input.pth"], "{signal}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_killed_conversion_leaves_the_old_file_and_nothing_else() {
+    for desk in Desk::everywhere() {
+        desk.put(&large().torch());
+        let old = b"\x89RWKV\r\n\x1aold";
+        for signal in ["KILL", "USR1"] {
+            fs::write(desk.output(), old).unwrap();
+            let args = [desk.input(), desk.output(), "--type=int4".into(), "--threads=1".into()];
+            let mut child = command(args).stderr(Stdio::null()).spawn().unwrap();
+            wait_until_it_writes(&desk, child.id());
+            let killed = Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status();
+            assert!(killed.unwrap().success());
+            assert!(!child.wait().unwrap().success(), "{signal}");
+            assert_eq!(desk.files(), ["input.pth", "output.rwkv"], "{signal}");
+            assert_eq!(fs::read(desk.output()).unwrap(), old, "{signal}");
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use rwkv_edge::format::{ModelFile, TensorInfo, TensorLayout};
+use rwkv_edge::format::{ModelFile, Replace, Target, TensorInfo, TensorLayout};
 use rwkv_edge::kernels::DType;
 use rwkv_edge::kernels::quant::{decode_matrix_row, decode_record};
 use rwkv_quantize::convert::{Conversion, Options, Progress};
@@ -198,6 +198,11 @@ pub(crate) fn options(dtype: DType) -> Options {
     Options { threads: 2, ..Options::new(dtype) }
 }
 
+#[track_caller]
+pub(crate) fn target(path: &Path) -> Target {
+    Target::new(path, Replace::Models).unwrap()
+}
+
 /// A progress that shows nothing.
 pub(crate) struct Quiet;
 
@@ -213,6 +218,13 @@ impl Desk {
         Self(tempfile::tempdir().unwrap())
     }
 
+    /// One on each kind of file system: a disk, and memory where there is a place for that.
+    pub(crate) fn everywhere() -> Vec<Self> {
+        let memory = Path::new("/dev/shm");
+        let in_memory = memory.is_dir().then(|| Self(tempfile::tempdir_in(memory).unwrap()));
+        [Self::new()].into_iter().chain(in_memory).collect()
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
@@ -223,6 +235,11 @@ impl Desk {
 
     pub(crate) fn output(&self) -> PathBuf {
         self.path("output.rwkv")
+    }
+
+    /// The output, which may be replaced if it is a model.
+    pub(crate) fn target(&self) -> Target {
+        target(&self.output())
     }
 
     /// Writes the checkpoint.
@@ -241,7 +258,7 @@ impl Desk {
     /// Converts what [`put`](Self::put) wrote.
     pub(crate) fn try_convert(&self, options: &Options) -> anyhow::Result<Report> {
         let conversion = Conversion::prepare(&self.input(), options)?;
-        conversion.run(&self.output(), &mut Quiet, &AtomicBool::new(false))
+        Ok(conversion.run(self.target(), &mut Quiet, &AtomicBool::new(false))?.0)
     }
 
     /// Converts a checkpoint and opens the result.

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use crate::common::{DTYPES, Desk, Model, Quiet, options};
-use rwkv_edge::format::{Config, Heads};
+use crate::common::{DTYPES, Desk, Model, Quiet, options, target};
+use rwkv_edge::format::{Config, Heads, Replace, Target};
 use rwkv_edge::kernels::DType;
 use rwkv_edge::{LoadOptions, Session, SessionOptions, Version};
 use rwkv_quantize::convert::Conversion;
@@ -41,7 +41,7 @@ fn small(version: Version) -> Recipe {
 fn convert(checkpoint: Checkpoint, dtype: DType, output: &Path) -> Model {
     let (conversion, tokenizer_error) = Conversion::of(checkpoint, &options(dtype)).unwrap();
     assert!(tokenizer_error.is_none());
-    conversion.run(output, &mut Quiet, &AtomicBool::new(false)).unwrap();
+    conversion.run(target(output), &mut Quiet, &AtomicBool::new(false)).unwrap();
     Model::open(output)
 }
 
@@ -135,7 +135,8 @@ fn the_written_checkpoint_gives_the_same_model() {
     let path = desk.path("checkpoint.safetensors");
     for version in Version::ALL {
         let recipe = small(version);
-        let bytes = synth::write(&recipe, &path, &mut Quiet, &AtomicBool::new(false)).unwrap();
+        let checkpoint = || Target::new(&path, Replace::Any).unwrap();
+        let (bytes, _) = synth::write(&recipe, checkpoint(), &mut Quiet, &AtomicBool::new(false)).unwrap();
         assert_eq!(bytes, fs::metadata(&path).unwrap().len());
         for dtype in DTYPES {
             let direct = convert(Checkpoint::synthetic(&recipe).unwrap(), dtype, &desk.path("direct.rwkv"));
@@ -160,7 +161,8 @@ fn a_seed_gives_its_own_weights_every_time() {
     for seed in [0, 1, u64::MAX] {
         let recipe = Recipe { seed, ..small(Version::V5_2) };
         let write = || {
-            synth::write(&recipe, &path, &mut Quiet, &AtomicBool::new(false)).unwrap();
+            let checkpoint = Target::new(&path, Replace::Any).unwrap();
+            synth::write(&recipe, checkpoint, &mut Quiet, &AtomicBool::new(false)).unwrap();
             fs::read(&path).unwrap()
         };
         let bytes = write();
@@ -178,9 +180,9 @@ fn an_interrupted_run_leaves_nothing() {
         let result = if output.extension().is_some_and(|extension| extension == "rwkv") {
             let checkpoint = Checkpoint::synthetic(&recipe).unwrap();
             let (conversion, _) = Conversion::of(checkpoint, &options(DType::Int8)).unwrap();
-            conversion.run(&output, &mut Quiet, &flag).map(drop)
+            conversion.run(target(&output), &mut Quiet, &flag).map(drop)
         } else {
-            synth::write(&recipe, &output, &mut Quiet, &flag).map(drop)
+            synth::write(&recipe, target(&output), &mut Quiet, &flag).map(drop)
         };
         assert_eq!(result.unwrap_err().to_string(), "interrupted");
         assert!(desk.files().is_empty());
@@ -197,7 +199,8 @@ fn impossible_recipes_are_refused_in_one_line() {
         [(sparse(0.0), "0.01"), (sparse(1.0), "0.99"), (sparse(f64::NAN), "NaN"), (narrow, "n_embd")]
     {
         let opened = Checkpoint::synthetic(&recipe).unwrap_err().to_string();
-        let written = synth::write(&recipe, &desk.path("x.safetensors"), &mut Quiet, &AtomicBool::new(false));
+        let written =
+            synth::write(&recipe, target(&desk.path("x.safetensors")), &mut Quiet, &AtomicBool::new(false));
         for message in [opened, format!("{:#}", written.unwrap_err())] {
             assert!(message.starts_with("synth small seed 7") && message.contains(part), "{message}");
             assert_eq!(message.lines().count(), 1, "{message}");
@@ -214,7 +217,7 @@ fn a_model_of_a_vocabulary_that_is_not_built_in_gets_byte_tokens() {
     let (conversion, error) =
         Conversion::of(Checkpoint::synthetic(&recipe).unwrap(), &options(DType::Int8)).unwrap();
     assert!(error.is_none() && conversion.has_byte_tokens());
-    conversion.run(&desk.output(), &mut Quiet, &AtomicBool::new(false)).unwrap();
+    conversion.run(desk.target(), &mut Quiet, &AtomicBool::new(false)).unwrap();
     let model = rwkv_edge::Model::open(&desk.output(), &LoadOptions::default()).unwrap();
     assert_eq!(model.tokenizer().unwrap().n_tokens(), 256);
     assert!(model.tokenizer().unwrap().token(999).is_empty());

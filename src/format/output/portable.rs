@@ -1,0 +1,66 @@
+//! What stands in for the system calls of [`linux`](super): files have temporary names, and room is found out by
+//! writing.
+
+use std::fs::{File, Metadata, TryLockError};
+use std::io;
+use std::path::Path;
+
+use crate::error::Result;
+
+/// A file without a name.
+pub(super) fn unnamed(_folder: &Path) -> io::Result<File> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Gives a name to a file without one.
+pub(super) fn link(_file: &File, _to: &Path) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Takes the lock of a file, until it is closed. `false` if somebody else has it.
+///
+/// # Errors
+/// If the system has no locks.
+pub(super) fn lock(file: &File) -> io::Result<bool> {
+    match file.try_lock() {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// Whether two descriptions are of one file; `None` if the system cannot tell.
+pub(super) fn is_same(_a: &Metadata, _b: &Metadata) -> Option<bool> {
+    None
+}
+
+/// Whether links in `folder` stand for open files, which have no name to be replaced.
+pub(super) fn has_links_to_open_files(_folder: &Path) -> bool {
+    false
+}
+
+/// Refuses a file that could not be replaced at the end.
+pub(super) fn check_removable(_path: &Path, _file: &Metadata, _folder: &Metadata) -> Result<()> {
+    Ok(())
+}
+
+/// Keeps a new file from everybody but its owner.
+pub(super) fn make_private(_file: &File) {}
+
+/// Gives a file the permissions of `model`.
+pub(super) fn keep_permissions(_file: &File, _model: &Metadata) {}
+
+/// The limit of this process for the length of a file.
+pub(super) fn max_file_len() -> Option<u64> {
+    None
+}
+
+/// Free bytes that this user may have on the file system of `file`.
+pub(super) fn available(_file: &File) -> Option<u64> {
+    None
+}
+
+/// Reserves room for a file to grow.
+pub(super) fn allocate(_file: &File, _len: u64) -> io::Result<()> {
+    Ok(())
+}
