@@ -15,7 +15,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use rwkv_edge::cpu::DefaultThreads;
 use rwkv_edge::kernels::Isa;
-use rwkv_edge::{LoadOptions, Model, Verify, console};
+use rwkv_edge::{LoadOptions, Model, Verify, console, signals};
 
 /// Run RWKV language models on small CPUs
 #[derive(Parser)]
@@ -115,22 +115,23 @@ fn builtin_model(_options: &LoadOptions) -> Result<Model> {
     anyhow::bail!("this build has no built-in model: name a .rwkv file")
 }
 
-/// Runs the program. 0 is success, also when the reader of the output went away; 1 an error; 2 wrong usage.
+/// Runs the program. 0 is success, also when the reader of the output went away; 1 an error; 2 wrong usage. A run
+/// that a signal ends dies by it.
 pub(crate) fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    match command(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => console::report("rwkv-edge", &*error),
+    }
+}
+
+fn command(command: Command) -> Result<()> {
+    signals::prepare()?;
+    match command {
         Command::Run(args) => run::run(&args),
         Command::Info(args) => info::run(&args),
         Command::Logits(args) => logits::run(&args),
         Command::Tokenize(args) => tokenize::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Bench(args) => bench::run(&args),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if console::is_broken_pipe(&*error) => ExitCode::SUCCESS,
-        Err(error) => {
-            console::say(format_args!("rwkv-edge: {error:#}"));
-            ExitCode::FAILURE
-        }
     }
 }

@@ -5,31 +5,29 @@ mod cli;
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
-use rwkv_edge::console;
+use rwkv_edge::{console, signals};
 use rwkv_quantize::convert::{Conversion, Options, Progress};
 use rwkv_quantize::report;
 use rwkv_quantize::synth::{self, Recipe};
-use signal_hook::consts::{SIGINT, SIGTERM};
 
 fn main() -> ExitCode {
-    let result = match cli::parse() {
+    match run(cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => console::report("rwkv-quantize", &*error),
+    }
+}
+
+fn run(task: cli::Task) -> Result<()> {
+    signals::prepare()?;
+    match task {
         cli::Task::Inspect(source, options) => inspect(&source, &options),
         cli::Task::Convert(source, options, output) => convert(&source, &options, &output),
         cli::Task::Synthesize(recipe, output) => synthesize(&recipe, &output),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if console::is_broken_pipe(&*error) => ExitCode::SUCCESS,
-        Err(error) => {
-            console::say(format_args!("rwkv-quantize: {error:#}"));
-            ExitCode::FAILURE
-        }
     }
 }
 
@@ -62,14 +60,10 @@ fn synthesize(recipe: &Recipe, output: &Path) -> Result<()> {
 
 /// Runs a job that shows its progress and ends on signals; returns how many seconds it took.
 fn timed<T>(job: impl FnOnce(&mut Meter, &AtomicBool) -> Result<T>) -> Result<(T, f64)> {
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register_conditional_default(signal, Arc::clone(&interrupted))?;
-        signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
-    }
+    let interrupted = signals::catch(signals::ENDING)?;
     let started = Instant::now();
     let mut progress = Meter::new();
-    let result = job(&mut progress, &interrupted);
+    let result = job(&mut progress, interrupted);
     progress.end();
     Ok((result?, started.elapsed().as_secs_f64()))
 }
