@@ -1,14 +1,13 @@
 //! `rwkv-edge info`: everything in the header, the memory plan, and the kernels that would run.
 
 use std::io::{self, Write};
-use std::sync::Arc;
 
 use anyhow::Result;
 use clap::Args;
 use rwkv_edge::cpu::DefaultThreads;
 use rwkv_edge::format::{Chat, ModelFile};
 use rwkv_edge::kernels::Isa;
-use rwkv_edge::{LoadOptions, Model, Session, SessionOptions, Verify, self_test};
+use rwkv_edge::{Session, SessionOptions, Verify, console, self_test};
 
 use super::ModelArgs;
 
@@ -26,13 +25,8 @@ pub(super) struct InfoArgs {
 
 pub(super) fn run(args: &InfoArgs) -> Result<()> {
     let compute = &args.model.compute;
-    let options = LoadOptions { isa: compute.kernels.isa, verify: Verify::Never, transient: false };
-    let model = match &args.model.model {
-        Some(path) => Model::open(path, &options)?,
-        None => super::builtin_model(&options)?,
-    };
-    let model = Arc::new(model);
-    let out = &mut io::stdout().lock();
+    let model = args.model.load(Verify::Never)?;
+    let out = &mut console::stdout();
     writeln!(out, "model             {}", args.model.name())?;
     header(out, model.file())?;
     chat(out, model.chat())?;
@@ -51,6 +45,7 @@ pub(super) fn run(args: &InfoArgs) -> Result<()> {
         Some(threads) => writeln!(out, "threads           {threads} (--threads)")?,
         None => writeln!(out, "threads           {default_threads}")?,
     }
+    out.flush()?;
     if args.verify {
         model.file().verify_all()?;
         model.file().verify_embedding()?;
@@ -58,7 +53,7 @@ pub(super) fn run(args: &InfoArgs) -> Result<()> {
         self_test::run(&model, threads)?;
         writeln!(out, "self-test         ok")?;
     }
-    Ok(())
+    Ok(out.flush()?)
 }
 
 fn header(out: &mut impl Write, file: &ModelFile) -> io::Result<()> {

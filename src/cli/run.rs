@@ -12,7 +12,7 @@ use clap::Args;
 use rwkv_edge::text::{Status, TextStream};
 use rwkv_edge::{Model, SamplingParams, Session, SessionOptions, Verify, console, signals};
 
-use super::ModelArgs;
+use super::{ModelArgs, hint_at_utf16};
 
 #[derive(Args)]
 pub(super) struct RunArgs {
@@ -56,7 +56,9 @@ pub(super) struct RunArgs {
 pub(super) fn run(args: &RunArgs) -> Result<()> {
     let model = args.model.load(Verify::WhileRunning)?;
     let prompt = args.prompt()?;
-    let mut session = Session::new(Arc::clone(&model), &args.session_options(&model))?;
+    hint_at_utf16(&prompt);
+    let options = args.session_options(&model);
+    let mut session = Session::new(Arc::clone(&model), &options)?;
     let interrupted = signals::catch(signals::STOPPING)?;
     let result = args.write_text(&mut session, &model, &prompt, interrupted);
     // A damaged file is the reason for whatever else went wrong. Whoever interrupts does not want to wait.
@@ -64,7 +66,7 @@ pub(super) fn run(args: &RunArgs) -> Result<()> {
         session.verify_rest()?;
     }
     let written = result?;
-    args.summary(&session, &written);
+    args.summary(&session, &written, options.seed);
     drop(session);
     if !written.complete {
         signals::die_if_caught();
@@ -108,7 +110,7 @@ impl RunArgs {
         }
         let mut prompt = Vec::new();
         if !io::stdin().is_terminal() {
-            io::stdin().lock().read_to_end(&mut prompt).context("standard input")?;
+            console::Stdin.read_to_end(&mut prompt).context("standard input")?;
         }
         Ok(prompt)
     }
@@ -141,7 +143,7 @@ impl RunArgs {
         let tokenizer = model.tokenizer()?;
         let stops: Vec<&str> = self.stop.iter().map(String::as_str).collect();
         let mut text = TextStream::new(&stops)?;
-        let mut out = io::stdout().lock();
+        let mut out = console::stdout();
         let (mut generated, mut complete) = (0, true);
         while self.n_tokens == 0 || generated < self.n_tokens {
             if interrupted.load(Ordering::Relaxed) {
@@ -164,12 +166,12 @@ impl RunArgs {
         Ok((generated, complete))
     }
 
-    fn summary(&self, session: &Session, written: &Written) {
+    fn summary(&self, session: &Session, written: &Written, seed: u64) {
         let model = session.model();
         console::say(format_args!("prompt:     {}", written.prompt));
         console::say(format_args!("generation: {}", written.text));
         console::say(format_args!(
-            "model: {} ({}), isa: {}, threads: {}, peak RSS: {}",
+            "model: {} ({}), isa: {}, threads: {}, seed: {seed}, peak RSS: {}",
             self.model.name(),
             model.config().version,
             model.kernels().isa(),

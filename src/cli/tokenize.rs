@@ -1,12 +1,12 @@
 //! `rwkv-edge tokenize`: text to token ids and back.
 
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{Read, Write};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use rwkv_edge::Verify;
+use rwkv_edge::{Verify, console};
 
-use super::ModelArgs;
+use super::{ModelArgs, hint_at_utf16};
 
 #[derive(Args)]
 pub(super) struct TokenizeArgs {
@@ -21,8 +21,8 @@ pub(super) fn run(args: &TokenizeArgs) -> Result<()> {
     let model = args.model.load(Verify::Never)?;
     let tokenizer = model.tokenizer()?;
     let mut input = Vec::new();
-    io::stdin().lock().read_to_end(&mut input).context("standard input")?;
-    let mut out = BufWriter::new(io::stdout().lock());
+    console::Stdin.read_to_end(&mut input).context("standard input")?;
+    let mut out = console::stdout();
     if args.decode {
         let text = str::from_utf8(&input).context("standard input")?;
         for word in text.split_whitespace() {
@@ -32,6 +32,7 @@ pub(super) fn run(args: &TokenizeArgs) -> Result<()> {
             out.write_all(tokenizer.token(id))?;
         }
     } else {
+        hint_at_utf16(&input);
         let mut ids = Vec::new();
         tokenizer.encode(&input, &mut ids)?;
         for id in ids {

@@ -1,6 +1,7 @@
 //! The binaries as a user meets them: output, errors, exit codes.
 
 mod signals;
+mod streams;
 
 use std::fs;
 use std::io::{Read, Write};
