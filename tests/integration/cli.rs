@@ -28,6 +28,11 @@ fn command() -> Command {
     command
 }
 
+/// Whether an emulator runs the binary, which catches signals of its own.
+fn is_emulated() -> bool {
+    std::env::var_os("RWKV_EDGE_RUNNER").is_some()
+}
+
 fn run(args: &[&str]) -> Output {
     command().args(args).output().unwrap()
 }

@@ -118,11 +118,16 @@ impl Meter {
 
 impl Progress for Meter {
     fn update(&mut self, done: u64, total: u64, tensor: &str) {
-        let share = done.max(1) as f64 / total.max(1) as f64;
+        let share = done as f64 / total.max(1) as f64;
         match &mut self.terminal {
             Some(line) => line.show(|| {
+                let percent = 100.0 * share;
                 let left = self.started.elapsed().as_secs_f64() * (1.0 / share - 1.0);
-                format!("{:>3.0} %  {left:.0} s left  {tensor}", 100.0 * share)
+                // The first weights say little about the time of the rest.
+                match share < 0.01 {
+                    true => format!("{percent:>3.0} %  {tensor}"),
+                    false => format!("{percent:>3.0} %  {left:.0} s left  {tensor}"),
+                }
             }),
             None => {
                 let tenths = 10 * done / total.max(1);

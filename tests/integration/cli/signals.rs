@@ -8,8 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::{command, tiny};
-
+use super::{command, is_emulated, tiny};
 const SIGNALS: [(&str, i32); 3] = [("HUP", 1), ("INT", 2), ("TERM", 15)];
 
 fn send(signal: &str, pid: u32) {
@@ -118,6 +117,9 @@ fn a_second_signal_ends_a_run_that_waits_for_its_reader() {
 
 #[test]
 fn a_signal_that_the_parent_ignores_does_not_end_a_run() {
+    if is_emulated() {
+        return;
+    }
     let (_folder, model) = tiny();
     let run = endless(&model);
     let mut script = Command::new("sh");
@@ -176,6 +178,9 @@ fn as_process_one(run: &Command) -> Option<Child> {
 
 #[test]
 fn as_process_one_every_command_ends_by_a_signal() {
+    if is_emulated() {
+        return;
+    }
     let (folder, model) = tiny();
     let text = folder.path().join("text.txt");
     fs::write(&text, "some bytes to predict ".repeat(100_000)).unwrap();

@@ -13,7 +13,6 @@ use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
 use super::{command, pipe, run, stdout, tiny};
-
 /// Long enough for a program to come to a full or empty pipe.
 const A_WHILE: Duration = Duration::from_millis(300);
 
