@@ -1,15 +1,109 @@
 //! What both programs share about their standard streams.
+//!
+//! The streams belong to whoever started the program, who may have made them non-blocking. Reading and writing here
+//! waits until a stream is ready.
 
 use std::error::Error;
 use std::fmt;
-use std::io::{self, Write};
+use std::io::{self, BufWriter, IsTerminal, Read, Write};
+use std::iter;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
-use crate::{cpu, printable};
+use crate::{cpu, printable, signals};
+
+/// Standard input.
+pub struct Stdin;
+
+impl Read for Stdin {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        when_ready(io::stdin(), Ready::ToRead, || io::stdin().read(buf))
+    }
+}
+
+/// Standard output, unbuffered.
+pub struct Stdout;
+
+impl Write for Stdout {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        when_ready(io::stdout(), Ready::ToWrite, || write_some(io::stdout(), buf))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Standard error, unbuffered.
+struct Stderr;
+
+impl Write for Stderr {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        when_ready(io::stderr(), Ready::ToWrite, || write_some(io::stderr(), buf))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Standard output for many small pieces; what is left must be flushed.
+pub fn stdout() -> BufWriter<Stdout> {
+    BufWriter::new(Stdout)
+}
+
+/// What a stream is waited for.
+#[derive(Clone, Copy)]
+enum Ready {
+    ToRead,
+    ToWrite,
+}
+
+/// Repeats a call for as long as a non-blocking stream is not ready for it.
+#[cfg(unix)]
+fn when_ready<T>(
+    stream: impl std::os::fd::AsFd,
+    ready: Ready,
+    mut call: impl FnMut() -> io::Result<T>,
+) -> io::Result<T> {
+    use rustix::event::{PollFd, PollFlags, poll};
+
+    let flags = match ready {
+        Ready::ToRead => PollFlags::IN,
+        Ready::ToWrite => PollFlags::OUT,
+    };
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            result => return result,
+        }
+        match poll(&mut [PollFd::new(&stream, flags)], None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+#[cfg(not(unix))]
+fn when_ready<T>(_: impl Sized, _: Ready, mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    call()
+}
+
+/// One write without the buffer of the standard library, which loses count of its bytes when the stream is not ready.
+#[cfg(unix)]
+fn write_some(stream: impl std::os::fd::AsFd, buf: &[u8]) -> io::Result<usize> {
+    Ok(rustix::io::write(stream, buf)?)
+}
+
+#[cfg(not(unix))]
+fn write_some(mut stream: impl Write, buf: &[u8]) -> io::Result<usize> {
+    stream.write(buf)
+}
 
 /// Prints one line to standard error, whatever it holds; what would command a terminal is escaped. It is not an error
 /// if nobody listens any more.
 pub fn say(line: fmt::Arguments<'_>) {
-    let _ = writeln!(io::stderr(), "{}", printable::line(line));
+    let _ = Stderr.write_all(format!("{}\n", printable::line(line)).as_bytes());
 }
 
 /// Ends a program that was called wrongly: prints the lines of `text`, each as [`say`] does, and exits with 2.
@@ -18,15 +112,104 @@ pub fn wrong_usage(text: &str) -> ! {
     std::process::exit(2)
 }
 
-/// Whether an error, or one that caused it, is that the reader of the output went away.
-pub fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {
-    let mut causes = std::iter::successors(Some(error), |&error| error.source());
-    causes.any(|cause| {
-        cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
-    })
+/// Ends a program that met an error: says on one line what it is and what caused it, or nothing if the reader of the
+/// output went away, which is success. If a signal was [caught](signals::catch), the process dies by it.
+pub fn report(program: &str, error: &(dyn Error + 'static)) -> ExitCode {
+    let causes: Vec<_> = iter::successors(Some(error), |&error| error.source()).collect();
+    let is_broken_pipe = causes
+        .iter()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|error| error.kind() == io::ErrorKind::BrokenPipe);
+    if !is_broken_pipe {
+        let texts: Vec<_> = causes.iter().map(ToString::to_string).collect();
+        say(format_args!("{program}: {}", texts.join(": ")));
+    }
+    signals::die_if_caught();
+    if is_broken_pipe { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// The largest resident set so far, for people.
 pub fn peak_rss() -> String {
     cpu::peak_rss_bytes().map_or("unknown".into(), |bytes| format!("{:.1} MiB", bytes as f64 / 1048576.0))
+}
+
+/// A line about progress on a terminal, rewritten in place five times a second. It never wraps: what a narrow terminal
+/// has no room for is left out. It stays when it is dropped.
+pub struct StatusLine {
+    shown: Option<Instant>,
+    /// Columns of the text that stands there.
+    columns: usize,
+}
+
+impl StatusLine {
+    const INTERVAL: Duration = Duration::from_millis(200);
+    /// Columns of a terminal that does not tell, as on a serial line.
+    const UNKNOWN_WIDTH: usize = 40;
+
+    /// A line on standard error, unless that is no terminal.
+    pub fn on_terminal() -> Option<Self> {
+        io::stderr().is_terminal().then(|| Self { shown: None, columns: 0 })
+    }
+
+    /// Shows a text, if it is time for another one.
+    pub fn show(&mut self, text: impl FnOnce() -> String) {
+        if self.shown.is_some_and(|shown| shown.elapsed() < Self::INTERVAL) {
+            return;
+        }
+        self.shown = Some(Instant::now());
+        let (line, columns) = rewrite(&printable::line(text()), self.columns, Self::width());
+        self.columns = columns;
+        let _ = Stderr.write_all(line.as_bytes());
+    }
+
+    fn width() -> usize {
+        #[cfg(unix)]
+        let width = rustix::termios::tcgetwinsize(io::stderr()).map_or(0, |size| size.ws_col);
+        #[cfg(not(unix))]
+        let width = 0;
+        if width == 0 { Self::UNKNOWN_WIDTH } else { width.into() }
+    }
+}
+
+impl Drop for StatusLine {
+    fn drop(&mut self) {
+        if self.columns > 0 {
+            say(format_args!(""));
+        }
+    }
+}
+
+/// What replaces a line of `old` columns by `text` on a terminal of `width` columns, and the columns it then has. The
+/// last column stays free: some terminals wrap as soon as it is written.
+fn rewrite(text: &str, old: usize, width: usize) -> (String, usize) {
+    let room = width.saturating_sub(1);
+    let text: String = text.chars().take(room).collect();
+    let columns = text.chars().count();
+    let blanks = old.min(room).saturating_sub(columns);
+    (format!("\r{text}{:blanks$}", ""), columns)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_progress_is_never_wider_than_the_terminal() {
+        let text = "12345/67890 tokens, 1234 tokens/s, 3.4567 nats/token";
+        for width in 0..100 {
+            for old in [0, 20, 200] {
+                let (line, columns) = rewrite(text, old, width);
+                let line = line.strip_prefix('\r').unwrap();
+                assert!(line.len() < width.max(1) && columns <= line.len(), "{width}: {line:?}");
+                assert!(text.starts_with(line.trim_end()));
+            }
+        }
+    }
+
+    #[test]
+    fn a_shorter_line_of_progress_blanks_the_rest_of_a_longer_one() {
+        assert_eq!(rewrite("ab", 5, 80), ("\rab   ".into(), 2));
+        assert_eq!(rewrite("ab", 5, 5), ("\rab  ".into(), 2));
+        assert_eq!(rewrite("abc", 1, 80), ("\rabc".into(), 3));
+    }
 }

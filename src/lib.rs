@@ -3,6 +3,7 @@
 
 #[cfg(feature = "builtin-model")]
 pub mod builtin;
+#[cfg(feature = "programs")]
 pub mod console;
 pub mod cpu;
 pub mod error;
@@ -16,6 +17,8 @@ pub mod sampler;
 pub mod self_test;
 pub mod session;
 mod shortlist;
+#[cfg(feature = "programs")]
+pub mod signals;
 pub mod state;
 pub mod text;
 pub mod threads;

@@ -137,6 +137,7 @@ impl Session {
         let embedding_bytes = file.embedding_bytes();
         let weights_bytes = file.data_bytes() - embedding_bytes;
         Ok(Plan {
+            file: file.mapping().kind(),
             weights_bytes,
             embedding_bytes,
             tables_bytes: file.file_len() - weights_bytes - embedding_bytes,

@@ -3,16 +3,17 @@
 //! The text is read once from the initial state, after the model's start tokens, without resets. The first
 //! token of the text is predicted too where there are start tokens.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use clap::Args;
+use rwkv_edge::console::StatusLine;
 use rwkv_edge::{Model, Session, SessionOptions, Verify, console, input};
 
-use super::{ModelArgs, load};
+use super::{ModelArgs, hint_at_utf16, load};
 
 #[derive(Args)]
 pub(super) struct EvalArgs {
@@ -41,6 +42,7 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
         check_comparable(&model, reference)?;
     }
     let text = input::read_text(&args.text)?;
+    hint_at_utf16(&text);
     let start = &model.chat().start_tokens;
     let mut tokens = start.clone();
     model.tokenizer()?.encode(&text, &mut tokens)?;
@@ -66,9 +68,9 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
         if let Some(other) = &mut other {
             totals.compare(&LogSoftmax::new(other.forward(pair[0])?), &logits);
         }
-        progress.step(totals.tokens, &totals);
+        progress.step(&totals);
     }
-    progress.end();
+    drop(progress);
     let tokenizer = model.tokenizer()?;
     let bytes: usize = tokens[first..].iter().map(|&id| tokenizer.token(id).len()).sum();
     totals.report(bytes)
@@ -168,7 +170,7 @@ impl Totals {
     }
 
     fn report(&self, bytes: usize) -> Result<()> {
-        let mut out = io::stdout().lock();
+        let mut out = console::stdout();
         let nats = self.nats.mean();
         writeln!(out, "tokens            {}", self.tokens)?;
         writeln!(out, "bytes             {bytes}")?;
@@ -180,44 +182,40 @@ impl Totals {
             writeln!(out, "mean KL           {:.6} +- {:.6} nats", self.kl.mean(), self.kl.standard_error())?;
             writeln!(out, "top-1 agreement   {share:.2} %")?;
         }
-        Ok(())
+        Ok(out.flush()?)
     }
 }
 
-/// Progress on standard error: one rewritten line on a terminal, a line every ten seconds elsewhere.
+/// Progress on standard error: a line that is rewritten on a terminal, one every ten seconds elsewhere.
 struct Progress {
     total: usize,
     started: Instant,
     shown: Instant,
-    terminal: bool,
+    terminal: Option<StatusLine>,
 }
 
 impl Progress {
+    const INTERVAL: Duration = Duration::from_secs(10);
+
     fn new(total: usize) -> Self {
         let now = Instant::now();
-        Self { total, started: now, shown: now, terminal: io::stderr().is_terminal() }
+        Self { total, started: now, shown: now, terminal: StatusLine::on_terminal() }
     }
 
-    fn step(&mut self, done: usize, totals: &Totals) {
-        let interval = if self.terminal { Duration::from_millis(200) } else { Duration::from_secs(10) };
-        if self.shown.elapsed() < interval {
-            return;
-        }
-        self.shown = Instant::now();
-        let rate = done as f64 / self.started.elapsed().as_secs_f64();
-        let start = if self.terminal { "\r" } else { "" };
-        let end = if self.terminal { "" } else { "\n" };
-        let _ = write!(
-            io::stderr(),
-            "{start}{done}/{} tokens, {rate:.0} tokens/s, {:.4} nats/token{end}",
-            self.total,
-            totals.nats.mean()
-        );
-    }
-
-    fn end(&self) {
-        if self.terminal {
-            console::say(format_args!(""));
+    fn step(&mut self, totals: &Totals) {
+        let Self { total, started, .. } = *self;
+        let text = || {
+            let rate = totals.tokens as f64 / started.elapsed().as_secs_f64();
+            let nats = totals.nats.mean();
+            format!("{}/{total} tokens, {rate:.0} tokens/s, {nats:.4} nats/token", totals.tokens)
+        };
+        match &mut self.terminal {
+            Some(line) => line.show(text),
+            None if self.shown.elapsed() >= Self::INTERVAL => {
+                self.shown = Instant::now();
+                console::say(format_args!("{}", text()));
+            }
+            None => {}
         }
     }
 }

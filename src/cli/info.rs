@@ -1,7 +1,6 @@
 //! `rwkv-edge info`: everything in the header, the memory plan, and the kernels that would run.
 
 use std::io::{self, Write};
-use std::sync::Arc;
 
 use anyhow::Result;
 use clap::Args;
@@ -9,7 +8,7 @@ use rwkv_edge::cpu::DefaultThreads;
 use rwkv_edge::format::{Chat, ModelFile};
 use rwkv_edge::kernels::Isa;
 use rwkv_edge::printable::Printable;
-use rwkv_edge::{LoadOptions, Model, Session, SessionOptions, Verify, self_test};
+use rwkv_edge::{Session, SessionOptions, Verify, console, self_test};
 
 use super::ModelArgs;
 
@@ -27,13 +26,8 @@ pub(super) struct InfoArgs {
 
 pub(super) fn run(args: &InfoArgs) -> Result<()> {
     let compute = &args.model.compute;
-    let options = LoadOptions { isa: compute.kernels.isa, verify: Verify::Never, transient: false };
-    let model = match &args.model.model {
-        Some(path) => Model::open(path, &options)?,
-        None => super::builtin_model(&options)?,
-    };
-    let model = Arc::new(model);
-    let out = &mut io::stdout().lock();
+    let model = args.model.load(Verify::Never)?;
+    let out = &mut console::stdout();
     writeln!(out, "model             {}", args.model.name())?;
     header(out, model.file())?;
     chat(out, model.chat())?;
@@ -52,6 +46,7 @@ pub(super) fn run(args: &InfoArgs) -> Result<()> {
         Some(threads) => writeln!(out, "threads           {threads} (--threads)")?,
         None => writeln!(out, "threads           {default_threads}")?,
     }
+    out.flush()?;
     if args.verify {
         model.file().verify_all()?;
         model.file().verify_embedding()?;
@@ -59,7 +54,7 @@ pub(super) fn run(args: &InfoArgs) -> Result<()> {
         self_test::run(&model, threads)?;
         writeln!(out, "self-test         ok")?;
     }
-    Ok(())
+    Ok(out.flush()?)
 }
 
 fn header(out: &mut impl Write, file: &ModelFile) -> io::Result<()> {

@@ -1,11 +1,11 @@
 //! `rwkv-edge logits`: the numbers themselves, for comparisons with other implementations.
 
-use std::io::{self, BufWriter, Write};
+use std::io::Write;
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use rwkv_edge::{Session, SessionOptions, Verify};
+use rwkv_edge::{Session, SessionOptions, Verify, console};
 
 use super::ModelArgs;
 
@@ -26,7 +26,7 @@ pub(super) fn run(args: &LogitsArgs) -> Result<()> {
     let options = SessionOptions { threads: args.model.compute.threads(), ..Default::default() };
     let mut session = Session::new(Arc::clone(&args.model.load(Verify::AtOnce)?), &options)?;
     session.feed_all(rest)?;
-    let mut out = BufWriter::new(io::stdout().lock());
+    let mut out = console::stdout();
     for logit in session.forward(last)? {
         if args.binary {
             out.write_all(&logit.to_le_bytes())?;

@@ -14,9 +14,10 @@ use std::sync::Arc;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use rwkv_edge::cpu::DefaultThreads;
+use rwkv_edge::format::MappingKind;
 use rwkv_edge::kernels::Isa;
 use rwkv_edge::printable::Printable;
-use rwkv_edge::{LoadOptions, Model, Verify, console};
+use rwkv_edge::{LoadOptions, Model, Verify, console, signals};
 
 /// Run RWKV language models on small CPUs
 #[derive(Parser)]
@@ -103,7 +104,36 @@ fn load(path: Option<&PathBuf>, args: &KernelArgs, verify: Verify) -> Result<Arc
         Some(path) => Model::open(path, &options)?,
         None => builtin_model(&options)?,
     };
+    let file = model.file();
+    if let (MappingKind::Memory, Some(path)) = (file.mapping().kind(), path) {
+        let (path, bytes) = (path.display(), file.file_len());
+        console::say(format_args!(
+            "rwkv-edge: {path}: cannot be mapped here: all {bytes} bytes are in memory"
+        ));
+    }
     Ok(Arc::new(model))
+}
+
+/// Says on standard error if a text looks like UTF-16, which a model reads as nonsense.
+fn hint_at_utf16(text: &[u8]) {
+    if looks_like_utf16(text) {
+        console::say(format_args!(
+            "rwkv-edge: the text looks like UTF-16, but is read as UTF-8; iconv -f UTF-16 -t UTF-8 converts it"
+        ));
+    }
+}
+
+/// Whether a text begins with the byte order mark of UTF-16, or one byte of most pairs is zero and the other hardly ever.
+fn looks_like_utf16(text: &[u8]) -> bool {
+    const MOST_PAIRS: usize = 512;
+    if text.starts_with(b"\xff\xfe") || text.starts_with(b"\xfe\xff") {
+        return true;
+    }
+    let pairs = text.as_chunks::<2>().0;
+    let pairs = &pairs[..pairs.len().min(MOST_PAIRS)];
+    let zeros = |i: usize| pairs.iter().filter(|pair| pair[i] == 0).count();
+    let (first, second) = (zeros(0), zeros(1));
+    8 * first.min(second) < first.max(second) && 2 * first.max(second) > pairs.len()
 }
 
 #[cfg(feature = "builtin-model")]
@@ -116,26 +146,44 @@ fn builtin_model(_options: &LoadOptions) -> Result<Model> {
     anyhow::bail!("this build has no built-in model: name a .rwkv file")
 }
 
-/// Runs the program. 0 is success, also when the reader of the output went away; 1 an error; 2 wrong usage.
+/// Runs the program. 0 is success, also when the reader of the output went away; 1 an error; 2 wrong usage. A run
+/// that a signal ends dies by it.
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::try_parse().unwrap_or_else(|error| match error.use_stderr() {
         true => console::wrong_usage(&error.render().to_string()),
         false => error.exit(),
     });
-    let result = match cli.command {
+    match command(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => console::report("rwkv-edge", &*error),
+    }
+}
+
+fn command(command: Command) -> Result<()> {
+    signals::prepare()?;
+    match command {
         Command::Run(args) => run::run(&args),
         Command::Info(args) => info::run(&args),
         Command::Logits(args) => logits::run(&args),
         Command::Tokenize(args) => tokenize::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Bench(args) => bench::run(&args),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if console::is_broken_pipe(&*error) => ExitCode::SUCCESS,
-        Err(error) => {
-            console::say(format_args!("rwkv-edge: {error:#}"));
-            ExitCode::FAILURE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::looks_like_utf16;
+
+    #[test]
+    fn utf_16_is_known_by_its_mark_or_by_the_zeros() {
+        let text = "Once upon a time, caf\u{e9} \u{4e00}";
+        let little: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let big: Vec<u8> = text.encode_utf16().flat_map(u16::to_be_bytes).collect();
+        assert!(looks_like_utf16(&little) && looks_like_utf16(&big));
+        assert!(looks_like_utf16(b"\xff\xfe\x00\x4e") && looks_like_utf16(b"\xfe\xff\x4e\x00"));
+        for other in [text.as_bytes(), b"", b"a", b"\0\0\0\0", b"some\0text", b"\xef\xbb\xbftext"] {
+            assert!(!looks_like_utf16(other), "{other:?}");
         }
     }
 }

@@ -9,10 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::Args;
 use rwkv_edge::text::{Status, TextStream};
-use rwkv_edge::{Model, SamplingParams, Session, SessionOptions, Verify, console, input};
-use signal_hook::consts::SIGINT;
+use rwkv_edge::{Model, SamplingParams, Session, SessionOptions, Verify, console, input, signals};
 
-use super::ModelArgs;
+use super::{ModelArgs, hint_at_utf16};
 
 #[derive(Args)]
 pub(super) struct RunArgs {
@@ -56,27 +55,33 @@ pub(super) struct RunArgs {
 pub(super) fn run(args: &RunArgs) -> Result<()> {
     let model = args.model.load(Verify::WhileRunning)?;
     let prompt = args.prompt()?;
-    let mut session = Session::new(Arc::clone(&model), &args.session_options(&model))?;
-    let interrupted = catch_interrupts()?;
-    let result = args.write_text(&mut session, &model, &prompt, &interrupted);
+    hint_at_utf16(&prompt);
+    let options = args.session_options(&model);
+    let mut session = Session::new(Arc::clone(&model), &options)?;
+    let interrupted = signals::catch(signals::STOPPING)?;
+    let result = args.write_text(&mut session, &model, &prompt, interrupted);
     // A damaged file is the reason for whatever else went wrong. Whoever interrupts does not want to wait.
-    if result.is_err() || !interrupted.load(Ordering::Relaxed) {
+    if !matches!(result, Ok(Written { complete: false, .. })) {
         session.verify_rest()?;
     }
-    let (prompt, generation) = result?;
-    args.summary(&session, prompt, generation);
+    let written = result?;
+    args.summary(&session, &written, options.seed);
+    drop(session);
+    if !written.complete {
+        signals::die_if_caught();
+    }
     Ok(())
 }
 
 impl RunArgs {
-    /// Feeds the prompt and streams what follows; the speed of both.
+    /// Feeds the prompt and streams what follows.
     fn write_text(
         &self,
         session: &mut Session,
         model: &Model,
         prompt: &[u8],
         interrupted: &AtomicBool,
-    ) -> Result<(Rate, Rate)> {
+    ) -> Result<Written> {
         let started = Instant::now();
         let mut tokens = model.chat().start_tokens.clone();
         model.tokenizer()?.encode(prompt, &mut tokens)?;
@@ -91,8 +96,8 @@ impl RunArgs {
         let prompt_rate = Rate { tokens: fed as u64, time: started.elapsed() };
 
         let started = Instant::now();
-        let generated = self.generate(session, model, interrupted)?;
-        Ok((prompt_rate, Rate { tokens: generated, time: started.elapsed() }))
+        let (tokens, complete) = self.generate(session, model, interrupted)?;
+        Ok(Written { prompt: prompt_rate, text: Rate { tokens, time: started.elapsed() }, complete })
     }
 
     fn prompt(&self) -> Result<Vec<u8>> {
@@ -105,7 +110,7 @@ impl RunArgs {
         if io::stdin().is_terminal() {
             return Ok(Vec::new());
         }
-        input::read_stream(&mut io::stdin().lock()).context("standard input")
+        input::read_stream(&mut console::Stdin).context("standard input")
     }
 
     fn session_options(&self, model: &Model) -> SessionOptions {
@@ -125,15 +130,22 @@ impl RunArgs {
         }
     }
 
-    /// Streams text to standard output until a stop rule, the limit or Ctrl-C; returns the tokens generated.
-    fn generate(&self, session: &mut Session, model: &Model, interrupted: &AtomicBool) -> Result<u64> {
+    /// Streams text to standard output until a stop rule, the limit or a signal. Returns the tokens generated, and
+    /// whether they are all.
+    fn generate(
+        &self,
+        session: &mut Session,
+        model: &Model,
+        interrupted: &AtomicBool,
+    ) -> Result<(u64, bool)> {
         let tokenizer = model.tokenizer()?;
         let stops: Vec<&str> = self.stop.iter().map(String::as_str).collect();
         let mut text = TextStream::new(&stops)?;
-        let mut out = io::stdout().lock();
-        let mut generated = 0;
+        let mut out = console::stdout();
+        let (mut generated, mut complete) = (0, true);
         while self.n_tokens == 0 || generated < self.n_tokens {
             if interrupted.load(Ordering::Relaxed) {
+                complete = false;
                 break;
             }
             let Some(token) = session.next_token()? else { break };
@@ -149,15 +161,15 @@ impl RunArgs {
             writeln!(out)?;
         }
         out.flush()?;
-        Ok(generated)
+        Ok((generated, complete))
     }
 
-    fn summary(&self, session: &Session, prompt: Rate, generation: Rate) {
+    fn summary(&self, session: &Session, written: &Written, seed: u64) {
         let model = session.model();
-        console::say(format_args!("prompt:     {prompt}"));
-        console::say(format_args!("generation: {generation}"));
+        console::say(format_args!("prompt:     {}", written.prompt));
+        console::say(format_args!("generation: {}", written.text));
         console::say(format_args!(
-            "model: {} ({}), isa: {}, threads: {}, peak RSS: {}",
+            "model: {} ({}), isa: {}, threads: {}, seed: {seed}, peak RSS: {}",
             self.model.name(),
             model.config().version,
             model.kernels().isa(),
@@ -165,6 +177,14 @@ impl RunArgs {
             console::peak_rss(),
         ));
     }
+}
+
+/// What a run has done.
+struct Written {
+    prompt: Rate,
+    text: Rate,
+    /// Whether the text ended by itself, not by a signal.
+    complete: bool,
 }
 
 /// Tokens and the time they took.
@@ -184,12 +204,4 @@ impl std::fmt::Display for Rate {
 fn clock_seed() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.map_or(0, |time| time.as_nanos() as u64)
-}
-
-/// The first Ctrl-C sets the flag that is returned; a second one ends the process.
-fn catch_interrupts() -> Result<Arc<AtomicBool>> {
-    let flag = Arc::new(AtomicBool::new(false));
-    signal_hook::flag::register_conditional_default(SIGINT, Arc::clone(&flag))?;
-    signal_hook::flag::register(SIGINT, Arc::clone(&flag))?;
-    Ok(flag)
 }

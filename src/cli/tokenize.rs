@@ -1,12 +1,12 @@
 //! `rwkv-edge tokenize`: text to token ids and back.
 
-use std::io::{self, BufWriter, Write};
+use std::io::Write;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use rwkv_edge::{Verify, input};
+use rwkv_edge::{Verify, console, input};
 
-use super::ModelArgs;
+use super::{ModelArgs, hint_at_utf16};
 
 #[derive(Args)]
 pub(super) struct TokenizeArgs {
@@ -20,8 +20,8 @@ pub(super) struct TokenizeArgs {
 pub(super) fn run(args: &TokenizeArgs) -> Result<()> {
     let model = args.model.load(Verify::Never)?;
     let tokenizer = model.tokenizer()?;
-    let input = input::read_stream(&mut io::stdin().lock()).context("standard input")?;
-    let mut out = BufWriter::new(io::stdout().lock());
+    let input = input::read_stream(&mut console::Stdin).context("standard input")?;
+    let mut out = console::stdout();
     if args.decode {
         let text = str::from_utf8(&input).context("standard input")?;
         for word in text.split_whitespace() {
@@ -31,6 +31,7 @@ pub(super) fn run(args: &TokenizeArgs) -> Result<()> {
             out.write_all(tokenizer.token(id))?;
         }
     } else {
+        hint_at_utf16(&input);
         let mut ids = Vec::new();
         tokenizer.encode(&input, &mut ids)?;
         for id in ids {

@@ -79,7 +79,7 @@ pub fn peak_rss_bytes() -> Option<u64> {
 }
 
 /// A line of what Linux says about this process.
-fn status_field(field: &str) -> Option<String> {
+pub(crate) fn status_field(field: &str) -> Option<String> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(field))?;
     Some(line.trim().to_owned())

@@ -21,6 +21,18 @@ pub struct Mapping {
     storage: Storage,
 }
 
+/// Where the bytes of a file are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MappingKind {
+    /// Pages of the file, which the system may drop and read again.
+    #[default]
+    Mapped,
+    /// A part of the program.
+    BuiltIn,
+    /// Memory of this process.
+    Memory,
+}
+
 enum Storage {
     Mapped(Mmap),
     Static(&'static [u8]),
@@ -28,7 +40,7 @@ enum Storage {
 }
 
 impl Mapping {
-    /// Maps a file, or reads it into memory where files cannot be mapped.
+    /// Maps a file, or reads it into memory where files cannot be mapped; [`kind`](Self::kind) tells.
     ///
     /// # Errors
     /// If `path` is no regular file, is empty, does not fit the address space, or can neither be mapped nor read.
@@ -78,9 +90,13 @@ impl Mapping {
         Ok(Self { storage: Storage::Owned(owned) })
     }
 
-    /// Whether the bytes are pages of a file that the system may drop and read again.
-    pub fn is_mapped(&self) -> bool {
-        matches!(self.storage, Storage::Mapped(_))
+    /// Where the bytes are.
+    pub fn kind(&self) -> MappingKind {
+        match self.storage {
+            Storage::Mapped(_) => MappingKind::Mapped,
+            Storage::Static(_) => MappingKind::BuiltIn,
+            Storage::Owned(_) => MappingKind::Memory,
+        }
     }
 
     /// Asks the system to read a range ahead. Whole pages around the range are meant; failure is ignored.
@@ -169,12 +185,7 @@ impl Mapping {
 
 impl fmt::Debug for Mapping {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let storage = match self.storage {
-            Storage::Mapped(_) => "mapped",
-            Storage::Static(_) => "static",
-            Storage::Owned(_) => "owned",
-        };
-        write!(f, "Mapping({storage}, {} bytes)", self.len())
+        write!(f, "Mapping({:?}, {} bytes)", self.kind(), self.len())
     }
 }
 
@@ -216,7 +227,13 @@ fn no_address_space(len: usize) -> Error {
     ErrorKind::Unsupported(format!("the address space of this process has no room for {len} bytes")).into()
 }
 
+/// Maps a file with the pages that all processes share. Some file systems (FUSE, virtiofs and 9p without a cache) have
+/// only private mappings; nobody writes to these, so their pages are the file's as well.
 fn map(file: &File, len: usize) -> io::Result<Mmap> {
+    map_shared(file, len).or_else(|_| map_private(file, len))
+}
+
+fn map_shared(file: &File, len: usize) -> io::Result<Mmap> {
     if cfg!(miri) {
         // Miri cannot map files.
         return Err(io::ErrorKind::Unsupported.into());
@@ -226,6 +243,14 @@ fn map(file: &File, len: usize) -> io::Result<Mmap> {
     // bound against the length at this moment, so changed bytes can give wrong numbers but no access outside
     // the mapping; a shortened file ends the process with SIGBUS. Nothing reads what `check_room` maps.
     unsafe { MmapOptions::new().len(len).map(file) }
+}
+
+fn map_private(file: &File, len: usize) -> io::Result<Mmap> {
+    if cfg!(miri) {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    // SAFETY: as for `map_shared`; that the mapping is private changes nothing for whoever only reads.
+    unsafe { MmapOptions::new().len(len).map_copy_read_only(file) }
 }
 
 #[derive(Clone, Copy)]
@@ -330,7 +355,8 @@ mod tests {
         let bytes: Vec<u8> = (0..100_000u32).map(|i| i as u8).collect();
         let file = file(&bytes);
         let (mapped, read) = (Mapping::open(file.path()).unwrap(), Mapping::read(file.path()).unwrap());
-        assert!(mapped.is_mapped() != cfg!(miri) && !read.is_mapped());
+        let expected = if cfg!(miri) { MappingKind::Memory } else { MappingKind::Mapped };
+        assert_eq!((mapped.kind(), read.kind()), (expected, MappingKind::Memory));
         assert!(mapped[..] == bytes && read[..] == bytes);
         assert!(is_aligned(&mapped) && is_aligned(&read));
     }
@@ -351,11 +377,22 @@ mod tests {
         }
     }
 
+    #[cfg(not(miri))]
+    #[test]
+    fn a_private_mapping_has_the_same_bytes_and_gives_its_pages_back() {
+        let bytes: Vec<u8> = (0..100_000u32).map(|i| (i / 5) as u8).collect();
+        let file = file(&bytes);
+        let mapping = Mapping::open_with(file.path(), map_private).unwrap();
+        assert_eq!(mapping.kind(), MappingKind::Mapped);
+        mapping.release(0..100_000);
+        assert!(mapping[..] == bytes && is_aligned(&mapping));
+    }
+
     #[test]
     fn advice_about_other_bytes_than_the_files_is_not_given() {
         let file = file(&[1; 5000]);
         let mapping = Mapping::open(file.path()).unwrap();
-        assert!(mapping.advise(4999..5000, Advice::Release) == mapping.is_mapped());
+        assert!(mapping.advise(4999..5000, Advice::Release) == (mapping.kind() == MappingKind::Mapped));
         for (start, end) in [(3, 3), (4, 3), (4999, 5001), (5000, 5001), (usize::MAX - 1, usize::MAX)] {
             assert!(!mapping.advise(start..end, Advice::Release), "{start}..{end}");
         }

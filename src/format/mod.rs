@@ -29,7 +29,7 @@ mod writer;
 pub use chat::{Chat, SamplingParams};
 pub use config::{Config, Heads, Version};
 pub use header::{MAJOR_VERSION, MINOR_VERSION, Section, SectionKind};
-pub use mapping::Mapping;
+pub use mapping::{Mapping, MappingKind};
 pub use metadata::{Provenance, SelfTest};
 pub use output::{Output, Published, Replace, Target};
 pub use plan::{FileContents, FilePlan, WriteSpec};

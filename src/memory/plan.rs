@@ -5,6 +5,7 @@ use std::fmt;
 use super::Buffers;
 use super::arena::lines_bytes;
 use crate::error::{ErrorKind, Result};
+use crate::format::MappingKind;
 
 /// A named buffer of the arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,11 +21,13 @@ pub struct Region {
 pub struct Plan {
     /// Buffers of the arena; those of one name are one entry.
     pub regions: Vec<Region>,
-    /// Weights that every token reads, mapped from the file (or part of the program).
+    /// Where the model's file is, which is the next three entries.
+    pub file: MappingKind,
+    /// Weights that every token reads.
     pub weights_bytes: u64,
-    /// Embedding rows, mapped from the file; only rows of tokens that occur become resident.
+    /// Embedding rows. Unless the file is in memory, only rows of tokens that occur become resident.
     pub embedding_bytes: u64,
-    /// Tokenizer tables and headers, mapped from the file.
+    /// Tokenizer tables and headers.
     pub tables_bytes: u64,
     /// Stacks of the worker threads (reserved; a few KiB of each become resident).
     pub stack_bytes: usize,
@@ -36,26 +39,37 @@ impl Plan {
         self.regions.iter().fold(0, |sum: usize, region| sum.saturating_add(region.bytes))
     }
 
-    /// Memory that must stay resident for steady speed: weights, tables, arena and stacks.
+    /// Memory that must stay resident for steady speed: weights, tables, arena and stacks; of a file in memory the
+    /// embedding too.
     pub fn resident_bytes(&self) -> u64 {
-        self.weights_bytes + self.tables_bytes + self.arena_bytes() as u64 + self.stack_bytes as u64
+        let embedding = if self.file == MappingKind::Memory { self.embedding_bytes } else { 0 };
+        embedding
+            + self.weights_bytes
+            + self.tables_bytes
+            + self.arena_bytes() as u64
+            + self.stack_bytes as u64
     }
 }
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut row = |name: &str, bytes: u64, note: &str| {
-            writeln!(f, "  {name:<24} {:>14} B  {}{note}", bytes, Mib(bytes))
+        let mut row = |name: &str, bytes: u64, note: fmt::Arguments<'_>| {
+            writeln!(f, "  {name:<24} {:>14} B  {}  {note}", bytes, Mib(bytes))
         };
-        row("weights", self.weights_bytes, "  mapped, read by every token")?;
-        row("embedding", self.embedding_bytes, "  mapped, one row per token")?;
-        row("tokenizer and header", self.tables_bytes, "  mapped")?;
+        let (place, resident) = match self.file {
+            MappingKind::Mapped => ("mapped", "everything but the embedding"),
+            MappingKind::BuiltIn => ("built in", "everything but the embedding"),
+            MappingKind::Memory => ("in memory", "everything"),
+        };
+        row("weights", self.weights_bytes, format_args!("{place}, read by every token"))?;
+        row("embedding", self.embedding_bytes, format_args!("{place}, one row per token"))?;
+        row("tokenizer and header", self.tables_bytes, format_args!("{place}"))?;
         for region in &self.regions {
-            row(region.name, region.bytes as u64, "  arena")?;
+            row(region.name, region.bytes as u64, format_args!("arena"))?;
         }
-        row("worker stacks", self.stack_bytes as u64, "  reserved")?;
-        row("arena in total", self.arena_bytes() as u64, "  one allocation")?;
-        row("resident", self.resident_bytes(), "  everything but the embedding")
+        row("worker stacks", self.stack_bytes as u64, format_args!("reserved"))?;
+        row("arena in total", self.arena_bytes() as u64, format_args!("one allocation"))?;
+        row("resident", self.resident_bytes(), format_args!("{resident}"))
     }
 }
 
@@ -132,5 +146,21 @@ impl<'a> Buffers<'a> for Measure {
 
     fn i8s(&mut self, name: &'static str, len: usize) -> &'a mut [i8] {
         self.add(name, len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_in_memory_is_resident_whole_and_the_plan_says_so() {
+        let mapped = Plan { weights_bytes: 1000, embedding_bytes: 500, tables_bytes: 70, ..Plan::default() };
+        let memory = Plan { file: MappingKind::Memory, ..mapped.clone() };
+        assert_eq!((mapped.resident_bytes(), memory.resident_bytes()), (1070, 1570));
+        assert!(mapped.to_string().contains("mapped, read by every token"));
+        let text = memory.to_string();
+        assert!(text.contains("in memory, one row per token") && !text.contains("mapped"), "{text}");
+        assert!(text.trim_end().ends_with("  everything"), "{text}");
     }
 }

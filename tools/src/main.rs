@@ -3,34 +3,32 @@
 mod cli;
 
 use std::fmt::Display;
-use std::io::{self, IsTerminal, Write};
+use std::io::Write;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use indicatif::{ProgressBar, ProgressStyle};
-use rwkv_edge::console;
+use rwkv_edge::console::StatusLine;
 use rwkv_edge::printable::Printable;
+use rwkv_edge::{console, signals};
 use rwkv_quantize::convert::{Conversion, Options, Progress};
 use rwkv_quantize::report;
 use rwkv_quantize::synth::{self, Recipe};
-use signal_hook::consts::{SIGINT, SIGTERM};
 
 fn main() -> ExitCode {
-    let result = match cli::parse() {
+    match run(cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => console::report("rwkv-quantize", &*error),
+    }
+}
+
+fn run(task: cli::Task) -> Result<()> {
+    signals::prepare()?;
+    match task {
         cli::Task::Inspect(source, options) => inspect(&source, &options),
         cli::Task::Convert(source, options, output) => convert(&source, &options, &output),
         cli::Task::Synthesize(recipe, output) => synthesize(&recipe, &output),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if console::is_broken_pipe(&*error) => ExitCode::SUCCESS,
-        Err(error) => {
-            console::say(format_args!("rwkv-quantize: {error:#}"));
-            ExitCode::FAILURE
-        }
     }
 }
 
@@ -74,21 +72,17 @@ fn warn(warning: &dyn Display) {
 
 /// Runs a job that shows its progress and ends on signals; returns how many seconds it took.
 fn timed<T>(job: impl FnOnce(&mut Meter, &AtomicBool) -> Result<T>) -> Result<(T, f64)> {
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register_conditional_default(signal, Arc::clone(&interrupted))?;
-        signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
-    }
+    let interrupted = signals::catch(signals::ENDING)?;
     let started = Instant::now();
     let mut progress = Meter::new();
-    let result = job(&mut progress, &interrupted);
-    progress.end();
+    let result = job(&mut progress, interrupted);
+    drop(progress);
     Ok((result?, started.elapsed().as_secs_f64()))
 }
 
 fn inspect(source: &cli::Source, options: &Options) -> Result<()> {
     let (conversion, tokenizer_error) = Conversion::of(source.open()?, options)?;
-    let out = &mut io::stdout().lock();
+    let out = &mut console::stdout();
     let checkpoint = conversion.checkpoint();
     let config = &conversion.plan().contents().config;
     writeln!(
@@ -118,48 +112,47 @@ fn inspect(source: &cli::Source, options: &Options) -> Result<()> {
         )?,
     }
     write!(out, "{}", report::tensor_list(conversion.plan()))?;
-    Ok(())
+    Ok(out.flush()?)
 }
 
-/// A progress bar on a terminal; elsewhere a line for every tenth.
-enum Meter {
-    Bar(ProgressBar),
-    Lines { tenths: u64, shown: Instant },
+/// Progress on standard error: a line that is rewritten on a terminal, one for every tenth elsewhere.
+struct Meter {
+    started: Instant,
+    shown: Instant,
+    tenths: u64,
+    terminal: Option<StatusLine>,
 }
 
 impl Meter {
-    fn new() -> Self {
-        if !io::stderr().is_terminal() {
-            return Meter::Lines { tenths: 0, shown: Instant::now() };
-        }
-        let bar = ProgressBar::new(0);
-        if let Ok(style) = ProgressStyle::with_template("{wide_bar} {percent:>3} % {eta:>4} {msg:36}") {
-            bar.set_style(style);
-        }
-        Meter::Bar(bar)
-    }
+    /// Between two tenths; the last one is always shown.
+    const INTERVAL: Duration = Duration::from_secs(1);
 
-    fn end(&self) {
-        if let Meter::Bar(bar) = self {
-            bar.finish_and_clear();
-        }
+    fn new() -> Self {
+        let now = Instant::now();
+        Self { started: now, shown: now, tenths: 0, terminal: StatusLine::on_terminal() }
     }
 }
 
 impl Progress for Meter {
     fn update(&mut self, done: u64, total: u64, tensor: &str) {
-        match self {
-            Meter::Bar(bar) => {
-                bar.set_length(total);
-                bar.set_position(done);
-                bar.set_message(tensor.to_owned());
-            }
-            Meter::Lines { tenths, shown } => {
-                let now = 10 * done / total.max(1);
-                if now > *tenths && (shown.elapsed() > Duration::from_secs(1) || now == 10) {
-                    console::say(format_args!("{} % {tensor}", 10 * now));
-                    *tenths = now;
-                    *shown = Instant::now();
+        let share = done as f64 / total.max(1) as f64;
+        match &mut self.terminal {
+            Some(line) => line.show(|| {
+                let percent = 100.0 * share;
+                let left = self.started.elapsed().as_secs_f64() * (1.0 / share - 1.0);
+                // The first weights say little about the time of the rest.
+                match share < 0.01 {
+                    true => format!("{percent:>3.0} %  {tensor}"),
+                    false => format!("{percent:>3.0} %  {left:.0} s left  {tensor}"),
+                }
+            }),
+            None => {
+                let tenths = 10 * done / total.max(1);
+                let is_due = self.shown.elapsed() > Self::INTERVAL || tenths == 10;
+                if tenths > self.tenths && is_due {
+                    console::say(format_args!("{} % {tensor}", 10 * tenths));
+                    self.tenths = tenths;
+                    self.shown = Instant::now();
                 }
             }
         }

@@ -1,0 +1,213 @@
+//! What both programs do about signals.
+//!
+//! A signal that a program waits for is [caught](catch): the first one sets a flag, the work ends in good order,
+//! and then the process [dies by that signal](die_if_caught), so that a script sees why it ended. A second one,
+//! [later](SECOND_AFTER) than a copy of the first can be, ends the process at once. Signals that the parent
+//! ignores (`nohup`, `trap ''`, a script's job in the background) stay ignored.
+//!
+//! Process 1 of a container is different: Linux takes no default action for it, and ignores what is not caught. It
+//! catches all signals that end other processes, whatever its parent ignores, and exits with the status that a
+//! shell gives for a death by signal.
+
+use std::io;
+use std::process;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::{flag, low_level};
+
+#[cfg(unix)]
+use signal_hook::consts::{
+    SIGALRM, SIGHUP, SIGIO, SIGPROF, SIGQUIT, SIGUSR1, SIGUSR2, SIGVTALRM, SIGXCPU, SIGXFSZ,
+};
+
+#[cfg(unix)]
+use std::{io::Read, os::unix::net::UnixStream, thread, time::Instant};
+
+use crate::cpu;
+
+/// Signals by which a user, a terminal or a service manager stops a program.
+#[cfg(unix)]
+pub const STOPPING: &[i32] = &[SIGINT, SIGTERM, SIGHUP];
+/// Signals by which a user, a terminal or a service manager stops a program.
+#[cfg(not(unix))]
+pub const STOPPING: &[i32] = &[SIGINT, SIGTERM];
+
+/// Signals that end a process by default, come from outside and can be caught. SIGPIPE is not among them: writing to
+/// a closed pipe is an error of that write. Nor is SIGXFSZ, of which [`prepare`] makes one.
+#[cfg(unix)]
+pub const ENDING: &[i32] =
+    &[SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGXCPU, SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF, SIGIO];
+/// Signals that end a process by default, come from outside and can be caught.
+#[cfg(not(unix))]
+pub const ENDING: &[i32] = STOPPING;
+
+/// What comes earlier after a first signal is a copy of it: `timeout` and closed terminals send a signal to the
+/// process and to its group.
+pub const SECOND_AFTER: Duration = Duration::from_millis(200);
+
+/// Whether a signal was caught.
+static CAUGHT: AtomicBool = AtomicBool::new(false);
+/// The last signal that was caught.
+static SIGNAL: AtomicUsize = AtomicUsize::new(0);
+/// Whether a signal ends process 1 at once.
+static AT_ONCE: AtomicBool = AtomicBool::new(true);
+
+/// To be called first in a program. A write beyond the limit of a file's size becomes an error; process 1 ends by
+/// signals as other processes do.
+///
+/// # Errors
+/// If the system refuses a handler.
+pub fn prepare() -> io::Result<()> {
+    #[cfg(unix)]
+    {
+        // Only a signal that is ignored or caught lets the write return.
+        static REACHED: AtomicBool = AtomicBool::new(false);
+        flag::register(SIGXFSZ, &REACHED)?;
+    }
+    if is_process_one() {
+        for &signal in ENDING {
+            flag::register_conditional_shutdown(signal, status(signal), &AT_ONCE)?;
+        }
+    }
+    Ok(())
+}
+
+/// Catches `signals`, but for those that the parent ignores: the first one sets the flag that is returned.
+///
+/// # Errors
+/// If the system refuses a handler.
+pub fn catch(signals: &[i32]) -> io::Result<&'static AtomicBool> {
+    let ignored = if is_process_one() { 0 } else { ignored_signals() };
+    let is_taken = |signal: &&i32| ignored & (1 << (**signal - 1)) == 0;
+    let signals: Vec<i32> = signals.iter().filter(is_taken).copied().collect();
+    // Without the thread that waits for a second signal, every second one counts.
+    let watcher = Watcher::start();
+    AT_ONCE.store(false, Ordering::SeqCst);
+    for &signal in &signals {
+        if watcher.is_err() {
+            end_if(signal, &CAUGHT)?;
+        }
+        flag::register(signal, &CAUGHT)?;
+        flag::register_usize(signal, &SIGNAL, signal as usize)?;
+        if let Ok(watcher) = &watcher {
+            watcher.tell_of(signal)?;
+        }
+    }
+    Ok(&CAUGHT)
+}
+
+/// Ends the process by the signal that was [caught](catch), if there was one.
+pub fn die_if_caught() {
+    if CAUGHT.load(Ordering::SeqCst) {
+        die();
+    }
+}
+
+/// Ends the process by the last signal.
+fn die() -> ! {
+    let signal = match SIGNAL.load(Ordering::SeqCst) {
+        // It came between the handlers for the two variables.
+        0 => SIGTERM,
+        signal => signal as i32,
+    };
+    if !is_process_one() {
+        let _ = low_level::emulate_default_handler(signal);
+    }
+    process::exit(status(signal))
+}
+
+/// Lets a signal end the process at once if `condition` is true.
+fn end_if(signal: i32, condition: &'static AtomicBool) -> io::Result<()> {
+    if is_process_one() {
+        flag::register_conditional_shutdown(signal, status(signal), condition)?;
+    } else {
+        flag::register_conditional_default(signal, condition)?;
+    }
+    Ok(())
+}
+
+/// A thread that ends the process by the second signal of which it is told.
+#[cfg(unix)]
+struct Watcher(UnixStream);
+
+#[cfg(unix)]
+impl Watcher {
+    const STACK_BYTES: usize = 64 * 1024;
+
+    fn start() -> io::Result<Self> {
+        let (mut arrivals, sender) = UnixStream::pair()?;
+        thread::Builder::new().name("signals".into()).stack_size(Self::STACK_BYTES).spawn(move || {
+            let mut first = None;
+            // A byte for each signal.
+            while arrivals.read_exact(&mut [0]).is_ok() {
+                if first.get_or_insert_with(Instant::now).elapsed() >= SECOND_AFTER {
+                    die();
+                }
+            }
+        })?;
+        Ok(Self(sender))
+    }
+
+    fn tell_of(&self, signal: i32) -> io::Result<()> {
+        low_level::pipe::register(signal, self.0.try_clone()?).map(drop)
+    }
+}
+
+#[cfg(not(unix))]
+struct Watcher;
+
+#[cfg(not(unix))]
+impl Watcher {
+    fn start() -> io::Result<Self> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn tell_of(&self, _signal: i32) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The exit status that a shell gives for a death by `signal`.
+fn status(signal: i32) -> i32 {
+    128 + signal
+}
+
+fn is_process_one() -> bool {
+    process::id() == 1
+}
+
+/// The signals that this process was started to ignore, signal 1 in the lowest bit. None where Linux does not tell
+/// (without `/proc`) and on other systems.
+fn ignored_signals() -> u64 {
+    cpu::status_field("SigIgn:").map_or(0, |mask| parse_mask(&mask))
+}
+
+fn parse_mask(mask: &str) -> u64 {
+    u64::from_str_radix(mask, 16).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mask_has_a_bit_for_each_signal() {
+        assert_eq!(parse_mask("0000000000001003"), 1 << 12 | 3);
+        assert_eq!(parse_mask("no number"), 0);
+    }
+
+    #[test]
+    fn what_stops_a_program_ends_it() {
+        assert!(STOPPING.iter().all(|signal| ENDING.contains(signal)));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn signals_that_report_a_fault_of_the_program_are_not_caught() {
+        use signal_hook::consts::{SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGPIPE, SIGSEGV, SIGSYS, SIGTRAP};
+        let faults = [SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGPIPE, SIGSEGV, SIGSYS, SIGTRAP];
+        assert!(faults.iter().all(|signal| !ENDING.contains(signal)));
+    }
+}

@@ -1,0 +1,160 @@
+//! Standard streams that are non-blocking, and terminals that are narrow.
+#![cfg(target_os = "linux")]
+
+use std::fs;
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::process::{Command, Output, Stdio};
+use std::thread::{self, sleep};
+use std::time::Duration;
+
+use rustix::io::ioctl_fionbio;
+use rustix::pipe::fcntl_setpipe_size;
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
+
+use super::{command, pipe, run, stdout, tiny};
+/// Long enough for a program to come to a full or empty pipe.
+const A_WHILE: Duration = Duration::from_millis(300);
+
+/// A pipe of one page that is non-blocking at both ends.
+fn non_blocking() -> (PipeReader, PipeWriter) {
+    let (reader, writer) = io::pipe().unwrap();
+    ioctl_fionbio(&writer, true).unwrap();
+    ioctl_fionbio(&reader, true).unwrap();
+    fcntl_setpipe_size(&writer, 4096).unwrap();
+    (reader, writer)
+}
+
+/// What comes out of a pipe that nobody reads for a while.
+fn late(mut reader: PipeReader) -> Vec<u8> {
+    sleep(A_WHILE);
+    ioctl_fionbio(&reader, false).unwrap();
+    let mut bytes = Vec::new();
+    reader.read_to_end(&mut bytes).unwrap();
+    bytes
+}
+
+/// Runs a command whose standard output is non-blocking.
+fn run_into_slow_pipe(args: &[&str]) -> Vec<u8> {
+    let (reader, writer) = non_blocking();
+    let mut command = command();
+    let mut child = command.args(args).stdout(writer).stderr(Stdio::null()).spawn().unwrap();
+    drop(command);
+    let bytes = late(reader);
+    assert!(child.wait().unwrap().success(), "{args:?}");
+    bytes
+}
+
+#[test]
+fn output_that_would_block_is_waited_for() {
+    let (_folder, model) = tiny();
+    let text = ["run", &model, "-p", "x", "-n", "6000", "--seed", "1"];
+    let info = ["info", &model, "--tensors"];
+    let logits = ["logits", &model, "--tokens", "1"];
+    for args in [&text[..], &info[..], &logits[..]] {
+        let expected = run(args).stdout;
+        assert_eq!(run_into_slow_pipe(args), expected, "{args:?}");
+    }
+}
+
+#[test]
+fn input_that_is_not_there_yet_is_waited_for() {
+    let (_folder, model) = tiny();
+    for args in [&["run", &model, "-n", "9", "--seed", "1"][..], &["tokenize", &model][..]] {
+        let expected = stdout(&pipe(args, b"Once upon a time"));
+        let (reader, mut writer) = non_blocking();
+        let mut command = command();
+        let child = command.args(args).stdin(reader).stdout(Stdio::piped()).spawn().unwrap();
+        drop(command);
+        for part in ["Once upon", " a time"] {
+            sleep(A_WHILE);
+            writer.write_all(part.as_bytes()).unwrap();
+        }
+        drop(writer);
+        assert_eq!(stdout(&child.wait_with_output().unwrap()), expected, "{args:?}");
+    }
+}
+
+#[test]
+fn a_summary_that_would_block_is_waited_for() {
+    let (_folder, model) = tiny();
+    let (reader, mut writer) = non_blocking();
+    writer.write_all(&[b'.'; 4096]).unwrap();
+    let mut command = command();
+    let mut child = command
+        .args(["run", &model, "-p", "x", "-n", "1"])
+        .stdout(Stdio::null())
+        .stderr(writer)
+        .spawn()
+        .unwrap();
+    drop(command);
+    let summary = String::from_utf8(late(reader)).unwrap();
+    assert!(summary.contains("generation: 1 tokens") && summary.contains("peak RSS"), "{summary}");
+    assert!(child.wait().unwrap().success());
+}
+
+/// What a command writes to a terminal of some columns.
+fn on_terminal(mut command: Command, columns: u16) -> String {
+    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    unlockpt(&terminal).unwrap();
+    let peer = fs::File::from(ioctl_tiocgptpeer(&terminal, OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap());
+    tcsetwinsize(&peer, Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
+    let mut child = command.stdout(peer.try_clone().unwrap()).stderr(peer).spawn().unwrap();
+    drop(command);
+    let reader = thread::spawn(move || {
+        let (mut terminal, mut bytes) = (fs::File::from(terminal), Vec::new());
+        // The end is an error: nobody has the terminal open any more.
+        let _ = terminal.read_to_end(&mut bytes);
+        String::from_utf8(bytes).unwrap()
+    });
+    assert!(child.wait().unwrap().success());
+    reader.join().unwrap()
+}
+
+#[test]
+fn progress_does_not_wrap_on_a_narrow_terminal() {
+    let (folder, model) = tiny();
+    let text = folder.path().join("text.txt");
+    fs::write(&text, "some bytes to predict ".repeat(50)).unwrap();
+    for (columns, room) in [(80, 79), (40, 39), (10, 9), (0, 39)] {
+        let mut eval = command();
+        eval.args(["eval", &model, "--threads", "1", "--text", text.to_str().unwrap()]);
+        let output = on_terminal(eval, columns);
+        let (progress, report) = output.split_once('\n').unwrap();
+        let updates: Vec<_> = progress.trim_end().split('\r').filter(|update| !update.is_empty()).collect();
+        assert!(!updates.is_empty() && updates.iter().all(|update| update.len() <= room), "{updates:?}");
+        assert!(updates[0].contains("/1099"), "{updates:?}");
+        assert!(report.starts_with("tokens   "), "{report}");
+    }
+}
+
+fn hint(output: &Output) -> bool {
+    String::from_utf8_lossy(&output.stderr).contains("UTF-16")
+}
+
+#[test]
+fn a_text_in_utf_16_gets_a_hint() {
+    let (folder, model) = tiny();
+    let text = "Once upon a time there was a king";
+    let file = folder.path().join("text.txt");
+    let path = file.to_str().unwrap();
+    let utf16: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    for (bytes, expected) in [(text.as_bytes(), false), (&utf16[..], true)] {
+        fs::write(&file, bytes).unwrap();
+        assert_eq!(hint(&run(&["run", &model, "-n", "1", "-f", path])), expected);
+        assert_eq!(hint(&run(&["eval", &model, "--text", path])), expected);
+        assert_eq!(hint(&pipe(&["run", &model, "-n", "1"], bytes)), expected);
+        assert_eq!(hint(&pipe(&["tokenize", &model], bytes)), expected);
+    }
+}
+
+#[test]
+fn the_summary_tells_the_seed_that_repeats_the_text() {
+    let (_folder, model) = tiny();
+    let text = ["run", &model, "-p", "x", "-n", "50", "--temperature", "1"];
+    let first = run(&text);
+    let summary = String::from_utf8_lossy(&first.stderr).into_owned();
+    let seed = summary.split("seed: ").nth(1).unwrap().split(',').next().unwrap();
+    let again = run(&[&text[..], &["--seed", seed]].concat());
+    assert_eq!(again.stdout, first.stdout);
+}
