@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use crate::cli::command;
+use crate::cli::{FAIRY, command};
 
 /// The one line that a run must fail with.
 #[track_caller]
@@ -30,27 +30,31 @@ fn with_pipe(path: &Path, text: &str, command: &mut Command) -> Output {
 fn prompts_and_texts_come_through_pipes() {
     let folder = tempfile::tempdir().unwrap();
     let greedy = ["-n", "3", "--temperature", "0"];
-    let expected = command().args(["run", "-p", "Once upon a time"]).args(greedy).output().unwrap().stdout;
+    let expected =
+        command().args(["run", FAIRY, "-p", "Once upon a time"]).args(greedy).output().unwrap().stdout;
     assert!(!expected.is_empty());
     let prompt = folder.path().join("prompt");
-    let output =
-        with_pipe(&prompt, "Once upon a time", command().arg("run").arg("-f").arg(&prompt).args(greedy));
+    let output = with_pipe(
+        &prompt,
+        "Once upon a time",
+        command().args(["run", FAIRY, "-f"]).arg(&prompt).args(greedy),
+    );
     assert_eq!(output.stdout, expected);
     let text = folder.path().join("text");
-    let output = with_pipe(&text, "There was a King.", command().arg("eval").arg("--text").arg(&text));
+    let output = with_pipe(&text, "There was a King.", command().args(["eval", FAIRY, "--text"]).arg(&text));
     assert!(String::from_utf8_lossy(&output.stdout).contains("bytes             17"), "{output:?}");
 }
 
 #[test]
 fn endless_texts_are_refused() {
-    for args in [["run", "--prompt-file", "/dev/zero"], ["eval", "--text", "/dev/zero"]] {
+    for args in [["run", FAIRY, "--prompt-file", "/dev/zero"], ["eval", FAIRY, "--text", "/dev/zero"]] {
         let message = failure(&command().args(args).output().unwrap());
         assert_eq!(
             message,
             "rwkv-edge: /dev/zero: there are more than 1048576 bytes, which is the limit here"
         );
     }
-    for args in [["run", "-n1"], ["tokenize", "--no-verify"]] {
+    for args in [["run", FAIRY, "-n1"], ["tokenize", FAIRY, "--no-verify"]] {
         let zero = Stdio::from(fs::File::open("/dev/zero").unwrap());
         let message = failure(&command().args(args).stdin(zero).output().unwrap());
         assert!(message.starts_with("rwkv-edge: standard input: there are more than 134217728"), "{message}");
@@ -59,7 +63,7 @@ fn endless_texts_are_refused() {
 
 #[test]
 fn an_empty_device_is_an_empty_prompt() {
-    let output = command().args(["run", "-f", "/dev/null", "-n", "1"]).output().unwrap();
+    let output = command().args(["run", FAIRY, "-f", "/dev/null", "-n", "1"]).output().unwrap();
     assert!(output.status.success(), "{output:?}");
 }
 
@@ -70,7 +74,7 @@ fn names_of_files_do_not_command_the_terminal() {
     let path = folder.path().join(name);
     let message = failure(&command().arg("info").arg(&path).output().unwrap());
     assert!(message.contains("a\\u{1b}[2J\\nb\\u{9b}2J\\u{202e}: "), "{message}");
-    let message = failure(&command().args(["run", "-f"]).arg(&path).output().unwrap());
+    let message = failure(&command().args(["run", FAIRY, "-f"]).arg(&path).output().unwrap());
     assert!(message.contains("a\\u{1b}[2J\\nb\\u{9b}2J\\u{202e}: "), "{message}");
 
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/fairy-int8.rwkv");
