@@ -4,7 +4,7 @@
 //! so for ARM. A mismatch on one only is a fault of its kernels, its compiler or the converter's arithmetic there. A mismatch
 //! on all is a change of the numeric contract.
 
-use crate::common::checks::digest;
+use crate::common::checks::{digest, levels};
 use crate::common::{VERSIONS, convert, fixture, options, root};
 use rwkv_edge::kernels::DType;
 
@@ -13,10 +13,11 @@ const TOKENS: usize = 50;
 
 #[test]
 fn logits_have_the_stored_bits() {
-    let mut found = format!("fairy int8 {}\n", digest(&root().join("models/fairy-int8.rwkv"), TOKENS));
+    let mut found =
+        format!("fairy int8 {}\n", digest(&root().join("models/fairy-int8.rwkv"), TOKENS, levels()));
     for (version, dtype) in VERSIONS.iter().flat_map(|version| DType::ALL.map(|dtype| (version, dtype))) {
         let (_folder, path) = convert(&fixture(&format!("{version}-tiny.pth")), &options(dtype));
-        found += &format!("{version} {dtype} {}\n", digest(&path, TOKENS));
+        found += &format!("{version} {dtype} {}\n", digest(&path, TOKENS, levels()));
     }
     let stored = std::fs::read_to_string(fixture("digests.txt")).unwrap();
     assert!(found == stored, "tests/fixtures/digests.txt differs from what this machine computes:\n{found}");
