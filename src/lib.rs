@@ -31,4 +31,5 @@ pub use model::{LoadOptions, Model, Verify};
 pub use rwkv_edge_kernels as kernels;
 pub use session::{Savings, Session, SessionOptions};
 pub use state::State;
+pub use text::TextStream;
 pub use tokenizer::Tokenizer;

@@ -456,16 +456,18 @@ fn check_tensors(file: &ModelFile, tuned_state: bool) -> Result<()> {
     }
 }
 
-/// The kernels of `isa`, or of `RWKV_EDGE_ISA`, or the best there are.
+/// The kernels of `isa`; without it those of `RWKV_EDGE_ISA`, or the best there are.
 ///
 /// # Errors
 /// If the wanted instruction set is unknown or this CPU does not have it.
 pub fn choose_kernels(isa: Option<Isa>) -> Result<&'static Kernels> {
-    let isa = match (isa, knobs::isa()?) {
-        (Some(isa), _) => isa,
-        (None, Some(name)) => Isa::from_str(&name)
-            .map_err(|_| Error::invalid(format!("{}: unknown instruction set {name:?}", knobs::ISA)))?,
-        (None, None) => return Ok(Kernels::best()),
+    let isa = match isa {
+        Some(isa) => isa,
+        None => match knobs::isa()? {
+            Some(name) => Isa::from_str(&name)
+                .map_err(|_| Error::invalid(format!("{}: unknown instruction set {name:?}", knobs::ISA)))?,
+            None => return Ok(Kernels::best()),
+        },
     };
     Kernels::for_isa(isa).ok_or_else(|| Error::invalid(format!("this CPU does not have {isa}")))
 }

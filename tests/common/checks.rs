@@ -22,11 +22,6 @@ pub(crate) fn token_walk(n: usize, n_vocab: usize) -> Vec<u32> {
     (0..n).map(|_| next()).collect()
 }
 
-/// The levels of this machine.
-pub(crate) fn levels() -> impl Iterator<Item = Isa> {
-    Isa::ALL.iter().copied().filter(|isa| isa.is_available())
-}
-
 pub(crate) fn open(path: &Path, isa: Option<Isa>) -> Arc<Model> {
     Arc::new(Model::open(path, &LoadOptions { isa, ..Default::default() }).unwrap())
 }

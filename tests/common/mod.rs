@@ -85,6 +85,11 @@ pub(crate) fn model(input: &Path, dtype: DType, isa: Option<Isa>) -> Arc<Model> 
     open(&path, isa)
 }
 
+/// The levels of this machine.
+pub(crate) fn levels() -> impl Iterator<Item = Isa> {
+    Isa::ALL.iter().copied().filter(|isa| isa.is_available())
+}
+
 /// Logits after each of `tokens`.
 pub(crate) fn all_logits(session: &mut Session, tokens: &[u32]) -> Vec<Vec<f32>> {
     tokens.iter().map(|&token| session.forward(token).unwrap().to_vec()).collect()

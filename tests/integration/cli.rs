@@ -331,6 +331,13 @@ fn wrong_numbers_are_refused() {
 }
 
 #[test]
+fn the_environment_does_not_matter_where_the_option_chooses_the_kernels() {
+    let args = ["info", FAIRY, "--isa", "scalar"];
+    let output = command().args(args).env("RWKV_EDGE_ISA", "mmx").output().unwrap();
+    assert!(stdout(&output).contains("kernels           scalar"));
+}
+
+#[test]
 fn the_environment_chooses_the_kernels() {
     let output = command().args(["info", FAIRY]).env("RWKV_EDGE_ISA", "scalar").output().unwrap();
     assert!(stdout(&output).contains("kernels           scalar"));

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::common::checks::{CUTS, check_cuts, levels};
-use crate::common::{VERSIONS, all_logits, convert, fixture, open, options, root, session, token_walk};
-use rwkv_edge::kernels::{DType, Isa};
+use crate::common::checks::{CUTS, check_cuts};
+use crate::common::{
+    VERSIONS, all_logits, convert, fixture, levels, open, options, root, session, token_walk,
+};
+use rwkv_edge::kernels::{DType, FloatEnvironment, Isa};
 use rwkv_edge::{LoadOptions, Model, Session, SessionOptions, State, self_test};
 
 fn bits(logits: &[Vec<f32>]) -> Vec<Vec<u32>> {
@@ -66,6 +68,20 @@ fn conversion_writes_the_same_bytes_with_any_number_of_threads() {
             .collect();
         assert!(files[0] == files[1], "{dtype}");
     }
+}
+
+#[test]
+fn conversion_writes_the_same_bytes_in_any_floating_point_environment() {
+    let bytes = || {
+        let (_folder, path) = convert(&fixture("v7-tiny.pth"), &options(DType::Int4));
+        std::fs::read(path).unwrap()
+    };
+    let expected = bytes();
+    // SAFETY: the arithmetic of a conversion is behind a change to the default environment.
+    let environment = unsafe { FloatEnvironment::unusual() };
+    let found = bytes();
+    drop(environment);
+    assert!(found == expected);
 }
 
 #[test]

@@ -4,8 +4,8 @@
 //! so for ARM. A mismatch on one only is a fault of its kernels, its compiler or the converter's arithmetic there. A mismatch
 //! on all is a change of the numeric contract.
 
-use crate::common::checks::{digest, levels};
-use crate::common::{VERSIONS, convert, fixture, options, root};
+use crate::common::checks::digest;
+use crate::common::{VERSIONS, convert, fixture, levels, options, root};
 use rwkv_edge::kernels::DType;
 
 /// Tokens fed before the logits are taken.

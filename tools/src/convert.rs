@@ -10,7 +10,7 @@ use rwkv_edge::format::{
     Config, FileContents, FilePlan, ModelFile, ModelWriter, Provenance, Published, SelfTest, Target, Version,
 };
 use rwkv_edge::kernels::quant::ErrorSums;
-use rwkv_edge::kernels::{DType, Isa};
+use rwkv_edge::kernels::{DType, Isa, default_float_environment};
 use rwkv_edge::model::choose_kernels;
 use rwkv_edge::model::names::{self, Extras, ModelTensor, Role};
 use rwkv_edge::{LoadOptions, Model, Tokenizer, Verify, self_test};
@@ -163,6 +163,8 @@ impl Conversion {
         progress: &mut dyn Progress,
         interrupted: &AtomicBool,
     ) -> Result<(Report, Published)> {
+        // Threads that start from here on inherit it.
+        let _environment = default_float_environment();
         let isa = choose_kernels(None)?.isa();
         self.check_output(&output)?;
         let Self { checkpoint, state, plan, threads, .. } = self;

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use rwkv_edge::format::{Config, Output, Published, Target};
+use rwkv_edge::kernels::default_float_environment;
 use serde_json::{Map, Value, json};
 
 use crate::convert::Progress;
@@ -183,6 +184,7 @@ pub fn write(
     progress: &mut dyn Progress,
     interrupted: &AtomicBool,
 ) -> Result<(u64, Published)> {
+    let _environment = default_float_environment();
     let image = Image::new(recipe).map_err(anyhow::Error::msg).with_context(|| recipe.to_string())?;
     let path = output.path().display().to_string();
     let mut output = Output::create(output, image.len)?;
