@@ -6,14 +6,15 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export MIRIFLAGS="-Zmiri-disable-isolation" RUST_BACKTRACE=0
-log=$(mktemp)
+logs=$(mktemp -d)
 
 # A background job of a script ignores Ctrl-C. In a process group of its own it can be ended with all that it started.
 set -m
-other=
+jobs=()
 finish() {
-    [ -z "$other" ] || kill -- "-$other" 2>/dev/null || true
-    rm -f "$log"
+    local job
+    for job in ${jobs[@]+"${jobs[@]}"}; do kill -- "-$job" 2>/dev/null || true; done
+    rm -rf "$logs"
 }
 trap finish EXIT
 trap 'exit 130' INT TERM
@@ -39,13 +40,14 @@ timed() {
 for target in x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu; do
     cargo +nightly miri setup --target "$target"
 done
+# Miri runs on one core: all go side by side.
+timed kernels aarch64-unknown-linux-gnu +dotprod,+i8mm >"$logs/1" 2>&1 &
+jobs+=($!)
+timed library >"$logs/2" 2>&1 &
+jobs+=($!)
 failed=
-# Miri runs on one core: the architectures go side by side.
-timed kernels aarch64-unknown-linux-gnu +dotprod,+i8mm >"$log" 2>&1 &
-other=$!
 timed kernels x86_64-unknown-linux-gnu +avx2,+fma,+f16c || failed=1
-timed library || failed=1
-wait "$other" || failed=1
-other=
-cat "$log"
+for job in "${jobs[@]}"; do wait "$job" || failed=1; done
+jobs=()
+cat "$logs"/*
 [ -z "$failed" ]
