@@ -33,7 +33,7 @@ library() {
 
 timed() {
     local started=$SECONDS
-    "$@"
+    "$@" || return
     echo "$*: $((SECONDS - started)) s"
 }
 
