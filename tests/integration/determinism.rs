@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::common::checks::{CUTS, check_cuts};
+use crate::common::checks::{self, CUTS, check_cuts};
 use crate::common::{
     VERSIONS, all_logits, convert, fixture, levels, open, options, root, session, token_walk,
 };
@@ -10,7 +10,7 @@ use rwkv_edge::kernels::{DType, FloatEnvironment, Isa};
 use rwkv_edge::{LoadOptions, Model, Session, SessionOptions, State, self_test};
 
 fn bits(logits: &[Vec<f32>]) -> Vec<Vec<u32>> {
-    logits.iter().map(|row| row.iter().map(|x| x.to_bits()).collect()).collect()
+    logits.iter().map(|row| checks::bits(row)).collect()
 }
 
 #[test]

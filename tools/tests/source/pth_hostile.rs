@@ -1,8 +1,10 @@
 //! Attacks on the reader of torch zip files. Each must be refused with a message, without a panic.
 
 use crate::common::pickle::{dict, global, hooks, int, storage, text, tuple, vector, view, whole};
-use crate::common::{Folder, assert_refused, refusal, spec, torch_file, torch_file_of, zip_file};
-use rwkv_quantize::source::{Checkpoint, SourceDType};
+use crate::common::{
+    Folder, assert_every_cut_is_refused, assert_refused, refusal, spec, torch_file, torch_file_of, zip_file,
+};
+use rwkv_quantize::source::SourceDType;
 
 /// A file with the given pickle and a storage `0` of four floats.
 fn file(body: &[u8]) -> Vec<u8> {
@@ -432,15 +434,7 @@ fn local_header_that_is_none_is_refused() {
 #[test]
 fn zip_truncated_at_every_byte_is_refused() {
     let bytes = small_file();
-    let folder = Folder::new();
-    let path = folder.path("cut.pth");
-    std::fs::write(&path, &bytes).unwrap();
-    assert!(Checkpoint::open(&path).is_ok());
-    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
-    for len in (0..bytes.len()).rev() {
-        file.set_len(len as u64).unwrap();
-        assert!(Checkpoint::open(&path).is_err(), "{len} of {} bytes", bytes.len());
-    }
+    assert_every_cut_is_refused(&bytes);
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! rwkv.cpp files: what is read, and attacks on headers and records.
 
-use crate::common::{Folder, assert_refused, open, read, rwkvcpp_file, rwkvcpp_header, rwkvcpp_record};
-use rwkv_quantize::source::{Checkpoint, Container, SourceDType};
+use crate::common::{
+    assert_every_cut_is_refused, assert_refused, open, read, rwkvcpp_file, rwkvcpp_header, rwkvcpp_record,
+};
+use rwkv_quantize::source::{Container, SourceDType};
 
 /// A record whose first three fields and dimensions are given as they are.
 fn raw_record(fields: [i32; 3], dimensions: &[i32], rest: &[u8]) -> Vec<u8> {
@@ -103,13 +105,5 @@ fn names_that_occur_twice_are_refused() {
 #[test]
 fn file_truncated_at_every_byte_is_refused() {
     let bytes = rwkvcpp_file();
-    let folder = Folder::new();
-    let path = folder.path("cut.bin");
-    std::fs::write(&path, &bytes).unwrap();
-    assert!(Checkpoint::open(&path).is_ok());
-    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
-    for len in (0..bytes.len()).rev() {
-        file.set_len(len as u64).unwrap();
-        assert!(Checkpoint::open(&path).is_err(), "{len} of {} bytes", bytes.len());
-    }
+    assert_every_cut_is_refused(&bytes);
 }

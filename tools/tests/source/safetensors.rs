@@ -1,9 +1,10 @@
 //! Safetensors files: what is read, and attacks on the header.
 
 use crate::common::{
-    DTYPES, Folder, assert_refused, open, read, refusal, safetensors, safetensors_file, spec,
+    DTYPES, assert_every_cut_is_refused, assert_refused, open, read, refusal, safetensors, safetensors_file,
+    spec,
 };
-use rwkv_quantize::source::{Checkpoint, Container, SourceDType};
+use rwkv_quantize::source::{Container, SourceDType};
 
 /// One tensor description.
 fn entry(name: &str, dtype: &str, shape: &str, begin: u64, end: u64) -> String {
@@ -152,13 +153,5 @@ fn deeply_nested_header_is_refused() {
 #[test]
 fn file_truncated_at_every_byte_is_refused() {
     let bytes = safetensors(&[spec("x", &[3], SourceDType::F32), spec("y", &[2, 2], SourceDType::BF16)]);
-    let folder = Folder::new();
-    let path = folder.path("cut.safetensors");
-    std::fs::write(&path, &bytes).unwrap();
-    assert!(Checkpoint::open(&path).is_ok());
-    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
-    for len in (0..bytes.len()).rev() {
-        file.set_len(len as u64).unwrap();
-        assert!(Checkpoint::open(&path).is_err(), "{len} of {} bytes", bytes.len());
-    }
+    assert_every_cut_is_refused(&bytes);
 }

@@ -7,6 +7,8 @@ use rwkv_edge::tokenizer::{Kind, Tokenizer};
 use rwkv_quantize::vocab;
 use serde_json::{Value, json};
 
+use crate::common::{decode, encode};
+
 const SMALL: &str = include_str!("../data/small_bpe.json");
 
 fn vectors(json: &str) -> Vec<(String, Vec<u32>)> {
@@ -14,16 +16,6 @@ fn vectors(json: &str) -> Vec<(String, Vec<u32>)> {
     let ids =
         |row: &Value| row["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
     rows.iter().map(|row| (row["text"].as_str().unwrap().to_owned(), ids(row))).collect()
-}
-
-fn encode(tokenizer: Tokenizer<'_>, text: impl AsRef<[u8]>) -> Vec<u32> {
-    let mut ids = Vec::new();
-    tokenizer.encode(text.as_ref(), &mut ids).unwrap();
-    ids
-}
-
-fn decode(tokenizer: Tokenizer<'_>, ids: &[u32]) -> Vec<u8> {
-    ids.iter().flat_map(|id| tokenizer.token(*id)).copied().collect()
 }
 
 /// The section of the 20B vocabulary, if the file is there.

@@ -1,5 +1,6 @@
 //! The vocabulary compilers against other tokenizers and against damaged files.
 
 mod bpe;
+mod common;
 mod files;
 mod world;

@@ -6,15 +6,7 @@ use std::path::PathBuf;
 use rwkv_edge::tokenizer::{Kind, Tokenizer};
 use rwkv_quantize::vocab;
 
-fn encode(tokenizer: Tokenizer<'_>, text: impl AsRef<[u8]>) -> Vec<u32> {
-    let mut ids = Vec::new();
-    tokenizer.encode(text.as_ref(), &mut ids).unwrap();
-    ids
-}
-
-fn decode(tokenizer: Tokenizer<'_>, ids: &[u32]) -> Vec<u8> {
-    ids.iter().flat_map(|id| tokenizer.token(*id)).copied().collect()
-}
+use crate::common::{decode, encode};
 
 const TEXTS: [&str; 16] = [
     "Plain English, with a comma.",

@@ -55,6 +55,19 @@ pub(crate) fn assert_refused(bytes: &[u8], parts: &[&str]) {
     }
 }
 
+/// Fails unless a file is accepted, and refused when it is cut at any byte.
+#[track_caller]
+pub(crate) fn assert_every_cut_is_refused(bytes: &[u8]) {
+    let folder = Folder::new();
+    assert!(folder.open(bytes).is_ok());
+    let path = folder.path("checkpoint");
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    for len in (0..bytes.len()).rev() {
+        file.set_len(len as u64).unwrap();
+        assert!(Checkpoint::open(&path).is_err(), "{len} of {} bytes", bytes.len());
+    }
+}
+
 /// A whole tensor.
 #[track_caller]
 pub(crate) fn read(checkpoint: &Checkpoint, name: &str) -> Vec<f32> {
