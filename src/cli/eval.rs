@@ -32,6 +32,8 @@ pub(super) struct EvalArgs {
 }
 
 pub(super) fn run(args: &EvalArgs) -> Result<()> {
+    let text = input::read_text(&args.text)?;
+    hint_at_utf16(&text);
     let model = args.model.load(Verify::AtOnce)?;
     let reference = args
         .against
@@ -41,8 +43,6 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
     if let Some(reference) = &reference {
         check_comparable(&model, reference)?;
     }
-    let text = input::read_text(&args.text)?;
-    hint_at_utf16(&text);
     let start = &model.chat().start_tokens;
     let mut tokens = start.clone();
     model.tokenizer()?.encode(&text, &mut tokens)?;
