@@ -35,7 +35,7 @@ pub(crate) const ZERO_BELOW: f32 = f32::from_bits((127 - 100) << 23);
 
 /// `x`, or 0 if its magnitude is below 2^-100. A NaN stays.
 ///
-/// What decays would otherwise end as subnormal numbers, with which many processors are ten times slower.
+/// What decays would otherwise end as subnormal numbers, with which many processors are slow.
 #[inline(always)]
 pub fn settled(x: f32) -> f32 {
     if magnitude_bits(x) < ZERO_BELOW.to_bits() { 0.0 } else { x }
