@@ -13,16 +13,16 @@ fn decode(c: &mut Criterion) {
     for isa in Isa::ALL.iter().copied().filter(|isa| isa.is_available()) {
         let options = LoadOptions { isa: Some(isa), ..LoadOptions::default() };
         let Ok(model) = Model::from_static(builtin::fairy(), &options) else { continue };
-        let model = Arc::new(model);
         for threads in [1, 2] {
-            let options = SessionOptions { threads: Some(threads), ..SessionOptions::default() };
+            let options = SessionOptions::with_threads(Some(threads));
             let mut session = Session::new(Arc::clone(&model), &options).expect("a session");
             let mut token = 0;
             group.throughput(Throughput::Elements(1));
             group.bench_function(BenchmarkId::new(isa.name(), threads), |b| {
                 b.iter(|| {
                     token = (token + 1) % 4096;
-                    session.forward(token).expect("a token of the vocabulary")[0]
+                    session.feed(&[token]).expect("a token of the vocabulary");
+                    session.logits().expect("a token was fed")[0]
                 });
             });
         }

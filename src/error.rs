@@ -84,6 +84,25 @@ pub enum ErrorKind {
     Invalid(String),
 }
 
+impl ErrorKind {
+    /// A number for the kind. A kind keeps its number in later versions.
+    pub const fn code(&self) -> u32 {
+        match self {
+            ErrorKind::Io(_) => 1,
+            ErrorKind::NotAModel(_) => 2,
+            ErrorKind::NewerFormat { .. } => 3,
+            ErrorKind::Truncated { .. } => 4,
+            ErrorKind::Checksum { .. } => 5,
+            ErrorKind::Malformed(_) => 6,
+            ErrorKind::Tensor { .. } => 7,
+            ErrorKind::Unsupported(_) => 8,
+            ErrorKind::NotReplaced => 9,
+            ErrorKind::NoRoom { .. } => 10,
+            ErrorKind::Invalid(_) => 11,
+        }
+    }
+}
+
 impl Error {
     /// The kind of error.
     pub fn kind(&self) -> &ErrorKind {
@@ -134,5 +153,28 @@ impl std::error::Error for Error {
             ErrorKind::Io(error) => error.source(),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_of_errors_are_those_of_earlier_versions() {
+        let kinds = [
+            ErrorKind::Io(io::ErrorKind::NotFound.into()),
+            ErrorKind::NotAModel(String::new()),
+            ErrorKind::NewerFormat { found: 2, supported: 1 },
+            ErrorKind::Truncated { expected: 2, found: 1 },
+            ErrorKind::Checksum { what: String::new() },
+            ErrorKind::Malformed(String::new()),
+            ErrorKind::Tensor { name: String::new(), expected: String::new(), found: String::new() },
+            ErrorKind::Unsupported(String::new()),
+            ErrorKind::NotReplaced,
+            ErrorKind::NoRoom { needed: 2, available: 1, place: "" },
+            ErrorKind::Invalid(String::new()),
+        ];
+        assert!(kinds.iter().map(ErrorKind::code).eq(1..=11));
     }
 }

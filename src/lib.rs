@@ -1,4 +1,4 @@
-#![doc = include_str!("../README.md")]
+#![doc = include_str!("../docs/LIBRARY.md")]
 #![deny(unsafe_code)]
 
 #[cfg(feature = "builtin-model")]
@@ -6,8 +6,10 @@ pub mod builtin;
 #[cfg(feature = "programs")]
 pub mod console;
 pub mod cpu;
+mod engine;
 pub mod error;
 pub mod format;
+mod generation;
 pub mod input;
 pub mod knobs;
 pub mod memory;
@@ -15,21 +17,33 @@ pub mod model;
 pub mod printable;
 pub mod sampler;
 pub mod self_test;
-pub mod session;
-mod shortlist;
+mod session;
 #[cfg(feature = "programs")]
 pub mod signals;
-pub mod state;
 pub mod text;
 pub mod threads;
 pub mod tokenizer;
 
+pub use engine::{Engine, EngineOptions};
 pub use error::{Error, ErrorKind, Result};
 pub use format::{Config, SamplingParams, Version};
-pub use memory::Plan;
-pub use model::{LoadOptions, Model, Verify};
+pub use generation::{End, Generation, StopRules};
+pub use memory::MemoryPlan;
+pub use model::{LoadOptions, Model, Sequence, Shortcuts, State, Verify};
 pub use rwkv_edge_kernels as kernels;
-pub use session::{Savings, Session, SessionOptions};
-pub use state::State;
+pub use sampler::Sampler;
+pub use session::{Session, SessionOptions, Snapshot};
 pub use text::TextStream;
 pub use tokenizer::Tokenizer;
+
+/// A model is shared by threads; engines, texts and samplers can move to another thread.
+const _: () = {
+    const fn is_shared<T: Send + Sync>() {}
+    const fn can_move<T: Send>() {}
+    is_shared::<Model>();
+    is_shared::<State>();
+    can_move::<Engine<'static>>();
+    can_move::<Session>();
+    can_move::<Snapshot>();
+    can_move::<TextStream>();
+};

@@ -20,39 +20,41 @@
 
 use std::cmp::Ordering;
 
+use rwkv_edge_kernels::{Kernels, default_float_environment, exp, settled};
+
 use crate::error::{Error, Result};
 use crate::format::SamplingParams;
-use crate::kernels::{Kernels, default_float_environment, exp, settled};
 
-/// Memory of a sampler, each buffer `[n_vocab]`. The contents need not be initialised.
+/// Draws tokens, and counts those of a reply for the penalties.
+///
+/// A clone draws what the original would draw.
 #[derive(Debug)]
-pub struct SamplerBuffers<'a> {
-    /// Logits after the penalties, then weights.
-    pub probs: &'a mut [f32],
-    /// Bits of the probabilities, then the ids that may be drawn.
-    pub candidates: &'a mut [u32],
-    /// Decayed count of every id seen; other entries are meaningless.
-    pub counts: &'a mut [f32],
-    /// The ids seen in this reply, in the order of their first appearance.
-    pub seen: &'a mut [u32],
-}
-
-/// Draws tokens. The counts of the current reply live in [`SamplerBuffers`].
-#[derive(Clone, Debug)]
 pub struct Sampler {
     params: SamplingParams,
     rng: Rng,
-    n_seen: usize,
+    /// The tokens of this reply with their decayed counts, in the order of their first appearance. There is room for
+    /// every token of the vocabulary.
+    counts: Vec<(u32, f32)>,
+    n_vocab: usize,
 }
 
 impl Sampler {
-    /// A sampler that has seen nothing.
+    /// A sampler of a vocabulary of `n_vocab` tokens that has seen nothing.
     ///
     /// # Errors
-    /// A parameter is not a number or out of range.
-    pub fn new(params: SamplingParams, seed: u64) -> Result<Self> {
+    /// A parameter is not a number or out of range, or there is no memory for the counts.
+    pub fn new(params: SamplingParams, n_vocab: usize, seed: u64) -> Result<Self> {
         params.validate()?;
-        Ok(Self { params, rng: Rng { state: seed }, n_seen: 0 })
+        let mut counts = Vec::new();
+        counts
+            .try_reserve_exact(n_vocab)
+            .map_err(|_| Error::invalid(format!("no memory for the counts of {n_vocab} tokens")))?;
+        Ok(Self { params, rng: Rng { state: seed }, counts, n_vocab })
+    }
+
+    /// Bytes of the counts of `n_vocab` tokens.
+    pub fn bytes(n_vocab: usize) -> usize {
+        n_vocab.saturating_mul(size_of::<(u32, f32)>())
     }
 
     /// The parameters.
@@ -60,38 +62,69 @@ impl Sampler {
         &self.params
     }
 
-    /// Draws the next token. Logits of -infinity ban an id.
+    /// Draws with other parameters from here on. Counts and random numbers stay.
     ///
     /// # Errors
-    /// The logits hold a NaN or +infinity, or nothing above -infinity; or a buffer has another length than
-    /// `logits`.
-    pub fn sample(&mut self, kernels: &Kernels, logits: &[f32], buf: &mut SamplerBuffers<'_>) -> Result<u32> {
-        buf.check(logits.len())?;
-        let _environment = default_float_environment();
-        buf.probs.copy_from_slice(logits);
-        self.sample_in_place(kernels, buf)
+    /// A parameter is not a number or out of range.
+    pub fn set_params(&mut self, params: SamplingParams) -> Result<()> {
+        params.validate()?;
+        self.params = params;
+        Ok(())
     }
 
-    /// As [`sample`](Self::sample), from the logits in `buf.probs`. All but the
-    /// [`largest_needed`](Self::largest_needed) after the penalties may be -infinity instead.
-    pub(crate) fn sample_in_place(&mut self, kernels: &Kernels, buf: &mut SamplerBuffers<'_>) -> Result<u32> {
+    /// Begins the random numbers of `seed`.
+    pub fn set_seed(&mut self, seed: u64) {
+        self.rng = Rng { state: seed };
+    }
+
+    /// A new reply begins: the counts are forgotten. The random numbers go on.
+    pub fn begin_reply(&mut self) {
+        self.counts.clear();
+    }
+
+    /// Becomes a copy of `other` without allocating.
+    ///
+    /// # Errors
+    /// If the vocabularies differ in size.
+    pub fn copy_from(&mut self, other: &Sampler) -> Result<()> {
+        if self.n_vocab != other.n_vocab {
+            let (n, other) = (self.n_vocab, other.n_vocab);
+            return Err(Error::invalid(format!("a sampler of {other} tokens in the place of one of {n}")));
+        }
+        (self.params, self.rng) = (other.params, other.rng.clone());
+        self.counts.clear();
+        self.counts.extend_from_slice(&other.counts);
+        Ok(())
+    }
+
+    /// Draws the next token. Logits of -infinity ban an id. `logits` and `ids`, both `[n_vocab]`, are overwritten.
+    ///
+    /// All but the [`largest_needed`](Self::largest_needed) logits after the penalties may be -infinity instead.
+    ///
+    /// # Errors
+    /// The logits hold a NaN or +infinity, or nothing above -infinity; or a buffer has another length than the
+    /// vocabulary.
+    pub fn draw(&mut self, kernels: &Kernels, logits: &mut [f32], ids: &mut [u32]) -> Result<u32> {
+        let buf = &mut Buffers { logits, ids };
+        buf.check(self.n_vocab)?;
+        let _environment = default_float_environment();
         self.penalise(buf);
-        let top = argmax(kernels, buf.probs)?;
+        let top = argmax(kernels, buf.logits)?;
         if self.params.temperature == 0.0 {
             return Ok(top);
         }
-        let max = buf.probs[top as usize];
+        let max = buf.logits[top as usize];
         let chosen = if self.params.top_p >= 1.0 && self.params.top_k == 0 {
             self.draw_from_all(kernels, max, buf)
         } else {
             let n = self.select(kernels, max, buf);
-            self.draw(n, max, buf)
+            self.draw_from(n, max, buf)
         };
         Ok(chosen.unwrap_or(top))
     }
 
     /// How many of the largest logits decide what is drawn, or `None` if all do.
-    pub(crate) fn largest_needed(&self) -> Option<usize> {
+    pub fn largest_needed(&self) -> Option<usize> {
         match self.params {
             SamplingParams { temperature: 0.0, .. } => Some(1),
             SamplingParams { top_p, top_k: 1.., .. } if top_p >= 1.0 => Some(self.params.top_k as usize),
@@ -99,52 +132,39 @@ impl Sampler {
         }
     }
 
-    /// The ids that penalties may concern.
-    pub(crate) fn seen<'a>(&self, buf: &'a SamplerBuffers<'_>) -> &'a [u32] {
-        &buf.seen[..self.n_seen.min(buf.seen.len())]
+    /// The tokens of this reply with their decayed counts, in the order of their first appearance.
+    pub fn counts(&self) -> &[(u32, f32)] {
+        &self.counts
     }
 
     /// Counts a token of the reply. Tokens of the prompt and the token that ends the reply are not to be
     /// counted. An id outside the vocabulary is ignored.
-    pub fn accept(&mut self, id: u32, buf: &mut SamplerBuffers<'_>) {
+    pub fn accept(&mut self, id: u32) {
         let mut known = false;
-        for &seen in buf.seen.iter().take(self.n_seen) {
-            if let Some(count) = buf.counts.get_mut(seen as usize) {
-                *count = settled(*count * self.params.penalty_decay);
-            }
-            known |= seen == id;
-        }
-        let Some(count) = buf.counts.get_mut(id as usize) else { return };
-        if known {
-            *count += 1.0;
-        } else if let Some(entry) = buf.seen.get_mut(self.n_seen) {
-            *entry = id;
-            *count = 1.0;
-            self.n_seen += 1;
-        }
-    }
-
-    /// Forgets the counts: a new reply begins. The random numbers go on where they were.
-    pub fn reset(&mut self, buf: &mut SamplerBuffers<'_>) {
-        buf.counts.fill(0.0);
-        self.n_seen = 0;
-    }
-
-    /// Step 1, on the logits in `buf.probs`.
-    fn penalise(&self, buf: &mut SamplerBuffers<'_>) {
-        for &id in buf.seen.iter().take(self.n_seen) {
-            if let (Some(logit), Some(count)) = (buf.probs.get_mut(id as usize), buf.counts.get(id as usize))
-            {
-                *logit -= self.params.presence_penalty + count * self.params.frequency_penalty;
+        for (seen, count) in &mut self.counts {
+            *count = settled(*count * self.params.penalty_decay);
+            if *seen == id {
+                *count += 1.0;
+                known = true;
             }
         }
+        if !known && (id as usize) < self.n_vocab {
+            self.counts.push((id, 1.0));
+        }
     }
 
-    /// Steps 3 to 5: puts the ids that stay, in order, at the front of `buf.candidates`; returns how many.
-    fn select(&self, kernels: &Kernels, max: f32, buf: &mut SamplerBuffers<'_>) -> usize {
+    /// Step 1.
+    fn penalise(&self, buf: &mut Buffers<'_>) {
+        for &(id, count) in &self.counts {
+            buf.logits[id as usize] -= self.params.presence_penalty + count * self.params.frequency_penalty;
+        }
+    }
+
+    /// Steps 3 to 5: puts the ids that stay, in order, at the front of `buf.ids`; returns how many.
+    fn select(&self, kernels: &Kernels, max: f32, buf: &mut Buffers<'_>) -> usize {
         let SamplingParams { top_p, top_k, .. } = self.params;
         let (n, sum) = if top_p < 1.0 { likely(kernels, top_p, buf) } else { (allowed(buf), 0.0) };
-        let mut ordered = Ordered { candidates: &mut buf.candidates[..n], logits: buf.probs, n_ordered: 0 };
+        let mut ordered = Ordered { candidates: &mut buf.ids[..n], logits: buf.logits, n_ordered: 0 };
         // Both steps keep the first of the ordered ids, so the one that keeps fewer decides.
         let limit = if top_k == 0 { n } else { n.min(top_k as usize) };
         if top_p < 1.0 {
@@ -154,34 +174,51 @@ impl Sampler {
         limit
     }
 
-    /// Step 6 on the first `n` candidates. Leaves the weights in `buf.probs`.
-    fn draw(&mut self, n: usize, max: f32, buf: &mut SamplerBuffers<'_>) -> Option<u32> {
-        let candidates = &buf.candidates[..n];
+    /// Step 6 on the first `n` candidates. Leaves the weights in `buf.logits`.
+    fn draw_from(&mut self, n: usize, max: f32, buf: &mut Buffers<'_>) -> Option<u32> {
+        let candidates = &buf.ids[..n];
         for &id in candidates {
-            let logit = &mut buf.probs[id as usize];
+            let logit = &mut buf.logits[id as usize];
             *logit = exp((*logit - max) / self.params.temperature);
         }
-        let weights = candidates.iter().map(|id| (*id, buf.probs[*id as usize]));
+        let weights = candidates.iter().map(|id| (*id, buf.logits[*id as usize]));
         choose(self.rng.uniform(), weights)
     }
 
-    /// Step 6 where all ids stay. Leaves the bits of the weights in `buf.candidates`.
-    fn draw_from_all(&mut self, kernels: &Kernels, max: f32, buf: &mut SamplerBuffers<'_>) -> Option<u32> {
-        for logit in buf.probs.iter_mut() {
+    /// Step 6 where all ids stay. Leaves the bits of the weights in `buf.ids`.
+    fn draw_from_all(&mut self, kernels: &Kernels, max: f32, buf: &mut Buffers<'_>) -> Option<u32> {
+        for logit in buf.logits.iter_mut() {
             *logit = (*logit - max) / self.params.temperature;
         }
-        kernels.softmax(bytemuck::cast_slice_mut(buf.candidates), buf.probs);
-        let weights = (0..).zip(buf.candidates.iter().map(|bits| f32::from_bits(*bits)));
-        let allowed = weights.zip(buf.probs.iter()).filter(|(_, logit)| **logit > f32::NEG_INFINITY);
+        kernels.softmax(bytemuck::cast_slice_mut(buf.ids), buf.logits);
+        let weights = (0..).zip(buf.ids.iter().map(|bits| f32::from_bits(*bits)));
+        let allowed = weights.zip(buf.logits.iter()).filter(|(_, logit)| **logit > f32::NEG_INFINITY);
         choose(self.rng.uniform(), allowed.map(|(weight, _)| weight))
     }
 }
 
-impl SamplerBuffers<'_> {
+impl Clone for Sampler {
+    /// The copy has room for every token of the vocabulary, as the original has.
+    fn clone(&self) -> Self {
+        let mut counts = Vec::with_capacity(self.n_vocab);
+        counts.extend_from_slice(&self.counts);
+        Self { params: self.params, rng: self.rng.clone(), counts, n_vocab: self.n_vocab }
+    }
+}
+
+/// What a token is drawn from, `[n_vocab]` each.
+struct Buffers<'a> {
+    /// Logits after the penalties, then weights.
+    logits: &'a mut [f32],
+    /// Bits of the probabilities, then the ids that may be drawn.
+    ids: &'a mut [u32],
+}
+
+impl Buffers<'_> {
     fn check(&self, n_vocab: usize) -> Result<()> {
-        let lens = [self.probs.len(), self.candidates.len(), self.counts.len(), self.seen.len()];
+        let lens = [self.logits.len(), self.ids.len()];
         if lens.iter().any(|&len| len != n_vocab) || u32::try_from(n_vocab).is_err() {
-            return Err(Error::invalid(format!("sampler buffers of {lens:?} entries for {n_vocab} logits")));
+            return Err(Error::invalid(format!("buffers of {lens:?} entries for {n_vocab} logits")));
         }
         Ok(())
     }
@@ -199,28 +236,28 @@ fn argmax(kernels: &Kernels, logits: &[f32]) -> Result<u32> {
     top.map(|id| id as u32).ok_or_else(|| Error::invalid("logits are not finite"))
 }
 
-/// Writes the ids that are not banned to the front of `buf.candidates`, rising; returns how many they are.
-fn allowed(buf: &mut SamplerBuffers<'_>) -> usize {
-    let ids = (0..).zip(buf.probs.iter()).filter(|(_, logit)| **logit > f32::NEG_INFINITY);
-    buf.candidates.iter_mut().zip(ids).map(|(entry, (id, _))| *entry = id).count()
+/// Writes the ids that are not banned to the front of `buf.ids`, rising; returns how many they are.
+fn allowed(buf: &mut Buffers<'_>) -> usize {
+    let ids = (0..).zip(buf.logits.iter()).filter(|(_, logit)| **logit > f32::NEG_INFINITY);
+    buf.ids.iter_mut().zip(ids).map(|(entry, (id, _))| *entry = id).count()
 }
 
-/// Writes the ids that may be in the nucleus to the front of `buf.candidates`, rising; returns how many they
+/// Writes the ids that may be in the nucleus to the front of `buf.ids`, rising; returns how many they
 /// are, and the sum of the softmax.
 ///
 /// An id with `p < (1 - top_p) / V` is never in it. Let c be the id at which the running sum reaches `top_p`.
 /// Before c the sum is below `top_p`, so c and the ids after it share more than `1 - top_p`; they are at most
 /// V, and none is above `p[c]`; hence `p[c] > (1 - top_p) / V`. The margin covers the rounding of the
 /// softmax: its sum is off by at most V/16 + 4 roundings, 0.4 % at a million ids.
-fn likely(kernels: &Kernels, top_p: f32, buf: &mut SamplerBuffers<'_>) -> (usize, f32) {
+fn likely(kernels: &Kernels, top_p: f32, buf: &mut Buffers<'_>) -> (usize, f32) {
     const MARGIN: f32 = 0.99;
-    let least = MARGIN * (1.0 - top_p) / buf.probs.len() as f32;
-    let stats = kernels.softmax(bytemuck::cast_slice_mut(buf.candidates), buf.probs);
+    let least = MARGIN * (1.0 - top_p) / buf.logits.len() as f32;
+    let stats = kernels.softmax(bytemuck::cast_slice_mut(buf.ids), buf.logits);
     let mut n = 0;
-    for id in 0..buf.candidates.len() {
+    for id in 0..buf.ids.len() {
         // n <= id: the probabilities that are still to be read stay intact.
-        let stays = f32::from_bits(buf.candidates[id]) >= least;
-        buf.candidates[n] = id as u32;
+        let stays = f32::from_bits(buf.ids[id]) >= least;
+        buf.ids[n] = id as u32;
         n += usize::from(stays);
     }
     (n, stats.sum)

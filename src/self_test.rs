@@ -7,21 +7,23 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use crate::engine::{Engine, EngineOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::Model;
-use crate::session::{Session, SessionOptions};
 
-/// SHA-256 of the little-endian logits after feeding `tokens` to a fresh session of `model`.
+/// SHA-256 of the little-endian logits after feeding `tokens` to a new text of `model`.
 ///
 /// # Errors
-/// If a token is not in the vocabulary, the session cannot be made, or a logit is not finite: not-a-numbers have no
+/// If a token is not in the vocabulary, the engine cannot be made, or a logit is not finite: not-a-numbers have no
 /// bits that all machines agree on.
 pub fn logits_digest(model: &Arc<Model>, tokens: &[u32], threads: Option<usize>) -> Result<[u8; 32]> {
-    let mut session = Session::new(Arc::clone(model), &SessionOptions { threads, ..Default::default() })?;
     let mut digest = Sha256::new();
-    if let Some((&last, rest)) = tokens.split_last() {
-        session.feed_all(rest)?;
-        let logits = session.forward(last)?;
+    if !tokens.is_empty() {
+        let mut engine =
+            Engine::new(Arc::clone(model), &EngineOptions { threads, ..EngineOptions::default() })?;
+        let mut state = model.initial_state()?;
+        engine.feed(&mut state, tokens)?;
+        let logits = engine.logits(&state)?;
         if let Some(i) = logits.iter().position(|logit| !logit.is_finite()) {
             return Err(Error::invalid(format!(
                 "the logit of token {i} is {}, expected a finite number",

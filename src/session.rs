@@ -1,517 +1,252 @@
-//! A session: one text being read and written by a model, in memory that is allocated once.
+//! A session: one engine and one text, for the simple case.
 
 use std::sync::Arc;
 
-use arrayvec::ArrayVec;
-
-use crate::cpu;
-use crate::error::{Error, Result};
-use crate::format::{Config, SamplingParams, Verifier};
-use crate::kernels::default_float_environment;
-use crate::memory::{Arena, Buffers, Measure, Plan};
-use crate::model::{self, MAX_TOKENS, Meter, Model, Phase, Profile, Traffic};
-use crate::sampler::{Sampler, SamplerBuffers};
-use crate::shortlist::Estimates;
-use crate::state::State;
-use crate::threads::{Pool, WORKER_STACK_BYTES};
-
-/// Tokens over which the check of a file is spread.
-const VERIFYING_TOKENS: usize = 63;
-/// Most tokens whose logits decide by their order alone, for a shortlist to be tried.
-const MOST_LARGEST: usize = 256;
-/// A shortlist must be shorter than the vocabulary by this factor: reading rows here and there is slower than
-/// reading all.
-const LEAST_SAVING: usize = 3;
-
-/// Most threads of a session.
-const MAX_THREADS: usize = 1024;
+use crate::engine::{Engine, EngineOptions};
+use crate::error::Result;
+use crate::format::SamplingParams;
+use crate::generation::{Generation, StopRules};
+use crate::memory::MemoryPlan;
+use crate::model::{Model, State};
+use crate::sampler::Sampler;
 
 /// How a session runs.
 #[derive(Clone, Debug, Default)]
 pub struct SessionOptions {
-    /// Threads to compute with, at most 1024; `None` takes the physical performance cores, at most 4.
-    pub threads: Option<usize>,
+    /// How the engine computes.
+    pub engine: EngineOptions,
     /// Sampling; `None` takes the model's defaults.
     pub sampling: Option<SamplingParams>,
-    /// Seed of the sampler.
+    /// Seed of the random numbers.
     pub seed: u64,
-    /// What to do without that is done to read less; for measuring what each is worth. Results are the same.
-    pub without: Savings,
-}
-
-/// Ways of reading less than all weights for a token. None changes a bit of the results.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Savings {
-    /// Of the columns of `ffn.value`, read only those with an input that is not zero.
-    pub sparse_value: bool,
-    /// Of the second plane of a nested head, read only rows of tokens that can be sampled.
-    pub shortlist: bool,
-    /// Read each matrix once for several tokens of a prompt.
-    pub prompt_chunks: bool,
 }
 
 impl SessionOptions {
-    /// Threads that a session with these options uses.
-    pub fn thread_count(&self) -> usize {
-        self.threads.unwrap_or_else(cpu::default_threads).max(1)
+    /// The defaults with so many threads; `None` takes the default number.
+    pub fn with_threads(threads: Option<usize>) -> Self {
+        Self { engine: EngineOptions { threads, ..EngineOptions::default() }, ..Self::default() }
     }
 }
 
-/// The bits of every logit that is a NaN. What sign and payload arithmetic gives depends on the processor.
-const NAN: u32 = 0x7fc0_0000;
+/// Everything that a text needs to go on exactly as it would have, sampling included. A clone is a fork.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// What the model remembers.
+    pub state: State,
+    /// Parameters, random numbers, and counts of the reply.
+    pub sampler: Sampler,
+    /// A sampled token that the state has not read yet.
+    pub pending: Option<u32>,
+}
 
-/// Exclusive use of one arena and its threads. After [`Session::new`] nothing allocates.
-///
-/// Results do not depend on the floating-point environment of the caller: each call computes in the default one, and the
-/// caller's returns with it.
-///
-/// A process that inherited a session over `fork` has it without its threads: it computes alone, with the same results.
+impl Snapshot {
+    /// A text that has not begun.
+    ///
+    /// # Errors
+    /// If the sampling parameters are out of range or there is no memory.
+    pub fn new(model: &Model, sampling: SamplingParams, seed: u64) -> Result<Self> {
+        Ok(Self {
+            state: model.initial_state()?,
+            sampler: Sampler::new(sampling, model.config().n_vocab, seed)?,
+            pending: None,
+        })
+    }
+
+    /// Becomes a copy of `other` without allocating.
+    ///
+    /// # Errors
+    /// If `other` belongs to another model file. Nothing has changed then.
+    pub fn copy_from(&mut self, other: &Snapshot) -> Result<()> {
+        self.state.copy_from(&other.state)?;
+        self.sampler.copy_from(&other.sampler)?;
+        self.pending = other.pending;
+        Ok(())
+    }
+}
+
+/// An [`Engine`] and one text. After [`Session::new`] nothing allocates but [`snapshot`](Self::snapshot) and the tokenizer.
 pub struct Session {
-    model: Arc<Model>,
-    arena: Arena,
-    plan: Plan,
-    pool: Pool,
-    sampler: Sampler,
-    /// A sampled token that has not been fed yet.
-    pending: Option<u32>,
-    logits: Logits,
-    tokens_fed: u64,
-    meter: Meter,
-    without: Savings,
-    /// Checks the file while running.
-    verifier: Option<Verifier>,
-}
-
-/// What the buffer of logits holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Logits {
-    /// Nothing of use.
-    Stale,
-    /// Estimates of those after the last token fed.
-    Estimated,
-    /// Those after the last token fed.
-    Exact,
-}
-
-/// The buffers of a session that outlive a token, as cut out of its arena. The model's scratch follows them.
-struct Memory<'a> {
-    state: &'a mut [f32],
-    logits: &'a mut [f32],
-    sampler: SamplerBuffers<'a>,
-    /// Exact logits of the tokens that are being made exact.
-    exact: &'a mut [f32],
-}
-
-impl<'a> Memory<'a> {
-    fn take(buffers: &mut impl Buffers<'a>, config: &Config) -> Self {
-        let n = config.n_vocab;
-        Self {
-            state: buffers.f32s("state", model::state_len(config)),
-            logits: buffers.f32s("logits", n),
-            sampler: SamplerBuffers {
-                probs: buffers.f32s("sampler", n),
-                candidates: buffers.u32s("sampler", n),
-                counts: buffers.f32s("sampler", n),
-                seen: buffers.u32s("sampler", n),
-            },
-            exact: buffers.f32s("sampler", n),
-        }
-    }
-}
-
-/// Gives all NaNs the same bits.
-fn unify_nans(values: &mut [f32]) {
-    values.iter_mut().for_each(|value| *value = if value.is_nan() { f32::from_bits(NAN) } else { *value });
+    engine: Engine<'static>,
+    text: Snapshot,
+    plan: MemoryPlan,
 }
 
 impl Session {
-    /// Most tokens that go through the model at once.
-    pub const MAX_TOKENS: usize = MAX_TOKENS;
-
-    /// What a session of `model` with these options will use, without allocating it.
+    /// The memory of a session of `model` with these options.
     ///
     /// # Errors
-    /// As [`arena_plan`](Self::arena_plan).
-    pub fn plan(model: &Model, options: &SessionOptions) -> Result<Plan> {
-        let file = model.file();
+    /// As [`Engine::plan`].
+    pub fn plan(model: &Model, options: &SessionOptions) -> Result<MemoryPlan> {
+        let (file, config) = (model.file(), model.config());
         let embedding_bytes = file.embedding_bytes();
         let weights_bytes = file.data_bytes() - embedding_bytes;
-        Ok(Plan {
+        Ok(MemoryPlan {
             file: file.mapping().kind(),
             weights_bytes,
             embedding_bytes,
             tables_bytes: file.file_len() - weights_bytes - embedding_bytes,
-            ..Self::arena_plan(model.config(), options)?
-        })
-    }
-
-    /// The part of the plan that follows from the hyperparameters alone: arena and stacks.
-    ///
-    /// # Errors
-    /// If the buffers are more than this machine can address, or the threads more than 1024.
-    pub fn arena_plan(config: &Config, options: &SessionOptions) -> Result<Plan> {
-        Self::arena_plan_in(Measure::default(), config, options)
-    }
-
-    fn arena_plan_in(mut measure: Measure, config: &Config, options: &SessionOptions) -> Result<Plan> {
-        let threads = options.thread_count();
-        if threads > MAX_THREADS {
-            return Err(Error::invalid(format!("{threads} threads; a session has at most {MAX_THREADS}")));
-        }
-        Memory::take(&mut measure, config);
-        model::measure_scratch(config, threads, &mut measure);
-        Ok(Plan {
-            regions: measure.into_regions()?,
-            stack_bytes: (threads - 1) * WORKER_STACK_BYTES,
-            ..Plan::default()
+            state_bytes: State::bytes(config),
+            sampler_bytes: Sampler::bytes(config.n_vocab),
+            ..Engine::plan(config, &options.engine)?
         })
     }
 
     /// Allocates a session and starts its threads.
     ///
     /// # Errors
-    /// If the sampling parameters are out of range, the threads are more than 1024 or one cannot be started, there is no memory,
-    /// or the file is damaged.
+    /// If the options are out of range, there is no memory, or a thread cannot be started.
     pub fn new(model: Arc<Model>, options: &SessionOptions) -> Result<Self> {
-        let threads = options.thread_count();
-        let options = &SessionOptions { threads: Some(threads), ..options.clone() };
         let plan = Self::plan(&model, options)?;
-        let sampling = options.sampling.unwrap_or(model.chat().sampling);
-        let mut session = Self {
-            arena: Arena::new(&plan)?,
-            plan,
-            pool: Pool::new(threads)?,
-            sampler: Sampler::new(sampling, options.seed)?,
-            pending: None,
-            logits: Logits::Stale,
-            tokens_fed: 0,
-            meter: Meter::default(),
-            without: options.without,
-            verifier: model.take_verifier()?,
-            model,
-        };
-        session.reset()?;
-        Ok(session)
+        let text = Snapshot::new(&model, options.sampling.unwrap_or(model.chat().sampling), options.seed)?;
+        Ok(Self { engine: Engine::new(model, &options.engine)?, text, plan })
     }
 
     /// The model that runs.
     pub fn model(&self) -> &Arc<Model> {
-        &self.model
+        self.engine.model()
     }
 
-    /// Threads that compute.
-    pub fn threads(&self) -> usize {
-        self.pool.threads()
+    /// The engine, for its counters.
+    pub fn engine(&self) -> &Engine<'static> {
+        &self.engine
     }
 
-    /// What the session uses.
-    pub fn memory_plan(&self) -> &Plan {
+    /// The engine, to compute for other texts too.
+    pub fn engine_mut(&mut self) -> &mut Engine<'static> {
+        &mut self.engine
+    }
+
+    /// The memory that the session has.
+    pub fn memory_plan(&self) -> &MemoryPlan {
         &self.plan
     }
 
-    /// Tokens fed since the last [`reset`](Self::reset) or [`set_state`](Self::set_state).
-    pub fn tokens_fed(&self) -> u64 {
-        self.tokens_fed
+    /// The state of the text. A token that waits to be fed is not part of it.
+    pub fn state(&self) -> &State {
+        &self.text.state
     }
 
-    /// What was read of the weights since the session was made.
-    pub fn traffic(&self) -> Traffic {
-        self.meter.traffic
+    /// Everything that the text needs to go on elsewhere, or later, exactly as here.
+    pub fn snapshot(&self) -> Snapshot {
+        self.text.clone()
     }
 
-    /// From here on the time of each phase is measured, or is not.
-    pub fn measure_time(&mut self, on: bool) {
-        self.meter.measure_time(on);
-    }
-
-    /// The time spent in each phase while it was measured.
-    pub fn profile(&self) -> Profile {
-        self.meter.profile
-    }
-
-    /// Forgets the text, and a sampled token that was not fed yet: state and penalties start anew. The random numbers go on.
+    /// Goes on with the text of `snapshot`, sampling included.
     ///
     /// # Errors
-    /// Never for a loaded model.
-    pub fn reset(&mut self) -> Result<()> {
-        let Self { model, arena, sampler, .. } = self;
-        let mut memory = Memory::take(&mut arena.carve(), model.config());
-        model.init_state(memory.state)?;
-        sampler.reset(&mut memory.sampler);
-        self.forget_logits();
-        Ok(())
+    /// If it belongs to another model file. Nothing has changed then.
+    pub fn restore(&mut self, snapshot: &Snapshot) -> Result<()> {
+        self.text.copy_from(snapshot)
     }
 
-    /// A copy of the recurrent state, in which every NaN has the bits `0x7FC00000`. A sampled token that was not fed yet is
-    /// not part of it.
-    pub fn state(&mut self) -> State {
-        let memory = Memory::take(&mut self.arena.carve(), self.model.config());
-        let mut values: Box<[f32]> = (&*memory.state).into();
-        unify_nans(&mut values);
-        State { model_id: self.model.file().model_id(), values }
-    }
-
-    /// Continues from `state`; the next call must be [`feed`](Self::feed) or [`forward`](Self::forward). A sampled token that
-    /// was not fed yet is forgotten.
+    /// Goes on with the text of `state`: a new reply begins, and a token that waits to be fed is forgotten. The random
+    /// numbers go on.
     ///
     /// # Errors
-    /// If the state belongs to another model file.
+    /// If the state belongs to another model file. Nothing has changed then.
     pub fn set_state(&mut self, state: &State) -> Result<()> {
-        state.check(&self.model)?;
-        let memory = Memory::take(&mut self.arena.carve(), self.model.config());
-        memory.state.copy_from_slice(&state.values);
-        self.forget_logits();
+        self.text.state.copy_from(state)?;
+        self.begin_reply();
+        self.text.pending = None;
         Ok(())
     }
 
-    fn forget_logits(&mut self) {
-        self.pending = None;
-        self.logits = Logits::Stale;
-        self.tokens_fed = 0;
+    /// Forgets the text: state, counts, and a token that waits to be fed. The random numbers go on.
+    pub fn reset(&mut self) {
+        let Snapshot { state, sampler, pending } = &mut self.text;
+        self.engine.model().reset(state);
+        sampler.begin_reply();
+        *pending = None;
     }
 
-    /// Feeds a token whose successor is not wanted, which spares the head.
-    ///
-    /// Whatever is fed, a token that [`next_token`](Self::next_token) gave and that was not fed yet goes first.
-    ///
-    /// # Errors
-    /// If the token is not in the vocabulary or its embedding row is damaged.
-    pub fn feed(&mut self, token: u32) -> Result<()> {
-        self.feed_in_chunks(&[token], false)
-    }
-
-    /// Feeds tokens whose successors are not wanted, up to [`MAX_TOKENS`](Self::MAX_TOKENS) at once, for which each matrix is
-    /// read once. The result is that of feeding them one by one.
+    /// Samples with other parameters from here on. Counts and random numbers stay.
     ///
     /// # Errors
-    /// As [`feed`](Self::feed).
-    pub fn feed_all(&mut self, tokens: &[u32]) -> Result<()> {
-        self.feed_in_chunks(tokens, false)
+    /// If a parameter is out of range.
+    pub fn set_sampling(&mut self, params: SamplingParams) -> Result<()> {
+        self.text.sampler.set_params(params)
     }
 
-    /// Feeds a token and returns the logits of the next one, `[n_vocab]`. Those that are a NaN have the bits `0x7FC00000`.
+    /// A new reply begins: penalties forget the tokens of the one before.
+    pub fn begin_reply(&mut self) {
+        self.text.sampler.begin_reply();
+    }
+
+    /// Feeds tokens. A token that [`next_token`](Self::next_token) gave and that waits to be fed goes first.
     ///
     /// # Errors
-    /// As [`feed`](Self::feed).
-    pub fn forward(&mut self, token: u32) -> Result<&[f32]> {
-        let _environment = default_float_environment();
-        self.feed_in_chunks(&[token], true)?;
-        self.make_exact()?;
-        let logits = Memory::take(&mut self.arena.carve(), self.model.config()).logits;
-        unify_nans(logits);
-        Ok(logits)
-    }
-
-    /// As [`feed_all`](Self::feed_all), but the logits after the last token are kept for
-    /// [`next_token`](Self::next_token).
-    ///
-    /// # Errors
-    /// As [`feed`](Self::feed).
-    pub fn prompt(&mut self, tokens: &[u32]) -> Result<()> {
-        self.feed_in_chunks(tokens, true)
-    }
-
-    /// Feeds the token that waits, if there is one, and `tokens`, as many together as go through the model at once. Makes
-    /// the logits after the last one if they are wanted.
-    fn feed_in_chunks(&mut self, tokens: &[u32], want_logits: bool) -> Result<()> {
+    /// As [`Engine::feed`].
+    pub fn feed(&mut self, tokens: &[u32]) -> Result<()> {
         if tokens.is_empty() {
             return Ok(());
         }
-        let _environment = default_float_environment();
-        let together = if self.without.prompt_chunks { 1 } else { Self::MAX_TOKENS };
-        let mut left = self.pending.into_iter().chain(tokens.iter().copied()).peekable();
-        while left.peek().is_some() {
-            let chunk: ArrayVec<_, MAX_TOKENS> = left.by_ref().take(together).collect();
-            self.step(&chunk, want_logits && left.peek().is_none())?;
+        self.feed_pending()?;
+        self.engine.feed(&mut self.text.state, tokens)
+    }
+
+    /// Feeds a text, after the model's start tokens if it is the first; returns the number of tokens fed.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`](crate::Tokenizer::encode) and [`Engine::feed`].
+    pub fn feed_text(&mut self, text: &str) -> Result<usize> {
+        let mut tokens = Vec::new();
+        if self.text.state.tokens_read() == 0 && self.text.pending.is_none() {
+            tokens = self.model().encode_prompt(text.as_bytes())?;
+        } else {
+            self.model().tokenizer().encode(text.as_bytes(), &mut tokens)?;
         }
-        Ok(())
+        self.feed(&tokens)?;
+        Ok(tokens.len())
+    }
+
+    /// The logits of the next token, `[n_vocab]`. Every NaN has the bits `0x7FC00000`.
+    ///
+    /// # Errors
+    /// As [`Engine::logits`].
+    pub fn logits(&mut self) -> Result<&[f32]> {
+        self.feed_pending()?;
+        self.engine.logits(&self.text.state)
     }
 
     /// Samples the next token; `None` if it is one of the model's stop tokens.
     ///
-    /// The token is fed by the next call that feeds something or samples, before all else, so that its text can be shown
+    /// The token waits. The next call that feeds or samples feeds it before all else, so that its text can be shown
     /// before the time of a step has passed.
     ///
     /// # Errors
-    /// If nothing was fed yet, or the logits are not finite.
+    /// As [`Engine::sample`].
     pub fn next_token(&mut self) -> Result<Option<u32>> {
-        let _environment = default_float_environment();
-        if let Some(token) = self.pending {
-            self.step(&[token], true)?;
-        }
-        if self.logits == Logits::Stale {
-            return Err(Error::invalid("there is nothing to continue: the prompt is empty"));
-        }
         let token = self.sample()?;
-        self.meter.end(Phase::Sample);
-        let Self { model, arena, sampler, .. } = self;
-        if model.chat().stop_tokens.contains(&token) {
-            return Ok(None);
-        }
-        let mut memory = Memory::take(&mut arena.carve(), model.config());
-        sampler.accept(token, &mut memory.sampler);
-        self.pending = Some(token);
-        Ok(Some(token))
+        Ok((!self.model().chat().stop_tokens.contains(&token)).then_some(token))
     }
 
-    fn sample(&mut self) -> Result<u32> {
-        let largest = self.sampler.largest_needed().filter(|&n| n <= MOST_LARGEST);
-        if let Some(n) = largest
-            && self.logits == Logits::Estimated
-            && !self.without.shortlist
-            && let Some(token) = self.sample_shortlist(n)?
-        {
-            return Ok(token);
-        }
-        self.make_exact()?;
-        let Self { model, arena, sampler, .. } = self;
-        let mut memory = Memory::take(&mut arena.carve(), model.config());
-        sampler.sample(model.kernels(), memory.logits, &mut memory.sampler)
-    }
-
-    /// Makes those logits exact that can be among the `largest`, and samples; `None` if that does not pay.
-    fn sample_shortlist(&mut self, largest: usize) -> Result<Option<u32>> {
-        let Self { model, arena, pool, sampler, meter, without, .. } = self;
-        let mut buffers = arena.carve();
-        let Memory { logits, sampler: mut buf, exact, .. } = Memory::take(&mut buffers, model.config());
-        let mut scratch = buffers.rest();
-        let (bounds, norm) = model.logit_bounds(meter, &mut scratch.carve())?;
-        let estimates = Estimates { logits, bounds, norm, kernels: model.kernels() };
-        if !estimates.are_finite() {
-            return Ok(None);
-        }
-        // Logits that are not known are -infinity.
-        buf.probs.fill(f32::NEG_INFINITY);
-        let mut refine = |buf: &mut SamplerBuffers<'_>, n: usize| {
-            let (ids, exact) = (&buf.candidates[..n], &mut exact[..n]);
-            model.refine(model.ops(pool, meter, *without), &mut scratch.carve(), ids, logits, exact)?;
-            ids.iter().zip(&*exact).for_each(|(&id, &exact)| buf.probs[id as usize] = exact);
-            Ok::<_, Error>(())
-        };
-        // Tokens with a penalty are known, so that among the others the order of logits is that of the penalised.
-        let n = sampler.seen(&buf).len();
-        buf.candidates[..n].copy_from_slice(&buf.seen[..n]);
-        refine(&mut buf, n)?;
-        let n = estimates.largest(buf.probs, &mut buf.candidates[..largest.min(logits.len())]);
-        let enough = n == largest;
-        refine(&mut buf, n)?;
-        let known = buf.candidates[..n].iter().map(|&id| buf.probs[id as usize]);
-        let reached = if enough { known.fold(f32::INFINITY, f32::min) } else { f32::NEG_INFINITY };
-        let most = logits.len() / LEAST_SAVING;
-        let Some(n) = estimates.reaching(reached, buf.probs, buf.candidates, most) else { return Ok(None) };
-        refine(&mut buf, n)?;
-        Ok(Some(sampler.sample_in_place(model.kernels(), &mut buf)?))
-    }
-
-    /// Makes estimates of logits the logits.
-    fn make_exact(&mut self) -> Result<()> {
-        if self.logits == Logits::Estimated {
-            let Self { model, arena, pool, meter, without, .. } = self;
-            let without = *without;
-            let mut buffers = arena.carve();
-            let memory = Memory::take(&mut buffers, model.config());
-            model.refine_all(model.ops(pool, meter, without), &mut buffers, memory.logits)?;
-            self.logits = Logits::Exact;
-        }
-        Ok(())
-    }
-
-    fn step(&mut self, tokens: &[u32], want_logits: bool) -> Result<()> {
-        let Self { model, arena, pool, meter, without, .. } = self;
-        let without = *without;
-        let mut buffers = arena.carve();
-        let memory = Memory::take(&mut buffers, model.config());
-        let logits = want_logits.then_some(memory.logits);
-        self.logits = Logits::Stale;
-        model.forward(model.ops(pool, meter, without), tokens, memory.state, &mut buffers, logits)?;
-        self.logits = match (want_logits, model.has_nested_head()) {
-            (false, _) => Logits::Stale,
-            (true, true) => Logits::Estimated,
-            (true, false) => Logits::Exact,
-        };
-        // The token that waited was the first of these.
-        self.pending = None;
-        self.tokens_fed += tokens.len() as u64;
-        self.verify_some(tokens.len())
-    }
-
-    /// Checks the next part of the file, if that is still to be done, after some tokens. Not with the first ones, which have
-    /// to wait long enough.
-    fn verify_some(&mut self, tokens: usize) -> Result<()> {
-        let Some(verifier) = &mut self.verifier else { return Ok(()) };
-        let file = self.model.file();
-        let share = file.data_bytes() as usize / VERIFYING_TOKENS + 1;
-        if self.tokens_fed > tokens as u64 && verifier.advance(file, tokens * share)? {
-            self.verifier = None;
-        }
-        Ok(())
-    }
-
-    /// Checks what is left of a file that is [checked while running](crate::Verify::WhileRunning).
+    /// Writes on: an iterator of the pieces of text that follow, which ends by `rules` or the model's stop tokens.
     ///
     /// # Errors
-    /// [`ErrorKind::Checksum`](crate::ErrorKind::Checksum) if the file is damaged.
-    pub fn verify_rest(&mut self) -> Result<()> {
-        match self.verifier.take() {
-            Some(mut verifier) => verifier.advance(self.model.file(), usize::MAX).map(drop),
-            None => Ok(()),
+    /// If a stop text is empty.
+    pub fn generate<S: AsRef<str>>(&mut self, rules: &StopRules<'_, S>) -> Result<Generation<'_>> {
+        Generation::new(self, rules)
+    }
+
+    /// Samples the next token. Unless it is a stop token, it is counted and waits to be fed.
+    pub(crate) fn sample(&mut self) -> Result<u32> {
+        self.feed_pending()?;
+        let Snapshot { state, sampler, pending } = &mut self.text;
+        let token = self.engine.sample(state, sampler)?;
+        if !self.engine.model().chat().stop_tokens.contains(&token) {
+            sampler.accept(token);
+            *pending = Some(token);
         }
+        Ok(token)
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::error::ErrorKind;
-    use crate::format::{Heads, Version};
-
-    /// As large as a configuration may be.
-    fn largest() -> Config {
-        Config {
-            version: Version::V7,
-            n_layer: 1024,
-            n_embd: 1 << 20,
-            n_att: 1 << 20,
-            n_ffn: 1 << 20,
-            n_vocab: 1 << 20,
-            layer_norm_eps: 1e-5,
-            heads: Some(Heads { n_head: 1024, head_size: 1024, group_norm_eps: 64e-5 }),
-            mix_rank: None,
-            decay_rank: Some(8192),
-            iclr_rank: Some(8192),
-            value_rank: Some(8192),
-            gate_rank: Some(8192),
+    fn feed_pending(&mut self) -> Result<()> {
+        let Some(token) = self.text.pending else { return Ok(()) };
+        let read = self.text.state.tokens_read();
+        let result = self.engine.feed(&mut self.text.state, &[token]);
+        if self.text.state.tokens_read() > read {
+            self.text.pending = None;
         }
-    }
-
-    fn plan(n_layer: usize, address_space: usize) -> Result<Plan> {
-        let options = SessionOptions { threads: Some(MAX_THREADS), ..Default::default() };
-        Session::arena_plan_in(Measure::within(address_space), &Config { n_layer, ..largest() }, &options)
-    }
-
-    #[test]
-    fn a_model_too_large_for_the_address_space_has_no_plan() {
-        largest().validate().unwrap();
-        for address_space in [i32::MAX as usize, u32::MAX as usize] {
-            let error = plan(1024, address_space).unwrap_err();
-            assert!(matches!(error.kind(), ErrorKind::Unsupported(_)));
-            assert!(error.to_string().contains(&format!("more than {address_space} bytes")), "{error}");
-        }
-        // On 32 bits sizes end at those of a `usize`, and not at wrong ones.
-        assert_eq!(plan(1024, usize::MAX).is_ok(), cfg!(target_pointer_width = "64"));
-    }
-
-    #[test]
-    #[cfg(target_pointer_width = "64")]
-    fn a_plan_ends_exactly_at_the_address_space() {
-        let needed = plan(1, usize::MAX).unwrap().arena_bytes();
-        assert!(needed > 4 << 30);
-        plan(1, needed).unwrap();
-        plan(1, needed - 1).unwrap_err();
-        let plan = plan(1024, usize::MAX).unwrap();
-        // 1024 heads of 1024 x 1024 in each layer, and two vectors.
-        assert_eq!(plan.regions[0].bytes, 4 * 1024 * ((1 << 30) + (2 << 20)));
-        assert_eq!(plan.stack_bytes, 1023 * WORKER_STACK_BYTES);
-        assert!(plan.resident_bytes() > 4 << 40);
+        result
     }
 }

@@ -80,6 +80,24 @@ impl TextStream {
         Ok(self.status())
     }
 
+    /// As [`push`](Self::push), and appends the text to `out`.
+    pub fn push_to(&mut self, bytes: &[u8], out: &mut String) -> Status {
+        let _ = self.push(bytes, &mut appending(out));
+        self.status()
+    }
+
+    /// As [`finish`](Self::finish), and appends the text to `out`.
+    pub fn finish_to(&mut self, out: &mut String) -> Status {
+        let status = self.status();
+        let _ = self.finish(&mut appending(out));
+        status
+    }
+
+    /// Most bytes of text that are held back.
+    pub(crate) fn most_held(&self) -> usize {
+        self.held.capacity()
+    }
+
     /// Passes on what was held back: the text is over. The stream is then ready for another text.
     ///
     /// # Errors
@@ -187,6 +205,14 @@ impl TextStream {
             self.held.push_str(later);
         }
         result
+    }
+}
+
+/// A sink that cannot fail.
+fn appending(out: &mut String) -> impl FnMut(&str) -> io::Result<()> + '_ {
+    |text| {
+        out.push_str(text);
+        Ok(())
     }
 }
 

@@ -25,8 +25,6 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
-use arrayvec::ArrayVec;
-
 use crate::kernels::default_float_environment;
 
 /// Stack of one worker: kernels keep a few KiB of scratch there.
@@ -45,8 +43,34 @@ const JOBS_ALONE: [u32; 2] = [256, 1 << 16];
 
 type Work = dyn Fn() + Sync;
 
-/// Work on a range of slices that belong together: `(which slices, where the range begins, its part of each slice)`.
-pub type RangeWork<'a> = dyn Fn(usize, usize, &mut [&mut [f32]]) + Sync + 'a;
+/// Work on a range of the rows of a matrix: `(which matrix, where the range begins, its part of each row)`.
+pub type RangeWork<'a> = dyn Fn(usize, usize, &mut dyn Iterator<Item = &mut [f32]>) + Sync + 'a;
+
+/// Exclusive access to the rows of a matrix, `[rows, stride]`, of which the first `len` elements are meant.
+pub struct RowsMut<'a> {
+    data: &'a mut [f32],
+    stride: usize,
+    rows: usize,
+    len: usize,
+}
+
+impl<'a> RowsMut<'a> {
+    /// All rows of `data`, each whole.
+    pub fn new(data: &'a mut [f32], stride: usize) -> Self {
+        let rows = data.len().checked_div(stride).unwrap_or(0);
+        Self { data, stride, rows, len: stride }
+    }
+
+    /// The first `len` elements of the first `rows` rows.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn cut(self, rows: usize, len: usize) -> Self {
+        assert!(rows <= self.rows || len == 0, "{rows} rows of {}", self.rows);
+        assert!(len <= self.stride, "{len} elements of {}", self.stride);
+        Self { rows, len, ..self }
+    }
+}
 
 /// Lets the calling thread, and threads that it starts from now on, run on these CPUs only.
 ///
@@ -258,44 +282,42 @@ impl Pool {
         grain: usize,
         work: &(dyn Fn(usize, usize, &mut [f32]) + Sync),
     ) {
-        let outs = outs.map(|out| ArrayVec::<_, 1>::from([out]));
-        self.for_each_range_of_all(outs, grain, &|index, offset, outs| {
-            outs.iter_mut().for_each(|out| work(index, offset, out));
+        let outs = outs.map(|out| {
+            let len = out.len();
+            RowsMut::new(out, len).cut(1, len)
+        });
+        self.for_each_range_of_rows(outs, grain, &|index, offset, parts| {
+            parts.for_each(|part| work(index, offset, part));
         });
     }
 
-    /// As [`for_each_range`](Self::for_each_range), with up to `M` slices of the same length in the place of one: a part
-    /// is the same range of each of them.
+    /// As [`for_each_range`](Self::for_each_range), with the rows of a matrix in the place of one slice: a part is the same
+    /// range of every row.
     ///
     /// # Panics
-    /// As `for_each_range`, or if slices that belong together differ in length.
-    pub fn for_each_range_of_all<const N: usize, const M: usize>(
+    /// As `for_each_range`.
+    pub fn for_each_range_of_rows<const N: usize>(
         &mut self,
-        outs: [ArrayVec<&mut [f32], M>; N],
+        outs: [RowsMut<'_>; N],
         grain: usize,
         work: &RangeWork<'_>,
     ) {
-        let lens = outs.each_ref().map(|outs| outs.first().map_or(0, |out| out.len()));
-        let slices = outs.map(|outs| outs.into_iter().map(Part::new).collect::<ArrayVec<_, M>>());
-        let alike = |(slices, len): (&ArrayVec<Part<f32>, M>, &usize)| slices.iter().all(|s| s.len == *len);
-        assert!(slices.iter().zip(&lens).all(alike), "slices that belong together differ in length");
-        let grains: usize = lens.iter().map(|len| len.div_ceil(grain)).sum();
+        let matrices = outs.map(|RowsMut { data, stride, rows, len }| (Part::new(data), stride, rows, len));
+        let grains: usize = matrices.iter().map(|(.., len)| len.div_ceil(grain)).sum();
         let shares = Shares::new(grains, self.threads());
         let next = AtomicUsize::new(0);
-        let slices = &slices;
+        let matrices = &matrices;
         let take_shares = || {
             while let Some(mut share) = shares.get(next.fetch_add(1, Ordering::Relaxed)) {
-                for (index, (slices, len)) in slices.iter().zip(lens).enumerate() {
+                for (index, (data, stride, rows, len)) in matrices.iter().enumerate() {
                     let here = len.div_ceil(grain);
                     if share.start < here {
-                        let (start, end) = (share.start * grain, len.min(share.end * grain));
-                        let mut parts = ArrayVec::<_, M>::new();
-                        for slice in slices {
-                            // SAFETY: `next` gives every share to one thread only, shares do not overlap, and the
-                            // exclusive borrows in `outs` last until `run` returns.
-                            parts.push(unsafe { slice.chunk(start, end - start) });
-                        }
-                        work(index, start, &mut parts);
+                        let (start, end) = (share.start * grain, (*len).min(share.end * grain));
+                        // SAFETY: `next` gives every share to one thread only, shares do not overlap, and the exclusive
+                        // borrows in `outs` last until `run` returns. A row is longer than `end`, so parts of two rows
+                        // do not overlap either.
+                        let part = |row: usize| unsafe { data.chunk(row * stride + start, end - start) };
+                        work(index, start, &mut (0..*rows).map(part));
                     }
                     share = share.start.saturating_sub(here)..share.end.saturating_sub(here);
                     if share.is_empty() {
@@ -561,7 +583,39 @@ mod tests {
                 assert_eq!(numbers(threads, lens, grain), expected, "{threads} threads, grain {grain}");
             }
         }
-        assert_eq!(numbers(3, [0, 0, 0], 4), vec![vec![]; 3]);
+        assert_eq!(numbers(3, [0, 0, 0], 4), vec![Vec::<f32>::new(); 3]);
+    }
+
+    #[test]
+    fn a_part_of_a_matrix_is_the_same_range_of_every_row() {
+        for (threads, rows, len) in [(1, 3, 70), (3, 3, 70), (2, 1, 70), (2, 4, 72), (2, 0, 72), (3, 4, 0)] {
+            let mut matrix = vec![0.0; 4 * 72];
+            let mut other = vec![0.0; 10];
+            let outs = [RowsMut::new(&mut matrix, 72).cut(rows, len), RowsMut::new(&mut other, 5).cut(2, 5)];
+            Pool::new(threads).unwrap().for_each_range_of_rows(outs, 16, &|which, start, parts| {
+                assert!(start.is_multiple_of(16));
+                for (row, part) in parts.enumerate() {
+                    assert!(part.len() <= 70 - 70.min(start) + 2);
+                    for (i, value) in part.iter_mut().enumerate() {
+                        *value += (1000 * (which + 1) + 100 * row + start + i) as f32;
+                    }
+                }
+            });
+            for (row, values) in matrix.chunks(72).enumerate() {
+                for (i, &value) in values.iter().enumerate() {
+                    let written = row < rows && i < len;
+                    let expected = if written { 1000 + 100 * row + i } else { 0 };
+                    assert_eq!(value, expected as f32, "row {row}, element {i} of {rows} x {len}");
+                }
+            }
+            assert_eq!(other[9], 2104.0);
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "3 rows of 2")]
+    fn more_rows_than_there_are_are_refused() {
+        RowsMut::new(&mut [0.0; 10], 5).cut(3, 5);
     }
 
     #[test]

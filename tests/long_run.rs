@@ -20,19 +20,19 @@ fn run(name: &str) {
         let mut session = session(&model, 1);
         let tokens = token_walk(TOKENS, model.config().n_vocab);
         let (early, late) = tokens.split_at(TOKENS / 100);
-        early.iter().for_each(|&token| session.feed(token).unwrap());
-        let early_norm = norm(session.state().values());
+        early.iter().for_each(|&token| session.feed(&[token]).unwrap());
+        let early_norm = norm(&session.state().to_values());
         let early_rss = cpu::peak_rss_bytes();
-        late.iter().for_each(|&token| session.feed(token).unwrap());
-        let state = session.state();
-        assert!(state.values().iter().all(|x| !x.is_nan()), "{name}, {dtype}");
-        let growth = norm(state.values()) / early_norm;
+        late.iter().for_each(|&token| session.feed(&[token]).unwrap());
+        let state = session.state().to_values();
+        assert!(state.iter().all(|x| !x.is_nan()), "{name}, {dtype}");
+        let growth = norm(&state) / early_norm;
         assert!((0.5..2.0).contains(&growth), "{name}, {dtype}: the state's norm changed by {growth}");
         if let (Some(early), Some(late)) = (early_rss, cpu::peak_rss_bytes()) {
             let grown = late.saturating_sub(early);
             assert!(grown < 1 << 20, "{name}, {dtype}: memory grew by {grown} bytes");
         }
-        assert!(session.forward(1).unwrap().iter().all(|x| x.is_finite()), "{name}, {dtype}");
+        assert!(session.logits().unwrap().iter().all(|x| x.is_finite()), "{name}, {dtype}");
     }
 }
 

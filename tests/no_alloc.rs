@@ -6,8 +6,6 @@
 mod allocations;
 mod common;
 
-use std::sync::Arc;
-
 use allocations::generate_without_allocating;
 use common::{VERSIONS, fixture, model, root};
 use rwkv_edge::kernels::DType;
@@ -18,7 +16,7 @@ const TOKENS: usize = 1000;
 
 fn main() {
     let path = root().join("models/fairy-int8.rwkv");
-    generate_without_allocating(&Arc::new(Model::open(&path, &LoadOptions::default()).unwrap()), TOKENS);
+    generate_without_allocating(&Model::open(&path, &LoadOptions::default()).unwrap(), TOKENS);
     for (version, dtype) in VERSIONS.iter().flat_map(|version| DType::ALL.map(|dtype| (version, dtype))) {
         let model = model(&fixture(&format!("{version}-tiny.pth")), dtype, None);
         generate_without_allocating(&model, TOKENS);

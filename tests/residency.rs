@@ -61,8 +61,8 @@ fn of_the_embedding_only_pages_around_the_last_row_are_resident() {
     let model = open(&path, None);
     let mut session = session(&model, 1);
     let tokens = (0..64).map(|i| i * 1021);
-    tokens.for_each(|token| session.feed(token).unwrap());
-    session.forward(1).unwrap();
+    tokens.for_each(|token| session.feed(&[token]).unwrap());
+    session.logits().unwrap();
 
     let embedding = model.file().tensor("emb.weight").unwrap().len;
     let rest = model.file().file_len() - embedding;

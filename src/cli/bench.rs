@@ -12,7 +12,7 @@ use rwkv_edge::format::SamplingParams;
 use rwkv_edge::kernels::{Kernels, MAX_READ_STREAMS};
 use rwkv_edge::model::{Phase, Profile, Traffic};
 use rwkv_edge::threads::Pool;
-use rwkv_edge::{Model, Savings, Session, SessionOptions, Verify, console, cpu};
+use rwkv_edge::{Engine, EngineOptions, Model, Shortcuts, Snapshot, State, Verify, console, cpu};
 
 use super::{KernelArgs, load, model_name};
 
@@ -128,25 +128,33 @@ fn measure_undisturbed(args: &BenchArgs, model: &Arc<Model>, threads: usize) -> 
 
 fn measure(args: &BenchArgs, model: &Arc<Model>, threads: usize) -> Result<Measured> {
     let sampling = match args.choose {
-        Choice::Greedy => Some(SamplingParams { temperature: 0.0, ..model.chat().sampling }),
-        Choice::Sample | Choice::Logits => None,
+        Choice::Greedy => SamplingParams { temperature: 0.0, ..model.chat().sampling },
+        Choice::Sample | Choice::Logits => model.chat().sampling,
     };
-    let without = Savings {
-        sparse_value: args.without.contains(&Saving::SparseValue),
-        shortlist: args.without.contains(&Saving::Shortlist),
-        prompt_chunks: args.without.contains(&Saving::PromptChunks),
+    let without = |saving| args.without.contains(&saving);
+    let mut options = EngineOptions {
+        threads: Some(threads),
+        shortcuts: Shortcuts {
+            sparse_ffn: !without(Saving::SparseValue),
+            head_shortlist: !without(Saving::Shortlist),
+        },
+        ..EngineOptions::default()
     };
-    let options = SessionOptions { threads: Some(threads), sampling, seed: SEED, without };
-    let mut session = Session::new(Arc::clone(model), &options)?;
+    if without(Saving::PromptChunks) {
+        options.prompt_chunk = 1;
+    }
+    let mut engine = Engine::new(Arc::clone(model), &options)?;
+    let Snapshot { mut state, mut sampler, .. } = Snapshot::new(model, sampling, SEED)?;
     let n_vocab = model.config().n_vocab as u32;
     // A fixed pseudo-random walk over the vocabulary: the work does not depend on what a token says.
     let token = |i: u32| i.wrapping_mul(2_654_435_761) % n_vocab;
-    let decode = |session: &mut Session, i| {
+    let mut decode = |engine: &mut Engine<'_>, state: &mut State, i| {
+        engine.feed(state, &[token(i)])?;
         if args.choose == Choice::Logits {
-            session.forward(token(i))?;
+            engine.logits(state)?;
         } else {
-            session.prompt(&[token(i)])?;
-            session.next_token()?;
+            let chosen = engine.sample(state, &mut sampler)?;
+            sampler.accept(chosen);
         }
         anyhow::Ok(())
     };
@@ -156,36 +164,37 @@ fn measure(args: &BenchArgs, model: &Arc<Model>, threads: usize) -> Result<Measu
     latencies.try_reserve_exact(args.n_tokens as usize).context("-n asks for too many tokens")?;
     let prompt: Vec<u32> = (0..args.n_prompt).map(token).collect();
     let started = Instant::now();
-    session.prompt(&prompt)?;
+    engine.feed(&mut state, &prompt)?;
+    engine.logits(&state)?;
     let prompt = f64::from(args.n_prompt) / started.elapsed().as_secs_f64();
-    (0..args.n_tokens.div_ceil(4)).try_for_each(|i| decode(&mut session, i))?;
+    (0..args.n_tokens.div_ceil(4)).try_for_each(|i| decode(&mut engine, &mut state, i))?;
 
-    let before = session.traffic();
+    let before = engine.traffic();
     let mut rounds = Vec::new();
     let mut bandwidth = yardstick.read();
     let mut passes = vec![bandwidth];
     while latencies.len() < args.n_tokens as usize {
         let first = latencies.len();
-        let traffic = session.traffic();
-        session.measure_time(args.profile);
+        let traffic = engine.traffic();
+        engine.measure_time(args.profile);
         // As much decoding as reading, so that both meet the same weather.
         let until = Instant::now() + Duration::from_secs_f64(yardstick.bytes.len() as f64 / bandwidth);
         while latencies.len() < args.n_tokens as usize && (latencies.len() == first || Instant::now() < until)
         {
             let started = Instant::now();
-            decode(&mut session, latencies.len() as u32)?;
+            decode(&mut engine, &mut state, latencies.len() as u32)?;
             latencies.push(started.elapsed());
         }
-        session.measure_time(false);
+        engine.measure_time(false);
         let seconds = latencies[first..].iter().sum::<Duration>().as_secs_f64();
-        let read = (session.traffic() - traffic).bytes() as f64 / seconds;
+        let read = (engine.traffic() - traffic).bytes() as f64 / seconds;
         let after = yardstick.read();
         rounds.push(Round { bandwidth: 0.5 * (bandwidth + after), read });
         passes.push(after);
         bandwidth = after;
     }
     latencies.sort_unstable();
-    let (traffic, profile) = (session.traffic() - before, session.profile());
+    let (traffic, profile) = (engine.traffic() - before, engine.profile());
     Ok(Measured { threads, prompt, latencies, traffic, profile, rounds, passes })
 }
 
@@ -229,7 +238,7 @@ impl Measured {
 
     /// Share of the inputs of `ffn.value` that are zero.
     fn zeros(&self) -> f64 {
-        1.0 - self.traffic.live_columns as f64 / self.traffic.columns.max(1) as f64
+        1.0 - self.traffic.active_columns as f64 / self.traffic.columns.max(1) as f64
     }
 
     /// Share of the rows of the head's residual that were read; `None` for a plain head.

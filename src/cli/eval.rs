@@ -44,34 +44,33 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
         check_comparable(&model, reference)?;
     }
     let start = &model.chat().start_tokens;
-    let mut tokens = start.clone();
-    model.tokenizer()?.encode(&text, &mut tokens)?;
+    let mut tokens = model.encode_prompt(&text)?;
     tokens.truncate(args.max_tokens.map_or(tokens.len(), |n| n.saturating_add(start.len())));
     let first = start.len().max(1);
     ensure!(tokens.len() > first, "{}: too short to predict anything", args.text.display());
 
-    let options = SessionOptions { threads: args.model.compute.threads(), ..Default::default() };
+    let options = SessionOptions::with_threads(args.model.compute.threads());
     let mut session = Session::new(Arc::clone(&model), &options)?;
     let mut other = reference.map(|model| Session::new(model, &options)).transpose()?;
     let mut totals = Totals::default();
     let mut progress = Progress::new(tokens.len() - first);
     for (i, pair) in tokens.windows(2).enumerate() {
+        session.feed(&pair[..1])?;
+        if let Some(other) = &mut other {
+            other.feed(&pair[..1])?;
+        }
         if i + 1 < first {
-            session.feed(pair[0])?;
-            if let Some(other) = &mut other {
-                other.feed(pair[0])?;
-            }
             continue;
         }
-        let logits = LogSoftmax::new(session.forward(pair[0])?);
+        let logits = LogSoftmax::new(session.logits()?);
         totals.predict(&logits, pair[1]);
         if let Some(other) = &mut other {
-            totals.compare(&LogSoftmax::new(other.forward(pair[0])?), &logits);
+            totals.compare(&LogSoftmax::new(other.logits()?), &logits);
         }
         progress.step(&totals);
     }
     drop(progress);
-    let tokenizer = model.tokenizer()?;
+    let tokenizer = model.tokenizer();
     let bytes: usize = tokens[first..].iter().map(|&id| tokenizer.token(id).len()).sum();
     totals.report(bytes)
 }

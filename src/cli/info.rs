@@ -37,7 +37,7 @@ pub(super) fn run(args: &InfoArgs) -> Result<()> {
     // Before threads are kept to the cores that this finds.
     let default_threads = DefaultThreads::detect();
     let threads = compute.threads();
-    let session = SessionOptions { threads, ..Default::default() };
+    let session = SessionOptions::with_threads(threads);
     writeln!(out, "memory plan")?;
     write!(out, "{}", Session::plan(&model, &session)?)?;
     let available: Vec<_> = Isa::ALL.iter().filter(|isa| isa.is_available()).map(|isa| isa.name()).collect();

@@ -1,11 +1,10 @@
 //! `rwkv-edge logits`: the numbers themselves, for comparisons with other implementations.
 
 use std::io::Write;
-use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Args;
-use rwkv_edge::{Session, SessionOptions, Verify, console};
+use rwkv_edge::{Engine, Verify, console};
 
 use super::ModelArgs;
 
@@ -22,12 +21,12 @@ pub(super) struct LogitsArgs {
 }
 
 pub(super) fn run(args: &LogitsArgs) -> Result<()> {
-    let Some((&last, rest)) = args.tokens.split_last() else { bail!("--tokens is empty") };
-    let options = SessionOptions { threads: args.model.compute.threads(), ..Default::default() };
-    let mut session = Session::new(Arc::clone(&args.model.load(Verify::AtOnce)?), &options)?;
-    session.feed_all(rest)?;
+    let options = args.model.compute.engine_options();
+    let mut engine = Engine::new(args.model.load(Verify::AtOnce)?, &options)?;
+    let mut state = engine.model().initial_state()?;
+    engine.feed(&mut state, &args.tokens)?;
     let mut out = console::stdout();
-    for logit in session.forward(last)? {
+    for logit in engine.logits(&state)? {
         if args.binary {
             out.write_all(&logit.to_le_bytes())?;
         } else {

@@ -17,7 +17,7 @@ use rwkv_edge::cpu::DefaultThreads;
 use rwkv_edge::format::MappingKind;
 use rwkv_edge::kernels::Isa;
 use rwkv_edge::printable::Printable;
-use rwkv_edge::{LoadOptions, Model, Verify, console, signals};
+use rwkv_edge::{EngineOptions, LoadOptions, Model, Verify, console, signals};
 
 /// Run RWKV language models on small CPUs
 #[derive(Parser)]
@@ -83,7 +83,12 @@ impl ModelArgs {
 }
 
 impl ComputeArgs {
-    /// How many threads a session gets. Unless they were asked for, all from here on keep to the fast cores.
+    /// The default options with these threads.
+    fn engine_options(&self) -> EngineOptions {
+        EngineOptions { threads: self.threads(), ..EngineOptions::default() }
+    }
+
+    /// How many threads an engine gets. Unless they were asked for, all from here on keep to the fast cores.
     fn threads(&self) -> Option<usize> {
         if self.threads.is_none() {
             DefaultThreads::detect().keep_to_fast_cores();
@@ -99,7 +104,7 @@ fn model_name(path: Option<&PathBuf>) -> String {
 
 fn load(path: Option<&PathBuf>, args: &KernelArgs, verify: Verify) -> Result<Arc<Model>> {
     let verify = if args.no_verify { Verify::Never } else { verify };
-    let options = LoadOptions { isa: args.isa, verify, transient: false };
+    let options = LoadOptions { isa: args.isa, verify, low_memory: false };
     let model = match path {
         Some(path) => Model::open(path, &options)?,
         None => builtin_model(&options)?,
@@ -111,7 +116,7 @@ fn load(path: Option<&PathBuf>, args: &KernelArgs, verify: Verify) -> Result<Arc
             "rwkv-edge: {path}: cannot be mapped here: all {bytes} bytes are in memory"
         ));
     }
-    Ok(Arc::new(model))
+    Ok(model)
 }
 
 /// Says on standard error if a text looks like UTF-16, which a model reads as nonsense.
@@ -137,12 +142,12 @@ fn looks_like_utf16(text: &[u8]) -> bool {
 }
 
 #[cfg(feature = "builtin-model")]
-fn builtin_model(options: &LoadOptions) -> Result<Model> {
+fn builtin_model(options: &LoadOptions) -> Result<Arc<Model>> {
     Ok(Model::from_static(rwkv_edge::builtin::fairy(), options)?)
 }
 
 #[cfg(not(feature = "builtin-model"))]
-fn builtin_model(_options: &LoadOptions) -> Result<Model> {
+fn builtin_model(_options: &LoadOptions) -> Result<Arc<Model>> {
     anyhow::bail!("this build has no built-in model: name a .rwkv file")
 }
 

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use rwkv_edge::text::{Status, TextStream};
-use rwkv_edge::{Model, SamplingParams, Session, SessionOptions, Verify, console, input, signals};
+use rwkv_edge::{
+    End, Model, SamplingParams, Session, SessionOptions, StopRules, Verify, console, input, signals,
+};
 
 use super::{ModelArgs, hint_at_utf16};
 
@@ -62,7 +63,7 @@ pub(super) fn run(args: &RunArgs) -> Result<()> {
     let result = args.write_text(&mut session, &model, &prompt, interrupted);
     // A damaged file is the reason for whatever else went wrong. Whoever interrupts does not want to wait.
     if !matches!(result, Ok(Written { complete: false, .. })) {
-        session.verify_rest()?;
+        model.verify_rest()?;
     }
     let written = result?;
     args.summary(&session, &written, options.seed);
@@ -83,20 +84,19 @@ impl RunArgs {
         interrupted: &AtomicBool,
     ) -> Result<Written> {
         let started = Instant::now();
-        let mut tokens = model.chat().start_tokens.clone();
-        model.tokenizer()?.encode(prompt, &mut tokens)?;
+        let tokens = model.encode_prompt(prompt)?;
         let mut fed = 0;
-        for chunk in tokens.chunks(Session::MAX_TOKENS) {
+        for chunk in tokens.chunks(session.engine().options().prompt_chunk) {
             if interrupted.load(Ordering::Relaxed) {
                 break;
             }
+            session.feed(chunk)?;
             fed += chunk.len();
-            if fed < tokens.len() { session.feed_all(chunk)? } else { session.prompt(chunk)? }
         }
         let prompt_rate = Rate { tokens: fed as u64, time: started.elapsed() };
 
         let started = Instant::now();
-        let (tokens, complete) = self.generate(session, model, interrupted)?;
+        let (tokens, complete) = self.generate(session, interrupted)?;
         Ok(Written { prompt: prompt_rate, text: Rate { tokens, time: started.elapsed() }, complete })
     }
 
@@ -116,7 +116,7 @@ impl RunArgs {
     fn session_options(&self, model: &Model) -> SessionOptions {
         let defaults = model.chat().sampling;
         SessionOptions {
-            threads: self.model.compute.threads(),
+            engine: self.model.compute.engine_options(),
             sampling: Some(SamplingParams {
                 temperature: self.temperature.unwrap_or(defaults.temperature),
                 top_p: self.top_p.unwrap_or(defaults.top_p),
@@ -126,42 +126,28 @@ impl RunArgs {
                 penalty_decay: self.penalty_decay.unwrap_or(defaults.penalty_decay),
             }),
             seed: self.seed.unwrap_or_else(clock_seed),
-            ..Default::default()
         }
     }
 
     /// Streams text to standard output until a stop rule, the limit or a signal. Returns the tokens generated, and
     /// whether they are all.
-    fn generate(
-        &self,
-        session: &mut Session,
-        model: &Model,
-        interrupted: &AtomicBool,
-    ) -> Result<(u64, bool)> {
-        let tokenizer = model.tokenizer()?;
-        let stops: Vec<&str> = self.stop.iter().map(String::as_str).collect();
-        let mut text = TextStream::new(&stops)?;
+    fn generate(&self, session: &mut Session, interrupted: &AtomicBool) -> Result<(u64, bool)> {
+        let max_tokens = (self.n_tokens > 0).then_some(self.n_tokens);
+        let mut text = session.generate(&StopRules { max_tokens, stop_texts: &self.stop })?;
         let mut out = console::stdout();
-        let (mut generated, mut complete) = (0, true);
-        while self.n_tokens == 0 || generated < self.n_tokens {
+        loop {
             if interrupted.load(Ordering::Relaxed) {
-                complete = false;
-                break;
+                text.end_here();
             }
-            let Some(token) = session.next_token()? else { break };
-            generated += 1;
-            let status = text.push(tokenizer.token(token), &mut |piece| out.write_all(piece.as_bytes()))?;
+            let Some(piece) = text.next_piece()? else { break };
+            out.write_all(piece.as_bytes())?;
             out.flush()?;
-            if status == Status::Stopped {
-                break;
-            }
         }
-        text.finish(&mut |piece| out.write_all(piece.as_bytes()))?;
         if io::stdout().is_terminal() {
             writeln!(out)?;
         }
         out.flush()?;
-        Ok((generated, complete))
+        Ok((text.tokens(), text.end() != Some(End::Caller)))
     }
 
     fn summary(&self, session: &Session, written: &Written, seed: u64) {
@@ -173,7 +159,7 @@ impl RunArgs {
             self.model.name(),
             model.config().version,
             model.kernels().isa(),
-            session.threads(),
+            session.engine().options().thread_count(),
             console::peak_rss(),
         ));
     }

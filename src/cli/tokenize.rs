@@ -19,7 +19,7 @@ pub(super) struct TokenizeArgs {
 
 pub(super) fn run(args: &TokenizeArgs) -> Result<()> {
     let model = args.model.load(Verify::Never)?;
-    let tokenizer = model.tokenizer()?;
+    let tokenizer = model.tokenizer();
     let input = input::read_stream(&mut console::Stdin).context("standard input")?;
     let mut out = console::stdout();
     if args.decode {

@@ -7,14 +7,16 @@ use crate::error::{ErrorKind, Result};
 /// Bytes that are checked before those of rarely used tensors are given back.
 const SLICE_BYTES: usize = 1 << 20;
 
-/// How far a file's tensors have been checked. Does not allocate.
-#[derive(Debug)]
+/// How far a file's tensors have been checked. Allocates nothing, unless one is damaged.
+#[derive(Debug, Default)]
 pub struct Verifier {
     /// Index of the tensor that is being checked.
     tensor: usize,
     /// Bytes of it that went into the hash.
     done: usize,
     hasher: crc32fast::Hasher,
+    /// The damaged tensor, once it was found.
+    damaged: Option<String>,
 }
 
 impl Verifier {
@@ -32,15 +34,18 @@ impl Verifier {
             }
             end = range.end;
         }
-        Ok(Self { tensor: 0, done: 0, hasher: crc32fast::Hasher::new() })
+        Ok(Self::default())
     }
 
     /// Checks about `bytes` more of the tensors that have a checksum of their own, and returns whether all are checked.
-    /// The error of a damaged tensor comes when its last byte was read.
+    /// The error of a damaged tensor comes when its last byte was read, and of every call from then on.
     ///
     /// # Errors
     /// [`ErrorKind::Checksum`] naming the damaged tensor.
     pub fn advance(&mut self, file: &ModelFile, bytes: usize) -> Result<bool> {
+        if let Some(what) = self.damaged.clone() {
+            return Err(file.annotate(ErrorKind::Checksum { what }.into()));
+        }
         let mut left = bytes;
         while let Some(tensor) = file.tensors().get(self.tensor) {
             if left == 0 {
@@ -60,8 +65,8 @@ impl Verifier {
                     continue;
                 }
                 if std::mem::take(&mut self.hasher).finalize() != tensor.crc32 {
-                    let what = format!("tensor {}", tensor.name);
-                    return Err(file.annotate(ErrorKind::Checksum { what }.into()));
+                    self.damaged = Some(format!("tensor {}", tensor.name));
+                    return self.advance(file, 0);
                 }
             }
             (self.tensor, self.done) = (self.tensor + 1, 0);

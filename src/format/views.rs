@@ -1,10 +1,13 @@
 //! Handles of checked tensors, and the views they give.
 
-use rwkv_edge_kernels::layout::{DType, LayoutError, Matrix, Records};
+use rwkv_edge_kernels::layout::{DType, Matrix, Records};
 
 use super::reader::ModelFile;
 use super::tensor::{ElementType, TensorInfo, TensorLayout, describe};
 use crate::error::{Error, ErrorKind, Result};
+
+/// A handle is made by the file that it is used with.
+const WRONG_FILE: &str = "a tensor handle of another model file was used";
 
 /// Where a tensor lies in the file it was looked up in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,36 +108,34 @@ impl ModelFile {
 
     /// The matrix behind a handle of this file.
     ///
-    /// # Errors
+    /// # Panics
     /// If the handle is of another file.
-    pub fn matrix(&self, r: MatrixRef) -> Result<Matrix<'_>> {
-        let bytes = self.at(r.place)?;
-        Matrix::new(r.dtype, r.rows, r.cols, r.scale, bytes).map_err(|error| self.foreign(error))
+    pub fn matrix(&self, r: MatrixRef) -> Matrix<'_> {
+        Matrix::new(r.dtype, r.rows, r.cols, r.scale, self.at(r.place)).expect(WRONG_FILE)
     }
 
     /// The records behind a handle of this file.
     ///
-    /// # Errors
+    /// # Panics
     /// If the handle is of another file.
-    pub fn records(&self, r: RecordsRef) -> Result<Records<'_>> {
-        let bytes = self.at(r.place)?;
-        Records::new(r.dtype, r.count, r.value_count, r.scale, bytes).map_err(|error| self.foreign(error))
+    pub fn records(&self, r: RecordsRef) -> Records<'_> {
+        Records::new(r.dtype, r.count, r.value_count, r.scale, self.at(r.place)).expect(WRONG_FILE)
     }
 
     /// The f32 vector behind a handle of this file.
     ///
-    /// # Errors
+    /// # Panics
     /// If the handle is of another file.
-    pub fn vector(&self, r: VectorRef) -> Result<&[f32]> {
-        bytemuck::try_cast_slice(self.at(r.place)?).map_err(|error| self.foreign(error))
+    pub fn vector(&self, r: VectorRef) -> &[f32] {
+        bytemuck::try_cast_slice(self.at(r.place)).expect(WRONG_FILE)
     }
 
     /// The u32 vector behind a handle of this file.
     ///
-    /// # Errors
+    /// # Panics
     /// If the handle is of another file.
-    pub fn u32s(&self, r: U32Ref) -> Result<&[u32]> {
-        bytemuck::try_cast_slice(self.at(r.place)?).map_err(|error| self.foreign(error))
+    pub fn u32s(&self, r: U32Ref) -> &[u32] {
+        bytemuck::try_cast_slice(self.at(r.place)).expect(WRONG_FILE)
     }
 
     /// Checks one record against its checksum. Records without checksums of their own pass: the tensor as a
@@ -144,8 +145,8 @@ impl ModelFile {
     /// [`ErrorKind::Checksum`] if it does not match, or if there is no such record.
     pub fn verify_record(&self, r: RecordsRef, index: usize) -> Result<()> {
         let Some(checksums) = r.checksums else { return Ok(()) };
-        let records = self.records(r)?;
-        let expected = self.u32s(checksums)?.get(index).filter(|_| index < records.count());
+        let records = self.records(r);
+        let expected = self.u32s(checksums).get(index).filter(|_| index < records.count());
         let Some(&expected) = expected else {
             let count = records.count();
             return Err(self.annotate(Error::invalid(format!("there is no record {index} in {count}"))));
@@ -194,12 +195,7 @@ impl ModelFile {
         Place { start: range.start, len: range.len() }
     }
 
-    fn at(&self, place: Place) -> Result<&[u8]> {
-        let bytes = self.mapping().get(place.start..).and_then(|bytes| bytes.get(..place.len));
-        bytes.ok_or_else(|| self.foreign(LayoutError::Shape))
-    }
-
-    fn foreign(&self, error: impl std::fmt::Display) -> Error {
-        self.annotate(Error::invalid(format!("a tensor handle of another model file was used: {error}")))
+    fn at(&self, place: Place) -> &[u8] {
+        self.mapping().get(place.start..).and_then(|bytes| bytes.get(..place.len)).expect(WRONG_FILE)
     }
 }

@@ -1,12 +1,13 @@
-//! The one block of memory that a session computes in.
+//! The memory that an engine computes in, and that of a text's state.
 
 use std::io;
+use std::ops::{Deref, DerefMut};
 
 use bytemuck::{Pod, Zeroable};
 use memmap2::MmapMut;
 
-use super::{Buffers, Plan};
-use crate::error::Result;
+use super::Buffers;
+use crate::error::{Error, Result};
 
 /// A cache line; the unit in which buffers are aligned and padded.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -18,44 +19,100 @@ pub(super) fn lines_bytes<T>(len: usize) -> Option<usize> {
     len.checked_mul(size_of::<T>())?.checked_next_multiple_of(size_of::<Line>())
 }
 
-/// One zeroed mapping of the size that a [`Plan`] states.
+/// Zeroed memory that asks for large pages.
 ///
-/// It asks for large pages: a recurrent state of megabytes is read and written for every token, and each small page
-/// costs a fault at the start and a look-up of its address from then on. Where the system has none, nothing changes.
-pub struct Arena {
-    bytes: MmapMut,
+/// A recurrent state of megabytes is read and written for every token: each small page costs a fault at the start and a
+/// look-up of its address from then on. Where the system has no large pages, nothing changes.
+fn map(bytes: usize) -> io::Result<MmapMut> {
+    let memory = MmapMut::map_anon(bytes).map_err(|error| {
+        io::Error::new(error.kind(), format!("no memory for {bytes} bytes of buffers: {error}"))
+    })?;
+    #[cfg(target_os = "linux")]
+    let _ = memory.advise(memmap2::Advice::HugePage);
+    Ok(memory)
 }
 
-impl Arena {
-    /// Allocates what `plan` asks for.
+/// The buffers of an engine, of the size that a [`MemoryPlan`](super::MemoryPlan) states.
+pub struct Arena<'m> {
+    memory: Memory<'m>,
+}
+
+enum Memory<'m> {
+    Own(MmapMut),
+    Callers(&'m mut [Line]),
+}
+
+impl<'m> Arena<'m> {
+    /// Allocates `bytes` bytes.
     ///
     /// # Errors
-    /// If there is no room for it.
-    pub fn new(plan: &Plan) -> Result<Self> {
-        let len = plan.arena_bytes();
-        let bytes = MmapMut::map_anon(len).map_err(|error| {
-            io::Error::new(error.kind(), format!("no memory for {len} bytes of buffers: {error}"))
+    /// If there is no room for them.
+    pub fn new(bytes: usize) -> Result<Self> {
+        Ok(Self { memory: Memory::Own(map(bytes)?) })
+    }
+
+    /// Uses the first `bytes` bytes of `memory`, and makes them zero.
+    ///
+    /// # Errors
+    /// If there are fewer, or they do not begin at a multiple of 64.
+    pub fn within(memory: &'m mut [u8], bytes: usize) -> Result<Self> {
+        let (found, at) = (memory.len(), memory.as_ptr().addr());
+        let memory = memory.get_mut(..bytes).ok_or_else(|| {
+            Error::invalid(format!("the buffers need {bytes} bytes of memory; they were given {found}"))
         })?;
-        #[cfg(target_os = "linux")]
-        let _ = bytes.advise(memmap2::Advice::HugePage);
-        Ok(Self { bytes })
+        let lines = bytemuck::try_cast_slice_mut(memory).map_err(|_| {
+            Error::invalid(format!("the memory for buffers begins at {at}, no multiple of 64"))
+        })?;
+        lines.fill(Line([0; 64]));
+        Ok(Self { memory: Memory::Callers(lines) })
     }
 
     /// Starts cutting buffers from the beginning, in the order of the plan.
     pub(crate) fn carve(&mut self) -> Carve<'_> {
-        Carve { rest: bytemuck::cast_slice_mut(&mut self.bytes) }
+        match &mut self.memory {
+            Memory::Own(bytes) => Carve { rest: bytemuck::cast_slice_mut(bytes) },
+            Memory::Callers(lines) => Carve { rest: lines },
+        }
     }
 }
 
-/// A part of an [`Arena`].
-pub(crate) struct Rest<'a> {
-    lines: &'a mut [Line],
+/// A vector of f32 in memory that asks for large pages.
+pub(crate) struct Floats {
+    memory: MmapMut,
 }
 
-impl Rest<'_> {
-    /// Starts cutting buffers from the beginning of the part.
-    pub(crate) fn carve(&mut self) -> Carve<'_> {
-        Carve { rest: self.lines }
+impl Floats {
+    /// `len` zeros.
+    ///
+    /// # Errors
+    /// If there is no room for them.
+    pub(crate) fn zeroed(len: usize) -> io::Result<Self> {
+        let bytes = len.checked_mul(size_of::<f32>()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { memory: map(bytes)? })
+    }
+}
+
+impl Deref for Floats {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        bytemuck::cast_slice(&self.memory)
+    }
+}
+
+impl DerefMut for Floats {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        bytemuck::cast_slice_mut(&mut self.memory)
+    }
+}
+
+impl Clone for Floats {
+    /// # Panics
+    /// If there is no memory for the copy.
+    fn clone(&self) -> Self {
+        let mut copy = Self::zeroed(self.len()).expect("memory for a copy of a state");
+        copy.copy_from_slice(self);
+        copy
     }
 }
 
@@ -65,11 +122,6 @@ pub(crate) struct Carve<'a> {
 }
 
 impl<'a> Carve<'a> {
-    /// What was not cut yet, to be cut more than once.
-    pub(crate) fn rest(self) -> Rest<'a> {
-        Rest { lines: self.rest }
-    }
-
     fn take<T: Pod>(&mut self, len: usize) -> &'a mut [T] {
         let lines = len.div_ceil(size_of::<Line>() / size_of::<T>());
         let (lines, rest) = std::mem::take(&mut self.rest).split_at_mut(lines);
@@ -105,26 +157,51 @@ mod tests {
         [buffers.f32s("a", 1000).len(), buffers.i8s("b", 70).len(), buffers.u32s("a", 3).len()]
     }
 
-    #[test]
-    fn an_arena_has_the_bytes_of_its_plan_and_they_are_zero() {
+    fn planned() -> usize {
         let mut measure = Measure::default();
         take(&mut measure);
-        let plan = Plan { regions: measure.into_regions().unwrap(), ..Plan::default() };
-        let mut arena = Arena::new(&plan).unwrap();
-        assert_eq!((plan.arena_bytes(), arena.bytes.len()), (4032 + 128 + 64, 4032 + 128 + 64));
-        assert!(arena.bytes.iter().all(|&byte| byte == 0));
-        let mut carve = arena.carve();
-        assert_eq!(take(&mut carve), [1000, 70, 3]);
-        assert!(carve.rest.is_empty());
+        measure.into_regions().unwrap().iter().map(|region| region.bytes).sum()
+    }
+
+    #[test]
+    fn an_arena_has_the_bytes_of_its_plan_and_they_are_zero() {
+        assert_eq!(planned(), 4032 + 128 + 64);
+        let mut memory = vec![[1u8; 64]; 70];
+        let memory = memory.as_flattened_mut();
+        let aligned = memory.as_ptr().align_offset(64);
+        let callers = &mut memory[aligned..];
+        for mut arena in [Arena::new(planned()).unwrap(), Arena::within(callers, planned()).unwrap()] {
+            let mut carve = arena.carve();
+            assert!(bytemuck::cast_slice::<_, u8>(carve.rest).iter().all(|&byte| byte == 0));
+            assert_eq!(take(&mut carve), [1000, 70, 3]);
+            assert!(carve.rest.is_empty());
+        }
+    }
+
+    #[test]
+    fn memory_that_is_too_small_or_begins_inside_a_line_is_refused() {
+        let mut memory = [0u8; 64 * 3];
+        let aligned = memory.as_ptr().align_offset(64);
+        Arena::within(&mut memory[aligned..], 128).unwrap();
+        let error = Arena::within(&mut memory[aligned..][..127], 128).err().unwrap();
+        assert_eq!(error.to_string(), "the buffers need 128 bytes of memory; they were given 127");
+        let error = Arena::within(&mut memory[(aligned + 4) % 64..], 64).err().unwrap();
+        assert!(error.to_string().ends_with("no multiple of 64"), "{error}");
     }
 
     #[test]
     fn an_arena_that_no_memory_is_large_enough_for_is_an_error() {
-        let plan = Plan {
-            regions: vec![crate::memory::Region { name: "a", bytes: usize::MAX / 64 * 64 }],
-            ..Plan::default()
-        };
-        let error = Arena::new(&plan).err().unwrap().to_string();
+        let error = Arena::new(usize::MAX / 64 * 64).err().unwrap().to_string();
         assert!(error.contains("bytes of buffers"), "{error}");
+    }
+
+    #[test]
+    fn a_copy_of_floats_has_memory_of_its_own() {
+        let mut floats = Floats::zeroed(3).unwrap();
+        floats[1] = 1.0;
+        let copy = floats.clone();
+        floats[1] = 2.0;
+        assert_eq!((&*copy, &*floats), (&[0.0, 1.0, 0.0][..], &[0.0, 2.0, 0.0][..]));
+        assert!(Floats::zeroed(usize::MAX).is_err());
     }
 }

@@ -1,15 +1,16 @@
-//! Fixed memory: what a session needs is computed from the model's header, allocated once, and never grows.
+//! Fixed memory. The model's header determines the memory of an engine, which is allocated once and never grows.
 //!
-//! Code that needs buffers asks a source for them by name. The same function runs twice: with a source that only
-//! adds up sizes, to make the [`Plan`]; and with one that cuts the slices out of the [`Arena`]. So the plan is
-//! exact by construction.
+//! Code that needs buffers asks a source for them by name. The same function runs with two sources. One adds up
+//! sizes and makes the [`MemoryPlan`]. The other cuts slices out of the [`Arena`]. So the plan is exact by
+//! construction.
 
 mod arena;
 mod plan;
 
 pub use arena::Arena;
+pub(crate) use arena::Floats;
 pub(crate) use plan::Measure;
-pub use plan::{Plan, Region};
+pub use plan::{MemoryPlan, Region};
 
 /// A source of named, 64-byte-aligned buffers that live for `'a`.
 pub(crate) trait Buffers<'a> {

@@ -1,4 +1,4 @@
-//! The memory plan: every buffer of a session with its size, known from the model's header alone.
+//! The memory plan: every buffer with its size, known from the model's header alone.
 
 use std::fmt;
 
@@ -16,11 +16,15 @@ pub struct Region {
     pub bytes: usize,
 }
 
-/// What a session will use, in bytes. Nothing is allocated beyond it once the session exists.
+/// The memory of an engine and of what it is used with, in bytes. Nothing more is allocated once they exist.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plan {
-    /// Buffers of the arena; those of one name are one entry.
+pub struct MemoryPlan {
+    /// Buffers of the engine's arena; those of one name are one entry.
     pub regions: Vec<Region>,
+    /// The states of the texts.
+    pub state_bytes: usize,
+    /// Counts of the samplers.
+    pub sampler_bytes: usize,
     /// Where the model's file is, which is the next three entries.
     pub file: MappingKind,
     /// Weights that every token reads.
@@ -33,25 +37,27 @@ pub struct Plan {
     pub stack_bytes: usize,
 }
 
-impl Plan {
-    /// Bytes of the arena: the one allocation of a session.
+impl MemoryPlan {
+    /// Bytes of the arena: the one allocation of an engine.
     pub fn arena_bytes(&self) -> usize {
         self.regions.iter().fold(0, |sum: usize, region| sum.saturating_add(region.bytes))
     }
 
-    /// Memory that must stay resident for steady speed: weights, tables, arena and stacks; of a file in memory the
-    /// embedding too.
+    /// Memory that must stay resident for steady speed: weights, tables, buffers, states and stacks; of a file in
+    /// memory the embedding too.
     pub fn resident_bytes(&self) -> u64 {
         let embedding = if self.file == MappingKind::Memory { self.embedding_bytes } else { 0 };
         embedding
             + self.weights_bytes
             + self.tables_bytes
-            + self.arena_bytes() as u64
-            + self.stack_bytes as u64
+            + [self.arena_bytes(), self.state_bytes, self.sampler_bytes, self.stack_bytes]
+                .into_iter()
+                .map(|bytes| bytes as u64)
+                .sum::<u64>()
     }
 }
 
-impl fmt::Display for Plan {
+impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut row = |name: &str, bytes: u64, note: fmt::Arguments<'_>| {
             writeln!(f, "  {name:<24} {:>14} B  {}  {note}", bytes, Mib(bytes))
@@ -64,6 +70,8 @@ impl fmt::Display for Plan {
         row("weights", self.weights_bytes, format_args!("{place}, read by every token"))?;
         row("embedding", self.embedding_bytes, format_args!("{place}, one row per token"))?;
         row("tokenizer and header", self.tables_bytes, format_args!("{place}"))?;
+        row("state", self.state_bytes as u64, format_args!("one text"))?;
+        row("sampler", self.sampler_bytes as u64, format_args!("counts for penalties"))?;
         for region in &self.regions {
             row(region.name, region.bytes as u64, format_args!("arena"))?;
         }
@@ -111,7 +119,7 @@ impl Measure {
         match self.left {
             Some(_) => Ok(self.regions),
             None => Err(ErrorKind::Unsupported(format!(
-                "a session of this model needs more than {} bytes of buffers, the most that this program can address",
+                "an engine for this model needs more than {} bytes of buffers, the most that this program can address",
                 self.address_space
             ))
             .into()),
@@ -155,8 +163,13 @@ mod tests {
 
     #[test]
     fn a_file_in_memory_is_resident_whole_and_the_plan_says_so() {
-        let mapped = Plan { weights_bytes: 1000, embedding_bytes: 500, tables_bytes: 70, ..Plan::default() };
-        let memory = Plan { file: MappingKind::Memory, ..mapped.clone() };
+        let mapped = MemoryPlan {
+            weights_bytes: 1000,
+            embedding_bytes: 500,
+            tables_bytes: 70,
+            ..MemoryPlan::default()
+        };
+        let memory = MemoryPlan { file: MappingKind::Memory, ..mapped.clone() };
         assert_eq!((mapped.resident_bytes(), memory.resident_bytes()), (1070, 1570));
         assert!(mapped.to_string().contains("mapped, read by every token"));
         let text = memory.to_string();

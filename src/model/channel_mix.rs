@@ -1,17 +1,16 @@
 //! Channel mixing: `Wv @ relu(Wk @ xk)^2`, up to RWKV-6 gated by `sigmoid(Wr @ xr)`.
 
-use std::slice::ChunksExactMut;
-
 use rwkv_edge_kernels::layout::Shift;
 
 use crate::error::Result;
 use crate::format::{Config, MatrixRef, ModelFile, VectorRef, Version};
 use crate::memory::Buffers;
 
-use super::common::{Input, Inputs, Ops, Tail};
-use super::layer::SCRATCH;
+use super::batch::Step;
 use super::meter::Phase;
-use super::sparse_value::{Live, SparseValue};
+use super::ops::{Epilogue, Ops, Product};
+use super::sparse_value::{ActiveColumns, SparseValue};
+use super::vectors::{Activations, SCRATCH, Vectors};
 
 /// Weights of one layer's channel mixing.
 #[derive(Debug)]
@@ -25,7 +24,7 @@ pub(crate) struct ChannelMix {
     gate: Option<Gate>,
 }
 
-/// What RWKV-7 left out.
+/// The gate, which RWKV-7 does not have.
 #[derive(Clone, Copy, Debug)]
 struct Gate {
     /// Mix of the receptance's input, `[n_embd]`.
@@ -34,25 +33,26 @@ struct Gate {
     receptance: MatrixRef,
 }
 
-/// Buffers for one token.
+/// Buffers for the tokens of a batch.
 pub(crate) struct Scratch<'a> {
-    xk: Input<'a>,
-    xr: Input<'a>,
-    /// Hidden layer, `[n_ffn]`.
-    hidden: &'a mut [f32],
-    /// `[n_embd]` each.
-    r: &'a mut [f32],
+    xk: Activations<'a>,
+    xr: Activations<'a>,
+    /// Hidden layer, `[tokens, n_ffn]`.
+    hidden: Vectors<'a>,
+    /// `[tokens, n_embd]`
+    r: Vectors<'a>,
+    /// `[n_embd]`
     value: &'a mut [f32],
 }
 
 impl<'a> Scratch<'a> {
-    pub(crate) fn take(buffers: &mut impl Buffers<'a>, config: &Config) -> Self {
+    pub(crate) fn take(buffers: &mut impl Buffers<'a>, config: &Config, tokens: usize) -> Self {
         let Config { n_embd, n_ffn, .. } = *config;
         Self {
-            xk: Input::take(buffers, SCRATCH, n_embd),
-            xr: Input::take(buffers, SCRATCH, n_embd),
-            hidden: buffers.f32s(SCRATCH, n_ffn),
-            r: buffers.f32s(SCRATCH, n_embd),
+            xk: Activations::take(buffers, SCRATCH, [tokens, n_embd]),
+            xr: Activations::take(buffers, SCRATCH, [tokens, n_embd]),
+            hidden: Vectors::take(buffers, SCRATCH, [tokens, n_ffn]),
+            r: Vectors::take(buffers, SCRATCH, [tokens, n_embd]),
             value: buffers.f32s(SCRATCH, n_embd),
         }
     }
@@ -83,46 +83,39 @@ impl ChannelMix {
         })
     }
 
-    /// `out` of each token's normalised input.
+    /// Computes `out`, `[tokens, n_embd]`.
     pub(crate) fn forward(
         &self,
         ops: &mut Ops<'_>,
-        mut inputs: Inputs<'_>,
-        out: ChunksExactMut<'_, f32>,
-        tokens: &mut [Scratch<'_>],
-        live: &mut Live<'_>,
-    ) -> Result<()> {
-        match &self.gate {
-            None => inputs.shift(ops, self.shift, tokens.iter_mut().map(|t| [(&mut t.xk, self.mix_k)]))?,
-            Some(gate) => {
-                let outs = tokens.iter_mut().map(|t| [(&mut t.xk, self.mix_k), (&mut t.xr, gate.mix_r)]);
-                inputs.shift(ops, self.shift, outs)?;
-            }
+        step: &mut Step<'_, '_>,
+        out: &mut Vectors<'_>,
+        scratch: &mut Scratch<'_>,
+        active: &mut ActiveColumns<'_>,
+    ) {
+        let Scratch { xk, xr, hidden, r, value } = scratch;
+        let tokens = step.tokens();
+        match self.gate {
+            None => step.shift(ops, self.shift, [(xk, self.mix_k)]),
+            Some(gate) => step.shift(ops, self.shift, [(xk, self.mix_k), (xr, gate.mix_r)]),
         }
         ops.meter.end(Phase::Mix);
-        match &self.gate {
-            None => {
-                let hidden = tokens.iter_mut().map(|t| ([&mut *t.hidden], [&t.xk]));
-                ops.matmul_then([Tail::ReluSquared], [self.key], hidden)?;
-            }
+        let key = Product::new(self.key, xk, hidden.rows_mut()).then(Epilogue::ReluSquared);
+        match self.gate {
+            None => ops.matmul(tokens, [key]),
             Some(gate) => {
-                let projections = tokens.iter_mut().map(|token| {
-                    let Scratch { xk, xr, hidden, r, .. } = token;
-                    ([&mut **hidden, r], [&*xk, xr])
-                });
-                let tails = [Tail::ReluSquared, Tail::Sigmoid];
-                ops.matmul_then(tails, [self.key, gate.receptance], projections)?;
+                let gate = Product::new(gate.receptance, xr, r.rows_mut()).then(Epilogue::Sigmoid);
+                ops.matmul(tokens, [key, gate]);
             }
         }
         ops.meter.end(Phase::ChannelMixKey);
-        for (Scratch { hidden, r, value, .. }, out) in tokens.iter_mut().zip(out) {
-            if self.gate.is_none() {
-                self.value.forward(ops, out, hidden, live)?;
-                continue;
+        for t in 0..tokens {
+            match self.gate {
+                None => self.value.forward(ops, out.row_mut(t), hidden.row(t), active),
+                Some(_) => {
+                    self.value.forward(ops, value, hidden.row(t), active);
+                    ops.kernels.mul(out.row_mut(t), r.row(t), value);
+                }
             }
-            self.value.forward(ops, value, hidden, live)?;
-            ops.kernels.mul(out, r, value);
         }
-        Ok(())
     }
 }

@@ -1,18 +1,18 @@
-//! What a session has read, and where its time went.
+//! Counters: bytes read, and time spent in each phase.
 
 use std::ops::Sub;
 use std::time::Instant;
 
-/// What a session has read of its weights and state.
+/// Bytes that an engine has read of weights and states.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// Bytes of weights read: matrices, live columns of sparse ones, the rows of the head's residual that were
+    /// Bytes of weights read: matrices, active columns of sparse ones, the rows of the head's residual that were
     /// wanted, vectors, embedding rows.
     pub weight_bytes: u64,
     /// Bytes of recurrent state read; as many were written.
     pub state_bytes: u64,
-    /// Inputs of `ffn.value` that were not zero, so that their columns were read.
-    pub live_columns: u64,
+    /// Columns of `ffn.value` that were read, as their input was not zero.
+    pub active_columns: u64,
     /// All inputs of `ffn.value`.
     pub columns: u64,
     /// Rows of the head's residual that were read.
@@ -36,7 +36,7 @@ impl Sub for Traffic {
         Traffic {
             weight_bytes: self.weight_bytes - before.weight_bytes,
             state_bytes: self.state_bytes - before.state_bytes,
-            live_columns: self.live_columns - before.live_columns,
+            active_columns: self.active_columns - before.active_columns,
             columns: self.columns - before.columns,
             residual_rows: self.residual_rows - before.residual_rows,
             head_rows: self.head_rows - before.head_rows,

@@ -1,75 +1,55 @@
-//! A loaded model: weights mapped from a `.rwkv` file, shared by any number of sessions.
+//! A loaded model: weights mapped from a `.rwkv` file, shared by any number of engines.
 //!
-//! One module per RWKV version holds its time mixing; the others what the versions share. Arithmetic happens only in
-//! the kernel table, so nothing here knows which instruction set runs.
+//! One module per RWKV version holds its time mixing; the others hold the parts that versions share. Arithmetic happens
+//! only in the kernel table, so nothing here knows which instruction set runs.
 
+mod batch;
 mod channel_mix;
-mod common;
-mod head;
-mod heads;
 mod layer;
+mod lm_head;
 mod meter;
 pub mod names;
+mod ops;
+mod options;
+mod shortlist;
 mod sparse_value;
+mod state;
 mod v4;
 mod v5;
 mod v6;
 mod v7;
+mod vectors;
+mod verification;
+mod wkv_heads;
 
 use std::collections::HashSet;
 use std::path::Path;
-use std::str::FromStr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 
-use rwkv_edge_kernels::{Isa, Kernels};
+use rwkv_edge_kernels::Kernels;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{
-    Chat, Config, ElementType, ModelFile, RecordsRef, TensorInfo, TensorLayout, VectorRef, Verifier, Version,
+    Chat, Config, ElementType, ModelFile, RecordsRef, TensorInfo, TensorLayout, VectorRef, Version,
 };
-use crate::knobs;
 use crate::memory::Buffers;
-use crate::session::Savings;
 use crate::threads::Pool;
 use crate::tokenizer::Tokenizer;
-use common::Ops;
-use head::Head;
-use layer::{Layer, SCRATCH};
+use layer::Layer;
+use lm_head::LmHead;
 use names::Extras;
+use ops::Ops;
+use shortlist::LogitsAndIds;
+use vectors::{SCRATCH, Vectors};
+use verification::Verification;
 
-pub(crate) use common::MAX_TOKENS;
+pub(crate) use batch::Batch;
+pub use batch::Sequence;
 pub(crate) use meter::Meter;
 pub use meter::{Phase, Profile, Traffic};
-
-/// How to load a model.
-#[derive(Clone, Copy, Debug)]
-pub struct LoadOptions {
-    /// Kernels to run; `None` takes `RWKV_EDGE_ISA` or else the best that the CPU has.
-    pub isa: Option<Isa>,
-    /// When to check the tensors' checksums.
-    pub verify: Verify,
-    /// Give pages back to the system as soon as they have been used: slow, but the resident set stays at one
-    /// tensor. For machines that only check a model.
-    pub transient: bool,
-}
-
-impl Default for LoadOptions {
-    fn default() -> Self {
-        Self { isa: None, verify: Verify::AtOnce, transient: false }
-    }
-}
-
-/// When the checksums of a model's tensors are checked. Rows of the embedding are always checked when they are used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verify {
-    /// While the model is loaded, which reads the whole file.
-    AtOnce,
-    /// By the model's first session, some after each token, so that the first comes at once; a damaged file is an error
-    /// after 64 tokens at the latest, or of [`Session::verify_rest`](crate::Session::verify_rest).
-    WhileRunning,
-    /// Never.
-    Never,
-}
+pub use options::{LoadOptions, Shortcuts, Verify, choose_kernels};
+pub(crate) use state::NAN;
+pub use state::State;
 
 /// The layers, whose time mixing depends on the version.
 #[derive(Debug)]
@@ -114,29 +94,55 @@ pub fn state_len(config: &Config) -> usize {
     config.n_layer.saturating_mul(layer_state_len(config))
 }
 
-/// Takes the buffers for as many tokens as go through together, and forgets them: for the memory plan.
-pub(crate) fn measure_scratch<'a>(config: &Config, threads: usize, buffers: &mut impl Buffers<'a>) {
-    Scratch::take(buffers, config);
-    with_time_mix!(config.version, T => {
-        layer::Scratch::<T>::take(buffers, config, threads, MAX_TOKENS);
-    });
-}
-
-/// A model ready to run: immutable, and shareable between threads and sessions.
+/// A model ready to run: immutable, and shareable between threads and engines.
 #[derive(Debug)]
 pub struct Model {
     file: ModelFile,
     kernels: &'static Kernels,
-    transient: bool,
-    /// Whether a session must check the file.
-    unverified: AtomicBool,
+    evict_pages: bool,
+    verification: Verification,
     embedding: RecordsRef,
     layers: Layers,
     /// WKV state of each layer before the first token, for state-tuned models.
     initial_state: Vec<VectorRef>,
-    head: Head,
+    head: LmHead,
     /// Bytes that a token reads beside matrices: vectors, and a row of the embedding.
     small_bytes: u64,
+}
+
+/// What an engine lends to a model for a computation.
+pub(crate) struct Means<'a> {
+    pub(crate) pool: &'a mut Pool,
+    pub(crate) meter: &'a mut Meter,
+    pub(crate) shortcuts: Shortcuts,
+    /// Most tokens of a batch.
+    pub(crate) tokens: usize,
+}
+
+/// Buffers of a model outside the layers, cut out of an arena. Those of the layers follow them.
+struct Workspace<'a> {
+    head: lm_head::Scratch<'a>,
+    shortlist: shortlist::Scratch<'a>,
+    /// Residual streams, `[tokens, n_embd]`.
+    x: Vectors<'a>,
+}
+
+impl<'a> Workspace<'a> {
+    fn take(buffers: &mut impl Buffers<'a>, config: &Config, tokens: usize) -> Self {
+        Self {
+            head: lm_head::Scratch::take(buffers, config),
+            shortlist: shortlist::Scratch::take(buffers, config),
+            x: Vectors::take(buffers, SCRATCH, [tokens, config.n_embd]),
+        }
+    }
+}
+
+/// Takes the buffers for batches of up to `tokens` tokens, and forgets them: for the memory plan.
+pub(crate) fn measure<'a>(config: &Config, threads: usize, tokens: usize, buffers: &mut impl Buffers<'a>) {
+    Workspace::take(buffers, config, tokens);
+    with_time_mix!(config.version, T => {
+        layer::Scratch::<T>::take(buffers, config, threads, tokens);
+    });
 }
 
 impl Model {
@@ -145,7 +151,8 @@ impl Model {
     /// # Errors
     /// If the file cannot be read, is not a model or is damaged, or needs something this build does not have;
     /// or if the wanted instruction set is not available.
-    pub fn open(path: &Path, options: &LoadOptions) -> Result<Self> {
+    pub fn open(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Arc<Self>> {
+        let path = path.as_ref();
         Self::load(ModelFile::open(path)?, options).map_err(|error| error.with_path(path))
     }
 
@@ -153,7 +160,7 @@ impl Model {
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub fn from_static(bytes: &'static [u8], options: &LoadOptions) -> Result<Self> {
+    pub fn from_static(bytes: &'static [u8], options: &LoadOptions) -> Result<Arc<Self>> {
         Self::load(ModelFile::from_static(bytes)?, options)
     }
 
@@ -161,7 +168,7 @@ impl Model {
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub fn load(file: ModelFile, options: &LoadOptions) -> Result<Self> {
+    pub fn load(file: ModelFile, options: &LoadOptions) -> Result<Arc<Self>> {
         let kernels = choose_kernels(options.isa)?;
         let config = file.config();
         let Config { n_embd, n_vocab, .. } = *config;
@@ -176,38 +183,19 @@ impl Model {
             ))
             .into());
         }
-        let model = Self {
+        let head = LmHead::load(&file)?;
+        advise(&file, options)?;
+        Ok(Arc::new(Self {
             kernels,
-            transient: options.transient,
-            unverified: AtomicBool::new(options.verify == Verify::WhileRunning),
+            evict_pages: options.low_memory,
+            verification: Verification::new(&file, options.verify)?,
             embedding: file.records_ref("emb.weight", TensorLayout::RowRecords, [n_vocab, n_embd])?,
             initial_state: if tuned_state { initial_state(&file)? } else { Vec::new() },
             layers,
-            head: Head::load(&file)?,
+            head,
             small_bytes: small_bytes(&file)?,
             file,
-        };
-        model.advise(options)?;
-        if options.verify == Verify::AtOnce {
-            model.file.verify_all()?;
-        }
-        Ok(model)
-    }
-
-    /// Tells the system how the file will be read: the embedding a row here and there, the rest from front to back.
-    fn advise(&self, options: &LoadOptions) -> Result<()> {
-        let embedding = self.file.range(self.file.tensor("emb.weight")?);
-        if !options.transient {
-            self.file.mapping().large_pages(0..embedding.start);
-        }
-        if options.verify != Verify::AtOnce && !options.transient {
-            self.file.mapping().will_need(0..embedding.start);
-        }
-        self.file.mapping().small_pages(embedding);
-        if self.head.is_nested() {
-            self.file.mapping().random(self.file.range(self.file.tensor(names::HEAD_RESIDUAL)?));
-        }
-        Ok(())
+        }))
     }
 
     /// Hyperparameters.
@@ -231,141 +219,151 @@ impl Model {
     }
 
     /// The tokenizer in the file.
-    ///
-    /// # Errors
-    /// Never for a loaded model; the tables were checked then.
-    pub fn tokenizer(&self) -> Result<Tokenizer<'_>> {
-        Tokenizer::parse(self.file.tokenizer_bytes())
+    pub fn tokenizer(&self) -> Tokenizer<'_> {
+        Tokenizer::of_checked(self.file.tokenizer_bytes())
     }
 
-    /// Floats of the recurrent state.
-    pub fn state_len(&self) -> usize {
-        state_len(self.config())
-    }
-
-    /// Puts `state` to what it is before the first token.
+    /// The tokens of a text that begins here: the model's start tokens, then those of `text`.
     ///
     /// # Errors
-    /// Never for a loaded model; the tensors were checked then.
+    /// As [`Tokenizer::encode`].
+    pub fn encode_prompt(&self, text: &[u8]) -> Result<Vec<u32>> {
+        let mut tokens = self.chat().start_tokens.clone();
+        self.tokenizer().encode(text, &mut tokens)?;
+        Ok(tokens)
+    }
+
+    /// The state before the first token.
     ///
-    /// # Panics
-    /// If `state` does not have [`state_len`](Self::state_len) floats.
-    pub(crate) fn init_state(&self, state: &mut [f32]) -> Result<()> {
-        assert_eq!(state.len(), self.state_len());
+    /// # Errors
+    /// If there is no memory for it.
+    pub fn initial_state(&self) -> Result<State> {
+        let mut state = State::zeroed(self.config(), self.file.model_id())?;
+        self.reset(&mut state);
+        Ok(state)
+    }
+
+    /// Puts a state of this model to what it is before the first token.
+    pub(crate) fn reset(&self, state: &mut State) {
         let config = self.config();
+        state.forget_tokens();
         let mut tuned = self.initial_state.iter();
-        for state in state.chunks_exact_mut(layer_state_len(config)) {
+        for state in state.recurrent_mut().chunks_exact_mut(layer_state_len(config)) {
             with_time_mix!(config.version, T => Layer::<T>::init_state(state, config));
             if let Some(&tuned) = tuned.next() {
-                state[2 * config.n_embd..].copy_from_slice(self.file.vector(tuned)?);
+                state[2 * config.n_embd..].copy_from_slice(self.file.vector(tuned));
             }
         }
-        Ok(())
     }
 
-    /// A verifier if the file is still to be checked; once.
-    pub(crate) fn take_verifier(&self) -> Result<Option<Verifier>> {
-        self.unverified.swap(false, Ordering::Relaxed).then(|| Verifier::new(&self.file)).transpose()
+    /// Checks all that is left of a file that is [checked while running](Verify::WhileRunning).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Checksum`] if the file is damaged.
+    pub fn verify_rest(&self) -> Result<()> {
+        self.verification.finish(&self.file)
     }
 
-    /// Whether logits come as estimates first.
-    pub(crate) fn has_nested_head(&self) -> bool {
-        self.head.is_nested()
+    /// Checks the share of `tokens` tokens of a file that is checked while running.
+    pub(crate) fn verify_some(&self, tokens: usize) -> Result<()> {
+        self.verification.advance(&self.file, tokens)
     }
 
-    /// What a session computes with.
-    pub(crate) fn ops<'a>(&'a self, pool: &'a mut Pool, meter: &'a mut Meter, without: Savings) -> Ops<'a> {
+    fn ops<'a>(&'a self, Means { pool, meter, shortcuts, .. }: Means<'a>) -> Ops<'a> {
+        meter.start();
         Ops {
-            all_columns: without.sparse_value,
+            sparse_ffn: shortcuts.sparse_ffn,
             file: &self.file,
             kernels: self.kernels,
             pool,
-            transient: self.transient,
+            evict_pages: self.evict_pages,
             layer_norm_eps: self.config().layer_norm_eps,
             meter,
         }
     }
 
-    /// Feeds up to [`MAX_TOKENS`] tokens: updates `state` and, if asked for, computes estimates of the logits of the next
-    /// token, `[n_vocab]`, which for a plain head are the logits. `buffers` are those that [`measure_scratch`] took.
+    /// Feeds a batch: updates the states of its texts. `buffers` are those that [`measure`] took.
     ///
-    /// How a text is cut into calls changes no bit.
+    /// How texts are cut into batches changes no bit.
+    ///
+    /// # Errors
+    /// If a token is outside the vocabulary or its row of the embedding is damaged. No state has changed then.
     pub(crate) fn forward<'a>(
         &self,
-        mut ops: Ops<'_>,
-        tokens: &[u32],
-        state: &mut [f32],
+        means: Means<'_>,
+        mut batch: Batch<'_, '_>,
         buffers: &mut impl Buffers<'a>,
-        logits: Option<&mut [f32]>,
     ) -> Result<()> {
-        let config = self.config();
-        ops.meter.start();
+        let (config, most_tokens) = (self.config(), means.tokens);
+        let mut ops = self.ops(means);
+        let Workspace { mut x, .. } = Workspace::take(buffers, config, most_tokens);
+        for (t, token) in batch.ids().enumerate() {
+            self.embed(token, x.row_mut(t))?;
+        }
+        let state_bytes = (batch.tokens() * state_len(config) * size_of::<f32>()) as u64;
         ops.meter.traffic.weight_bytes += self.small_bytes;
-        ops.meter.traffic.state_bytes += tokens.len() as u64 * size_of_val(state) as u64;
-        let Scratch { x, mut head } = Scratch::take(buffers, config);
-        let x = &mut x[..tokens.len() * config.n_embd];
-        for (x, &token) in x.chunks_exact_mut(config.n_embd).zip(tokens) {
-            self.embed(token, x)?;
-        }
+        ops.meter.traffic.state_bytes += state_bytes;
+        let ops = &mut ops;
         match &self.layers {
-            Layers::V4(layers) => run_layers(layers, &mut ops, config, x, state, buffers)?,
-            Layers::V5(layers) => run_layers(layers, &mut ops, config, x, state, buffers)?,
-            Layers::V6(layers) => run_layers(layers, &mut ops, config, x, state, buffers)?,
-            Layers::V7(layers) => run_layers(layers, &mut ops, config, x, state, buffers)?,
+            Layers::V4(layers) => run_layers(layers, ops, config, &mut batch, &mut x, most_tokens, buffers),
+            Layers::V5(layers) => run_layers(layers, ops, config, &mut batch, &mut x, most_tokens, buffers),
+            Layers::V6(layers) => run_layers(layers, ops, config, &mut batch, &mut x, most_tokens, buffers),
+            Layers::V7(layers) => run_layers(layers, ops, config, &mut batch, &mut x, most_tokens, buffers),
         }
-        if let Some(logits) = logits {
-            let last = &x[x.len() - config.n_embd..];
-            self.head.estimate(&mut ops, last, logits, &mut head)?;
-            ops.meter.end(Phase::Head);
-        }
+        batch.finish(&x);
         Ok(())
     }
 
-    /// Makes the estimates that [`forward`](Self::forward) left the logits.
-    pub(crate) fn refine_all<'a>(
+    /// Computes the logits of the token that follows `state`, with a buffer of as many ids. If `largest` is given, all but
+    /// the `largest` largest and those of `known` may be -infinity instead.
+    pub(crate) fn logits<'a>(
         &self,
-        mut ops: Ops<'_>,
+        means: Means<'_>,
+        state: &State,
+        needed: (Option<usize>, impl Iterator<Item = u32>),
         buffers: &mut impl Buffers<'a>,
-        logits: &mut [f32],
-    ) -> Result<()> {
-        self.head.refine_all(&mut ops, logits, &Scratch::take(buffers, self.config()).head)
+    ) -> LogitsAndIds<'a> {
+        let (largest, known) = needed;
+        let largest = largest.filter(|_| means.shortcuts.head_shortlist);
+        let Workspace { head, shortlist, .. } = Workspace::take(buffers, self.config(), means.tokens);
+        let mut ops = self.ops(means);
+        shortlist::logits(&self.head, &mut ops, state.residual(), (largest, known), head, shortlist)
     }
 
-    /// Sets `exact[i]` to the logit of token `indices[i]`, given the estimates.
-    pub(crate) fn refine<'a>(
-        &self,
-        mut ops: Ops<'_>,
-        buffers: &mut impl Buffers<'a>,
-        indices: &[u32],
-        logits: &[f32],
-        exact: &mut [f32],
-    ) -> Result<()> {
-        let head = Scratch::take(buffers, self.config()).head;
-        self.head.refine(&mut ops, indices, logits, exact, &head)
-    }
-
-    /// Upper bounds of how far the logits are from their estimates: an element of the first times the second.
-    pub(crate) fn logit_bounds<'a>(
-        &self,
-        meter: &mut Meter,
-        buffers: &mut impl Buffers<'a>,
-    ) -> Result<(&[f32], f32)> {
-        self.head.bounds(&self.file, meter, &Scratch::take(buffers, self.config()).head)
+    /// Refuses a token outside the vocabulary.
+    pub(crate) fn check_token(&self, token: u32) -> Result<()> {
+        let n_vocab = self.config().n_vocab;
+        if (token as usize) < n_vocab {
+            return Ok(());
+        }
+        Err(Error::invalid(format!("token {token} is outside 0..{n_vocab}")))
     }
 
     /// `x = ln0(embedding of token)`; the norm was folded into the table by the converter.
     fn embed(&self, token: u32, x: &mut [f32]) -> Result<()> {
-        let n_vocab = self.config().n_vocab;
-        if token as usize >= n_vocab {
-            return Err(Error::invalid(format!("token {token} is outside 0..{n_vocab}")));
-        }
         self.file.verify_record(self.embedding, token as usize)?;
-        let rows = self.file.records(self.embedding)?;
+        let rows = self.file.records(self.embedding);
         self.kernels.dequantize_record(x, &rows, token as usize);
         // With the row the system may have mapped all of the page cache's piece that it lies in, up to 2 MiB.
         self.file.release(rows.data());
         Ok(())
     }
+}
+
+/// Tells the system how the file will be read: the embedding a row here and there, the rest from front to back.
+fn advise(file: &ModelFile, options: &LoadOptions) -> Result<()> {
+    let embedding = file.range(file.tensor("emb.weight")?);
+    if !options.low_memory {
+        file.mapping().large_pages(0..embedding.start);
+    }
+    if options.verify != Verify::AtOnce && !options.low_memory {
+        file.mapping().will_need(0..embedding.start);
+    }
+    file.mapping().small_pages(embedding);
+    if lm_head::is_nested(file) {
+        file.mapping().random(file.range(file.tensor(names::HEAD_RESIDUAL)?));
+    }
+    Ok(())
 }
 
 impl Layers {
@@ -383,37 +381,18 @@ impl Layers {
     }
 }
 
-/// Runs all layers on the residual streams `x`, `[tokens, n_embd]`.
+/// Runs all layers on the residual streams `x` of a batch, `[tokens, n_embd]`, with buffers for up to `most_tokens`.
 fn run_layers<'a, T: layer::TimeMix>(
     layers: &[Layer<T>],
     ops: &mut Ops<'_>,
     config: &Config,
-    x: &mut [f32],
-    state: &mut [f32],
+    batch: &mut Batch<'_, '_>,
+    x: &mut Vectors<'_>,
+    most_tokens: usize,
     buffers: &mut impl Buffers<'a>,
-) -> Result<()> {
-    let mut scratch = layer::Scratch::take(buffers, config, ops.pool.threads(), x.len() / config.n_embd);
-    let states = state.chunks_exact_mut(Layer::<T>::state_len(config));
-    layers
-        .iter()
-        .zip(states)
-        .try_for_each(|(layer, state)| layer.forward(ops, config, x, state, &mut scratch))
-}
-
-/// Buffers outside the layers.
-struct Scratch<'a> {
-    /// The residual streams, `[MAX_TOKENS, n_embd]`.
-    x: &'a mut [f32],
-    head: head::Scratch<'a>,
-}
-
-impl<'a> Scratch<'a> {
-    fn take(buffers: &mut impl Buffers<'a>, config: &Config) -> Self {
-        Self {
-            x: buffers.f32s(SCRATCH, MAX_TOKENS * config.n_embd),
-            head: head::Scratch::take(buffers, config),
-        }
-    }
+) {
+    let mut scratch = layer::Scratch::take(buffers, config, ops.pool.threads(), most_tokens);
+    layers.iter().for_each(|layer| layer.forward(ops, config, batch, x, &mut scratch));
 }
 
 /// Bytes of all vectors that every token reads, and of a row of the embedding.
@@ -432,7 +411,7 @@ fn small_bytes(file: &ModelFile) -> Result<u64> {
 /// The tuned WKV states of all layers.
 fn initial_state(file: &ModelFile) -> Result<Vec<VectorRef>> {
     let config = file.config();
-    let len = heads::state_len(config);
+    let len = wkv_heads::state_len(config);
     (0..config.n_layer).map(|layer| file.vector_ref(&names::initial_state(layer), len)).collect()
 }
 
@@ -440,7 +419,7 @@ fn initial_state(file: &ModelFile) -> Result<Vec<VectorRef>> {
 fn check_tensors(file: &ModelFile, tuned_state: bool) -> Result<()> {
     let extras = Extras {
         tuned_state,
-        nested_head: head::is_nested(file),
+        nested_head: lm_head::is_nested(file),
         value_bound: file.tensor(&names::value_bound(0)).is_ok(),
     };
     let expected = names::tensors(file.config(), extras)?;
@@ -454,20 +433,4 @@ fn check_tensors(file: &ModelFile, tuned_state: bool) -> Result<()> {
         }
         None => Ok(()),
     }
-}
-
-/// The kernels of `isa`; without it those of `RWKV_EDGE_ISA`, or the best there are.
-///
-/// # Errors
-/// If the wanted instruction set is unknown or this CPU does not have it.
-pub fn choose_kernels(isa: Option<Isa>) -> Result<&'static Kernels> {
-    let isa = match isa {
-        Some(isa) => isa,
-        None => match knobs::isa()? {
-            Some(name) => Isa::from_str(&name)
-                .map_err(|_| Error::invalid(format!("{}: unknown instruction set {name:?}", knobs::ISA)))?,
-            None => return Ok(Kernels::best()),
-        },
-    };
-    Kernels::for_isa(isa).ok_or_else(|| Error::invalid(format!("this CPU does not have {isa}")))
 }

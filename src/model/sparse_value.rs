@@ -1,4 +1,4 @@
-//! `ffn.value`: columns, of which only those with an input that is not zero are read.
+//! `ffn.value`, of which only the active columns are read: those whose input is not zero.
 
 use rwkv_edge_kernels::layout::{GROUP_SIZE, Records, Sparse, SparseScale, sparse_sums};
 
@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::format::{ModelFile, RecordsRef, TensorLayout, VectorRef};
 use crate::memory::Buffers;
 
-use super::common::Ops;
+use super::ops::Ops;
 
 /// Fewest columns that a thread takes at a time.
 const COLUMN_GRAIN: usize = 32;
@@ -22,16 +22,16 @@ pub(crate) struct SparseValue {
     bound: Option<VectorRef>,
 }
 
-/// The live inputs, `[n_ffn]` each, and partial sums of each thread.
-pub(crate) struct Live<'a> {
+/// The active columns of a token: their indices and inputs, `[n_ffn]` each, and partial sums of each thread.
+pub(crate) struct ActiveColumns<'a> {
     indices: &'a mut [u32],
     values: &'a mut [f32],
     sums: &'a mut [i32],
 }
 
-impl<'a> Live<'a> {
+impl<'a> ActiveColumns<'a> {
     pub(crate) fn take(buffers: &mut impl Buffers<'a>, n_ffn: usize, n_embd: usize, threads: usize) -> Self {
-        let name = "live ffn channels";
+        let name = "active ffn columns";
         Self {
             indices: buffers.u32s(name, n_ffn),
             values: buffers.f32s(name, n_ffn),
@@ -54,32 +54,31 @@ impl SparseValue {
         Ok(Self { columns, bound: columns.dtype().is_quantized().then(bound).transpose()? })
     }
 
-    /// `out = columns @ x`, reading only the columns of inputs that are not zero.
+    /// `out = columns @ x`, reading only active columns.
     pub(crate) fn forward(
         &self,
         ops: &mut Ops<'_>,
         out: &mut [f32],
         x: &[f32],
-        live: &mut Live<'_>,
-    ) -> Result<()> {
-        let columns = ops.file.records(self.columns)?;
+        active: &mut ActiveColumns<'_>,
+    ) {
+        let columns = ops.file.records(self.columns);
         let kernels = ops.kernels;
-        let count = match ops.all_columns {
-            true => live.all(x),
-            false => kernels.nonzero(live.indices, live.values, x),
+        let count = match ops.sparse_ffn {
+            true => kernels.nonzero(active.indices, active.values, x),
+            false => active.all(x),
         };
         ops.meter.traffic.weight_bytes += (count * columns.stride()) as u64;
-        ops.meter.traffic.live_columns += count as u64;
+        ops.meter.traffic.active_columns += count as u64;
         ops.meter.traffic.columns += x.len() as u64;
-        let live_x = Sparse { indices: &live.indices[..count], values: &live.values[..count] };
+        let x = Sparse { indices: &active.indices[..count], values: &active.values[..count] };
         match self.bound {
-            Some(bound) => quantized(ops, out, &columns, live_x, ops.file.vector(bound)?, live.sums),
+            Some(bound) => quantized(ops, out, &columns, x, ops.vector(bound), active.sums),
             None => ops.pool.for_each_range([out], OUTPUT_GRAIN, &|_, first, out| {
-                kernels.sparse_matvec(out, &columns, first, live_x);
+                kernels.sparse_matvec(out, &columns, first, x);
             }),
         }
         ops.release(columns.data());
-        Ok(())
     }
 }
 

@@ -6,9 +6,11 @@ use crate::error::Result;
 use crate::format::{Config, MatrixRef, ModelFile, VectorRef};
 use crate::memory::Buffers;
 
-use super::common::{Input, Ops, Tail};
-use super::layer::{self, SCRATCH, Step};
+use super::batch::Step;
+use super::layer;
 use super::meter::Phase;
+use super::ops::{Epilogue, Ops, Product};
+use super::vectors::{Activations, SCRATCH, Vectors};
 
 /// Weights of one layer's time mixing.
 #[derive(Debug)]
@@ -30,19 +32,20 @@ pub(crate) struct TimeMix {
     output: MatrixRef,
 }
 
-/// Buffers for one token.
+/// Buffers for the tokens of a batch.
 pub(crate) struct Scratch<'a> {
-    /// Shifted inputs of key, value and receptance, `[n_embd]`.
-    xk: Input<'a>,
-    xv: Input<'a>,
-    xr: Input<'a>,
-    /// `[n_att]` each.
-    k: &'a mut [f32],
-    v: &'a mut [f32],
-    r: &'a mut [f32],
+    /// Shifted inputs of key, value and receptance, `[tokens, n_embd]`.
+    xk: Activations<'a>,
+    xv: Activations<'a>,
+    xr: Activations<'a>,
+    /// `[tokens, n_att]` each.
+    k: Vectors<'a>,
+    v: Vectors<'a>,
+    r: Vectors<'a>,
+    /// `[n_att]`
     wkv: &'a mut [f32],
-    /// Input of the output projection, `[n_att]`.
-    gated: Input<'a>,
+    /// Input of the output projection, `[tokens, n_att]`.
+    gated: Activations<'a>,
 }
 
 /// The WKV sums of one layer, `[n_att]` each.
@@ -94,44 +97,48 @@ impl layer::TimeMix for TimeMix {
         })
     }
 
-    fn take<'a>(buffers: &mut impl Buffers<'a>, config: &Config) -> Scratch<'a> {
+    fn take<'a>(buffers: &mut impl Buffers<'a>, config: &Config, tokens: usize) -> Scratch<'a> {
         let Config { n_embd, n_att, .. } = *config;
         Scratch {
-            xk: Input::take(buffers, SCRATCH, n_embd),
-            xv: Input::take(buffers, SCRATCH, n_embd),
-            xr: Input::take(buffers, SCRATCH, n_embd),
-            k: buffers.f32s(SCRATCH, n_att),
-            v: buffers.f32s(SCRATCH, n_att),
-            r: buffers.f32s(SCRATCH, n_att),
+            xk: Activations::take(buffers, SCRATCH, [tokens, n_embd]),
+            xv: Activations::take(buffers, SCRATCH, [tokens, n_embd]),
+            xr: Activations::take(buffers, SCRATCH, [tokens, n_embd]),
+            k: Vectors::take(buffers, SCRATCH, [tokens, n_att]),
+            v: Vectors::take(buffers, SCRATCH, [tokens, n_att]),
+            r: Vectors::take(buffers, SCRATCH, [tokens, n_att]),
             wkv: buffers.f32s(SCRATCH, n_att),
-            gated: Input::take(buffers, SCRATCH, n_att),
+            gated: Activations::take(buffers, SCRATCH, [tokens, n_att]),
         }
     }
 
     /// `out = Wo @ (sigmoid(r) * wkv(k, v))`
-    fn forward(&self, ops: &mut Ops<'_>, step: Step<'_>, tokens: &mut [Scratch<'_>]) -> Result<()> {
-        let Step { mut inputs, state, out } = step;
-        let outs = tokens.iter_mut().map(|Scratch { xk, xv, xr, .. }| {
-            [(xk, self.time_mix_k), (xv, self.time_mix_v), (xr, self.time_mix_r)]
-        });
-        inputs.shift(ops, Shift::Current, outs)?;
+    fn forward(
+        &self,
+        ops: &mut Ops<'_>,
+        step: &mut Step<'_, '_>,
+        out: &mut Vectors<'_>,
+        scratch: &mut Scratch<'_>,
+    ) {
+        let Scratch { xk, xv, xr, k, v, r, wkv, gated } = scratch;
+        let shifts = [(&mut *xk, self.time_mix_k), (xv, self.time_mix_v), (xr, self.time_mix_r)];
+        step.shift(ops, Shift::Current, shifts);
         ops.meter.end(Phase::Mix);
-        let projections = tokens.iter_mut().map(|token| {
-            let Scratch { xk, xv, xr, k, v, r, .. } = token;
-            ([&mut **k, v, r], [&*xk, xv, xr])
-        });
-        let tails = [Tail::None, Tail::None, Tail::Sigmoid];
-        ops.matmul_then(tails, [self.key, self.value, self.receptance], projections)?;
+        let products = [
+            Product::new(self.key, xk, k.rows_mut()),
+            Product::new(self.value, xv, v.rows_mut()),
+            Product::new(self.receptance, xr, r.rows_mut()).then(Epilogue::Sigmoid),
+        ];
+        ops.matmul(step.tokens(), products);
         ops.meter.end(Phase::TimeMixIn);
 
-        let (time_first, time_decay) = (ops.file.vector(self.time_first)?, ops.file.vector(self.time_decay)?);
-        let Wkv { aa, bb, pp } = Wkv::split(state);
-        for Scratch { k, v, r, wkv, gated, .. } in &mut *tokens {
-            ops.kernels.wkv4(wkv, k, v, time_first, time_decay, aa, bb, pp);
-            ops.kernels.mul(gated.values(), r, wkv);
-            ops.quantize(gated);
-        }
+        let (time_first, time_decay) = (ops.vector(self.time_first), ops.vector(self.time_decay));
+        step.for_each_token(|t, state| {
+            let Wkv { aa, bb, pp } = Wkv::split(state);
+            ops.kernels.wkv4(wkv, k.row(t), v.row(t), time_first, time_decay, aa, bb, pp);
+            ops.kernels.mul(gated.values(t), r.row(t), wkv);
+            ops.quantize(gated, t);
+        });
         ops.meter.end(Phase::Wkv);
-        ops.matmul([self.output], out.zip(tokens).map(|(out, token)| ([out], [&token.gated])))
+        ops.matmul(step.tokens(), [Product::new(self.output, gated, out.rows_mut())]);
     }
 }

@@ -7,15 +7,17 @@ use crate::error::Result;
 use crate::format::{Config, MatrixRef, ModelFile, VectorRef, Version};
 use crate::memory::Buffers;
 
-use super::common::{Input, Inputs, Ops};
-use super::heads::{self, HeadNorm};
-use super::layer::{self, SCRATCH, Step};
+use super::batch::Step;
+use super::layer;
 use super::meter::Phase;
+use super::ops::{Ops, Product};
+use super::vectors::{Activations, SCRATCH, Vectors};
+use super::wkv_heads::{self, WkvHeads};
 
 /// Weights of one layer's time mixing.
 #[derive(Debug)]
 pub(crate) struct TimeMix {
-    heads: HeadNorm,
+    heads: WkvHeads,
     time_mix_k: VectorRef,
     time_mix_v: VectorRef,
     time_mix_r: VectorRef,
@@ -42,29 +44,29 @@ struct Gate {
     weight: MatrixRef,
 }
 
-/// Buffers for one token.
+/// Buffers for the tokens of a batch.
 pub(crate) struct Scratch<'a> {
-    /// Shifted inputs, `[n_embd]`.
-    xk: Input<'a>,
-    xv: Input<'a>,
-    xr: Input<'a>,
-    xg: Input<'a>,
-    /// `[n_att]` each.
-    k: &'a mut [f32],
-    v: &'a mut [f32],
-    r: &'a mut [f32],
-    g: &'a mut [f32],
-    /// Two vectors of each unit of heads.
-    units: &'a mut [f32],
-    /// Input of the output projection, `[n_att]`.
-    gated: Input<'a>,
+    /// Shifted inputs, `[tokens, n_embd]`.
+    xk: Activations<'a>,
+    xv: Activations<'a>,
+    xr: Activations<'a>,
+    xg: Activations<'a>,
+    /// `[tokens, n_att]` each.
+    k: Vectors<'a>,
+    v: Vectors<'a>,
+    r: Vectors<'a>,
+    g: Vectors<'a>,
+    /// Two vectors for each group of heads.
+    groups: &'a mut [f32],
+    /// Input of the output projection, `[tokens, n_att]`.
+    gated: Activations<'a>,
 }
 
 impl layer::TimeMix for TimeMix {
     type Scratch<'a> = Scratch<'a>;
 
     fn state_len(config: &Config) -> usize {
-        heads::state_len(config)
+        wkv_heads::state_len(config)
     }
 
     fn load(file: &ModelFile, config: &Config, index: usize) -> Result<Self> {
@@ -81,7 +83,7 @@ impl layer::TimeMix for TimeMix {
             }),
         };
         Ok(Self {
-            heads: HeadNorm::load(file, config, index)?,
+            heads: WkvHeads::load(file, config, index)?,
             time_mix_k: vector("time_mix_k", n_embd)?,
             time_mix_v: vector("time_mix_v", n_embd)?,
             time_mix_r: vector("time_mix_r", n_embd)?,
@@ -95,96 +97,88 @@ impl layer::TimeMix for TimeMix {
         })
     }
 
-    fn take<'a>(buffers: &mut impl Buffers<'a>, config: &Config) -> Scratch<'a> {
+    fn take<'a>(buffers: &mut impl Buffers<'a>, config: &Config, tokens: usize) -> Scratch<'a> {
         let Config { n_embd, n_att, .. } = *config;
         Scratch {
-            xk: Input::take(buffers, SCRATCH, n_embd),
-            xv: Input::take(buffers, SCRATCH, n_embd),
-            xr: Input::take(buffers, SCRATCH, n_embd),
-            xg: Input::take(buffers, SCRATCH, n_embd),
-            k: buffers.f32s(SCRATCH, n_att),
-            v: buffers.f32s(SCRATCH, n_att),
-            r: buffers.f32s(SCRATCH, n_att),
-            g: buffers.f32s(SCRATCH, n_att),
-            units: buffers.f32s(SCRATCH, 2 * n_att),
-            gated: Input::take(buffers, SCRATCH, n_att),
+            xk: Activations::take(buffers, SCRATCH, [tokens, n_embd]),
+            xv: Activations::take(buffers, SCRATCH, [tokens, n_embd]),
+            xr: Activations::take(buffers, SCRATCH, [tokens, n_embd]),
+            xg: Activations::take(buffers, SCRATCH, [tokens, n_embd]),
+            k: Vectors::take(buffers, SCRATCH, [tokens, n_att]),
+            v: Vectors::take(buffers, SCRATCH, [tokens, n_att]),
+            r: Vectors::take(buffers, SCRATCH, [tokens, n_att]),
+            g: Vectors::take(buffers, SCRATCH, [tokens, n_att]),
+            groups: buffers.f32s(SCRATCH, 2 * n_att),
+            gated: Activations::take(buffers, SCRATCH, [tokens, n_att]),
         }
     }
 
     /// `out = Wo @ (group_norm(wkv(r, k, v)) * silu(g))`
-    fn forward(&self, ops: &mut Ops<'_>, step: Step<'_>, tokens: &mut [Scratch<'_>]) -> Result<()> {
-        let Step { inputs, state, out } = step;
-        self.shift(ops, inputs, tokens)?;
+    fn forward(
+        &self,
+        ops: &mut Ops<'_>,
+        step: &mut Step<'_, '_>,
+        out: &mut Vectors<'_>,
+        scratch: &mut Scratch<'_>,
+    ) {
+        self.shift(ops, step, scratch);
         ops.meter.end(Phase::Mix);
-        self.project(ops, tokens)?;
+        self.project(ops, step.tokens(), scratch);
         ops.meter.end(Phase::TimeMixIn);
-        for token in &mut *tokens {
-            self.recur(ops, state, token)?;
-        }
+        step.for_each_token(|t, state| self.recur(ops, t, state, scratch));
         ops.meter.end(Phase::Wkv);
-        ops.matmul([self.output], out.zip(tokens).map(|(out, token)| ([out], [&token.gated])))
+        ops.matmul(step.tokens(), [Product::new(self.output, &scratch.gated, out.rows_mut())]);
     }
 }
 
 impl TimeMix {
-    fn shift(&self, ops: &Ops<'_>, mut inputs: Inputs<'_>, tokens: &mut [Scratch<'_>]) -> Result<()> {
-        let Self { time_mix_k, time_mix_v, time_mix_r, .. } = *self;
-        let tokens = tokens.iter_mut();
+    fn shift(&self, ops: &Ops<'_>, step: &mut Step<'_, '_>, scratch: &mut Scratch<'_>) {
+        let Scratch { xk, xv, xr, xg, .. } = scratch;
+        let [k, v, r] = [(xk, self.time_mix_k), (xv, self.time_mix_v), (xr, self.time_mix_r)];
         match &self.gate {
-            Some(Gate { time_mix_g, .. }) => {
-                let outs = tokens.map(|Scratch { xk, xv, xr, xg, .. }| {
-                    [(xk, time_mix_k), (xv, time_mix_v), (xr, time_mix_r), (xg, *time_mix_g)]
-                });
-                inputs.shift(ops, Shift::Current, outs)
-            }
-            None => {
-                let outs = tokens
-                    .map(|Scratch { xk, xv, xr, .. }| [(xk, time_mix_k), (xv, time_mix_v), (xr, time_mix_r)]);
-                inputs.shift(ops, Shift::Current, outs)
-            }
+            Some(gate) => step.shift(ops, Shift::Current, [k, v, r, (xg, gate.time_mix_g)]),
+            None => step.shift(ops, Shift::Current, [k, v, r]),
         }
     }
 
     /// Key, value, receptance and gate.
-    fn project(&self, ops: &mut Ops<'_>, tokens: &mut [Scratch<'_>]) -> Result<()> {
-        let Self { key, value, receptance, .. } = *self;
+    fn project(&self, ops: &mut Ops<'_>, tokens: usize, scratch: &mut Scratch<'_>) {
+        let Scratch { xk, xv, xr, xg, k, v, r, g, .. } = scratch;
+        let [k, v, r] = [
+            Product::new(self.key, xk, k.rows_mut()),
+            Product::new(self.value, xv, v.rows_mut()),
+            Product::new(self.receptance, xr, r.rows_mut()),
+        ];
         match &self.gate {
-            Some(gate) => {
-                let projections = tokens.iter_mut().map(|token| {
-                    let Scratch { xk, xv, xr, xg, k, v, r, g, .. } = token;
-                    ([&mut **k, v, r, g], [&*xk, xv, xr, xg])
-                });
-                ops.matmul([key, value, receptance, gate.weight], projections)
-            }
-            None => {
-                let projections = tokens.iter_mut().map(|token| {
-                    let Scratch { xk, xv, xr, k, v, r, .. } = token;
-                    ([&mut **k, v, r], [&*xk, xv, xr])
-                });
-                ops.matmul([key, value, receptance], projections)
-            }
+            Some(gate) => ops.matmul(tokens, [k, v, r, Product::new(gate.weight, xg, g.rows_mut())]),
+            None => ops.matmul(tokens, [k, v, r]),
         }
     }
 
-    /// The recurrence of one token, with its norm and gate.
-    fn recur(&self, ops: &mut Ops<'_>, state: &mut [f32], token: &mut Scratch<'_>) -> Result<()> {
-        let Scratch { k, v, r, g, units, gated, .. } = token;
-        let (u, w) = (ops.file.vector(self.time_faaaa)?, ops.file.vector(self.time_decay)?);
-        let (kernels, norms, gate) = (ops.kernels, self.heads.norms(ops)?, self.gate.is_some());
-        let (k, v, r, g) = (&**k, &**v, &**r, &**g);
-        self.heads.for_each_unit(ops.pool, state, gated.values(), units, &|i, state, out, [wkv, normed]| {
-            self.heads.recur(kernels, state, wkv, |state, y, head| {
-                let [r, k, v, u, w] = [r, k, v, u, w].map(|x| &x[i.clone()][head.clone()]);
-                kernels.wkv6(y, state, r, k, v, u, w);
-            });
-            if gate {
-                norms.normalize(normed, wkv, i.clone());
-                kernels.silu_mul(out, &g[i], normed);
-            } else {
-                norms.normalize(out, wkv, i);
-            }
-        });
-        ops.quantize(gated);
-        Ok(())
+    /// The recurrence of token `t`, with its norm and gate.
+    fn recur(&self, ops: &mut Ops<'_>, t: usize, state: &mut [f32], scratch: &mut Scratch<'_>) {
+        let Scratch { k, v, r, g, groups, gated, .. } = scratch;
+        let (u, w) = (ops.vector(self.time_faaaa), ops.vector(self.time_decay));
+        let (kernels, norm, gate) = (ops.kernels, self.heads.group_norm(ops), self.gate.is_some());
+        let [k, v, r, g] = [k, v, r, g].map(|x| x.row(t));
+        self.heads.for_each_group(
+            ops.pool,
+            state,
+            gated.values(t),
+            groups,
+            &|i, state, out, [wkv, normed]| {
+                self.heads.recur(kernels, state, wkv, |state, y, head| {
+                    let [r, k, v, u, w] = [r, k, v, u, w].map(|x| &x[i.clone()][head.clone()]);
+                    kernels.wkv6(y, state, r, k, v, u, w);
+                });
+                if gate {
+                    norm.normalize(normed, wkv, i.clone());
+                    kernels.silu_mul(out, &g[i], normed);
+                } else {
+                    norm.normalize(out, wkv, i);
+                }
+            },
+        );
+        ops.quantize(gated, t);
     }
 }

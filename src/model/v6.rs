@@ -7,16 +7,18 @@ use crate::error::{Error, Result};
 use crate::format::{Config, MatrixRef, ModelFile, VectorRef};
 use crate::memory::Buffers;
 
-use super::common::{Input, Inputs, Ops, Tail};
-use super::heads::{self, HeadNorm};
-use super::layer::{self, SCRATCH, Step};
+use super::batch::Step;
+use super::layer;
 use super::meter::Phase;
 use super::names::V6_MIXES;
+use super::ops::{Epilogue, Ops, Product};
+use super::vectors::{Activations, SCRATCH, Vectors};
+use super::wkv_heads::{self, WkvHeads};
 
 /// Weights of one layer's time mixing. Arrays are in the order of [`V6_MIXES`]: w, k, v, r, g.
 #[derive(Debug)]
 pub(crate) struct TimeMix {
-    heads: HeadNorm,
+    heads: WkvHeads,
     /// Mix of the input that the dynamic mixes are computed from, `[n_embd]`.
     time_maa_x: VectorRef,
     /// Constant part of each mix, `[n_embd]`.
@@ -39,36 +41,36 @@ pub(crate) struct TimeMix {
     output: MatrixRef,
 }
 
-/// Buffers for one token.
+/// Buffers for the tokens of a batch.
 pub(crate) struct Scratch<'a> {
-    /// Input of `time_maa_w1`, `[n_embd]`.
-    xx: Input<'a>,
-    /// `[5 mix_rank]`
-    low: &'a mut [f32],
-    /// Slices of `low`, inputs of `time_maa_w2`, `[mix_rank]`.
-    lows: [Input<'a>; 5],
-    /// Mix of each input, `[n_embd]`.
-    mixes: [&'a mut [f32]; 5],
-    /// Shifted inputs of decay, key, value, receptance and gate, `[n_embd]`.
-    xs: [Input<'a>; 5],
-    /// Input of `time_decay_w2`, `[decay_rank]`.
-    decay_low: Input<'a>,
-    /// `[n_att]` each.
-    k: &'a mut [f32],
-    v: &'a mut [f32],
-    r: &'a mut [f32],
-    g: &'a mut [f32],
-    /// Three vectors of each unit of heads.
-    units: &'a mut [f32],
-    /// Input of the output projection, `[n_att]`.
-    gated: Input<'a>,
+    /// Input of `time_maa_w1`, `[tokens, n_embd]`.
+    xx: Activations<'a>,
+    /// `[tokens, 5 mix_rank]`
+    low: Vectors<'a>,
+    /// Slices of `low`, inputs of `time_maa_w2`, `[tokens, mix_rank]`.
+    lows: [Activations<'a>; 5],
+    /// Mix of each input, `[tokens, n_embd]`.
+    mixes: [Vectors<'a>; 5],
+    /// Shifted inputs of decay, key, value, receptance and gate, `[tokens, n_embd]`.
+    xs: [Activations<'a>; 5],
+    /// Input of `time_decay_w2`, `[tokens, decay_rank]`.
+    decay_low: Activations<'a>,
+    /// `[tokens, n_att]` each.
+    k: Vectors<'a>,
+    v: Vectors<'a>,
+    r: Vectors<'a>,
+    g: Vectors<'a>,
+    /// Three vectors for each group of heads.
+    groups: &'a mut [f32],
+    /// Input of the output projection, `[tokens, n_att]`.
+    gated: Activations<'a>,
 }
 
 impl layer::TimeMix for TimeMix {
     type Scratch<'a> = Scratch<'a>;
 
     fn state_len(config: &Config) -> usize {
-        heads::state_len(config)
+        wkv_heads::state_len(config)
     }
 
     fn load(file: &ModelFile, config: &Config, index: usize) -> Result<Self> {
@@ -84,7 +86,7 @@ impl layer::TimeMix for TimeMix {
         let maa = |mix: &str| vector(&format!("time_maa_{mix}"), n_embd);
         let maa_w2 = |mix: &str| matrix(&format!("time_maa_w2.{mix}"), n_embd, mix_rank);
         Ok(Self {
-            heads: HeadNorm::load(file, config, index)?,
+            heads: WkvHeads::load(file, config, index)?,
             time_maa_x: vector("time_maa_x", n_embd)?,
             time_maa: [maa(w)?, maa(k)?, maa(v)?, maa(r)?, maa(g)?],
             time_maa_w1: matrix("time_maa_w1", 5 * mix_rank, n_embd)?,
@@ -103,90 +105,103 @@ impl layer::TimeMix for TimeMix {
         })
     }
 
-    fn take<'a>(buffers: &mut impl Buffers<'a>, config: &Config) -> Scratch<'a> {
+    fn take<'a>(buffers: &mut impl Buffers<'a>, config: &Config, tokens: usize) -> Scratch<'a> {
         let Config { n_embd, n_att, .. } = *config;
         let (mix_rank, decay_rank) = (config.mix_rank.unwrap_or(0), config.decay_rank.unwrap_or(0));
         Scratch {
-            xx: Input::take(buffers, SCRATCH, n_embd),
-            low: buffers.f32s(SCRATCH, 5 * mix_rank),
-            lows: [(); 5].map(|()| Input::take(buffers, SCRATCH, mix_rank)),
-            mixes: [(); 5].map(|()| buffers.f32s(SCRATCH, n_embd)),
-            xs: [(); 5].map(|()| Input::take(buffers, SCRATCH, n_embd)),
-            decay_low: Input::take(buffers, SCRATCH, decay_rank),
-            k: buffers.f32s(SCRATCH, n_att),
-            v: buffers.f32s(SCRATCH, n_att),
-            r: buffers.f32s(SCRATCH, n_att),
-            g: buffers.f32s(SCRATCH, n_att),
-            units: buffers.f32s(SCRATCH, 3 * n_att),
-            gated: Input::take(buffers, SCRATCH, n_att),
+            xx: Activations::take(buffers, SCRATCH, [tokens, n_embd]),
+            low: Vectors::take(buffers, SCRATCH, [tokens, 5 * mix_rank]),
+            lows: [(); 5].map(|()| Activations::take(buffers, SCRATCH, [tokens, mix_rank])),
+            mixes: [(); 5].map(|()| Vectors::take(buffers, SCRATCH, [tokens, n_embd])),
+            xs: [(); 5].map(|()| Activations::take(buffers, SCRATCH, [tokens, n_embd])),
+            decay_low: Activations::take(buffers, SCRATCH, [tokens, decay_rank]),
+            k: Vectors::take(buffers, SCRATCH, [tokens, n_att]),
+            v: Vectors::take(buffers, SCRATCH, [tokens, n_att]),
+            r: Vectors::take(buffers, SCRATCH, [tokens, n_att]),
+            g: Vectors::take(buffers, SCRATCH, [tokens, n_att]),
+            groups: buffers.f32s(SCRATCH, 3 * n_att),
+            gated: Activations::take(buffers, SCRATCH, [tokens, n_att]),
         }
     }
 
     /// `out = Wo @ (group_norm(wkv(r, k, v, w)) * silu(g))`
-    fn forward(&self, ops: &mut Ops<'_>, step: Step<'_>, tokens: &mut [Scratch<'_>]) -> Result<()> {
-        let Step { inputs, state, out } = step;
-        self.dynamic_shift(ops, inputs, tokens)?;
+    fn forward(
+        &self,
+        ops: &mut Ops<'_>,
+        step: &mut Step<'_, '_>,
+        out: &mut Vectors<'_>,
+        scratch: &mut Scratch<'_>,
+    ) {
+        self.dynamic_shift(ops, step, scratch);
         ops.meter.end(Phase::Mix);
-        let [key, value, receptance, gate] = self.projections;
-        let projections = tokens.iter_mut().map(|token| {
-            let Scratch { xs: [xw, xk, xv, xr, xg], decay_low, k, v, r, g, .. } = token;
-            ([&mut **k, v, r, g, decay_low.values()], [&*xk, xv, xr, xg, xw])
-        });
-        let tails = [Tail::None, Tail::None, Tail::None, Tail::None, Tail::Tanh];
-        ops.matmul_then(tails, [key, value, receptance, gate, self.time_decay_w1], projections)?;
+        self.project(ops, step.tokens(), scratch);
         ops.meter.end(Phase::TimeMixIn);
-        for token in &mut *tokens {
-            self.recur(ops, state, token)?;
-        }
+        step.for_each_token(|t, state| self.recur(ops, t, state, scratch));
         ops.meter.end(Phase::Wkv);
-        ops.matmul([self.output], out.zip(tokens).map(|(out, token)| ([out], [&token.gated])))
+        ops.matmul(step.tokens(), [Product::new(self.output, &scratch.gated, out.rows_mut())]);
     }
 }
 
 impl TimeMix {
     /// `x_c = h + (h_prev - h) * (maa_c + w2_c @ tanh(w1 @ xx)_c)` for the five inputs c.
-    fn dynamic_shift(
-        &self,
-        ops: &mut Ops<'_>,
-        mut inputs: Inputs<'_>,
-        tokens: &mut [Scratch<'_>],
-    ) -> Result<()> {
-        inputs.shift(ops, Shift::Previous, tokens.iter_mut().map(|t| [(&mut t.xx, self.time_maa_x)]))?;
-        let lows = tokens.iter_mut().map(|token| ([&mut *token.low], [&token.xx]));
-        ops.matmul_then([Tail::Tanh], [self.time_maa_w1], lows)?;
-        for Scratch { low, lows, .. } in &mut *tokens {
+    fn dynamic_shift(&self, ops: &mut Ops<'_>, step: &mut Step<'_, '_>, scratch: &mut Scratch<'_>) {
+        let Scratch { xx, low, lows, mixes, xs, .. } = scratch;
+        let tokens = step.tokens();
+        step.shift(ops, Shift::Previous, [(&mut *xx, self.time_maa_x)]);
+        let low_rank = Product::new(self.time_maa_w1, xx, low.rows_mut()).then(Epilogue::Tanh);
+        ops.matmul(tokens, [low_rank]);
+        for t in 0..tokens {
+            let low = low.row(t);
             for (input, low) in lows.iter_mut().zip(low.chunks_exact(low.len() / 5)) {
-                input.values().copy_from_slice(low);
-                ops.quantize(input);
+                input.values(t).copy_from_slice(low);
+                ops.quantize(input, t);
             }
         }
-        let expansions = tokens
-            .iter_mut()
-            .map(|Scratch { mixes, lows, .. }| (mixes.each_mut().map(|mix| &mut **mix), lows.each_ref()));
-        ops.matmul(self.time_maa_w2, expansions)?;
-        for (Scratch { mixes, xs, .. }, [h, h_prev]) in tokens.iter_mut().zip(inputs.pairs()) {
-            for ((x, mix), maa) in xs.iter_mut().zip(mixes).zip(self.time_maa) {
-                ops.kernels.add(mix, ops.file.vector(maa)?);
-                ops.kernels.lerp(x.values(), h, h_prev, mix);
-                ops.quantize(x);
+        let mut parts = self.time_maa_w2.iter().zip(&*lows);
+        ops.matmul(
+            tokens,
+            mixes.each_mut().map(|mix| {
+                let (weight, low) = parts.next().expect("five of each");
+                Product::new(*weight, low, mix.rows_mut())
+            }),
+        );
+        step.for_each_pair(|t, h, h_prev| {
+            for ((x, mix), maa) in xs.iter_mut().zip(&mut *mixes).zip(self.time_maa) {
+                let mix = mix.row_mut(t);
+                ops.kernels.add(mix, ops.vector(maa));
+                ops.kernels.lerp(x.values(t), h, h_prev, mix);
+                ops.quantize(x, t);
             }
-        }
-        Ok(())
+        });
     }
 
-    /// The recurrence of one token, with its decay, norm and gate.
-    fn recur(&self, ops: &mut Ops<'_>, state: &mut [f32], token: &mut Scratch<'_>) -> Result<()> {
-        let Scratch { decay_low, k, v, r, g, units, gated, .. } = token;
-        ops.quantize(decay_low);
-        let decay_w2 = ops.read(self.time_decay_w2)?;
-        let (u, decay) = (ops.file.vector(self.time_faaaa)?, ops.file.vector(self.time_decay)?);
-        let (kernels, norms, decay_low) = (ops.kernels, self.heads.norms(ops)?, decay_low.view());
-        let (k, v, r, g) = (&**k, &**v, &**r, &**g);
-        self.heads.for_each_unit(
+    /// Key, value, receptance, gate, and the first factor of the decay.
+    fn project(&self, ops: &mut Ops<'_>, tokens: usize, scratch: &mut Scratch<'_>) {
+        let Scratch { xs: [xw, xk, xv, xr, xg], decay_low, k, v, r, g, .. } = scratch;
+        let [key, value, receptance, gate] = self.projections;
+        let products = [
+            Product::new(key, xk, k.rows_mut()),
+            Product::new(value, xv, v.rows_mut()),
+            Product::new(receptance, xr, r.rows_mut()),
+            Product::new(gate, xg, g.rows_mut()),
+            Product::new(self.time_decay_w1, xw, decay_low.rows_mut()).then(Epilogue::Tanh),
+        ];
+        ops.matmul(tokens, products);
+        (0..tokens).for_each(|t| ops.quantize(decay_low, t));
+    }
+
+    /// The recurrence of token `t`, with its decay, norm and gate.
+    fn recur(&self, ops: &mut Ops<'_>, t: usize, state: &mut [f32], scratch: &mut Scratch<'_>) {
+        let Scratch { decay_low, k, v, r, g, groups, gated, .. } = scratch;
+        let decay_w2 = ops.read(self.time_decay_w2);
+        let (u, decay) = (ops.vector(self.time_faaaa), ops.vector(self.time_decay));
+        let (kernels, norm, decay_low) = (ops.kernels, self.heads.group_norm(ops), decay_low.row(t));
+        let [k, v, r, g] = [k, v, r, g].map(|x| x.row(t));
+        self.heads.for_each_group(
             ops.pool,
             state,
-            gated.values(),
-            units,
+            gated.values(t),
+            groups,
             &|i, state, out, [w, wkv, normed]| {
                 // w = exp(-exp(time_decay + w2 @ tanh(w1 @ xw)))
                 kernels.matvec(w, &decay_w2, i.start, decay_low);
@@ -196,12 +211,11 @@ impl TimeMix {
                     let [r, k, v, u] = [r, k, v, u].map(|x| &x[i.clone()][head.clone()]);
                     kernels.wkv6(y, state, r, k, v, u, &w[head]);
                 });
-                norms.normalize(normed, wkv, i.clone());
+                norm.normalize(normed, wkv, i.clone());
                 kernels.silu_mul(out, &g[i], normed);
             },
         );
         ops.release(decay_w2.data());
-        ops.quantize(gated);
-        Ok(())
+        ops.quantize(gated, t);
     }
 }

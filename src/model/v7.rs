@@ -8,15 +8,17 @@ use crate::error::{Error, Result};
 use crate::format::{Config, MatrixRef, ModelFile, VectorRef};
 use crate::memory::Buffers;
 
-use super::common::{Input, Inputs, Ops, Tail};
-use super::heads::{self, HeadNorm};
-use super::layer::{self, SCRATCH, Step};
+use super::batch::Step;
+use super::layer;
 use super::meter::Phase;
+use super::ops::{Epilogue, Ops, Product};
+use super::vectors::{Activations, SCRATCH, Vectors};
+use super::wkv_heads::{self, WkvHeads};
 
 /// Weights of one layer's time mixing.
 #[derive(Debug)]
 pub(crate) struct TimeMix {
-    heads: HeadNorm,
+    heads: WkvHeads,
     x_r: VectorRef,
     x_k: VectorRef,
     x_v: VectorRef,
@@ -54,37 +56,37 @@ struct LowRank {
     bias: Option<VectorRef>,
 }
 
-/// Buffers for one token.
+/// Buffers for the tokens of a batch.
 pub(crate) struct Scratch<'a> {
-    /// Shifted inputs, `[n_embd]`. The value's is also that of its mix.
-    xr: Input<'a>,
-    xw: Input<'a>,
-    xk: Input<'a>,
-    xv: Input<'a>,
-    xa: Input<'a>,
-    xg: Input<'a>,
-    /// Inner vectors of the low-rank matrices.
-    w_low: Input<'a>,
-    a_low: Input<'a>,
-    v_low: Input<'a>,
-    g_low: Input<'a>,
-    /// `[n_att]` each.
-    r: &'a mut [f32],
-    k: &'a mut [f32],
-    v: &'a mut [f32],
-    /// Value of layer 0 for the current token.
-    v_first: &'a mut [f32],
-    /// Eight vectors of each unit of heads.
-    units: &'a mut [f32],
-    /// Input of the output projection, `[n_att]`.
-    gated: Input<'a>,
+    /// Shifted inputs, `[tokens, n_embd]`. The value's is also that of its mix.
+    xr: Activations<'a>,
+    xw: Activations<'a>,
+    xk: Activations<'a>,
+    xv: Activations<'a>,
+    xa: Activations<'a>,
+    xg: Activations<'a>,
+    /// Inner vectors of the low-rank matrices, `[tokens, rank]`.
+    w_low: Activations<'a>,
+    a_low: Activations<'a>,
+    v_low: Activations<'a>,
+    g_low: Activations<'a>,
+    /// `[tokens, n_att]` each.
+    r: Vectors<'a>,
+    k: Vectors<'a>,
+    v: Vectors<'a>,
+    /// Values of layer 0.
+    v_first: Vectors<'a>,
+    /// Eight vectors for each group of heads.
+    groups: &'a mut [f32],
+    /// Input of the output projection, `[tokens, n_att]`.
+    gated: Activations<'a>,
 }
 
 impl layer::TimeMix for TimeMix {
     type Scratch<'a> = Scratch<'a>;
 
     fn state_len(config: &Config) -> usize {
-        heads::state_len(config)
+        wkv_heads::state_len(config)
     }
 
     fn load(file: &ModelFile, config: &Config, index: usize) -> Result<Self> {
@@ -102,7 +104,7 @@ impl layer::TimeMix for TimeMix {
             })
         };
         Ok(Self {
-            heads: HeadNorm::load(file, config, index)?,
+            heads: WkvHeads::load(file, config, index)?,
             x_r: vector("x_r", n_embd)?,
             x_k: vector("x_k", n_embd)?,
             x_v: vector("x_v", n_embd)?,
@@ -120,116 +122,102 @@ impl layer::TimeMix for TimeMix {
         })
     }
 
-    fn take<'a>(buffers: &mut impl Buffers<'a>, config: &Config) -> Scratch<'a> {
+    fn take<'a>(buffers: &mut impl Buffers<'a>, config: &Config, tokens: usize) -> Scratch<'a> {
         let Config { n_embd, n_att, .. } = *config;
         // A model of one layer has no value rank; one float keeps the buffers' shapes simple.
-        let rank = |rank: Option<usize>| rank.unwrap_or(1);
+        let low = |rank: Option<usize>| [tokens, rank.unwrap_or(1)];
         Scratch {
-            xr: Input::take(buffers, SCRATCH, n_embd),
-            xw: Input::take(buffers, SCRATCH, n_embd),
-            xk: Input::take(buffers, SCRATCH, n_embd),
-            xv: Input::take(buffers, SCRATCH, n_embd),
-            xa: Input::take(buffers, SCRATCH, n_embd),
-            xg: Input::take(buffers, SCRATCH, n_embd),
-            w_low: Input::take(buffers, SCRATCH, rank(config.decay_rank)),
-            a_low: Input::take(buffers, SCRATCH, rank(config.iclr_rank)),
-            v_low: Input::take(buffers, SCRATCH, rank(config.value_rank)),
-            g_low: Input::take(buffers, SCRATCH, rank(config.gate_rank)),
-            r: buffers.f32s(SCRATCH, n_att),
-            k: buffers.f32s(SCRATCH, n_att),
-            v: buffers.f32s(SCRATCH, n_att),
-            v_first: buffers.f32s(SCRATCH, n_att),
-            units: buffers.f32s(SCRATCH, 8 * n_att),
-            gated: Input::take(buffers, SCRATCH, n_att),
+            xr: Activations::take(buffers, SCRATCH, [tokens, n_embd]),
+            xw: Activations::take(buffers, SCRATCH, [tokens, n_embd]),
+            xk: Activations::take(buffers, SCRATCH, [tokens, n_embd]),
+            xv: Activations::take(buffers, SCRATCH, [tokens, n_embd]),
+            xa: Activations::take(buffers, SCRATCH, [tokens, n_embd]),
+            xg: Activations::take(buffers, SCRATCH, [tokens, n_embd]),
+            w_low: Activations::take(buffers, SCRATCH, low(config.decay_rank)),
+            a_low: Activations::take(buffers, SCRATCH, low(config.iclr_rank)),
+            v_low: Activations::take(buffers, SCRATCH, low(config.value_rank)),
+            g_low: Activations::take(buffers, SCRATCH, low(config.gate_rank)),
+            r: Vectors::take(buffers, SCRATCH, [tokens, n_att]),
+            k: Vectors::take(buffers, SCRATCH, [tokens, n_att]),
+            v: Vectors::take(buffers, SCRATCH, [tokens, n_att]),
+            v_first: Vectors::take(buffers, SCRATCH, [tokens, n_att]),
+            groups: buffers.f32s(SCRATCH, 8 * n_att),
+            gated: Activations::take(buffers, SCRATCH, [tokens, n_att]),
         }
     }
 
     /// `out = Wo @ ((group_norm(wkv) + bonus * v) * g)`
-    fn forward(&self, ops: &mut Ops<'_>, step: Step<'_>, tokens: &mut [Scratch<'_>]) -> Result<()> {
-        let Step { inputs, state, out } = step;
-        self.shift(ops, inputs, tokens)?;
+    fn forward(
+        &self,
+        ops: &mut Ops<'_>,
+        step: &mut Step<'_, '_>,
+        out: &mut Vectors<'_>,
+        scratch: &mut Scratch<'_>,
+    ) {
+        self.shift(ops, step, scratch);
         ops.meter.end(Phase::Mix);
-        self.project(ops, tokens)?;
+        self.project(ops, step.tokens(), scratch);
         ops.meter.end(Phase::TimeMixIn);
-        for token in &mut *tokens {
-            self.heads(ops, state, token)?;
-            ops.quantize(&mut token.gated);
-        }
+        step.for_each_token(|t, state| self.heads(ops, t, state, scratch));
         ops.meter.end(Phase::Wkv);
-        ops.matmul([self.output], out.zip(tokens).map(|(out, token)| ([out], [&token.gated])))
+        ops.matmul(step.tokens(), [Product::new(self.output, &scratch.gated, out.rows_mut())]);
     }
 }
 
 impl TimeMix {
-    fn shift(&self, ops: &Ops<'_>, mut inputs: Inputs<'_>, tokens: &mut [Scratch<'_>]) -> Result<()> {
-        let outs = tokens.iter_mut().map(|Scratch { xr, xw, xk, xv, xa, xg, .. }| {
-            [
-                (xr, self.x_r),
-                (xk, self.x_k),
-                (xv, self.x_v),
-                (xw, self.decay.mix),
-                (xa, self.iclr.mix),
-                (xg, self.gate.mix),
-            ]
-        });
-        inputs.shift(ops, Shift::Previous, outs)
+    fn shift(&self, ops: &Ops<'_>, step: &mut Step<'_, '_>, scratch: &mut Scratch<'_>) {
+        let Scratch { xr, xw, xk, xv, xa, xg, .. } = scratch;
+        let outs = [
+            (xr, self.x_r),
+            (xk, self.x_k),
+            (xv, self.x_v),
+            (xw, self.decay.mix),
+            (xa, self.iclr.mix),
+            (xg, self.gate.mix),
+        ];
+        step.shift(ops, Shift::Previous, outs);
     }
 
     /// Receptance, key, value, and the first factors of the low-rank matrices.
-    fn project(&self, ops: &mut Ops<'_>, tokens: &mut [Scratch<'_>]) -> Result<()> {
-        let Self { receptance, key, value, decay, iclr, gate, .. } = self;
-        let [a, b, c] = [*receptance, *key, *value];
-        let [d, e, f] = [decay.first, iclr.first, gate.first];
+    fn project(&self, ops: &mut Ops<'_>, tokens: usize, scratch: &mut Scratch<'_>) {
+        let Scratch { xr, xw, xk, xv, xa, xg, w_low, a_low, v_low, g_low, r, k, v, .. } = scratch;
+        let [a, b, c, d, e, f] = [
+            Product::new(self.receptance, xr, r.rows_mut()),
+            Product::new(self.key, xk, k.rows_mut()),
+            Product::new(self.value, xv, v.rows_mut()),
+            Product::new(self.decay.first, xw, w_low.rows_mut()).then(Epilogue::Tanh),
+            Product::new(self.iclr.first, xa, a_low.rows_mut()),
+            Product::new(self.gate.first, xg, g_low.rows_mut()).then(Epilogue::Sigmoid),
+        ];
         match &self.value_mix {
             Some(mix) => {
-                let projections = tokens.iter_mut().map(|token| {
-                    let Scratch { xr, xw, xk, xv, xa, xg, w_low, a_low, v_low, g_low, r, k, v, .. } = token;
-                    let lows = [w_low.values(), a_low.values(), g_low.values(), v_low.values()];
-                    let [w_low, a_low, g_low, v_low] = lows;
-                    ([&mut **r, k, v, w_low, a_low, g_low, v_low], [&*xr, xk, xv, xw, xa, xg, xv])
-                });
-                let tails =
-                    [Tail::None, Tail::None, Tail::None, Tail::Tanh, Tail::None, Tail::Sigmoid, Tail::None];
-                ops.matmul_then(tails, [a, b, c, d, e, f, mix.first], projections)?;
+                ops.matmul(tokens, [a, b, c, d, e, f, Product::new(mix.first, xv, v_low.rows_mut())]);
             }
-            None => {
-                let projections = tokens.iter_mut().map(|token| {
-                    let Scratch { xr, xw, xk, xv, xa, xg, w_low, a_low, g_low, r, k, v, .. } = token;
-                    let [w_low, a_low, g_low] = [w_low.values(), a_low.values(), g_low.values()];
-                    ([&mut **r, k, v, w_low, a_low, g_low], [&*xr, xk, xv, xw, xa, xg])
-                });
-                let tails = [Tail::None, Tail::None, Tail::None, Tail::Tanh, Tail::None, Tail::Sigmoid];
-                ops.matmul_then(tails, [a, b, c, d, e, f], projections)?;
-            }
+            None => ops.matmul(tokens, [a, b, c, d, e, f]),
         }
-        for Scratch { w_low, a_low, v_low, g_low, .. } in tokens {
-            [w_low, a_low, v_low, g_low].into_iter().for_each(|low| ops.quantize(low));
+        for low in [w_low, a_low, v_low, g_low] {
+            (0..tokens).for_each(|t| ops.quantize(low, t));
         }
-        Ok(())
     }
 
     /// All that a head does by itself: the second factors of the low-rank matrices, the recurrence, norm and gate.
-    fn heads(&self, ops: &mut Ops<'_>, state: &mut [f32], token: &mut Scratch<'_>) -> Result<()> {
-        let Scratch { w_low, a_low, v_low, g_low, r, k, v, v_first, units, gated, .. } = token;
+    fn heads(&self, ops: &mut Ops<'_>, t: usize, state: &mut [f32], scratch: &mut Scratch<'_>) {
+        let Scratch { w_low, a_low, v_low, g_low, r, k, v, v_first, groups, gated, .. } = scratch;
         if self.value_mix.is_none() {
-            v_first.copy_from_slice(v);
+            v_first.row_mut(t).copy_from_slice(v.row(t));
         }
-        let decay = self.decay.expand(ops, w_low)?;
-        let iclr = self.iclr.expand(ops, a_low)?;
-        let gate = self.gate.expand(ops, g_low)?;
-        let value_mix = match &self.value_mix {
-            Some(mix) => Some(mix.expand(ops, v_low)?),
-            None => None,
-        };
-        let vector = |r: VectorRef| ops.file.vector(r);
-        let (k_k, k_a, r_k) = (vector(self.k_k)?, vector(self.k_a)?, vector(self.r_k)?);
-        let (kernels, norms, n) = (ops.kernels, self.heads.norms(ops)?, self.heads.head_size());
-        let (r, k, v, v_first) = (&**r, &**k, &**v, &**v_first);
-        self.heads.for_each_unit(ops.pool, state, gated.values(), units, &|i, state, out, vectors| {
-            let [w, a, g, key, value, kk, wkv, t] = vectors;
+        let decay = self.decay.expand(ops, w_low.row(t));
+        let iclr = self.iclr.expand(ops, a_low.row(t));
+        let gate = self.gate.expand(ops, g_low.row(t));
+        let value_mix = self.value_mix.as_ref().map(|mix| mix.expand(ops, v_low.row(t)));
+        let [k_k, k_a, r_k] = [self.k_k, self.k_a, self.r_k].map(|vector| ops.vector(vector));
+        let (kernels, norm, n) = (ops.kernels, self.heads.group_norm(ops), self.heads.head_size());
+        let [r, k, v, v_first] = [r, k, v, v_first].map(|x| x.row(t));
+        self.heads.for_each_group(ops.pool, state, gated.values(t), groups, &|i, state, out, vectors| {
+            let [w, a, g, key, value, kk, wkv, tmp] = vectors;
             kernels.prefetch(&state[..n * n]);
             [k_k, k_a, r_k].iter().for_each(|x| kernels.prefetch(&x[i.clone()]));
-            norms.prefetch(i.clone());
+            norm.prefetch(i.clone());
             let [r, k, v, v_first] = [r, k, v, v_first].map(|x| &x[i.clone()]);
             let [k_k, k_a, r_k] = [k_k, k_a, r_k].map(|x| &x[i.clone()]);
             decay.rows(kernels, w, i.start);
@@ -241,35 +229,35 @@ impl TimeMix {
             // value = v + sigmoid(mix) * (v_first - v)
             match &value_mix {
                 Some(mix) => {
-                    mix.rows(kernels, t, i.start);
-                    kernels.sigmoid(t);
-                    kernels.lerp(value, v, v_first, t);
+                    mix.rows(kernels, tmp, i.start);
+                    kernels.sigmoid(tmp);
+                    kernels.lerp(value, v, v_first, tmp);
                 }
                 None => value.copy_from_slice(v),
             }
             // The key that removes is normalised, the one that adds is k * (1 + (a - 1) * k_a).
             kernels.mul(kk, k, k_k);
             kk.chunks_exact_mut(n).for_each(|head| kernels.l2_normalize(head));
-            kernels.mul(t, k, a);
-            kernels.lerp(key, k, t, k_a);
+            kernels.mul(tmp, k, a);
+            kernels.lerp(key, k, tmp, k_a);
 
             self.heads.recur(kernels, state, wkv, |state, y, head| {
                 let [w, k, v, kk, a] = [&*w, &*key, &*value, &*kk, &*a].map(|x| &x[head.clone()]);
                 kernels.wkv7(y, state, &r[head], w, k, v, kk, a);
             });
-            norms.normalize(t, wkv, i);
+            norm.normalize(tmp, wkv, i);
             // The bonus is one number for each head: sum(r * k * r_k).
             for (head, bonus) in w.chunks_exact_mut(n).enumerate() {
                 let head = head * n..(head + 1) * n;
                 bonus.fill(kernels.dot3(&r[head.clone()], &key[head.clone()], &r_k[head]));
             }
             kernels.mul(wkv, w, value);
-            kernels.add(t, wkv);
-            kernels.mul(out, t, g);
+            kernels.add(tmp, wkv);
+            kernels.mul(out, tmp, g);
         });
         let expansions = [Some(decay), Some(iclr), Some(gate), value_mix];
         expansions.iter().flatten().for_each(|expansion| ops.release(expansion.second.data()));
-        Ok(())
+        ops.quantize(gated, t);
     }
 }
 
@@ -282,12 +270,9 @@ struct Expansion<'f, 'x> {
 }
 
 impl LowRank {
-    fn expand<'f, 'x>(&self, ops: &mut Ops<'f>, input: &'x Input<'_>) -> Result<Expansion<'f, 'x>> {
-        let bias = match self.bias {
-            Some(bias) => Some(ops.file.vector(bias)?),
-            None => None,
-        };
-        Ok(Expansion { second: ops.read(self.second)?, input: input.view(), bias })
+    fn expand<'f, 'x>(&self, ops: &mut Ops<'f>, input: Activation<'x>) -> Expansion<'f, 'x> {
+        let bias = self.bias.map(|bias| ops.vector(bias));
+        Expansion { second: ops.read(self.second), input, bias }
     }
 }
 

@@ -47,7 +47,18 @@ impl<'a> Tokenizer<'a> {
     /// # Errors
     /// The section is damaged, or of a kind this program does not know.
     pub fn parse(section: &'a [u8]) -> Result<Self> {
-        let mut reader = Reader::new(section);
+        Self::read(Reader::new(section))
+    }
+
+    /// Reads a section that [`parse`](Self::parse) has accepted, in constant time.
+    ///
+    /// # Panics
+    /// If it is another one.
+    pub(crate) fn of_checked(section: &'a [u8]) -> Self {
+        Self::read(Reader::of_checked(section)).expect("a section that was checked")
+    }
+
+    fn read(mut reader: Reader<'a>) -> Result<Self> {
         let header = reader.header()?;
         let (n_tokens, max_token_len) = (header.n_tokens, header.max_token_len);
         let rules = match header.kind {

@@ -1,6 +1,7 @@
 //! Checks of a model file that need no converter, so that `cross/board` can make them on another machine too.
 
 use std::path::Path;
+use std::slice;
 use std::sync::Arc;
 
 use rwkv_edge::kernels::Isa;
@@ -23,11 +24,11 @@ pub(crate) fn token_walk(n: usize, n_vocab: usize) -> Vec<u32> {
 }
 
 pub(crate) fn open(path: &Path, isa: Option<Isa>) -> Arc<Model> {
-    Arc::new(Model::open(path, &LoadOptions { isa, ..Default::default() }).unwrap())
+    Model::open(path, &LoadOptions { isa, ..Default::default() }).unwrap()
 }
 
 pub(crate) fn session(model: &Arc<Model>, threads: usize) -> Session {
-    Session::new(Arc::clone(model), &SessionOptions { threads: Some(threads), ..Default::default() }).unwrap()
+    Session::new(Arc::clone(model), &SessionOptions::with_threads(Some(threads))).unwrap()
 }
 
 pub(crate) fn bits(logits: &[f32]) -> Vec<u32> {
@@ -56,9 +57,8 @@ pub(crate) fn check_cuts(
     let tokens = token_walk(CUT_TOKENS, scalar.config().n_vocab);
     let (last, prompt) = tokens.split_last().unwrap();
     let mut one_by_one = session(&scalar, 1);
-    prompt.iter().for_each(|&token| one_by_one.feed(token).unwrap());
-    let expected = bits(one_by_one.forward(*last).unwrap());
-    let state = one_by_one.state();
+    tokens.iter().for_each(|token| one_by_one.feed(slice::from_ref(token)).unwrap());
+    let expected = bits(one_by_one.logits().unwrap());
     for isa in levels {
         let model = open(path, Some(isa));
         for (cuts, &threads) in cuts.iter().flat_map(|cuts| threads.iter().map(move |n| (cuts, n))) {
@@ -66,10 +66,11 @@ pub(crate) fn check_cuts(
             let mut whole = session(&model, threads);
             let mut rest = prompt;
             for &cut in *cuts {
-                whole.prompt(rest.split_off(..cut).unwrap()).unwrap();
+                whole.feed(rest.split_off(..cut).unwrap()).unwrap();
             }
-            assert!(bits(whole.forward(*last).unwrap()) == expected, "{what}");
-            assert!(whole.state() == state, "{what}: state");
+            whole.feed(&[*last]).unwrap();
+            assert!(bits(whole.logits().unwrap()) == expected, "{what}");
+            assert!(whole.state() == one_by_one.state(), "{what}: state");
         }
     }
 }

@@ -92,7 +92,11 @@ pub(crate) fn levels() -> impl Iterator<Item = Isa> {
 
 /// Logits after each of `tokens`.
 pub(crate) fn all_logits(session: &mut Session, tokens: &[u32]) -> Vec<Vec<f32>> {
-    tokens.iter().map(|&token| session.forward(token).unwrap().to_vec()).collect()
+    let logits = |&token: &u32| {
+        session.feed(&[token]).unwrap();
+        session.logits().unwrap().to_vec()
+    };
+    tokens.iter().map(logits).collect()
 }
 
 pub(crate) fn read_f32(path: &Path) -> Vec<f32> {

@@ -7,7 +7,7 @@ use crate::common::{
     VERSIONS, all_logits, convert, fixture, levels, open, options, root, session, token_walk,
 };
 use rwkv_edge::kernels::{DType, FloatEnvironment, Isa};
-use rwkv_edge::{LoadOptions, Model, Session, SessionOptions, State, self_test};
+use rwkv_edge::{LoadOptions, Model, Session, SessionOptions, self_test};
 
 fn bits(logits: &[Vec<f32>]) -> Vec<Vec<u32>> {
     logits.iter().map(|row| checks::bits(row)).collect()
@@ -50,8 +50,8 @@ fn the_shipped_model_has_the_same_bits_on_every_isa_and_thread_count() {
 fn the_recorded_self_test_passes_on_every_isa() {
     for isa in levels() {
         let options = LoadOptions { isa: Some(isa), ..Default::default() };
-        let model = Model::open(&root().join("models/fairy-int8.rwkv"), &options).unwrap();
-        self_test::run(&Arc::new(model), Some(2)).unwrap();
+        let model = Model::open(root().join("models/fairy-int8.rwkv"), &options).unwrap();
+        self_test::run(&model, Some(2)).unwrap();
     }
 }
 
@@ -93,14 +93,14 @@ fn a_copied_state_continues_as_the_original_does() {
 
     let mut first = session(&model, 1);
     all_logits(&mut first, &tokens[..17]);
-    let state = first.state();
+    let state = first.state().clone();
     all_logits(&mut first, &[1, 2, 3]);
     let mut second = session(&model, 3);
     second.set_state(&state).unwrap();
     let found = all_logits(&mut second, &tokens[17..]);
     assert_eq!(bits(&found), bits(&expected[17..]));
-    second.reset().unwrap();
-    assert_eq!(second.state(), State::new(&model).unwrap());
+    second.reset();
+    assert_eq!(*second.state(), model.initial_state().unwrap());
     assert_eq!(bits(&all_logits(&mut second, &tokens)), bits(&expected));
 }
 
@@ -108,7 +108,7 @@ fn a_copied_state_continues_as_the_original_does() {
 fn a_state_of_another_file_is_refused() {
     let int8 = crate::common::model(&fixture("v4-tiny.pth"), DType::Int8, None);
     let int4 = crate::common::model(&fixture("v4-tiny.pth"), DType::Int4, None);
-    let error = session(&int4, 1).set_state(&State::new(&int8).unwrap()).unwrap_err();
+    let error = session(&int4, 1).set_state(&int8.initial_state().unwrap()).unwrap_err();
     assert!(error.to_string().contains("another model"), "{error}");
 }
 
@@ -118,8 +118,8 @@ fn skipping_logits_in_the_prompt_changes_nothing() {
     let tokens = token_walk(20, model.config().n_vocab);
     let expected = all_logits(&mut session(&model, 2), &tokens);
     let mut skipping = session(&model, 2);
-    tokens[..19].iter().for_each(|&token| skipping.feed(token).unwrap());
-    assert_eq!(bits(&[skipping.forward(tokens[19]).unwrap().to_vec()]), bits(&expected[19..]));
+    tokens.iter().for_each(|&token| skipping.feed(&[token]).unwrap());
+    assert_eq!(bits(&[skipping.logits().unwrap().to_vec()]), bits(&expected[19..]));
 }
 
 #[test]
@@ -134,9 +134,9 @@ fn a_prompt_gives_the_same_bits_however_it_is_cut() {
 fn the_same_seed_samples_the_same_tokens() {
     let model = crate::common::model(&fixture("v4-tiny.pth"), DType::Int8, None);
     let sample = |seed, threads| {
-        let options = SessionOptions { threads: Some(threads), seed, ..Default::default() };
+        let options = SessionOptions { seed, ..SessionOptions::with_threads(Some(threads)) };
         let mut session = Session::new(Arc::clone(&model), &options).unwrap();
-        session.prompt(&[1, 2, 3]).unwrap();
+        session.feed(&[1, 2, 3]).unwrap();
         (0..40).map(|_| session.next_token().unwrap()).collect::<Vec<_>>()
     };
     assert_eq!(sample(7, 1), sample(7, 3));

@@ -640,12 +640,10 @@ fn use_everything(file: &ModelFile) {
     for tensor in file.tensors() {
         let (name, [rows, cols]) = (tensor.name.as_str(), tensor.shape);
         assert_eq!(file.bytes(tensor).len() as u64, tensor.len);
-        let matrix = file.matrix_ref(name, rows, cols).and_then(|r| file.matrix(r).map(|m| m.data().len()));
-        let records = file
-            .records_ref(name, tensor.layout, tensor.shape)
-            .and_then(|r| file.records(r).map(|r| r.count()));
-        let vector = file.vector_ref(name, rows).and_then(|r| file.vector(r).map(<[f32]>::len));
-        let u32s = file.u32_ref(name, rows).and_then(|r| file.u32s(r).map(<[u32]>::len));
+        let matrix = file.matrix_ref(name, rows, cols).map(|r| file.matrix(r).data().len());
+        let records = file.records_ref(name, tensor.layout, tensor.shape).map(|r| file.records(r).count());
+        let vector = file.vector_ref(name, rows).map(|r| file.vector(r).len());
+        let u32s = file.u32_ref(name, rows).map(|r| file.u32s(r).len());
         let views = [matrix, records, vector, u32s];
         assert_eq!(views.iter().filter(|view| view.is_ok()).count(), 1, "{name}");
         file.release(file.bytes(tensor));

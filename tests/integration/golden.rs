@@ -89,7 +89,7 @@ fn a_tuned_state_is_where_the_text_begins() {
             let error = error_of_range(&found[position - 1], expected);
             assert!(error < F32_TOLERANCE, "after {position} tokens: {error}");
         }
-        session.reset().unwrap();
+        session.reset();
     }
 }
 

@@ -7,6 +7,7 @@ mod builtin;
 mod cli;
 mod determinism;
 mod digests;
+mod engine;
 mod format_corrupt;
 mod golden;
 mod input;

@@ -8,7 +8,7 @@ use crate::common::{
 use rwkv_edge::format::SamplingParams;
 use rwkv_edge::kernels::DType;
 use rwkv_edge::model::names;
-use rwkv_edge::{LoadOptions, Model, Savings, Session, SessionOptions};
+use rwkv_edge::{EngineOptions, LoadOptions, Model, Session, SessionOptions, Shortcuts};
 use rwkv_quantize::policy::Wanted;
 
 /// Greedy, top-k, top-p, all of them, and each with penalties and with rewards for repetition.
@@ -33,26 +33,27 @@ fn samplings() -> Vec<SamplingParams> {
 
 /// The tokens of two replies, and the share of the residual's rows that was read.
 fn sample(model: &Arc<Model>, sampling: SamplingParams, shortlist: bool, threads: usize) -> (Vec<u32>, f64) {
-    let without = Savings { shortlist: !shortlist, ..Savings::default() };
-    let options = SessionOptions { threads: Some(threads), sampling: Some(sampling), seed: 5, without };
+    let shortcuts = Shortcuts { head_shortlist: shortlist, ..Shortcuts::default() };
+    let engine = EngineOptions { threads: Some(threads), shortcuts, ..EngineOptions::default() };
+    let options = SessionOptions { engine, sampling: Some(sampling), seed: 5 };
     let mut session = Session::new(Arc::clone(model), &options).unwrap();
     let mut tokens = Vec::new();
     for start in [1, 7] {
-        session.prompt(&[start, 2]).unwrap();
+        session.feed(&[start, 2]).unwrap();
         for _ in 0..40 {
             let Some(token) = session.next_token().unwrap() else { break };
             tokens.push(token);
         }
     }
-    let traffic = session.traffic();
+    let traffic = session.engine().traffic();
     (tokens, traffic.residual_rows as f64 / traffic.head_rows as f64)
 }
 
 #[test]
 fn a_shortlist_gives_the_tokens_that_all_logits_give() {
-    let fairy = Model::open(&root().join("models/fairy-int8.rwkv"), &LoadOptions::default()).unwrap();
+    let fairy = Model::open(root().join("models/fairy-int8.rwkv"), &LoadOptions::default()).unwrap();
     let fixtures = VERSIONS.map(|version| model(&fixture(&format!("{version}-tiny.pth")), DType::Int4, None));
-    for model in fixtures.iter().chain([&Arc::new(fairy)]) {
+    for model in fixtures.iter().chain([&fairy]) {
         assert!(model.file().tensor(names::HEAD_RESIDUAL).is_ok());
         for sampling in samplings() {
             let (expected, _) = sample(model, sampling, false, 1);
@@ -66,8 +67,7 @@ fn a_shortlist_gives_the_tokens_that_all_logits_give() {
 
 #[test]
 fn of_the_shipped_model_few_rows_are_read() {
-    let fairy = Model::open(&root().join("models/fairy-int8.rwkv"), &LoadOptions::default()).unwrap();
-    let fairy = Arc::new(fairy);
+    let fairy = Model::open(root().join("models/fairy-int8.rwkv"), &LoadOptions::default()).unwrap();
     let (_, greedy) = sample(&fairy, SamplingParams { temperature: 0.0, ..PLAIN }, true, 1);
     assert!(greedy < 0.1, "{greedy}");
     let (_, top_k) = sample(&fairy, SamplingParams { top_k: 20, ..PLAIN }, true, 1);
@@ -83,10 +83,10 @@ fn no_logit_is_further_from_its_estimate_than_its_bound() {
         let nested = open(&path, None);
         let file = nested.file();
         let n = nested.config().n_vocab;
-        let bounds = file.vector(file.vector_ref(names::HEAD_BOUND, n).unwrap()).unwrap();
+        let bounds = file.vector(file.vector_ref(names::HEAD_BOUND, n).unwrap());
         let layout = rwkv_edge::format::TensorLayout::RowRecords;
         let shape = [n, nested.config().n_embd];
-        let rows = file.records(file.records_ref(names::HEAD_RESIDUAL, layout, shape).unwrap()).unwrap();
+        let rows = file.records(file.records_ref(names::HEAD_RESIDUAL, layout, shape).unwrap());
         let mut row = vec![0.0; shape[1]];
         for (i, &bound) in bounds.iter().enumerate() {
             rwkv_edge::kernels::quant::decode_record(&rows, i, &mut row);

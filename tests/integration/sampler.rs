@@ -1,62 +1,50 @@
 //! The sampler against a literal reference in f64, and its edges.
 
 use crate::common::PLAIN;
-use rwkv_edge::SamplingParams;
 use rwkv_edge::kernels::Kernels;
-use rwkv_edge::sampler::{Sampler, SamplerBuffers};
+use rwkv_edge::{Sampler, SamplingParams};
 
-/// Buffers with rubbish in them.
-struct Memory {
-    probs: Vec<f32>,
-    candidates: Vec<u32>,
-    counts: Vec<f32>,
-    seen: Vec<u32>,
+/// A sampler and its buffers, with rubbish in them.
+struct Bench {
+    sampler: Sampler,
+    logits: Vec<f32>,
+    ids: Vec<u32>,
 }
 
-impl Memory {
-    fn new(n: usize) -> Self {
-        Self {
-            probs: vec![f32::NAN; n],
-            candidates: vec![77; n],
-            counts: vec![-3.0; n],
-            seen: vec![u32::MAX; n],
-        }
+impl Bench {
+    fn new(params: SamplingParams, n: usize, seed: u64) -> Self {
+        let sampler = Sampler::new(params, n, seed).unwrap();
+        Self { sampler, logits: vec![f32::NAN; n], ids: vec![77; n] }
     }
 
-    fn buffers(&mut self) -> SamplerBuffers<'_> {
-        let Self { probs, candidates, counts, seen } = self;
-        SamplerBuffers { probs, candidates, counts, seen }
+    fn try_draw(&mut self, logits: &[f32]) -> rwkv_edge::Result<u32> {
+        self.logits.copy_from_slice(logits);
+        self.sampler.draw(Kernels::best(), &mut self.logits, &mut self.ids)
     }
-}
 
-fn sample(sampler: &mut Sampler, logits: &[f32]) -> u32 {
-    let mut memory = Memory::new(logits.len());
-    sampler.sample(Kernels::best(), logits, &mut memory.buffers()).unwrap()
+    fn draw(&mut self, logits: &[f32]) -> u32 {
+        self.try_draw(logits).unwrap()
+    }
 }
 
 fn draws(params: SamplingParams, logits: &[f32], n: usize) -> Vec<usize> {
-    let mut sampler = Sampler::new(params, 1).unwrap();
-    let mut memory = Memory::new(logits.len());
+    let mut bench = Bench::new(params, logits.len(), 1);
     let mut histogram = vec![0; logits.len()];
-    for _ in 0..n {
-        histogram[sampler.sample(Kernels::best(), logits, &mut memory.buffers()).unwrap() as usize] += 1;
-    }
+    (0..n).for_each(|_| histogram[bench.draw(logits) as usize] += 1);
     histogram
 }
 
 #[test]
 fn counts_that_decay_become_zero_without_subnormal_numbers_on_the_way() {
     let params = SamplingParams { penalty_decay: 0.9, frequency_penalty: 1.0, ..PLAIN };
-    let mut sampler = Sampler::new(params, 1).unwrap();
-    let mut memory = Memory::new(3);
-    sampler.reset(&mut memory.buffers());
-    sampler.accept(0, &mut memory.buffers());
+    let mut sampler = Sampler::new(params, 3, 1).unwrap();
+    sampler.accept(0);
     for _ in 0..1000 {
-        sampler.accept(1, &mut memory.buffers());
-        assert!(!memory.counts[0].is_subnormal());
+        sampler.accept(1);
+        assert!(!sampler.counts()[0].1.is_subnormal());
     }
-    assert_eq!(memory.counts[0], 0.0);
-    assert!((memory.counts[1] - 10.0).abs() < 1e-3);
+    assert_eq!(sampler.counts()[0], (0, 0.0));
+    assert!((sampler.counts()[1].1 - 10.0).abs() < 1e-3);
 }
 
 /// A seeded stream (xorshift).
@@ -112,13 +100,13 @@ fn reference(logits: &[f32], counts: &[(u32, f64)], params: &SamplingParams) -> 
 
 /// The probabilities that the sampler drew by, from the weights it left behind: those of the candidates, or
 /// of all ids if no step takes any away.
-fn probabilities(memory: &Memory, params: &SamplingParams, n_candidates: usize) -> Vec<f64> {
-    let mut p = vec![0.0; memory.probs.len()];
+fn probabilities(bench: &Bench, params: &SamplingParams, n_candidates: usize) -> Vec<f64> {
+    let mut p = vec![0.0; bench.logits.len()];
     if params.top_p == 1.0 && params.top_k == 0 {
-        p = memory.candidates.iter().map(|bits| f64::from(f32::from_bits(*bits))).collect();
+        p = bench.ids.iter().map(|bits| f64::from(f32::from_bits(*bits))).collect();
     } else {
-        for id in &memory.candidates[..n_candidates] {
-            p[*id as usize] = f64::from(memory.probs[*id as usize]);
+        for id in &bench.ids[..n_candidates] {
+            p[*id as usize] = f64::from(bench.logits[*id as usize]);
         }
     }
     let sum: f64 = p.iter().sum();
@@ -141,12 +129,11 @@ fn candidates_and_probabilities_are_those_of_the_reference() {
             frequency_penalty: random.pick(&[0.0, 0.5]),
             penalty_decay: random.pick(&[1.0, 0.9, 0.0]),
         };
-        let mut sampler = Sampler::new(params, round).unwrap();
-        let mut memory = Memory::new(n);
+        let mut bench = Bench::new(params, n, round);
         let mut counts: Vec<(u32, f64)> = Vec::new();
         for _ in 0..5 {
             let id = (random.uniform() * n as f64) as u32;
-            sampler.accept(id, &mut memory.buffers());
+            bench.sampler.accept(id);
             counts.iter_mut().for_each(|(_, count)| *count *= f64::from(params.penalty_decay));
             match counts.iter_mut().find(|(seen, _)| *seen == id) {
                 Some((_, count)) => *count += 1.0,
@@ -154,14 +141,14 @@ fn candidates_and_probabilities_are_those_of_the_reference() {
             }
         }
         let (expected, distance) = reference(&logits, &counts, &params);
-        let drawn = sampler.sample(Kernels::best(), &logits, &mut memory.buffers()).unwrap();
+        let drawn = bench.draw(&logits);
         if distance < 1e-5 {
             // The sums of f32 and f64 may fall on different sides of top_p.
             near += 1;
             continue;
         }
         assert!(expected[drawn as usize] > 0.0, "round {round}: drew {drawn}, which is not a candidate");
-        let found = probabilities(&memory, &params, expected.iter().filter(|p| **p > 0.0).count());
+        let found = probabilities(&bench, &params, expected.iter().filter(|p| **p > 0.0).count());
         for (id, (found, expected)) in found.iter().zip(&expected).enumerate() {
             assert!(
                 (found - expected).abs() < 1e-5,
@@ -197,8 +184,8 @@ fn draws_follow_the_probabilities() {
 fn the_stream_of_a_seed_is_pinned() {
     let logits: Vec<f32> = (0..50).map(|i| ((i * 7) % 11) as f32 * 0.25).collect();
     let stream = |seed| {
-        let mut sampler = Sampler::new(SamplingParams { top_p: 0.9, ..PLAIN }, seed).unwrap();
-        std::iter::repeat_with(|| sample(&mut sampler, &logits)).take(12).collect::<Vec<_>>()
+        let mut bench = Bench::new(SamplingParams { top_p: 0.9, ..PLAIN }, logits.len(), seed);
+        std::iter::repeat_with(|| bench.draw(&logits)).take(12).collect::<Vec<_>>()
     };
     assert_eq!(stream(42), [4, 25, 47, 17, 3, 29, 36, 37, 17, 1, 36, 9]);
     assert_eq!(stream(43), [45, 1, 39, 48, 3, 14, 6, 29, 12, 36, 4, 25]);
@@ -209,7 +196,7 @@ fn uniform_logits_show_the_random_numbers() {
     // SplitMix64 from 1234567: its published outputs begin with 6457827717110365317, 3203168211198807973,
     // 9817491932198370423, 4593380528125082431, 16408922859458223821; the draw is the upper bits of these.
     let logits = vec![0.0; 1024];
-    let mut sampler = Sampler::new(PLAIN, 1_234_567).unwrap();
+    let mut bench = Bench::new(PLAIN, 1024, 1_234_567);
     let outputs: [u64; 5] = [
         6_457_827_717_110_365_317,
         3_203_168_211_198_807_973,
@@ -218,29 +205,43 @@ fn uniform_logits_show_the_random_numbers() {
         16_408_922_859_458_223_821,
     ];
     for output in outputs {
-        assert_eq!(u64::from(sample(&mut sampler, &logits)), output >> 54);
+        assert_eq!(u64::from(bench.draw(&logits)), output >> 54);
     }
 }
 
 #[test]
 fn a_clone_goes_on_with_the_same_tokens() {
     let logits: Vec<f32> = (0..100).map(|i| (i % 13) as f32 * 0.1).collect();
-    let mut sampler = Sampler::new(PLAIN, 5).unwrap();
-    sample(&mut sampler, &logits);
-    let mut copy = sampler.clone();
-    for _ in 0..20 {
-        assert_eq!(sample(&mut sampler, &logits), sample(&mut copy, &logits));
+    let mut bench = Bench::new(SamplingParams { frequency_penalty: 0.2, ..PLAIN }, 100, 5);
+    let mut other = Bench::new(PLAIN, 100, 9);
+    for _ in 0..10 {
+        let id = bench.draw(&logits);
+        bench.sampler.accept(id);
     }
+    let mut copy = Bench { sampler: bench.sampler.clone(), ..Bench::new(PLAIN, 100, 0) };
+    other.sampler.copy_from(&bench.sampler).unwrap();
+    for _ in 0..20 {
+        let id = bench.draw(&logits);
+        for bench in [&mut copy, &mut other] {
+            assert_eq!(bench.draw(&logits), id);
+            bench.sampler.accept(id);
+        }
+        bench.sampler.accept(id);
+    }
+    let error = other.sampler.copy_from(&Sampler::new(PLAIN, 99, 0).unwrap()).unwrap_err();
+    assert_eq!(error.to_string(), "a sampler of 99 tokens in the place of one of 100");
 }
 
 #[test]
 fn temperature_0_takes_the_first_of_the_largest_and_no_random_number() {
-    let mut sampler = Sampler::new(SamplingParams { temperature: 0.0, top_p: 0.5, ..PLAIN }, 1).unwrap();
-    let before = format!("{sampler:?}");
-    assert_eq!(sample(&mut sampler, &[1.0, 3.0, 2.0, 3.0]), 1);
-    assert_eq!(sample(&mut sampler, &[-0.0, 0.0]), 0);
-    assert_eq!(sample(&mut sampler, &[f32::NEG_INFINITY, -9.0]), 1);
-    assert_eq!(format!("{sampler:?}"), before);
+    let params = SamplingParams { temperature: 0.0, top_p: 0.5, ..PLAIN };
+    for (logits, best) in [(&[1.0, 3.0, 2.0, 3.0][..], 1), (&[-0.0, 0.0], 0), (&[f32::NEG_INFINITY, -9.0], 1)]
+    {
+        let mut bench = Bench::new(params, logits.len(), 1);
+        let before = format!("{:?}", bench.sampler);
+        assert_eq!(bench.draw(logits), best);
+        assert_eq!(format!("{:?}", bench.sampler), before);
+    }
 }
 
 #[test]
@@ -292,11 +293,9 @@ fn a_flat_vocabulary_keeps_all_tokens_in_the_nucleus() {
     // All tie with the cutoff, whatever top_p is; p is just about the bound of the filter.
     for n in [3, 1000, 50_277, 65_536] {
         for top_p in [0.0, 0.5] {
-            let mut sampler = Sampler::new(SamplingParams { top_p, ..PLAIN }, 3).unwrap();
-            let mut memory = Memory::new(n);
-            let logits = vec![0.1; n];
-            sampler.sample(Kernels::best(), &logits, &mut memory.buffers()).unwrap();
-            assert!(memory.candidates.iter().copied().eq(0..n as u32), "{n} tokens, top_p {top_p}");
+            let mut bench = Bench::new(SamplingParams { top_p, ..PLAIN }, n, 3);
+            bench.draw(&vec![0.1; n]);
+            assert!(bench.ids.iter().copied().eq(0..n as u32), "{n} tokens, top_p {top_p}");
         }
     }
 }
@@ -319,27 +318,25 @@ fn penalties_worked_by_hand() {
         penalty_decay: 0.5,
         ..PLAIN
     };
-    let mut sampler = Sampler::new(params, 0).unwrap();
-    let mut memory = Memory::new(4);
+    let mut bench = Bench::new(params, 4, 0);
     let logits = [1.0, 1.5, 2.0, 0.0];
-    let mut step = |sampler: &mut Sampler, accept: u32| {
-        let id = sampler.sample(Kernels::best(), &logits, &mut memory.buffers()).unwrap();
-        let penalised = memory.probs.clone();
-        sampler.accept(accept, &mut memory.buffers());
-        (id, penalised)
+    let step = |bench: &mut Bench, accept: u32| {
+        let id = bench.draw(&logits);
+        bench.sampler.accept(accept);
+        (id, bench.logits.clone())
     };
-    assert_eq!(step(&mut sampler, 2), (2, vec![1.0, 1.5, 2.0, 0.0]));
+    assert_eq!(step(&mut bench, 2), (2, vec![1.0, 1.5, 2.0, 0.0]));
     // Count of 2 is 1: minus 0.5 + 0.25.
-    assert_eq!(step(&mut sampler, 2), (1, vec![1.0, 1.5, 1.25, 0.0]));
+    assert_eq!(step(&mut bench, 2), (1, vec![1.0, 1.5, 1.25, 0.0]));
     // Count of 2 is 0.5 + 1: minus 0.5 + 0.375.
-    assert_eq!(step(&mut sampler, 1), (1, vec![1.0, 1.5, 1.125, 0.0]));
+    assert_eq!(step(&mut bench, 1), (1, vec![1.0, 1.5, 1.125, 0.0]));
     // Counts: 2 has 0.75, 1 has 1.
-    assert_eq!(step(&mut sampler, 9), (2, vec![1.0, 0.75, 1.3125, 0.0]));
+    assert_eq!(step(&mut bench, 9), (2, vec![1.0, 0.75, 1.3125, 0.0]));
     // An id outside the vocabulary: the counts decay all the same.
-    assert_eq!(step(&mut sampler, 0), (2, vec![1.0, 0.875, 1.40625, 0.0]));
-    sampler.reset(&mut memory.buffers());
-    assert_eq!(sampler.sample(Kernels::best(), &logits, &mut memory.buffers()).unwrap(), 2);
-    assert_eq!(memory.probs, logits);
+    assert_eq!(step(&mut bench, 0), (2, vec![1.0, 0.875, 1.40625, 0.0]));
+    bench.sampler.begin_reply();
+    assert_eq!(bench.draw(&logits), 2);
+    assert_eq!(bench.logits, logits);
 }
 
 #[test]
@@ -351,22 +348,18 @@ fn presence_stays_when_the_count_has_decayed_to_nothing() {
         penalty_decay: 0.0,
         ..PLAIN
     };
-    let mut sampler = Sampler::new(params, 0).unwrap();
-    let mut memory = Memory::new(3);
-    sampler.accept(0, &mut memory.buffers());
-    sampler.accept(1, &mut memory.buffers());
-    sampler.sample(Kernels::best(), &[5.0, 5.0, 1.0], &mut memory.buffers()).unwrap();
-    assert_eq!(memory.probs, [4.0, 3.0, 1.0]);
+    let mut bench = Bench::new(params, 3, 0);
+    bench.sampler.accept(0);
+    bench.sampler.accept(1);
+    bench.draw(&[5.0, 5.0, 1.0]);
+    assert_eq!(bench.logits, [4.0, 3.0, 1.0]);
 }
 
 #[test]
 fn every_token_of_the_vocabulary_can_be_seen() {
-    let mut sampler = Sampler::new(PLAIN, 0).unwrap();
-    let mut memory = Memory::new(5);
-    for id in [0, 1, 2, 3, 4, 4, 3, 2, 1, 0] {
-        sampler.accept(id, &mut memory.buffers());
-    }
-    assert_eq!(memory.counts, [2.0; 5]);
+    let mut sampler = Sampler::new(PLAIN, 5, 0).unwrap();
+    [0, 1, 2, 3, 4, 4, 3, 2, 1, 0].into_iter().for_each(|id| sampler.accept(id));
+    assert_eq!(sampler.counts(), [0, 1, 2, 3, 4].map(|id| (id, 2.0)));
 }
 
 #[test]
@@ -375,22 +368,19 @@ fn logits_that_are_not_finite_are_an_error() {
     let inf = f32::INFINITY;
     for temperature in [0.0, 1.0] {
         for logits in [[nan, nan], [1.0, nan], [nan, 1.0], [inf, 0.0], [-inf, -inf]] {
-            let mut sampler = Sampler::new(SamplingParams { temperature, ..PLAIN }, 0).unwrap();
-            let mut memory = Memory::new(2);
-            let error = sampler.sample(Kernels::best(), &logits, &mut memory.buffers()).unwrap_err();
+            let mut bench = Bench::new(SamplingParams { temperature, ..PLAIN }, 2, 0);
+            let error = bench.try_draw(&logits).unwrap_err();
             assert_eq!(error.to_string(), "logits are not finite", "{logits:?}");
         }
     }
-    let mut sampler = Sampler::new(PLAIN, 0).unwrap();
-    assert!(sampler.sample(Kernels::best(), &[], &mut Memory::new(0).buffers()).is_err());
+    assert!(Bench::new(PLAIN, 0, 0).try_draw(&[]).is_err());
 }
 
 #[test]
 fn buffers_of_another_size_are_an_error() {
-    let mut sampler = Sampler::new(PLAIN, 0).unwrap();
-    let mut memory = Memory::new(3);
-    let error = sampler.sample(Kernels::best(), &[0.0; 4], &mut memory.buffers()).unwrap_err();
-    assert_eq!(error.to_string(), "sampler buffers of [3, 3, 3, 3] entries for 4 logits");
+    let mut sampler = Sampler::new(PLAIN, 4, 0).unwrap();
+    let error = sampler.draw(Kernels::best(), &mut [0.0; 4], &mut [0; 3]).unwrap_err();
+    assert_eq!(error.to_string(), "buffers of [4, 3] entries for 4 logits");
 }
 
 #[test]
@@ -402,6 +392,8 @@ fn parameters_out_of_range_are_refused() {
         SamplingParams { penalty_decay: 2.0, ..PLAIN },
         SamplingParams { presence_penalty: f32::INFINITY, ..PLAIN },
     ] {
-        assert!(Sampler::new(params, 0).is_err(), "{params:?}");
+        assert!(Sampler::new(params, 4, 0).is_err(), "{params:?}");
+        let mut sampler = Sampler::new(PLAIN, 4, 0).unwrap();
+        assert!(sampler.set_params(params).is_err() && *sampler.params() == PLAIN, "{params:?}");
     }
 }

@@ -7,47 +7,49 @@ use std::sync::Arc;
 use crate::common::{convert, fixture, model, open, options, session, token_walk};
 use rwkv_edge::format::SamplingParams;
 use rwkv_edge::kernels::{DType, FloatEnvironment, Isa};
-use rwkv_edge::{ErrorKind, LoadOptions, Model, Savings, Session, SessionOptions, State, Verify};
+use rwkv_edge::{EngineOptions, ErrorKind, LoadOptions, Model, Session, SessionOptions, State, Verify};
 use tempfile::TempDir;
 
 /// A session that takes the likeliest tokens.
-fn greedy(model: &Arc<Model>, prompt_chunks: bool) -> Session {
+fn greedy(model: &Arc<Model>, prompt_chunk: usize) -> Session {
     let sampling = SamplingParams { temperature: 0.0, ..crate::common::PLAIN };
-    let without = Savings { prompt_chunks: !prompt_chunks, ..Savings::default() };
-    let options =
-        SessionOptions { threads: Some(2), sampling: Some(sampling), without, ..Default::default() };
+    let engine = EngineOptions { threads: Some(2), prompt_chunk, ..EngineOptions::default() };
+    let options = SessionOptions { engine, sampling: Some(sampling), seed: 0 };
     Session::new(Arc::clone(model), &options).unwrap()
 }
 
 /// Each way to feed the tokens 5, 6 and 7.
-const WAYS: [fn(&mut Session) -> rwkv_edge::Result<()>; 4] = [
-    |session| session.prompt(&[5, 6, 7]),
-    |session| session.feed_all(&[5, 6, 7]),
-    |session| [5, 6, 7].into_iter().try_for_each(|token| session.feed(token)),
-    |session| [5, 6, 7].into_iter().try_for_each(|token| session.forward(token).map(drop)),
+const WAYS: [fn(&mut Session) -> rwkv_edge::Result<()>; 3] = [
+    |session| session.feed(&[5, 6, 7]),
+    |session| [5, 6, 7].into_iter().try_for_each(|token| session.feed(&[token])),
+    |session| {
+        [5, 6, 7].into_iter().try_for_each(|token| {
+            session.feed(&[token])?;
+            session.logits().map(drop)
+        })
+    },
 ];
 
 #[test]
 fn the_last_token_of_a_reply_is_fed_before_what_comes_after_the_reply() {
     let model = model(&fixture("v7-tiny.pth"), DType::Int8, None);
-    for (prompt_chunks, (way, feed)) in
-        [true, false].into_iter().flat_map(|chunks| WAYS.iter().enumerate().map(move |way| (chunks, way)))
+    for (prompt_chunk, (way, feed)) in
+        [8, 1].into_iter().flat_map(|chunk| WAYS.iter().enumerate().map(move |way| (chunk, way)))
     {
-        let mut talking = greedy(&model, prompt_chunks);
-        talking.prompt(&[1, 2, 3]).unwrap();
+        let mut talking = greedy(&model, prompt_chunk);
+        talking.feed(&[1, 2, 3]).unwrap();
         let reply: Vec<u32> = (0..8).map(|_| talking.next_token().unwrap().unwrap()).collect();
         // Feeding nothing leaves the token for later.
-        talking.prompt(&[]).unwrap();
-        talking.feed_all(&[]).unwrap();
-        let mut without_the_last = greedy(&model, prompt_chunks);
-        without_the_last.feed_all(&[&[1, 2, 3], &reply[..7]].concat()).unwrap();
+        talking.feed(&[]).unwrap();
+        let mut without_the_last = greedy(&model, prompt_chunk);
+        without_the_last.feed(&[&[1, 2, 3], &reply[..7]].concat()).unwrap();
         assert_eq!(talking.state(), without_the_last.state());
-        // What cannot be fed does not take it away.
-        talking.feed(u32::MAX).unwrap_err();
+        // A token that cannot be fed changes nothing, and leaves the one that waits in its place.
+        talking.feed(&[u32::MAX]).unwrap_err();
         feed(&mut talking).unwrap();
-        assert_eq!(talking.tokens_fed(), 3 + 8 + 3, "way {way}");
-        let mut fed = greedy(&model, prompt_chunks);
-        fed.feed_all(&[&[1, 2, 3], &reply[..], &[5, 6, 7]].concat()).unwrap();
+        assert_eq!(talking.state().tokens_read(), 3 + 8 + 3, "way {way}");
+        let mut fed = greedy(&model, prompt_chunk);
+        fed.feed(&[&[1, 2, 3], &reply[..], &[5, 6, 7]].concat()).unwrap();
         assert!(talking.state() == fed.state(), "way {way}");
     }
 }
@@ -56,17 +58,127 @@ fn the_last_token_of_a_reply_is_fed_before_what_comes_after_the_reply() {
 fn a_token_that_waits_is_forgotten_with_the_text() {
     let model = model(&fixture("v4-tiny.pth"), DType::Int8, None);
     let forget: [fn(&mut Session, &State); 2] =
-        [|session, _| session.reset().unwrap(), |session, state| session.set_state(state).unwrap()];
+        [|session, _| session.reset(), |session, state| session.set_state(state).unwrap()];
     for forget in forget {
-        let mut talking = greedy(&model, true);
-        talking.prompt(&[1, 2, 3]).unwrap();
+        let mut talking = greedy(&model, 8);
+        talking.feed(&[1, 2, 3]).unwrap();
         talking.next_token().unwrap().unwrap();
-        forget(&mut talking, &State::new(&model).unwrap());
-        talking.feed_all(&[4, 5]).unwrap();
-        let mut fed = greedy(&model, true);
-        fed.feed_all(&[4, 5]).unwrap();
+        forget(&mut talking, &model.initial_state().unwrap());
+        talking.feed(&[4, 5]).unwrap();
+        let mut fed = greedy(&model, 8);
+        fed.feed(&[4, 5]).unwrap();
         assert!(talking.state() == fed.state());
     }
+}
+
+/// Penalties that make a token's count visible at once.
+fn penalised() -> SamplingParams {
+    SamplingParams {
+        temperature: 0.0,
+        presence_penalty: 100.0,
+        frequency_penalty: 100.0,
+        ..crate::common::PLAIN
+    }
+}
+
+#[test]
+fn penalties_of_a_text_end_with_it() {
+    let model = model(&fixture("v7-tiny.pth"), DType::Int8, None);
+    let options = SessionOptions { sampling: Some(penalised()), ..SessionOptions::with_threads(Some(1)) };
+    let mut session = Session::new(Arc::clone(&model), &options).unwrap();
+    session.feed(&[1, 2, 3]).unwrap();
+    let prompt = session.state().clone();
+    let first: Vec<_> = (0..5).map(|_| session.next_token().unwrap()).collect();
+    let new_reply: [fn(&mut Session, &State); 3] = [
+        |session, state| session.set_state(state).unwrap(),
+        |session, _| {
+            session.reset();
+            session.feed(&[1, 2, 3]).unwrap();
+        },
+        |session, state| {
+            let mut snapshot = session.snapshot();
+            snapshot.state = state.clone();
+            snapshot.pending = None;
+            session.restore(&snapshot).unwrap();
+            session.begin_reply();
+        },
+    ];
+    for (way, begin) in new_reply.into_iter().enumerate() {
+        begin(&mut session, &prompt);
+        let again: Vec<_> = (0..5).map(|_| session.next_token().unwrap()).collect();
+        assert_eq!(again, first, "way {way}");
+    }
+}
+
+#[test]
+fn a_snapshot_goes_on_exactly_with_its_sampling_and_its_pending_token() {
+    let sampling = SamplingParams {
+        temperature: 1.3,
+        top_p: 0.9,
+        presence_penalty: 0.4,
+        frequency_penalty: 0.3,
+        penalty_decay: 0.9,
+        ..crate::common::PLAIN
+    };
+    for version in ["v4", "v5.2", "v6", "v7"] {
+        let model = model(&fixture(&format!("{version}-tiny.pth")), DType::Int4, None);
+        let session = |threads, seed| {
+            let engine = EngineOptions { threads: Some(threads), ..EngineOptions::default() };
+            let options = SessionOptions { engine, sampling: Some(sampling), seed };
+            Session::new(Arc::clone(&model), &options).unwrap()
+        };
+        let next = |session: &mut Session, n: usize| {
+            (0..n).map(|_| session.next_token().unwrap()).collect::<Vec<_>>()
+        };
+        let mut whole = session(1, 5);
+        whole.feed(&[1, 2, 3]).unwrap();
+        next(&mut whole, 20);
+        let snapshot = whole.snapshot();
+        assert!(snapshot.pending.is_some());
+        let expected = next(&mut whole, 20);
+        for threads in [1, 3] {
+            // The other session has a text, counts and random numbers of its own before.
+            let mut resumed = session(threads, 77);
+            resumed.feed(&[9]).unwrap();
+            next(&mut resumed, 3);
+            resumed.restore(&snapshot).unwrap();
+            assert_eq!(next(&mut resumed, 20), expected, "{version}");
+            assert!(resumed.state() == whole.state());
+        }
+    }
+}
+
+#[test]
+fn a_snapshot_of_another_model_is_refused_and_changes_nothing() {
+    let int8 = model(&fixture("v4-tiny.pth"), DType::Int8, None);
+    let int4 = model(&fixture("v4-tiny.pth"), DType::Int4, None);
+    let (mut one, mut other) = (session(&int8, 1), session(&int4, 1));
+    one.feed(&[1, 2]).unwrap();
+    other.feed(&[1, 2]).unwrap();
+    other.next_token().unwrap();
+    let before = other.snapshot();
+    let error = other.restore(&one.snapshot()).unwrap_err();
+    assert_eq!(error.to_string(), "the state belongs to another model file");
+    assert!(other.snapshot().state == before.state && other.snapshot().pending == before.pending);
+}
+
+#[test]
+fn the_temperature_can_change_in_the_middle_of_a_text() {
+    let model = model(&fixture("v7-tiny.pth"), DType::Int8, None);
+    let mut session = session(&model, 1);
+    session.feed(&[1, 2, 3]).unwrap();
+    session.set_sampling(SamplingParams { temperature: 0.0, ..crate::common::PLAIN }).unwrap();
+    let best = argmax(session.logits().unwrap());
+    assert_eq!(session.next_token().unwrap(), Some(best));
+    let error = session.set_sampling(SamplingParams { top_p: 2.0, ..crate::common::PLAIN }).unwrap_err();
+    assert!(error.to_string().contains("top_p"), "{error}");
+    let best = argmax(session.logits().unwrap());
+    assert_eq!(session.next_token().unwrap(), Some(best));
+}
+
+fn argmax(logits: &[f32]) -> u32 {
+    let best = (0..).zip(logits).max_by(|a, b| a.1.total_cmp(b.1));
+    best.map_or(0, |(id, _)| id)
 }
 
 /// A model whose first time mixing gives numbers so large that all that follows is not a number.
@@ -92,12 +204,12 @@ fn logits_that_are_not_numbers_have_the_same_bits_on_every_isa() {
         let (_folder, path) = overflowing(version, dtype);
         for isa in Isa::ALL.iter().copied().filter(|isa| isa.is_available()) {
             let options = LoadOptions { isa: Some(isa), verify: Verify::Never, ..Default::default() };
-            let mut session = session(&Arc::new(Model::open(&path, &options).unwrap()), 2);
-            session.feed_all(&[1, 2]).unwrap();
-            let logits = session.forward(3).unwrap();
+            let mut session = session(&Model::open(&path, &options).unwrap(), 2);
+            session.feed(&[1, 2, 3]).unwrap();
+            let logits = session.logits().unwrap();
             assert!(logits.iter().all(|x| x.to_bits() == 0x7fc0_0000), "{version} {dtype} {isa}: {logits:?}");
-            let state = session.state();
-            let mut nans = state.values().iter().filter(|x| x.is_nan()).peekable();
+            let state = session.state().to_values();
+            let mut nans = state.iter().filter(|x| x.is_nan()).peekable();
             assert!(nans.peek().is_some(), "{version} {dtype}: no state to look at");
             assert!(nans.all(|x| x.to_bits() == 0x7fc0_0000), "{version} {dtype} {isa}");
         }
@@ -109,11 +221,11 @@ fn the_floating_point_environment_of_the_caller_changes_no_bit_and_comes_back() 
     for version in ["v4", "v7"] {
         let model = model(&fixture(&format!("{version}-tiny.pth")), DType::Int8, None);
         let run = || {
-            let mut session = greedy(&model, true);
-            session.prompt(&token_walk(12, model.config().n_vocab)).unwrap();
+            let mut session = greedy(&model, 8);
+            session.feed(&token_walk(12, model.config().n_vocab)).unwrap();
             let reply: Vec<_> = (0..8).map(|_| session.next_token().unwrap()).collect();
-            let logits: Vec<u32> = session.forward(3).unwrap().iter().map(|x| x.to_bits()).collect();
-            (reply, logits, session.state())
+            let logits: Vec<u32> = session.logits().unwrap().iter().map(|x| x.to_bits()).collect();
+            (reply, logits, session.state().clone())
         };
         let expected = run();
         // SAFETY: the arithmetic of a session is behind a change to the default environment.
@@ -129,12 +241,12 @@ fn the_floating_point_environment_of_the_caller_changes_no_bit_and_comes_back() 
 fn too_many_threads_are_an_error() {
     let model = model(&fixture("v4-tiny.pth"), DType::Int8, None);
     for threads in [1025, usize::MAX / 2, usize::MAX] {
-        let options = SessionOptions { threads: Some(threads), ..Default::default() };
+        let options = SessionOptions::with_threads(Some(threads));
         for error in [Session::new(Arc::clone(&model), &options).err(), Session::plan(&model, &options).err()]
         {
             let error = error.unwrap();
             assert!(matches!(error.kind(), ErrorKind::Invalid(_)));
-            assert_eq!(error.to_string(), format!("{threads} threads; a session has at most 1024"));
+            assert_eq!(error.to_string(), format!("{threads} threads; an engine has at most 1024"));
         }
     }
 }
@@ -179,21 +291,22 @@ mod forked {
         let tokens = token_walk(20, model.config().n_vocab);
         let expected: Vec<u32> = {
             let mut session = session(&model, 3);
-            session.feed_all(&tokens).unwrap();
-            session.forward(1).unwrap().iter().map(|x| x.to_bits()).collect()
+            session.feed(&tokens).unwrap();
+            session.logits().unwrap().iter().map(|x| x.to_bits()).collect()
         };
         let mut inherited = session(&model, 3);
-        inherited.feed_all(&tokens[..5]).unwrap();
+        inherited.feed(&tokens[..5]).unwrap();
         let finish = |session: &mut Session| {
-            session.feed_all(&tokens[5..]).unwrap();
-            session.forward(1).unwrap().iter().map(|x| x.to_bits()).eq(expected.iter().copied())
+            session.feed(&tokens[5..]).unwrap();
+            session.logits().unwrap().iter().map(|x| x.to_bits()).eq(expected.iter().copied())
         };
         let mut unused = Some(session(&model, 3));
         let child = in_child(|| {
             drop(unused.take());
             let right = finish(&mut inherited);
             // Once more over fork, from a session without threads.
-            let grandchild = in_child(|| finish(&mut inherited) || inherited.threads() == 3);
+            let grandchild =
+                in_child(|| finish(&mut inherited) || inherited.engine().options().threads == Some(3));
             right && grandchild == Ok(true)
         });
         assert_eq!(child, Ok(true));

@@ -9,7 +9,7 @@ use anyhow::Result;
 use rwkv_edge::format::{Config, FileContents, FilePlan, Provenance, SelfTest};
 use rwkv_edge::kernels::DType;
 use rwkv_edge::model::names;
-use rwkv_edge::{Session, SessionOptions};
+use rwkv_edge::{Engine, EngineOptions, Sampler, State};
 use rwkv_quantize::chat::{self, Template};
 use rwkv_quantize::policy::{self, Wanted};
 use rwkv_quantize::shapes::RELEASED;
@@ -42,9 +42,10 @@ fn main() -> Result<()> {
     println!("|---|---|---|---|---|---|---|---|---|");
     for shape in RELEASED {
         let config = shape.config();
-        let options = SessionOptions { threads: Some(4), ..SessionOptions::default() };
-        let arena = Session::arena_plan(&config, &options)?;
-        let memory = (arena.arena_bytes() + arena.stack_bytes) as u64;
+        let options = EngineOptions { threads: Some(4), ..EngineOptions::default() };
+        let engine = Engine::plan(&config, &options)?;
+        let text = State::bytes(&config) + Sampler::bytes(config.n_vocab);
+        let memory = (engine.arena_bytes() + engine.stack_bytes + text) as u64;
         let mut row = String::new();
         let mut weights = 0;
         for dtype in [DType::Int4, DType::Int8] {
@@ -57,7 +58,7 @@ fn main() -> Result<()> {
             let resident = plan.file_len() - embedding + memory;
             row += &format!(" {:.0} | {:.0} |", plan.file_len() as f64 / 1e6, resident as f64 / 1e6);
         }
-        let state = 4 * rwkv_edge::model::state_len(&config);
+        let state = State::bytes(&config);
         let (weights, state) = (weights as f64 / 1e6, state as f64 / 1e6);
         let (version, models, name) = (shape.version, shape.models, shape.name);
         println!("| {version} | {models} | {name} | {weights:.0} M |{row} {state:.2} |");

@@ -1,7 +1,6 @@
 //! From a checkpoint to a `.rwkv` file.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -390,8 +389,8 @@ fn self_test_tokens(config: &Config, start_tokens: &[u32]) -> Vec<u32> {
 
 /// What the finished file computes, giving back pages as it goes so that memory stays bounded.
 fn logits_digest(file: ModelFile, isa: Isa, tokens: &[u32], threads: usize) -> Result<[u8; 32]> {
-    let options = LoadOptions { isa: Some(isa), verify: Verify::Never, transient: true };
-    let model = Arc::new(Model::load(file, &options)?);
+    let options = LoadOptions { isa: Some(isa), verify: Verify::Never, low_memory: true };
+    let model = Model::load(file, &options)?;
     // One thread computes the same where others cannot start.
     let digest = self_test::logits_digest(&model, tokens, Some(threads));
     Ok(digest.or_else(|_| self_test::logits_digest(&model, tokens, Some(1)))?)

@@ -331,10 +331,10 @@ impl Model {
         let mut out = vec![f32::NAN; rows * cols];
         match tensor.layout {
             TensorLayout::Vector => {
-                out.copy_from_slice(file.vector(file.vector_ref(&tensor.name, rows).unwrap()).unwrap());
+                out.copy_from_slice(file.vector(file.vector_ref(&tensor.name, rows).unwrap()));
             }
             TensorLayout::Interleaved => {
-                let matrix = file.matrix(file.matrix_ref(&tensor.name, rows, cols).unwrap()).unwrap();
+                let matrix = file.matrix(file.matrix_ref(&tensor.name, rows, cols).unwrap());
                 out.chunks_exact_mut(cols)
                     .enumerate()
                     .for_each(|(i, row)| decode_matrix_row(&matrix, i, row));
@@ -342,7 +342,7 @@ impl Model {
             TensorLayout::RowRecords | TensorLayout::ColumnRecords => {
                 let by_column = tensor.layout == TensorLayout::ColumnRecords;
                 let reference = file.records_ref(&tensor.name, tensor.layout, tensor.shape).unwrap();
-                let records = file.records(reference).unwrap();
+                let records = file.records(reference);
                 let mut record = vec![f32::NAN; if by_column { rows } else { cols }];
                 for i in 0..records.count() {
                     decode_record(&records, i, &mut record);

@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::common::{DTYPES, Desk, Model, Quiet, options, target};
@@ -47,8 +46,8 @@ fn convert(checkpoint: Checkpoint, dtype: DType, output: &Path) -> Model {
 
 fn run(recipe: &Recipe, dtype: DType, desk: &Desk) -> Session {
     convert(Checkpoint::synthetic(recipe).unwrap(), dtype, &desk.output());
-    let model = rwkv_edge::Model::open(&desk.output(), &LoadOptions::default()).unwrap();
-    Session::new(Arc::new(model), &SessionOptions { threads: Some(2), ..Default::default() }).unwrap()
+    let model = rwkv_edge::Model::open(desk.output(), &LoadOptions::default()).unwrap();
+    Session::new(model, &SessionOptions::with_threads(Some(2))).unwrap()
 }
 
 /// A fixed walk over the tokens.
@@ -62,9 +61,9 @@ fn the_share_of_zeros_is_the_one_asked_for() {
     for version in Version::ALL {
         for ffn_sparsity in [synth::DENSE, 0.87, 0.95] {
             let mut session = run(&Recipe { ffn_sparsity, ..small(version) }, DType::Int4, &desk);
-            (0..100).for_each(|i| session.feed(token(i)).unwrap());
-            let traffic = session.traffic();
-            let zeros = 1.0 - traffic.live_columns as f64 / traffic.columns as f64;
+            (0..100).for_each(|i| session.feed(&[token(i)]).unwrap());
+            let traffic = session.engine().traffic();
+            let zeros = 1.0 - traffic.active_columns as f64 / traffic.columns as f64;
             assert!((zeros - ffn_sparsity).abs() < 0.02, "{version}: {zeros} instead of {ffn_sparsity}");
         }
     }
@@ -76,14 +75,14 @@ fn a_long_text_leaves_logits_of_the_usual_size_and_bounded_states() {
     for version in Version::ALL {
         let mut session = run(&small(version), DType::Int8, &desk);
         for i in 0..5000 {
-            session.feed(token(i)).unwrap();
+            session.feed(&[token(i)]).unwrap();
         }
-        let logits = session.forward(0).unwrap();
+        let logits = session.logits().unwrap();
         let square: f64 = logits.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
         let rms = (square / logits.len() as f64).sqrt();
         assert!((2.0..4.5).contains(&rms), "{version}: {rms}");
-        let state = session.state();
-        let values = state.values().iter().filter(|x| x.abs() < 1e20);
+        let state = session.state().to_values();
+        let values = state.iter().filter(|x| x.abs() < 1e20);
         let largest = values.fold(0.0, |largest: f32, x| largest.max(x.abs()));
         assert!((1.0..1e4).contains(&largest), "{version}: {largest}");
     }
@@ -218,7 +217,7 @@ fn a_model_of_a_vocabulary_that_is_not_built_in_gets_byte_tokens() {
         Conversion::of(Checkpoint::synthetic(&recipe).unwrap(), &options(DType::Int8)).unwrap();
     assert!(error.is_none() && conversion.has_byte_tokens());
     conversion.run(desk.target(), &mut Quiet, &AtomicBool::new(false)).unwrap();
-    let model = rwkv_edge::Model::open(&desk.output(), &LoadOptions::default()).unwrap();
-    assert_eq!(model.tokenizer().unwrap().n_tokens(), 256);
-    assert!(model.tokenizer().unwrap().token(999).is_empty());
+    let model = rwkv_edge::Model::open(desk.output(), &LoadOptions::default()).unwrap();
+    assert_eq!(model.tokenizer().n_tokens(), 256);
+    assert!(model.tokenizer().token(999).is_empty());
 }

@@ -240,7 +240,7 @@ fn one_large_weight_does_not_spoil_the_record_of_the_file() {
         assert!(error < if dtype == DType::Int8 { 0.05 } else { 0.2 }, "{dtype}: {error}");
 
         let options = LoadOptions::default();
-        let model = rwkv_edge::Model::open(&desk.output(), &options).unwrap();
-        self_test::run(&std::sync::Arc::new(model), Some(1)).unwrap();
+        let model = rwkv_edge::Model::open(desk.output(), &options).unwrap();
+        self_test::run(&model, Some(1)).unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! What the matrix-valued states of RWKV-5, 6 and 7 share: heads, group norm, and the recurrence over them.
+//! The heads of RWKV-5, 6 and 7: how threads share them, the recurrence over them, and their group norm.
 
 use std::ops::Range;
 
@@ -8,18 +8,18 @@ use crate::error::{Error, Result};
 use crate::format::{Config, Heads, ModelFile};
 use crate::threads::Pool;
 
-use super::common::{Norm, Ops};
+use super::ops::{Norm, Ops};
 
-/// How often each thread takes heads of a layer, if they are enough.
+/// Groups of heads per thread, if there are heads enough.
 const TURNS: usize = 4;
 
-/// Work on the channels of a unit of heads, their state, their output, and `N` vectors for itself.
-pub(crate) type UnitWork<'a, const N: usize> =
+/// Work on a group of heads: `(its channels, their state, their output, N vectors of scratch)`.
+pub(crate) type GroupWork<'a, const N: usize> =
     dyn Fn(Range<usize>, &mut [f32], &mut [f32], [&mut [f32]; N]) + Sync + 'a;
 
 /// Heads of one layer's time mixing, with the group norm that follows the recurrence.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct HeadNorm {
+pub(crate) struct WkvHeads {
     head_size: usize,
     eps: f32,
     /// `[n_att]`, each head normalised on its own.
@@ -31,9 +31,9 @@ pub(crate) fn state_len(config: &Config) -> usize {
     config.n_att.saturating_mul(config.heads.map_or(0, |heads| heads.head_size))
 }
 
-/// Weights of the group norms of all heads.
+/// A layer norm of each head's channels.
 #[derive(Clone, Copy)]
-pub(crate) struct HeadNorms<'a> {
+pub(crate) struct GroupNorm<'a> {
     kernels: &'static Kernels,
     head_size: usize,
     eps: f32,
@@ -41,7 +41,7 @@ pub(crate) struct HeadNorms<'a> {
     bias: &'a [f32],
 }
 
-impl HeadNorms<'_> {
+impl GroupNorm<'_> {
     /// Asks for the weights of the heads of `channels`.
     pub(crate) fn prefetch(&self, channels: Range<usize>) {
         self.kernels.prefetch(&self.weight[channels.clone()]);
@@ -59,7 +59,7 @@ impl HeadNorms<'_> {
     }
 }
 
-impl HeadNorm {
+impl WkvHeads {
     pub(crate) fn load(file: &ModelFile, config: &Config, index: usize) -> Result<Self> {
         let Some(Heads { head_size, group_norm_eps, .. }) = config.heads else {
             return Err(Error::malformed(format!("{} without heads", config.version)));
@@ -72,37 +72,36 @@ impl HeadNorm {
         self.head_size
     }
 
-    /// Channels of the heads that a thread takes at a time, of `n_att`: of the fewest that begin where a block of matrix
-    /// rows does, or as many times these as leave each thread [`TURNS`] turns. Rows of several heads are read faster
-    /// than those of one.
-    fn unit(&self, n_att: usize, threads: usize) -> usize {
+    /// Channels of a group: a whole number of heads, a multiple of [`ROW_INTERLEAVE`] rows, about [`TURNS`] groups for each
+    /// thread. Rows of several heads are read faster than those of one.
+    fn group_len(&self, n_att: usize, threads: usize) -> usize {
         let heads =
             (1..=ROW_INTERLEAVE).find(|heads| (heads * self.head_size).is_multiple_of(ROW_INTERLEAVE));
         let least = heads.unwrap_or(1) * self.head_size;
         least * (n_att / least / (TURNS * threads)).max(1)
     }
 
-    /// Shares units of heads among the threads: `work(channels, state, out, scratch)` gets the channels of a unit, its
-    /// state, its part of `out`, and as large a part of each of the `N` vectors that `scratch` is made of.
-    pub(crate) fn for_each_unit<const N: usize>(
+    /// Shares groups of heads among the threads. `state` and `out` are those of all heads, `scratch` has `N` vectors of
+    /// `n_att` floats.
+    pub(crate) fn for_each_group<const N: usize>(
         &self,
         pool: &mut Pool,
         state: &mut [f32],
         out: &mut [f32],
         scratch: &mut [f32],
-        work: &UnitWork<'_, N>,
+        work: &GroupWork<'_, N>,
     ) {
-        let (n, unit) = (self.head_size, self.unit(out.len(), pool.threads()));
-        let pieces = [(state, unit * n), (out, unit), (scratch, N * unit)];
+        let (n, len) = (self.head_size, self.group_len(out.len(), pool.threads()));
+        let pieces = [(state, len * n), (out, len), (scratch, N * len)];
         pool.for_each_piece(pieces, &|i, [state, out, mut scratch]| {
-            let channels = i * unit..i * unit + out.len();
+            let channels = i * len..i * len + out.len();
             let vectors = [(); N].map(|()| scratch.split_off_mut(..out.len()).unwrap_or_default());
             work(channels, state, out, vectors);
         });
     }
 
-    /// Calls `head(its state, its output, its channels)` for each head of a unit, and asks for the next one's state
-    /// before: for a step it is read but once, and too little of it at a time to be fetched ahead by itself.
+    /// Calls `head(its state, its output, its channels in the group)` for each head of a group, and asks for the next
+    /// one's state before. A step reads a state once, and too little of it for the hardware to fetch it ahead.
     pub(crate) fn recur(
         &self,
         kernels: &Kernels,
@@ -118,9 +117,9 @@ impl HeadNorm {
         }
     }
 
-    /// What the group norms of all heads need.
-    pub(crate) fn norms<'a>(&self, ops: &Ops<'a>) -> Result<HeadNorms<'a>> {
-        let (weight, bias) = ops.norm(self.ln_x)?;
-        Ok(HeadNorms { kernels: ops.kernels, head_size: self.head_size, eps: self.eps, weight, bias })
+    /// The group norm of all heads.
+    pub(crate) fn group_norm<'a>(&self, ops: &Ops<'a>) -> GroupNorm<'a> {
+        let (weight, bias) = ops.norm(self.ln_x);
+        GroupNorm { kernels: ops.kernels, head_size: self.head_size, eps: self.eps, weight, bias }
     }
 }

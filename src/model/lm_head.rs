@@ -1,21 +1,21 @@
 //! The output head, plain or in two planes.
 //!
-//! A nested head is the sum of two Int4 matrices: the weights rounded coarsely, and what rounding left. All rows of the
-//! first are read for every token; they give estimates of the logits. The file has an upper bound of the norm of each
-//! row of the second, so no logit is further from its estimate than that times the norm of the input
-//! (Cauchy and Schwarz). Rows that by this bound can no longer be sampled need not be read.
+//! A nested head is the sum of two int4 matrices: the rounded weights, and the residual that rounding left. A product
+//! with the first plane gives estimates of all logits. The file has an upper bound of the norm of each row of the second
+//! plane, so `|logit - estimate| <= bound * |input|` (Cauchy and Schwarz). `shortlist.rs` uses this to read only rows of
+//! tokens that can still be sampled.
 
-use std::iter;
-
+use rwkv_edge_kernels::layout::Activation;
 use rwkv_edge_kernels::{DType, GROUP_SIZE, Records};
 
 use crate::error::{Error, Result};
 use crate::format::{Config, MatrixRef, ModelFile, RecordsRef, TensorLayout, VectorRef};
 use crate::memory::Buffers;
 
-use super::common::{Input, Norm, Ops};
-use super::meter::Meter;
+use super::meter::Phase;
 use super::names;
+use super::ops::{Norm, Ops, Product};
+use super::vectors::{Activations, Vectors};
 
 /// Fewest rows of the residual that a thread takes at a time.
 const RESIDUAL_GRAIN: usize = 32;
@@ -25,7 +25,7 @@ const RESIDUAL_ROWS: usize = 512;
 
 /// The weights of the output.
 #[derive(Debug)]
-pub(crate) struct Head {
+pub(crate) struct LmHead {
     ln_out: Norm,
     /// `[n_vocab, n_embd]`
     weight: MatrixRef,
@@ -41,15 +41,34 @@ struct Residual {
     bound: VectorRef,
 }
 
-/// Buffers that live until the next token.
+/// Buffers of the head.
 pub(crate) struct Scratch<'a> {
-    /// Normalised input, `[n_embd]`.
-    input: Input<'a>,
+    /// Normalised residual stream, `[1, n_embd]`.
+    input: Activations<'a>,
+    /// Logits or their estimates, `[1, n_vocab]`.
+    logits: Vectors<'a>,
 }
 
 impl<'a> Scratch<'a> {
     pub(crate) fn take(buffers: &mut impl Buffers<'a>, config: &Config) -> Self {
-        Self { input: Input::take(buffers, "head input", config.n_embd) }
+        Self {
+            input: Activations::take(buffers, "head input", [1, config.n_embd]),
+            logits: Vectors::take(buffers, "logits", [1, config.n_vocab]),
+        }
+    }
+
+    /// What the last call of the head left, `[n_vocab]`.
+    pub(crate) fn into_logits(self) -> &'a mut [f32] {
+        self.logits.into_data()
+    }
+
+    /// The estimates, `[n_vocab]`.
+    pub(super) fn estimates(&self) -> &[f32] {
+        self.logits.row(0)
+    }
+
+    fn input(&self) -> Activation<'_> {
+        self.input.row(0)
     }
 }
 
@@ -63,15 +82,15 @@ impl Residual {
     }
 
     /// The rows, of which `count` will be read.
-    fn read<'a>(&self, ops: &mut Ops<'a>, count: usize) -> Result<Records<'a>> {
-        let rows = ops.file.records(self.rows)?;
+    fn read<'a>(&self, ops: &mut Ops<'a>, count: usize) -> Records<'a> {
+        let rows = ops.file.records(self.rows);
         ops.meter.traffic.residual_rows += count as u64;
         ops.meter.traffic.weight_bytes += (count * rows.stride()) as u64;
-        Ok(rows)
+        rows
     }
 }
 
-impl Head {
+impl LmHead {
     pub(crate) fn load(file: &ModelFile) -> Result<Self> {
         let Config { n_embd, n_vocab, .. } = *file.config();
         let residual = match is_nested(file) {
@@ -89,34 +108,26 @@ impl Head {
         self.residual.is_some()
     }
 
-    /// Sets `logits` to the product with the first plane, which for a plain head is all there is.
-    pub(crate) fn estimate(
-        &self,
-        ops: &mut Ops<'_>,
-        x: &[f32],
-        logits: &mut [f32],
-        scratch: &mut Scratch<'_>,
-    ) -> Result<()> {
-        let input = &mut scratch.input;
-        ops.layer_norm(input.values(), x, self.ln_out)?;
-        ops.quantize(input);
-        ops.matmul([self.weight], iter::once(([&mut *logits], [&*input])))?;
+    /// Computes estimates of the logits of the token that follows the residual stream `x`, `[n_embd]`, with the first plane.
+    /// Of a plain head they are the logits.
+    pub(super) fn estimate(&self, ops: &mut Ops<'_>, x: &[f32], scratch: &mut Scratch<'_>) {
+        let Scratch { input, logits } = scratch;
+        ops.layer_norm(input.values(0), x, self.ln_out);
+        ops.quantize(input, 0);
+        ops.matmul(1, [Product::new(self.weight, input, logits.rows_mut())]);
         if self.is_nested() {
             ops.meter.traffic.head_rows += logits.len() as u64;
         }
-        Ok(())
+        ops.meter.end(Phase::Head);
     }
 
     /// Adds the second plane to all estimates.
-    pub(crate) fn refine_all(
-        &self,
-        ops: &mut Ops<'_>,
-        logits: &mut [f32],
-        scratch: &Scratch<'_>,
-    ) -> Result<()> {
-        let Some(residual) = self.residual else { return Ok(()) };
-        let rows = residual.read(ops, logits.len())?;
-        let (kernels, x) = (ops.kernels, scratch.input.view());
+    pub(super) fn refine_all(&self, ops: &mut Ops<'_>, scratch: &mut Scratch<'_>) {
+        let Some(residual) = self.residual else { return };
+        let Scratch { input, logits } = scratch;
+        let logits = logits.row_mut(0);
+        let rows = residual.read(ops, logits.len());
+        let (kernels, x) = (ops.kernels, input.row(0));
         ops.pool.for_each_range([logits], RESIDUAL_GRAIN, &|_, first, logits| {
             let mut indices = [0; RESIDUAL_ROWS];
             let mut added = [0.0; RESIDUAL_ROWS];
@@ -128,48 +139,33 @@ impl Head {
             }
         });
         ops.release(rows.data());
-        Ok(())
     }
 
-    /// Sets `exact[i]` to the logit of row `indices[i]`, of which `logits` has the estimates.
-    pub(crate) fn refine(
-        &self,
-        ops: &mut Ops<'_>,
-        indices: &[u32],
-        logits: &[f32],
-        exact: &mut [f32],
-        scratch: &Scratch<'_>,
-    ) -> Result<()> {
-        let Some(residual) = self.residual else { return Ok(()) };
-        let rows = residual.read(ops, indices.len())?;
-        let (kernels, x) = (ops.kernels, scratch.input.view());
+    /// Sets `exact[i]` to the logit of token `ids[i]`, after [`estimate`](Self::estimate).
+    pub(super) fn refine(&self, ops: &mut Ops<'_>, ids: &[u32], exact: &mut [f32], scratch: &Scratch<'_>) {
+        let Some(residual) = self.residual else { return };
+        let rows = residual.read(ops, ids.len());
+        let (kernels, x, estimates) = (ops.kernels, scratch.input(), scratch.estimates());
         ops.pool.for_each_range([exact], RESIDUAL_GRAIN, &|_, first, exact| {
-            let indices = &indices[first..][..exact.len()];
-            kernels.record_dots(exact, &rows, indices, x);
-            exact.iter_mut().zip(indices).for_each(|(exact, &i)| *exact += logits[i as usize]);
+            let ids = &ids[first..][..exact.len()];
+            kernels.record_dots(exact, &rows, ids, x);
+            exact.iter_mut().zip(ids).for_each(|(exact, &id)| *exact += estimates[id as usize]);
         });
-        Ok(())
     }
 
-    /// Upper bounds of how far each logit is from its estimate are the first times the second.
-    pub(crate) fn bounds<'a>(
-        &self,
-        file: &'a ModelFile,
-        meter: &mut Meter,
-        scratch: &Scratch<'_>,
-    ) -> Result<(&'a [f32], f32)> {
-        let Some(Residual { bound, .. }) = self.residual else { return Ok((&[], 0.0)) };
-        let bounds = file.vector(bound)?;
-        meter.traffic.weight_bytes += size_of_val(bounds) as u64;
-        let x = scratch.input.view();
+    /// `bounds` and `norm` with `|logit[i] - estimate[i]| <= bounds[i] * norm`, after [`estimate`](Self::estimate).
+    pub(super) fn bounds<'a>(&self, ops: &mut Ops<'a>, scratch: &Scratch<'_>) -> (&'a [f32], f32) {
+        let Some(Residual { bound, .. }) = self.residual else { return (&[], 0.0) };
+        let bounds = ops.vector(bound);
+        ops.meter.traffic.weight_bytes += size_of_val(bounds) as u64;
+        let x = scratch.input();
         let squares = x.codes.chunks_exact(GROUP_SIZE).zip(x.scales).map(|(codes, &scale)| {
             let squares: i32 = codes.iter().map(|&code| i32::from(code) * i32::from(code)).sum();
             f64::from(squares) * f64::from(scale) * f64::from(scale)
         });
         let norm = squares.sum::<f64>().sqrt();
-        // What is computed in f32 is off by fewer than n / 32 + 8 roundings, which are below a thousandth up to
-        // n = 500,000.
-        Ok((bounds, (norm * 1.001) as f32))
+        // The margin covers fewer than n / 32 + 8 roundings of the f32 sums, below a thousandth up to n = 500,000.
+        (bounds, (norm * 1.001) as f32)
     }
 }
 

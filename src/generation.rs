@@ -1,0 +1,132 @@
+//! Generation: the text that follows, piece by piece, and why it ended.
+
+use crate::error::Result;
+use crate::session::Session;
+use crate::text::{Status, TextStream};
+
+/// What ends a text besides the model's stop tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StopRules<'a, S = &'static str> {
+    /// Most tokens; `None` for no limit.
+    pub max_tokens: Option<u64>,
+    /// The text ends before any of these.
+    pub stop_texts: &'a [S],
+}
+
+impl StopRules<'static> {
+    /// No limit and no stop text.
+    pub const NONE: Self = Self { max_tokens: None, stop_texts: &[] };
+
+    /// At most `n` tokens.
+    pub const fn max_tokens(n: u64) -> Self {
+        Self { max_tokens: Some(n), ..Self::NONE }
+    }
+}
+
+/// Why a text ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The model chose this stop token.
+    StopToken(u32),
+    /// The stop text of this index came.
+    StopText(usize),
+    /// The text has as many tokens as the rules allow.
+    MaxTokens,
+    /// The caller [ended](Generation::end_here) it.
+    Caller,
+}
+
+/// The text that follows in a session. Made by [`Session::generate`].
+///
+/// As an [`Iterator`] it gives each piece as a `String`. [`next_piece`](Self::next_piece) lends the same pieces without
+/// allocating.
+///
+/// ```no_run
+/// # fn main() -> rwkv_edge::Result<()> {
+/// # let model = rwkv_edge::Model::open("model.rwkv", &Default::default())?;
+/// # let mut session = rwkv_edge::Session::new(model, &Default::default())?;
+/// use rwkv_edge::{End, StopRules};
+/// session.feed_text("Once upon a time")?;
+/// let mut story = session.generate(&StopRules::max_tokens(200))?;
+/// for piece in &mut story {
+///     print!("{}", piece?);
+/// }
+/// let cut_off = story.end() == Some(End::MaxTokens);
+/// # Ok(())
+/// # }
+/// ```
+pub struct Generation<'s> {
+    session: &'s mut Session,
+    stream: TextStream,
+    max_tokens: Option<u64>,
+    tokens: u64,
+    end: Option<End>,
+    /// Whether the text that the stream held back was given out.
+    finished: bool,
+    piece: String,
+}
+
+impl<'s> Generation<'s> {
+    pub(crate) fn new<S: AsRef<str>>(session: &'s mut Session, rules: &StopRules<'_, S>) -> Result<Self> {
+        let stream = TextStream::new(rules.stop_texts)?;
+        // A token, the text held back, and a character that was not whole.
+        let longest = session.model().tokenizer().max_token_len() * '\u{fffd}'.len_utf8();
+        let piece = String::with_capacity(longest + stream.most_held());
+        let max_tokens = rules.max_tokens;
+        Ok(Self { session, stream, max_tokens, tokens: 0, end: None, finished: false, piece })
+    }
+
+    /// The text of the next token, empty if it ends inside a character or could begin a stop text; `None` if the text is over.
+    ///
+    /// # Errors
+    /// As [`Session::next_token`].
+    pub fn next_piece(&mut self) -> Result<Option<&str>> {
+        self.piece.clear();
+        if self.end.is_none() && self.max_tokens.is_some_and(|most| self.tokens >= most) {
+            self.end = Some(End::MaxTokens);
+        }
+        if self.end.is_none() {
+            let token = self.session.sample()?;
+            let model = self.session.model();
+            if model.chat().stop_tokens.contains(&token) {
+                self.end = Some(End::StopToken(token));
+            } else {
+                self.tokens += 1;
+                let bytes = model.tokenizer().token(token);
+                if self.stream.push_to(bytes, &mut self.piece) == Status::Stopped {
+                    self.end = self.stream.stopped_by().map(End::StopText);
+                }
+                return Ok(Some(&self.piece));
+            }
+        }
+        if self.finished {
+            return Ok(None);
+        }
+        self.finished = true;
+        self.stream.finish_to(&mut self.piece);
+        Ok((!self.piece.is_empty()).then_some(&self.piece))
+    }
+
+    /// Ends the text here. The next piece is the text that was held back.
+    pub fn end_here(&mut self) {
+        self.end.get_or_insert(End::Caller);
+    }
+
+    /// Why the text ended; `None` while it goes on.
+    pub fn end(&self) -> Option<End> {
+        self.end
+    }
+
+    /// Tokens so far.
+    pub fn tokens(&self) -> u64 {
+        self.tokens
+    }
+}
+
+impl Iterator for Generation<'_> {
+    type Item = Result<String>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.next_piece().map(|piece| piece.map(str::to_owned)).transpose()
+    }
+}

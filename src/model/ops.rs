@@ -1,0 +1,146 @@
+//! Operations on a model's weights: they run on the thread pool, and are counted.
+
+use arrayvec::ArrayVec;
+use rwkv_edge_kernels::Kernels;
+use rwkv_edge_kernels::layout::Matrix;
+
+use crate::error::Result;
+use crate::format::{MatrixRef, ModelFile, VectorRef};
+use crate::threads::{Pool, RowsMut};
+
+use super::meter::Meter;
+use super::vectors::Activations;
+
+/// Fewest rows that a thread takes at a time: four blocks of 16, which the kernels read as four streams.
+const MATVEC_GRAIN: usize = 64;
+
+/// Tokens that go through a matrix kernel together: with eight, on boards too, most products wait for arithmetic and no
+/// longer for weights.
+const KERNEL_TOKENS: usize = 8;
+
+/// Weight and bias of a layer norm, `[n]` each.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Norm {
+    weight: VectorRef,
+    bias: VectorRef,
+}
+
+impl Norm {
+    pub(crate) fn load(file: &ModelFile, name: &str, len: usize) -> Result<Self> {
+        Ok(Self {
+            weight: file.vector_ref(&format!("{name}.weight"), len)?,
+            bias: file.vector_ref(&format!("{name}.bias"), len)?,
+        })
+    }
+}
+
+/// A function of the outputs of a matrix, applied by the thread that made them while they are in its cache.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Epilogue {
+    None,
+    ReluSquared,
+    Sigmoid,
+    Tanh,
+}
+
+impl Epilogue {
+    fn apply(self, kernels: &Kernels, x: &mut [f32]) {
+        match self {
+            Epilogue::None => (),
+            Epilogue::ReluSquared => kernels.relu_squared(x),
+            Epilogue::Sigmoid => kernels.sigmoid(x),
+            Epilogue::Tanh => kernels.tanh(x),
+        }
+    }
+}
+
+/// `out = epilogue(weight @ input)` for the input of each token.
+pub(crate) struct Product<'x> {
+    weight: MatrixRef,
+    input: &'x Activations<'x>,
+    out: RowsMut<'x>,
+    epilogue: Epilogue,
+}
+
+impl<'x> Product<'x> {
+    pub(crate) fn new(weight: MatrixRef, input: &'x Activations<'_>, out: RowsMut<'x>) -> Self {
+        Self { weight, input, out, epilogue: Epilogue::None }
+    }
+
+    /// The same with a function of its outputs.
+    pub(crate) fn then(self, epilogue: Epilogue) -> Self {
+        Self { epilogue, ..self }
+    }
+}
+
+/// A model's weights, and what computes with them.
+pub(crate) struct Ops<'a> {
+    pub(crate) file: &'a ModelFile,
+    pub(crate) kernels: &'static Kernels,
+    pub(crate) pool: &'a mut Pool,
+    /// Give the pages of a matrix back to the system after its use.
+    pub(crate) evict_pages: bool,
+    pub(crate) layer_norm_eps: f32,
+    /// Read only the columns of `ffn.value` whose input is not zero.
+    pub(crate) sparse_ffn: bool,
+    pub(crate) meter: &'a mut Meter,
+}
+
+impl<'a> Ops<'a> {
+    /// `out = layer_norm(x)`.
+    pub(crate) fn layer_norm(&self, out: &mut [f32], x: &[f32], norm: Norm) {
+        let (weight, bias) = self.norm(norm);
+        self.kernels.layer_norm(out, x, weight, bias, self.layer_norm_eps);
+    }
+
+    /// A vector of the file.
+    pub(crate) fn vector(&self, vector: VectorRef) -> &'a [f32] {
+        self.file.vector(vector)
+    }
+
+    /// Weight and bias of a norm.
+    pub(crate) fn norm(&self, norm: Norm) -> (&'a [f32], &'a [f32]) {
+        (self.vector(norm.weight), self.vector(norm.bias))
+    }
+
+    /// Makes the quantized form of the input of token `t` from its values.
+    pub(crate) fn quantize(&self, input: &mut Activations<'_>, t: usize) {
+        self.kernels.quantize(&mut input.row_mut(t));
+    }
+
+    /// Computes all products for the first `tokens` tokens, rows of the matrices shared among the threads.
+    ///
+    /// Each matrix is read once, and what a token gets does not depend on the others.
+    pub(crate) fn matmul<const N: usize>(&mut self, tokens: usize, products: [Product<'_>; N]) {
+        let matrices = products.each_ref().map(|product| self.read(product.weight));
+        let inputs = products.each_ref().map(|product| (product.input, product.epilogue));
+        let mut lens = matrices.iter().map(Matrix::rows);
+        let outs = products.map(|product| product.out.cut(tokens, lens.next().unwrap_or(0)));
+        let kernels = self.kernels;
+        self.pool.for_each_range_of_rows(outs, MATVEC_GRAIN, &|job, start, part| {
+            let (input, epilogue) = inputs[job];
+            for first in (0..tokens).step_by(KERNEL_TOKENS) {
+                let mut outs: ArrayVec<_, KERNEL_TOKENS> = (&mut *part).take(KERNEL_TOKENS).collect();
+                let inputs: ArrayVec<_, KERNEL_TOKENS> =
+                    (first..).take(outs.len()).map(|t| input.row(t)).collect();
+                kernels.matmul(&mut outs, &matrices[job], start, &inputs);
+                outs.iter_mut().for_each(|out| epilogue.apply(kernels, out));
+            }
+        });
+        matrices.iter().for_each(|matrix| self.release(matrix.data()));
+    }
+
+    /// A matrix that will be read whole, counted as read.
+    pub(crate) fn read(&mut self, matrix: MatrixRef) -> Matrix<'a> {
+        let matrix = self.file.matrix(matrix);
+        self.meter.traffic.weight_bytes += matrix.data().len() as u64;
+        matrix
+    }
+
+    /// Ends the use of a tensor's bytes for this batch of tokens.
+    pub(crate) fn release(&self, data: &[u8]) {
+        if self.evict_pages {
+            self.file.release(data);
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Options of loading and running a model.
+
+use std::str::FromStr;
+
+use rwkv_edge_kernels::{Isa, Kernels};
+
+use crate::error::{Error, Result};
+use crate::knobs;
+
+/// How to load a model.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadOptions {
+    /// Kernels to run; `None` takes `RWKV_EDGE_ISA` or else the best that the CPU has.
+    pub isa: Option<Isa>,
+    /// When to check the tensors' checksums.
+    pub verify: Verify,
+    /// Give pages back to the system as soon as they have been used. That is slow, but the resident set stays at one
+    /// tensor. For machines that only check a model.
+    pub low_memory: bool,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self { isa: None, verify: Verify::AtOnce, low_memory: false }
+    }
+}
+
+/// When the checksums of a model's tensors are checked. Rows of the embedding are always checked when they are used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verify {
+    /// While the model is loaded, which reads the whole file.
+    AtOnce,
+    /// While engines run the model, a share after each token, so that the first token comes at once. All engines of a model
+    /// share the work. A damaged file is an error of every engine, after 64 tokens at the latest, and of
+    /// [`Model::verify_rest`](crate::Model::verify_rest).
+    WhileRunning,
+    /// Never.
+    Never,
+}
+
+/// Ways of reading less than all weights for a token, all on by default. None changes a bit of the results; switching
+/// one off measures its worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shortcuts {
+    /// Of the columns of `ffn.value`, read only those whose input is not zero.
+    pub sparse_ffn: bool,
+    /// Of the second plane of a nested head, read only rows of tokens that can be sampled.
+    pub head_shortlist: bool,
+}
+
+impl Default for Shortcuts {
+    fn default() -> Self {
+        Self { sparse_ffn: true, head_shortlist: true }
+    }
+}
+
+/// The kernels of `isa`; without it those of `RWKV_EDGE_ISA`, or the best there are.
+///
+/// # Errors
+/// If the wanted instruction set is unknown or this CPU does not have it.
+pub fn choose_kernels(isa: Option<Isa>) -> Result<&'static Kernels> {
+    let isa = match isa {
+        Some(isa) => isa,
+        None => match knobs::isa()? {
+            Some(name) => Isa::from_str(&name)
+                .map_err(|_| Error::invalid(format!("{}: unknown instruction set {name:?}", knobs::ISA)))?,
+            None => return Ok(Kernels::best()),
+        },
+    };
+    Kernels::for_isa(isa).ok_or_else(|| Error::invalid(format!("this CPU does not have {isa}")))
+}

@@ -1,0 +1,132 @@
+//! The state of a text: all that a model remembers of what it has read.
+
+use std::fmt;
+
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+use crate::format::Config;
+use crate::memory::Floats;
+
+use super::state_len;
+
+/// The bits of every NaN that is given out. Sign and payload of a NaN that arithmetic makes depend on the processor.
+pub(crate) const NAN: u32 = 0x7fc0_0000;
+
+/// One text's recurrent state, and its last residual, from which the logits of the next token follow.
+///
+/// The size depends on the model only, not on the text. A clone is a fork of the text.
+/// [`Engine::feed`](crate::Engine::feed) changes a state, [`Engine::logits`](crate::Engine::logits) and
+/// [`Engine::sample`](crate::Engine::sample) read it.
+#[derive(Clone)]
+pub struct State {
+    model_id: u64,
+    /// The recurrent state, layer by layer.
+    recurrent: Floats,
+    /// The residual stream behind the last layer after the last token, `[n_embd]`.
+    residual: Box<[f32]>,
+    tokens_read: u64,
+    tokens_hash: [u8; 32],
+}
+
+impl State {
+    /// Bytes of a state of a model with hyperparameters `config`.
+    pub fn bytes(config: &Config) -> usize {
+        state_len(config).saturating_add(config.n_embd).saturating_mul(size_of::<f32>())
+    }
+
+    /// A state of zeros of the model `model_id`.
+    ///
+    /// # Errors
+    /// If there is no memory for it.
+    pub(super) fn zeroed(config: &Config, model_id: u64) -> Result<Self> {
+        let no_memory = |_| Error::invalid(format!("no memory for a state of {} bytes", Self::bytes(config)));
+        let recurrent = Floats::zeroed(state_len(config)).map_err(no_memory)?;
+        let residual = vec![0.0; config.n_embd].into();
+        Ok(Self { model_id, recurrent, residual, tokens_read: 0, tokens_hash: [0; 32] })
+    }
+
+    /// Tokens that the text has.
+    pub fn tokens_read(&self) -> u64 {
+        self.tokens_read
+    }
+
+    /// A hash of the tokens in their order: zeros before the first, then
+    /// `SHA-256(hash || token as 4 bytes, little-endian)` for each.
+    pub fn tokens_hash(&self) -> [u8; 32] {
+        self.tokens_hash
+    }
+
+    /// A copy of the recurrent state, layer by layer in the order of the version's equations. Every NaN has the bits
+    /// `0x7FC00000`.
+    pub fn to_values(&self) -> Box<[f32]> {
+        let unify = |value: &f32| if value.is_nan() { f32::from_bits(NAN) } else { *value };
+        self.recurrent.iter().map(unify).collect()
+    }
+
+    /// Becomes a copy of `other`, in the memory that this state has.
+    ///
+    /// # Errors
+    /// If `other` belongs to another model file.
+    pub fn copy_from(&mut self, other: &State) -> Result<()> {
+        self.check(other.model_id)?;
+        self.recurrent.copy_from_slice(&other.recurrent);
+        self.residual.copy_from_slice(&other.residual);
+        (self.tokens_read, self.tokens_hash) = (other.tokens_read, other.tokens_hash);
+        Ok(())
+    }
+
+    /// Refuses a state that belongs to another model file: numbers of one quantization mean nothing to another.
+    pub(crate) fn check(&self, model_id: u64) -> Result<()> {
+        if self.model_id == model_id {
+            return Ok(());
+        }
+        Err(Error::invalid("the state belongs to another model file"))
+    }
+
+    /// The recurrent state of all layers.
+    pub(super) fn recurrent_mut(&mut self) -> &mut [f32] {
+        &mut self.recurrent
+    }
+
+    pub(super) fn residual(&self) -> &[f32] {
+        &self.residual
+    }
+
+    pub(super) fn residual_mut(&mut self) -> &mut [f32] {
+        &mut self.residual
+    }
+
+    pub(super) fn forget_tokens(&mut self) {
+        (self.tokens_read, self.tokens_hash) = (0, [0; 32]);
+        self.residual.fill(0.0);
+    }
+
+    /// Counts a token that was read.
+    pub(super) fn count(&mut self, token: u32) {
+        let hash = Sha256::new().chain_update(self.tokens_hash).chain_update(token.to_le_bytes());
+        self.tokens_hash = hash.finalize().into();
+        self.tokens_read += 1;
+    }
+}
+
+impl PartialEq for State {
+    /// Whether both have read the same tokens in the same model, and have the same numbers. A NaN is equal to a NaN.
+    fn eq(&self, other: &Self) -> bool {
+        let same = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| a == b || a.is_nan() && b.is_nan());
+        self.check(other.model_id).is_ok()
+            && self.tokens_hash == other.tokens_hash
+            && same(&self.recurrent, &other.recurrent)
+            && same(&self.residual, &other.residual)
+    }
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { model_id, tokens_read, .. } = self;
+        f.debug_struct("State")
+            .field("model_id", model_id)
+            .field("tokens_read", tokens_read)
+            .finish_non_exhaustive()
+    }
+}

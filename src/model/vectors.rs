@@ -1,0 +1,120 @@
+//! Buffers of one row per token: plain vectors, and inputs of matrices with their quantized form.
+
+use rwkv_edge_kernels::layout::{Activation, ActivationMut, GROUP_SIZE, padded_cols};
+
+use crate::memory::Buffers;
+use crate::threads::RowsMut;
+
+/// Name of the layers' buffers in the memory plan.
+pub(super) const SCRATCH: &str = "time and channel mixing";
+
+/// Vectors of f32, `[tokens, len]`.
+pub(crate) struct Vectors<'a> {
+    len: usize,
+    data: &'a mut [f32],
+}
+
+impl<'a> Vectors<'a> {
+    /// Takes a buffer of `[tokens, len]`.
+    pub(crate) fn take(
+        buffers: &mut impl Buffers<'a>,
+        name: &'static str,
+        [tokens, len]: [usize; 2],
+    ) -> Self {
+        Self { len, data: buffers.f32s(name, tokens.saturating_mul(len)) }
+    }
+
+    /// Elements of a vector.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The vector of token `t`.
+    pub(crate) fn row(&self, t: usize) -> &[f32] {
+        &self.data[t * self.len..][..self.len]
+    }
+
+    /// The vector of token `t`, to be written.
+    pub(crate) fn row_mut(&mut self, t: usize) -> &mut [f32] {
+        &mut self.data[t * self.len..][..self.len]
+    }
+
+    /// The vectors of the first `tokens` tokens, one after the other.
+    pub(crate) fn first_mut(&mut self, tokens: usize) -> &mut [f32] {
+        &mut self.data[..tokens * self.len]
+    }
+
+    /// The buffer itself.
+    pub(crate) fn into_data(self) -> &'a mut [f32] {
+        self.data
+    }
+
+    /// All vectors, to be written by a matrix.
+    pub(crate) fn rows_mut(&mut self) -> RowsMut<'_> {
+        RowsMut::new(self.data, self.len)
+    }
+}
+
+/// Inputs of matrices, `[tokens, len]`: values and their quantized form, each row padded to whole blocks.
+///
+/// The padding is zero. A row has one place in the buffers however many tokens there are, so it stays zero.
+pub(crate) struct Activations<'a> {
+    len: usize,
+    padded: usize,
+    values: &'a mut [f32],
+    codes: &'a mut [i8],
+    scales: &'a mut [f32],
+    sums: &'a mut [i32],
+}
+
+impl<'a> Activations<'a> {
+    /// Takes buffers for `[tokens, len]`.
+    pub(crate) fn take(
+        buffers: &mut impl Buffers<'a>,
+        name: &'static str,
+        [tokens, len]: [usize; 2],
+    ) -> Self {
+        let padded = padded_cols(len);
+        let of = |row: usize| tokens.saturating_mul(row);
+        Self {
+            len,
+            padded,
+            values: buffers.f32s(name, of(padded)),
+            codes: buffers.i8s(name, of(padded)),
+            scales: buffers.f32s(name, of(padded / GROUP_SIZE)),
+            sums: buffers.i32s(name, of(padded / GROUP_SIZE)),
+        }
+    }
+
+    /// The values of token `t` without padding, to be written before [`Ops::quantize`](super::ops::Ops::quantize).
+    pub(crate) fn values(&mut self, t: usize) -> &mut [f32] {
+        &mut self.values[t * self.padded..][..self.len]
+    }
+
+    /// The values of all tokens, to be written by a matrix.
+    pub(crate) fn rows_mut(&mut self) -> RowsMut<'_> {
+        RowsMut::new(self.values, self.padded)
+    }
+
+    /// The input of token `t`.
+    pub(crate) fn row(&self, t: usize) -> Activation<'_> {
+        let (at, group) = (t * self.padded, t * (self.padded / GROUP_SIZE));
+        Activation {
+            values: &self.values[at..][..self.padded],
+            codes: &self.codes[at..][..self.padded],
+            scales: &self.scales[group..][..self.padded / GROUP_SIZE],
+            sums: &self.sums[group..][..self.padded / GROUP_SIZE],
+        }
+    }
+
+    /// The input of token `t`, to be quantized.
+    pub(crate) fn row_mut(&mut self, t: usize) -> ActivationMut<'_> {
+        let (at, group) = (t * self.padded, t * (self.padded / GROUP_SIZE));
+        ActivationMut {
+            values: &mut self.values[at..][..self.padded],
+            codes: &mut self.codes[at..][..self.padded],
+            scales: &mut self.scales[group..][..self.padded / GROUP_SIZE],
+            sums: &mut self.sums[group..][..self.padded / GROUP_SIZE],
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! The check of a model's file while engines run it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+
+use crate::error::Result;
+use crate::format::{ModelFile, Verifier};
+
+use super::options::Verify;
+
+/// Tokens over which the check of a file is spread.
+const TOKENS: usize = 63;
+
+/// How far the engines of a model have checked its file. They share the work, and all see its result.
+#[derive(Debug)]
+pub(super) struct Verification {
+    /// Whether a check has anything to do, or has found damage.
+    needed: AtomicBool,
+    verifier: Mutex<Verifier>,
+}
+
+impl Verification {
+    /// # Errors
+    /// If the file is to be checked at once, or while running, and is found damaged now.
+    pub(super) fn new(file: &ModelFile, verify: Verify) -> Result<Self> {
+        if verify == Verify::AtOnce {
+            file.verify_all()?;
+        }
+        let needed = verify == Verify::WhileRunning;
+        let verifier = if needed { Verifier::new(file)? } else { Verifier::default() };
+        Ok(Self { needed: needed.into(), verifier: verifier.into() })
+    }
+
+    /// Checks the share of `tokens` tokens, unless another engine is checking at this moment.
+    ///
+    /// # Errors
+    /// If the file is damaged in what was checked so far.
+    pub(super) fn advance(&self, file: &ModelFile, tokens: usize) -> Result<()> {
+        if !self.needed.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let share = file.data_bytes() as usize / TOKENS + 1;
+        match self.verifier.try_lock() {
+            Ok(verifier) => self.check(file, verifier, tokens.saturating_mul(share)),
+            Err(TryLockError::Poisoned(poisoned)) => self.check(file, poisoned.into_inner(), tokens * share),
+            Err(TryLockError::WouldBlock) => Ok(()),
+        }
+    }
+
+    /// Checks all that is left.
+    ///
+    /// # Errors
+    /// If the file is damaged.
+    pub(super) fn finish(&self, file: &ModelFile) -> Result<()> {
+        if !self.needed.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        self.check(file, self.verifier.lock().unwrap_or_else(PoisonError::into_inner), usize::MAX)
+    }
+
+    fn check(&self, file: &ModelFile, mut verifier: MutexGuard<'_, Verifier>, bytes: usize) -> Result<()> {
+        let done = verifier.advance(file, bytes)?;
+        self.needed.store(!done, Ordering::Relaxed);
+        Ok(())
+    }
+}

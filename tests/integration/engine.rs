@@ -1,0 +1,236 @@
+//! One engine, many texts: batches, forks, and memory of the caller.
+
+use std::sync::Arc;
+
+use crate::common::{PLAIN, VERSIONS, convert, fixture, model, open, options, token_walk};
+use rwkv_edge::kernels::DType;
+use rwkv_edge::{
+    Engine, EngineOptions, LoadOptions, Model, Sampler, SamplingParams, Sequence, State, Verify,
+};
+
+fn engine(model: &Arc<Model>, threads: usize, prompt_chunk: usize) -> Engine<'static> {
+    let options = EngineOptions { threads: Some(threads), prompt_chunk, ..EngineOptions::default() };
+    Engine::new(Arc::clone(model), &options).unwrap()
+}
+
+fn bits(engine: &mut Engine<'_>, state: &State) -> Vec<u32> {
+    engine.logits(state).unwrap().iter().map(|logit| logit.to_bits()).collect()
+}
+
+/// Tokens of texts of different lengths, one of which is empty.
+fn texts(n_vocab: usize) -> Vec<Vec<u32>> {
+    let walk = token_walk(60, n_vocab);
+    [(0, 1), (1, 17), (18, 0), (18, 3), (21, 30), (51, 1), (52, 8)]
+        .map(|(start, len)| walk[start..start + len].to_vec())
+        .into()
+}
+
+#[test]
+fn a_batch_gives_each_text_the_bits_that_it_gets_alone() {
+    for (version, dtype) in VERSIONS.iter().flat_map(|version| DType::ALL.map(|dtype| (version, dtype))) {
+        let model = model(&fixture(&format!("{version}-tiny.pth")), dtype, None);
+        let texts = texts(model.config().n_vocab);
+        let begin = &[3, 1, 2][..];
+        let mut alone = engine(&model, 1, 1);
+        let expected: Vec<State> = texts
+            .iter()
+            .map(|tokens| {
+                let mut state = model.initial_state().unwrap();
+                alone.feed(&mut state, begin).unwrap();
+                alone.feed(&mut state, tokens).unwrap();
+                state
+            })
+            .collect();
+        for (threads, chunk) in [(1, 1), (1, 2), (2, 5), (1, 8), (3, 33), (1, 100)] {
+            let mut together = engine(&model, threads, chunk);
+            let mut states = vec![model.initial_state().unwrap(); texts.len()];
+            let mut feed = |states: &mut [State], texts: &[&[u32]]| {
+                let pairs = states.iter_mut().zip(texts);
+                let mut batch: Vec<_> = pairs.map(|(state, tokens)| Sequence::new(state, tokens)).collect();
+                together.feed_batch(&mut batch).unwrap();
+            };
+            feed(&mut states, &vec![begin; texts.len()]);
+            feed(&mut states, &texts.iter().map(Vec::as_slice).collect::<Vec<_>>());
+            for (i, (state, expected)) in states.iter().zip(&expected).enumerate() {
+                let what = format!("{version}, {dtype}, {threads} threads, chunks of {chunk}, text {i}");
+                assert!(state == expected, "{what}");
+                assert_eq!(bits(&mut together, state), bits(&mut alone, expected), "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_batch_reads_each_matrix_once() {
+    let model = model(&fixture("v7-tiny.pth"), DType::Int8, None);
+    let bytes = |texts: usize| {
+        let mut engine = engine(&model, 1, 8);
+        let mut states = vec![model.initial_state().unwrap(); texts];
+        let mut batch: Vec<_> = states.iter_mut().map(|state| Sequence::new(state, &[1])).collect();
+        engine.feed_batch(&mut batch).unwrap();
+        engine.traffic().weight_bytes
+    };
+    // Columns of `ffn.value` and second low-rank factors are read for each token.
+    assert!(bytes(8) < 4 * bytes(1), "{} for eight texts, {} for one", bytes(8), bytes(1));
+    assert!(bytes(9) > bytes(8) + bytes(1) / 2);
+}
+
+#[test]
+fn two_texts_take_turns_on_one_engine() {
+    let model = model(&fixture("v6-tiny.pth"), DType::Int4, None);
+    let tokens = token_walk(40, model.config().n_vocab);
+    let mut engine = engine(&model, 2, 8);
+    let mut states = [(); 2].map(|()| model.initial_state().unwrap());
+    for pair in tokens.chunks(2) {
+        for (state, token) in states.iter_mut().zip(pair) {
+            engine.feed(state, &[*token]).unwrap();
+        }
+    }
+    for (i, state) in states.iter().enumerate() {
+        let mut alone = model.initial_state().unwrap();
+        let own: Vec<u32> = tokens.iter().copied().skip(i).step_by(2).collect();
+        engine.feed(&mut alone, &own).unwrap();
+        assert!(*state == alone);
+        assert_eq!(state.tokens_read(), 20);
+    }
+}
+
+#[test]
+fn a_fork_goes_on_by_itself_and_logits_follow_from_the_state() {
+    let model = model(&fixture("v5.2-tiny.pth"), DType::Int8, None);
+    let mut engine = engine(&model, 1, 8);
+    let mut state = model.initial_state().unwrap();
+    engine.feed(&mut state, &[1, 2, 3]).unwrap();
+    let fork = state.clone();
+    let before = bits(&mut engine, &fork);
+    engine.feed(&mut state, &[4]).unwrap();
+    assert_ne!(bits(&mut engine, &state), before);
+    assert_eq!(bits(&mut engine, &fork), before);
+    // Reading logits changes no state.
+    let mut again = fork.clone();
+    engine.feed(&mut again, &[4]).unwrap();
+    assert!(again == state);
+}
+
+#[test]
+fn the_hash_of_the_tokens_depends_on_all_of_them_and_on_their_order() {
+    let model = model(&fixture("v4-tiny.pth"), DType::Int8, None);
+    let mut engine = engine(&model, 1, 8);
+    let mut hash = |tokens: &[u32]| {
+        let mut state = model.initial_state().unwrap();
+        engine.feed(&mut state, tokens).unwrap();
+        state.tokens_hash()
+    };
+    assert_eq!(hash(&[]), [0; 32]);
+    assert_eq!(hash(&[1, 2, 3]), hash(&[1, 2, 3]));
+    assert!(hash(&[1, 2, 3]) != hash(&[1, 3, 2]) && hash(&[1, 2]) != hash(&[1, 2, 2]));
+    // SHA-256 of 32 zeros and the token 1 as four bytes, by coreutils' sha256sum.
+    let expected = "71c99cc3";
+    let found: String = hash(&[1])[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn an_engine_computes_in_memory_of_the_caller_whatever_it_held() {
+    let model = model(&fixture("v7-tiny.pth"), DType::Int4, None);
+    let options = EngineOptions { threads: Some(2), ..EngineOptions::default() };
+    let bytes = Engine::plan(model.config(), &options).unwrap().arena_bytes();
+    let mut memory = vec![0xa5; bytes + 64];
+    let start = memory.as_ptr().align_offset(64);
+    let mut own = Engine::new(Arc::clone(&model), &options).unwrap();
+    let mut state = model.initial_state().unwrap();
+    {
+        let mut engine = Engine::in_memory(Arc::clone(&model), &options, &mut memory[start..]).unwrap();
+        engine.feed(&mut state, &[1, 2, 3]).unwrap();
+        assert_eq!(bits(&mut engine, &state), bits(&mut own, &state));
+    }
+    let small = &mut memory[start..start + bytes - 1];
+    let error = Engine::in_memory(model, &options, small).err().unwrap();
+    let expected = format!("the buffers need {bytes} bytes of memory; they were given {}", bytes - 1);
+    assert_eq!(error.to_string(), expected);
+}
+
+#[test]
+fn a_token_outside_the_vocabulary_is_refused_before_any_is_fed() {
+    let model = model(&fixture("v4-tiny.pth"), DType::Int8, None);
+    let mut engine = engine(&model, 1, 2);
+    let mut states = [(); 2].map(|()| model.initial_state().unwrap());
+    let n_vocab = model.config().n_vocab as u32;
+    let [first, second] = &mut states;
+    let outside = [1, 2, 3, n_vocab];
+    let mut batch = [Sequence::new(first, &[1, 2, 3]), Sequence::new(second, &outside)];
+    let error = engine.feed_batch(&mut batch).unwrap_err();
+    assert_eq!(error.to_string(), format!("token {n_vocab} is outside 0..{n_vocab}"));
+    states.iter().for_each(|state| assert!(*state == model.initial_state().unwrap()));
+}
+
+#[test]
+fn a_text_without_tokens_has_no_logits() {
+    let model = model(&fixture("v4-tiny.pth"), DType::Int8, None);
+    let mut engine = engine(&model, 1, 8);
+    let state = model.initial_state().unwrap();
+    let mut sampler = Sampler::new(PLAIN, model.config().n_vocab, 0).unwrap();
+    for error in [engine.logits(&state).err(), engine.sample(&state, &mut sampler).err()] {
+        assert_eq!(error.unwrap().to_string(), "there is nothing to continue: the prompt is empty");
+    }
+}
+
+#[test]
+fn two_samplers_of_one_state_differ_by_their_own_parameters() {
+    let model = model(&fixture("v7-tiny.pth"), DType::Int4, None);
+    let mut engine = engine(&model, 2, 8);
+    let mut state = model.initial_state().unwrap();
+    engine.feed(&mut state, &[5, 6]).unwrap();
+    let n_vocab = model.config().n_vocab;
+    let mut greedy = Sampler::new(SamplingParams { temperature: 0.0, ..PLAIN }, n_vocab, 0).unwrap();
+    let best = engine.sample(&state, &mut greedy).unwrap();
+    // Penalties that are larger than any difference of logits.
+    let penalties = SamplingParams { presence_penalty: 100.0, frequency_penalty: 100.0, ..*greedy.params() };
+    greedy.set_params(penalties).unwrap();
+    greedy.accept(best);
+    assert_ne!(engine.sample(&state, &mut greedy).unwrap(), best);
+    greedy.begin_reply();
+    assert_eq!(engine.sample(&state, &mut greedy).unwrap(), best);
+}
+
+/// A model whose file is damaged in the last tensor that has a checksum of its own, to be checked while running.
+fn damaged() -> (tempfile::TempDir, Arc<Model>) {
+    let (folder, path) = convert(&fixture("v4-tiny.pth"), &options(DType::Int8));
+    let range = {
+        let model = open(&path, None);
+        let last = model.file().tensors().iter().rfind(|tensor| !tensor.checked_by_record);
+        model.file().range(last.unwrap())
+    };
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[range.end - 1] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let options = LoadOptions { verify: Verify::WhileRunning, ..LoadOptions::default() };
+    (folder, Model::open(&path, &options).unwrap())
+}
+
+#[test]
+fn every_engine_of_a_damaged_model_fails_also_after_another_has_gone() {
+    let (_folder, model) = damaged();
+    let feed = |engine: &mut Engine<'_>, tokens: usize| {
+        let mut state = model.initial_state().unwrap();
+        (0..tokens).try_for_each(|_| engine.feed(&mut state, &[1]))
+    };
+    // The first engine ends before it has seen the damage.
+    feed(&mut engine(&model, 1, 8), 3).unwrap();
+    for _ in 0..2 {
+        let error = feed(&mut engine(&model, 1, 8), 64).unwrap_err();
+        assert!(error.to_string().contains("checksum mismatch in tensor "), "{error}");
+    }
+    let error = model.verify_rest().unwrap_err();
+    assert!(error.to_string().contains("checksum mismatch"), "{error}");
+}
+
+#[test]
+fn a_long_first_batch_does_not_put_the_check_off() {
+    let (_folder, model) = damaged();
+    let mut engine = engine(&model, 1, 8);
+    let mut state = model.initial_state().unwrap();
+    engine.feed(&mut state, &[1; 64]).unwrap_err();
+    assert!((9..=64).contains(&state.tokens_read()), "{}", state.tokens_read());
+    engine.feed(&mut state, &[1]).unwrap_err();
+}
