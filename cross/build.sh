@@ -14,12 +14,12 @@ android_api=24
 die() { echo "cross/build.sh: $*" >&2; exit 1; }
 
 target=
-features=cli
-packages=(rwkv-edge)
+model=(--no-default-features)
+programs=(rwkv-edge)
 for argument in "$@"; do
     case $argument in
-        --builtin-model) features=cli,builtin-model ;;
-        --quantize) packages+=(rwkv-quantize) ;;
+        --builtin-model) model=() ;;
+        --quantize) programs+=(rwkv-quantize) ;;
         -*) die "unknown option $argument" ;;
         *) target=$argument ;;
     esac
@@ -59,9 +59,11 @@ esac
 rustup target add "$target" ||
     die "rustup has no standard library for $target here; cargo +nightly -Zbuild-std builds one from source"
 
-for package in "${packages[@]}"; do
-    arguments=(-p "$package")
-    [ "$package" = rwkv-edge ] && arguments+=(--no-default-features --features "$features")
+for program in "${programs[@]}"; do
+    case $program in
+        rwkv-edge) arguments=(-p rwkv-edge-cli ${model[@]+"${model[@]}"}) ;;
+        *) arguments=(-p "$program") ;;
+    esac
     cargo build --profile release-lto --target "$target" --target-dir "$folder" ${settings[@]+"${settings[@]}"} \
         "${arguments[@]}"
 done
@@ -82,8 +84,8 @@ check_static() {
     echo "static"
 }
 
-for package in "${packages[@]}"; do
-    binary=$folder/$target/release-lto/$package
+for program in "${programs[@]}"; do
+    binary=$folder/$target/release-lto/$program
     echo "$binary: $(wc -c <"$binary" | tr -d ' ') bytes"
     # macOS has no readelf.
     command -v readelf >/dev/null || continue

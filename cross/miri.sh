@@ -27,7 +27,7 @@ kernels() {
 
 # The flag tells cargo too, so that it leaves out what Cargo.toml does not want here.
 library() {
-    RUSTFLAGS="--cfg miri" cargo +nightly miri test --locked -p rwkv-edge --no-default-features --lib -- \
+    RUSTFLAGS="--cfg miri" cargo +nightly miri test --locked -p rwkv-edge --lib -- \
         threads:: format::mapping format::round_trip::bytes
 }
 

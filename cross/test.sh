@@ -109,7 +109,7 @@ kernels() {
 
 programs() {
     RWKV_EDGE_RUNNER=$runner RWKV_EDGE_BINARY=$binary \
-        cargo test --quiet --locked --workspace --test integration -- cli:: input::
+        cargo test --quiet --locked --workspace --test integration -- commands:: input:: signals:: streams::
     local model
     for model in v4-int8 v6-f16 v7-int4; do
         convert "$runner ${binary%/*}/rwkv-quantize" "${model%-*}" "${model#*-}" "$work/converted.rwkv"

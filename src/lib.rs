@@ -1,8 +1,6 @@
 #![doc = include_str!("../docs/LIBRARY.md")]
 #![deny(unsafe_code)]
 
-#[cfg(feature = "builtin-model")]
-pub mod builtin;
 #[cfg(feature = "programs")]
 pub mod console;
 pub mod cpu;

@@ -30,8 +30,10 @@ pub(crate) const PLAIN: SamplingParams = SamplingParams {
     penalty_decay: 1.0,
 };
 
+/// The folder of the workspace, for tests of any of its crates.
 pub(crate) fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    folder.ancestors().find(|folder| folder.join("Cargo.lock").exists()).unwrap()
 }
 
 pub(crate) fn fixture(name: &str) -> PathBuf {

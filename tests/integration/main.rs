@@ -3,14 +3,11 @@
 #[path = "../common/mod.rs"]
 mod common;
 
-mod builtin;
-mod cli;
 mod determinism;
 mod digests;
 mod engine;
 mod format_corrupt;
 mod golden;
-mod input;
 mod model_tensors;
 mod nested_head;
 mod quality;

@@ -6,9 +6,7 @@
 //! board-check LEVEL,... MODEL.rwkv...
 //! ```
 
-#[path = "../../../tests/common/allocations.rs"]
 mod allocations;
-#[path = "../../../tests/common/checks.rs"]
 mod checks;
 
 use std::path::Path;

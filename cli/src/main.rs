@@ -1,6 +1,10 @@
-//! The command line: arguments, exit codes, and one module per subcommand.
+//! `rwkv-edge`: run, inspect and measure RWKV models.
+//!
+//! Here are the arguments and exit codes; each subcommand has a module.
 
 mod bench;
+#[cfg(feature = "builtin-model")]
+mod builtin;
 mod eval;
 mod info;
 mod logits;
@@ -21,7 +25,7 @@ use rwkv_edge::{EngineOptions, LoadOptions, Model, Verify, console, signals};
 
 /// Run RWKV language models on small CPUs
 #[derive(Parser)]
-#[command(version, max_term_width = 100)]
+#[command(name = "rwkv-edge", version, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -143,7 +147,7 @@ fn looks_like_utf16(text: &[u8]) -> bool {
 
 #[cfg(feature = "builtin-model")]
 fn builtin_model(options: &LoadOptions) -> Result<Arc<Model>> {
-    Ok(Model::from_static(rwkv_edge::builtin::fairy(), options)?)
+    Ok(Model::from_static(builtin::fairy(), options)?)
 }
 
 #[cfg(not(feature = "builtin-model"))]
@@ -153,7 +157,7 @@ fn builtin_model(_options: &LoadOptions) -> Result<Arc<Model>> {
 
 /// Runs the program. 0 is success, also when the reader of the output went away; 1 an error; 2 wrong usage. A run
 /// that a signal ends dies by it.
-pub(crate) fn main() -> ExitCode {
+fn main() -> ExitCode {
     let cli = Cli::try_parse().unwrap_or_else(|error| match error.use_stderr() {
         true => console::wrong_usage(&error.render().to_string()),
         false => error.exit(),

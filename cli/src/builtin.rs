@@ -4,9 +4,9 @@
 #[repr(C, align(64))]
 struct Aligned<T: ?Sized>(T);
 
-static FAIRY: &Aligned<[u8]> = &Aligned(*include_bytes!("../models/fairy-int8.rwkv"));
+static FAIRY: &Aligned<[u8]> = &Aligned(*include_bytes!("../fairy-int8.rwkv"));
 
 /// The bytes of the built-in `.rwkv` file, made from `models/fairy.pth`; see `models/README.md`.
-pub fn fairy() -> &'static [u8] {
+pub(crate) fn fairy() -> &'static [u8] {
     &FAIRY.0
 }

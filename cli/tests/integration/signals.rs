@@ -8,7 +8,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::{command, is_emulated, tiny};
+use crate::program::{command, is_emulated, tiny};
+
 const SIGNALS: [(&str, i32); 3] = [("HUP", 1), ("INT", 2), ("TERM", 15)];
 
 fn send(signal: &str, pid: u32) {

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use crate::cli::{FAIRY, command};
+use crate::program::{FAIRY, command};
 
 /// The one line that a run must fail with.
 #[track_caller]
@@ -77,8 +77,7 @@ fn names_of_files_do_not_command_the_terminal() {
     let message = failure(&command().args(["run", FAIRY, "-f"]).arg(&path).output().unwrap());
     assert!(message.contains("a\\u{1b}[2J\\nb\\u{9b}2J\\u{202e}: "), "{message}");
 
-    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/fairy-int8.rwkv");
-    fs::copy(model, &path).unwrap();
+    fs::copy(FAIRY, &path).unwrap();
     let output = command().arg("info").arg("--tensors").arg(&path).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let first = text.lines().next().unwrap();

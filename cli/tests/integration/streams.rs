@@ -12,7 +12,8 @@ use rustix::pipe::fcntl_setpipe_size;
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
-use super::{command, pipe, run, stdout, tiny};
+use crate::program::{command, pipe, run, stdout, tiny};
+
 /// Long enough for a program to come to a full or empty pipe.
 const A_WHILE: Duration = Duration::from_millis(300);
 

@@ -1,0 +1,11 @@
+//! One test binary for the program, so that it links once.
+
+#[path = "../../../tests/common/mod.rs"]
+mod common;
+
+mod builtin;
+mod commands;
+mod input;
+mod program;
+mod signals;
+mod streams;
