@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use rwkv_edge_kernels::default_float_environment;
 
-use crate::cpu;
 use crate::error::{Error, Result};
 use crate::format::Config;
+use crate::host;
 use crate::memory::{Arena, Measure, MemoryPlan};
 use crate::model::{self, Batch, Means, Meter, Model, NAN, Profile, Sequence, Shortcuts, State, Traffic};
 use crate::sampler::Sampler;
@@ -40,7 +40,7 @@ impl Default for EngineOptions {
 impl EngineOptions {
     /// Threads that an engine with these options has.
     pub fn thread_count(&self) -> usize {
-        self.threads.unwrap_or_else(cpu::default_threads).max(1)
+        self.threads.unwrap_or_else(host::default_threads).max(1)
     }
 
     /// The same options with threads and chunk in range and fixed.

@@ -1,4 +1,4 @@
-//! Texts and small files that are read whole: each has a limit, so that no input fills the memory.
+//! Texts and small files that are read whole. Each has a limit, so that no input fills the memory.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -12,11 +12,11 @@ pub const MAX_TEXT: u64 = 128 << 20;
 /// Most bytes from a device, such as what is typed at a terminal.
 const MAX_DEVICE: u64 = 1 << 20;
 
-/// Reads a text of at most [`MAX_TEXT`] bytes: a regular file or a pipe, also one that a shell puts in its place.
-/// Waits for a pipe that nobody has opened for writing.
+/// Reads a text of at most [`MAX_TEXT`] bytes from a regular file or a pipe. Waits for a pipe that
+/// nobody has opened for writing.
 ///
 /// # Errors
-/// The text cannot be opened or read, or is too long; of a device 1 MiB is the limit.
+/// The text cannot be opened or read, or is too long. The limit for a device is 1 MiB.
 pub fn read_text(path: &Path) -> Result<Vec<u8>> {
     let read = || {
         let mut file = File::open(path)?;

@@ -1,15 +1,13 @@
 #![doc = include_str!("../docs/LIBRARY.md")]
 #![deny(unsafe_code)]
 
-#[cfg(feature = "programs")]
-pub mod console;
-pub mod cpu;
 mod engine;
+pub mod env;
 pub mod error;
 pub mod format;
 mod generation;
+pub mod host;
 pub mod input;
-pub mod knobs;
 pub mod memory;
 pub mod model;
 pub mod printable;
@@ -18,6 +16,8 @@ pub mod self_test;
 mod session;
 #[cfg(feature = "programs")]
 pub mod signals;
+#[cfg(feature = "programs")]
+pub mod stdio;
 pub mod text;
 pub mod threads;
 pub mod tokenizer;

@@ -1,9 +1,9 @@
-//! Text that came from elsewhere, on its way to a terminal.
+//! Text of unknown origin, made safe for a terminal.
 
 use std::fmt::{self, Display, Write};
 
-/// Shows a value on one line on which nothing can command the terminal: control characters, those that turn the
-/// direction of the text, and separators of lines are shown as escapes such as `\n` and `\u{1b}`.
+/// Shows a value on one line that cannot command the terminal. Control characters, characters that
+/// turn the direction of text, and line separators become escapes such as `\n` and `\u{1b}`.
 #[derive(Clone, Copy, Debug)]
 pub struct Printable<T>(pub T);
 
@@ -16,8 +16,8 @@ impl<T: Display> Display for Printable<T> {
 /// Longest line of a message in bytes.
 const MAX_LINE: usize = 4096;
 
-/// A message as one printable line. Of one that is far longer than anybody reads, such as one that quotes a token of
-/// megabytes, only the beginning and the end.
+/// A message as one printable line. A message may quote a token of megabytes: a line of more than
+/// 4 KiB keeps its beginning and its end.
 pub fn line(message: impl Display) -> String {
     let line = Printable(message).to_string();
     if line.len() <= MAX_LINE {

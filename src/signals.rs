@@ -25,7 +25,7 @@ use signal_hook::consts::{
 #[cfg(unix)]
 use std::{io::Read, os::unix::net::UnixStream, thread, time::Instant};
 
-use crate::cpu;
+use crate::host;
 
 /// Signals by which a user, a terminal or a service manager stops a program.
 #[cfg(unix)]
@@ -181,7 +181,7 @@ fn is_process_one() -> bool {
 /// The signals that this process was started to ignore, signal 1 in the lowest bit. None where Linux does not tell
 /// (without `/proc`) and on other systems.
 fn ignored_signals() -> u64 {
-    cpu::status_field("SigIgn:").map_or(0, |mask| parse_mask(&mask))
+    host::status_field("SigIgn:").map_or(0, |mask| parse_mask(&mask))
 }
 
 fn parse_mask(mask: &str) -> u64 {

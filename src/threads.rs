@@ -72,40 +72,6 @@ impl<'a> RowsMut<'a> {
     }
 }
 
-/// Lets the calling thread, and threads that it starts from now on, run on these CPUs only.
-///
-/// # Errors
-/// If the system refuses, knows no such thing, or a number is 1024 or more.
-pub fn bind(cpus: &[u32]) -> io::Result<()> {
-    let mut mask = [0; CPU_MASK_WORDS];
-    for &cpu in cpus {
-        let word = mask.get_mut((cpu / usize::BITS) as usize).ok_or(io::ErrorKind::InvalidInput)?;
-        *word |= 1 << (cpu % usize::BITS);
-    }
-    set_affinity(&mask)
-}
-
-/// Words of a set of 1024 CPUs.
-const CPU_MASK_WORDS: usize = 1024 / usize::BITS as usize;
-
-#[cfg(all(any(target_os = "linux", target_os = "android"), not(miri)))]
-fn set_affinity(mask: &[usize; CPU_MASK_WORDS]) -> io::Result<()> {
-    unsafe extern "C" {
-        /// `pid` 0 is the calling thread.
-        fn sched_setaffinity(pid: i32, bytes: usize, mask: *const usize) -> i32;
-    }
-    // SAFETY: the function reads as many bytes of the mask as it has.
-    match unsafe { sched_setaffinity(0, size_of_val(mask), mask.as_ptr()) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-#[cfg(not(all(any(target_os = "linux", target_os = "android"), not(miri))))]
-fn set_affinity(_mask: &[usize; CPU_MASK_WORDS]) -> io::Result<()> {
-    Err(io::ErrorKind::Unsupported.into())
-}
-
 /// Keeps what it holds on cache lines of its own, two for CPUs that fetch lines in pairs.
 #[repr(align(128))]
 struct Line<T>(T);
@@ -746,26 +712,6 @@ mod tests {
             let mut pool = Pool::new(3).unwrap();
             pool.run(&|| ());
         }
-    }
-
-    #[cfg(target_os = "linux")]
-    #[test]
-    #[cfg_attr(miri, ignore = "there is no system")]
-    fn a_bound_thread_and_those_it_starts_keep_to_their_cpus() {
-        let allowed = || {
-            let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
-            let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
-            list.trim().to_owned()
-        };
-        let first = allowed().split([',', '-']).next().unwrap().to_owned();
-        thread::spawn(move || {
-            bind(&[first.parse().unwrap()]).unwrap();
-            assert_eq!(allowed(), first);
-            assert_eq!(thread::spawn(allowed).join().unwrap(), first);
-        })
-        .join()
-        .unwrap();
-        assert!(bind(&[]).is_err() && bind(&[1024]).is_err());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{VERSIONS, fixture, model, session, token_walk};
-use rwkv_edge::cpu;
+use rwkv_edge::host;
 use rwkv_edge::kernels::DType;
 
 /// Tokens fed; the state norm after a hundredth of them must be of the order of that after all.
@@ -22,13 +22,13 @@ fn run(name: &str) {
         let (early, late) = tokens.split_at(TOKENS / 100);
         early.iter().for_each(|&token| session.feed(&[token]).unwrap());
         let early_norm = norm(&session.state().to_values());
-        let early_rss = cpu::peak_rss_bytes();
+        let early_rss = host::peak_rss_bytes();
         late.iter().for_each(|&token| session.feed(&[token]).unwrap());
         let state = session.state().to_values();
         assert!(state.iter().all(|x| !x.is_nan()), "{name}, {dtype}");
         let growth = norm(&state) / early_norm;
         assert!((0.5..2.0).contains(&growth), "{name}, {dtype}: the state's norm changed by {growth}");
-        if let (Some(early), Some(late)) = (early_rss, cpu::peak_rss_bytes()) {
+        if let (Some(early), Some(late)) = (early_rss, host::peak_rss_bytes()) {
             let grown = late.saturating_sub(early);
             assert!(grown < 1 << 20, "{name}, {dtype}: memory grew by {grown} bytes");
         }

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
-use rwkv_edge::cpu::DefaultThreads;
 use rwkv_edge::format::SamplingParams;
+use rwkv_edge::host::DefaultThreads;
 use rwkv_edge::kernels::{Kernels, MAX_READ_STREAMS};
 use rwkv_edge::model::{Phase, Profile, Traffic};
 use rwkv_edge::threads::Pool;
-use rwkv_edge::{Engine, EngineOptions, Model, Shortcuts, Snapshot, State, Verify, console, cpu};
+use rwkv_edge::{Engine, EngineOptions, Model, Shortcuts, Snapshot, State, Verify, host, stdio};
 
 use super::{KernelArgs, load, model_name};
 
@@ -100,13 +100,13 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
     let threads: Vec<usize> = match args.threads.is_empty() {
         true => {
             DefaultThreads::detect().keep_to_fast_cores();
-            vec![cpu::default_threads()]
+            vec![host::default_threads()]
         }
         false => args.threads.iter().copied().map(usize::from).collect(),
     };
     let runs = threads.into_iter().map(|threads| measure_undisturbed(args, &model, threads));
     let runs = runs.collect::<Result<Vec<_>>>()?;
-    let out = &mut console::stdout();
+    let out = &mut stdio::stdout();
     match args.json {
         true => print_json(out, args, &model, &runs)?,
         false => print_text(out, args, &model, &runs)?,
@@ -279,7 +279,7 @@ fn print_text(out: &mut impl Write, args: &BenchArgs, model: &Model, runs: &[Mea
             print_profile(out, run)?;
         }
     }
-    writeln!(out, "peak RSS          {}", console::peak_rss())
+    writeln!(out, "peak RSS          {}", stdio::peak_rss())
 }
 
 fn print_profile(out: &mut impl Write, run: &Measured) -> io::Result<()> {
@@ -324,7 +324,7 @@ fn print_json(out: &mut impl Write, args: &BenchArgs, model: &Model, runs: &[Mea
         }
         write!(out, "}}")?;
     }
-    let rss = cpu::peak_rss_bytes().map_or("null".into(), |bytes| bytes.to_string());
+    let rss = host::peak_rss_bytes().map_or("null".into(), |bytes| bytes.to_string());
     writeln!(out, "],\"peak_rss_bytes\":{rss}}}")
 }
 

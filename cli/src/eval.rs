@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use clap::Args;
-use rwkv_edge::console::StatusLine;
-use rwkv_edge::{Model, Session, SessionOptions, Verify, console, input};
+use rwkv_edge::stdio::StatusLine;
+use rwkv_edge::{Model, Session, SessionOptions, Verify, input, stdio};
 
 use super::{ModelArgs, hint_at_utf16, load};
 
@@ -169,7 +169,7 @@ impl Totals {
     }
 
     fn report(&self, bytes: usize) -> Result<()> {
-        let mut out = console::stdout();
+        let mut out = stdio::stdout();
         let nats = self.nats.mean();
         writeln!(out, "tokens            {}", self.tokens)?;
         writeln!(out, "bytes             {bytes}")?;
@@ -212,7 +212,7 @@ impl Progress {
             Some(line) => line.show(text),
             None if self.shown.elapsed() >= Self::INTERVAL => {
                 self.shown = Instant::now();
-                console::say(format_args!("{}", text()));
+                stdio::eprint_line(format_args!("{}", text()));
             }
             None => {}
         }

@@ -4,11 +4,11 @@ use std::io::{self, Write};
 
 use anyhow::Result;
 use clap::Args;
-use rwkv_edge::cpu::DefaultThreads;
 use rwkv_edge::format::{Chat, ModelFile};
+use rwkv_edge::host::DefaultThreads;
 use rwkv_edge::kernels::Isa;
 use rwkv_edge::printable::Printable;
-use rwkv_edge::{Session, SessionOptions, Verify, console, self_test};
+use rwkv_edge::{Session, SessionOptions, Verify, self_test, stdio};
 
 use super::ModelArgs;
 
@@ -27,7 +27,7 @@ pub(super) struct InfoArgs {
 pub(super) fn run(args: &InfoArgs) -> Result<()> {
     let compute = &args.model.compute;
     let model = args.model.load(Verify::Never)?;
-    let out = &mut console::stdout();
+    let out = &mut stdio::stdout();
     writeln!(out, "model             {}", args.model.name())?;
     header(out, model.file())?;
     chat(out, model.chat())?;

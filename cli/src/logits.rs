@@ -4,7 +4,7 @@ use std::io::Write;
 
 use anyhow::Result;
 use clap::Args;
-use rwkv_edge::{Engine, Verify, console};
+use rwkv_edge::{Engine, Verify, stdio};
 
 use super::ModelArgs;
 
@@ -25,7 +25,7 @@ pub(super) fn run(args: &LogitsArgs) -> Result<()> {
     let mut engine = Engine::new(args.model.load(Verify::AtOnce)?, &options)?;
     let mut state = engine.model().initial_state()?;
     engine.feed(&mut state, &args.tokens)?;
-    let mut out = console::stdout();
+    let mut out = stdio::stdout();
     for logit in engine.logits(&state)? {
         if args.binary {
             out.write_all(&logit.to_le_bytes())?;

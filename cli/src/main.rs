@@ -17,11 +17,11 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
-use rwkv_edge::cpu::DefaultThreads;
 use rwkv_edge::format::MappingKind;
+use rwkv_edge::host::DefaultThreads;
 use rwkv_edge::kernels::Isa;
 use rwkv_edge::printable::Printable;
-use rwkv_edge::{EngineOptions, LoadOptions, Model, Verify, console, signals};
+use rwkv_edge::{EngineOptions, LoadOptions, Model, Verify, signals, stdio};
 
 /// Run RWKV language models on small CPUs
 #[derive(Parser)]
@@ -116,7 +116,7 @@ fn load(path: Option<&PathBuf>, args: &KernelArgs, verify: Verify) -> Result<Arc
     let file = model.file();
     if let (MappingKind::Memory, Some(path)) = (file.mapping().kind(), path) {
         let (path, bytes) = (path.display(), file.file_len());
-        console::say(format_args!(
+        stdio::eprint_line(format_args!(
             "rwkv-edge: {path}: cannot be mapped here: all {bytes} bytes are in memory"
         ));
     }
@@ -126,7 +126,7 @@ fn load(path: Option<&PathBuf>, args: &KernelArgs, verify: Verify) -> Result<Arc
 /// Says on standard error if a text looks like UTF-16, which a model reads as nonsense.
 fn hint_at_utf16(text: &[u8]) {
     if looks_like_utf16(text) {
-        console::say(format_args!(
+        stdio::eprint_line(format_args!(
             "rwkv-edge: the text looks like UTF-16, but is read as UTF-8; iconv -f UTF-16 -t UTF-8 converts it"
         ));
     }
@@ -159,12 +159,12 @@ fn builtin_model(_options: &LoadOptions) -> Result<Arc<Model>> {
 /// that a signal ends dies by it.
 fn main() -> ExitCode {
     let cli = Cli::try_parse().unwrap_or_else(|error| match error.use_stderr() {
-        true => console::wrong_usage(&error.render().to_string()),
+        true => stdio::wrong_usage(&error.render().to_string()),
         false => error.exit(),
     });
     match command(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => console::report("rwkv-edge", &*error),
+        Err(error) => stdio::report("rwkv-edge", &*error),
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::Args;
 use rwkv_edge::{
-    End, Model, SamplingParams, Session, SessionOptions, StopRules, Verify, console, input, signals,
+    End, Model, SamplingParams, Session, SessionOptions, StopRules, Verify, input, signals, stdio,
 };
 
 use super::{ModelArgs, hint_at_utf16};
@@ -110,7 +110,7 @@ impl RunArgs {
         if io::stdin().is_terminal() {
             return Ok(Vec::new());
         }
-        input::read_stream(&mut console::Stdin).context("standard input")
+        input::read_stream(&mut stdio::Stdin).context("standard input")
     }
 
     fn session_options(&self, model: &Model) -> SessionOptions {
@@ -134,7 +134,7 @@ impl RunArgs {
     fn generate(&self, session: &mut Session, interrupted: &AtomicBool) -> Result<(u64, bool)> {
         let max_tokens = (self.n_tokens > 0).then_some(self.n_tokens);
         let mut text = session.generate(&StopRules { max_tokens, stop_texts: &self.stop })?;
-        let mut out = console::stdout();
+        let mut out = stdio::stdout();
         loop {
             if interrupted.load(Ordering::Relaxed) {
                 text.end_here();
@@ -152,15 +152,15 @@ impl RunArgs {
 
     fn summary(&self, session: &Session, written: &Written, seed: u64) {
         let model = session.model();
-        console::say(format_args!("prompt:     {}", written.prompt));
-        console::say(format_args!("generation: {}", written.text));
-        console::say(format_args!(
+        stdio::eprint_line(format_args!("prompt:     {}", written.prompt));
+        stdio::eprint_line(format_args!("generation: {}", written.text));
+        stdio::eprint_line(format_args!(
             "model: {} ({}), isa: {}, threads: {}, seed: {seed}, peak RSS: {}",
             self.model.name(),
             model.config().version,
             model.kernels().isa(),
             session.engine().options().thread_count(),
-            console::peak_rss(),
+            stdio::peak_rss(),
         ));
     }
 }

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use rwkv_edge::{Verify, console, input};
+use rwkv_edge::{Verify, input, stdio};
 
 use super::{ModelArgs, hint_at_utf16};
 
@@ -20,8 +20,8 @@ pub(super) struct TokenizeArgs {
 pub(super) fn run(args: &TokenizeArgs) -> Result<()> {
     let model = args.model.load(Verify::Never)?;
     let tokenizer = model.tokenizer();
-    let input = input::read_stream(&mut console::Stdin).context("standard input")?;
-    let mut out = console::stdout();
+    let input = input::read_stream(&mut stdio::Stdin).context("standard input")?;
+    let mut out = stdio::stdout();
     if args.decode {
         let text = str::from_utf8(&input).context("standard input")?;
         for word in text.split_whitespace() {

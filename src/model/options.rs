@@ -4,8 +4,8 @@ use std::str::FromStr;
 
 use rwkv_edge_kernels::{Isa, Kernels};
 
+use crate::env;
 use crate::error::{Error, Result};
-use crate::knobs;
 
 /// How to load a model.
 #[derive(Clone, Copy, Debug)]
@@ -61,9 +61,9 @@ impl Default for Shortcuts {
 pub fn choose_kernels(isa: Option<Isa>) -> Result<&'static Kernels> {
     let isa = match isa {
         Some(isa) => isa,
-        None => match knobs::isa()? {
+        None => match env::isa()? {
             Some(name) => Isa::from_str(&name)
-                .map_err(|_| Error::invalid(format!("{}: unknown instruction set {name:?}", knobs::ISA)))?,
+                .map_err(|_| Error::invalid(format!("{}: unknown instruction set {name:?}", env::ISA)))?,
             None => return Ok(Kernels::best()),
         },
     };

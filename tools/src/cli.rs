@@ -9,7 +9,7 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
 use rwkv_edge::format::{Replace, Target};
 use rwkv_edge::kernels::DType;
-use rwkv_edge::{console, cpu};
+use rwkv_edge::{host, stdio};
 use rwkv_quantize::chat::Template;
 use rwkv_quantize::convert::Options;
 use rwkv_quantize::dims;
@@ -149,7 +149,7 @@ impl Source {
 pub(crate) fn parse() -> Task {
     let task = |matches| Cli::from_arg_matches(&matches).and_then(|cli| cli.task(&matches));
     Cli::command().try_get_matches().and_then(task).unwrap_or_else(|error| match error.use_stderr() {
-        true => console::wrong_usage(&error.format(&mut Cli::command()).render().to_string()),
+        true => stdio::wrong_usage(&error.format(&mut Cli::command()).render().to_string()),
         false => error.exit(),
     })
 }
@@ -202,7 +202,7 @@ impl Cli {
             sampling: self.sampling,
             state: self.state,
             group_norm_eps: self.group_norm_eps,
-            threads: self.threads.map_or_else(cpu::default_threads, usize::from),
+            threads: self.threads.map_or_else(host::default_threads, usize::from),
         }
     }
 }

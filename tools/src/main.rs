@@ -9,9 +9,9 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use rwkv_edge::console::StatusLine;
 use rwkv_edge::printable::Printable;
-use rwkv_edge::{console, signals};
+use rwkv_edge::stdio::StatusLine;
+use rwkv_edge::{signals, stdio};
 use rwkv_quantize::convert::{Conversion, Options, Progress};
 use rwkv_quantize::report;
 use rwkv_quantize::synth::{self, Recipe};
@@ -19,7 +19,7 @@ use rwkv_quantize::synth::{self, Recipe};
 fn main() -> ExitCode {
     match run(cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => console::report("rwkv-quantize", &*error),
+        Err(error) => stdio::report("rwkv-quantize", &*error),
     }
 }
 
@@ -40,7 +40,7 @@ fn convert(source: &cli::Source, options: &Options, output: &cli::Output) -> Res
     }
     if conversion.has_byte_tokens() {
         let n_vocab = conversion.plan().contents().config.n_vocab;
-        console::say(format_args!(
+        stdio::eprint_line(format_args!(
             "no built-in vocabulary has {n_vocab} tokens: the model gets bytes as tokens"
         ));
     }
@@ -49,9 +49,12 @@ fn convert(source: &cli::Source, options: &Options, output: &cli::Output) -> Res
         timed(|progress, interrupted| conversion.run(target, progress, interrupted))?;
     report.warnings.iter().for_each(|warning| warn(warning));
     published.warning().iter().for_each(|warning| warn(warning));
-    report.to_string().lines().for_each(|line| console::say(format_args!("{line}")));
+    report.to_string().lines().for_each(|line| stdio::eprint_line(format_args!("{line}")));
     let speed = source_bytes as f64 / 1e6 / seconds;
-    console::say(format_args!("{seconds:.1} s, {speed:.0} MB/s of input, peak RSS {}", console::peak_rss()));
+    stdio::eprint_line(format_args!(
+        "{seconds:.1} s, {speed:.0} MB/s of input, peak RSS {}",
+        stdio::peak_rss()
+    ));
     Ok(())
 }
 
@@ -61,13 +64,13 @@ fn synthesize(recipe: &Recipe, output: &cli::Output) -> Result<()> {
         timed(|progress, interrupted| synth::write(recipe, target, progress, interrupted))?;
     published.warning().iter().for_each(|warning| warn(warning));
     let speed = bytes as f64 / 1e6 / seconds;
-    console::say(format_args!("{recipe}: {bytes} bytes, {seconds:.1} s, {speed:.0} MB/s"));
+    stdio::eprint_line(format_args!("{recipe}: {bytes} bytes, {seconds:.1} s, {speed:.0} MB/s"));
     Ok(())
 }
 
 /// Says what a user should know about a file that was written.
 fn warn(warning: &dyn Display) {
-    console::say(format_args!("rwkv-quantize: warning: {warning}"));
+    stdio::eprint_line(format_args!("rwkv-quantize: warning: {warning}"));
 }
 
 /// Runs a job that shows its progress and ends on signals; returns how many seconds it took.
@@ -82,7 +85,7 @@ fn timed<T>(job: impl FnOnce(&mut Meter, &AtomicBool) -> Result<T>) -> Result<(T
 
 fn inspect(source: &cli::Source, options: &Options) -> Result<()> {
     let (conversion, tokenizer_error) = Conversion::of(source.open()?, options)?;
-    let out = &mut console::stdout();
+    let out = &mut stdio::stdout();
     let checkpoint = conversion.checkpoint();
     let config = &conversion.plan().contents().config;
     writeln!(
@@ -150,7 +153,7 @@ impl Progress for Meter {
                 let tenths = 10 * done / total.max(1);
                 let is_due = self.shown.elapsed() > Self::INTERVAL || tenths == 10;
                 if tenths > self.tenths && is_due {
-                    console::say(format_args!("{} % {tensor}", 10 * tenths));
+                    stdio::eprint_line(format_args!("{} % {tensor}", 10 * tenths));
                     self.tenths = tenths;
                     self.shown = Instant::now();
                 }

@@ -1,7 +1,7 @@
-//! What both programs share about their standard streams.
+//! Standard streams, as both programs use them.
 //!
-//! The streams belong to whoever started the program, who may have made them non-blocking. Reading and writing here
-//! waits until a stream is ready.
+//! Whoever started the program owns the streams and may have made them non-blocking. Reads and
+//! writes here wait until the stream is ready.
 
 use std::error::Error;
 use std::fmt;
@@ -10,7 +10,7 @@ use std::iter;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use crate::{cpu, printable, signals};
+use crate::{host, printable, signals};
 
 /// Standard input.
 pub struct Stdin;
@@ -100,20 +100,22 @@ fn write_some(mut stream: impl Write, buf: &[u8]) -> io::Result<usize> {
     stream.write(buf)
 }
 
-/// Prints one line to standard error, whatever it holds; what would command a terminal is escaped. It is not an error
-/// if nobody listens any more.
-pub fn say(line: fmt::Arguments<'_>) {
+/// Prints one line to standard error. Characters that command a terminal are escaped. A closed
+/// standard error is no error.
+pub fn eprint_line(line: fmt::Arguments<'_>) {
     let _ = Stderr.write_all(format!("{}\n", printable::line(line)).as_bytes());
 }
 
-/// Ends a program that was called wrongly: prints the lines of `text`, each as [`say`] does, and exits with 2.
+/// Ends a program that was called wrongly: prints each line of `text` with [`eprint_line`] and exits with 2.
 pub fn wrong_usage(text: &str) -> ! {
-    text.trim_end().lines().for_each(|line| say(format_args!("{line}")));
+    text.trim_end().lines().for_each(|line| eprint_line(format_args!("{line}")));
     std::process::exit(2)
 }
 
-/// Ends a program that met an error: says on one line what it is and what caused it, or nothing if the reader of the
-/// output went away, which is success. If a signal was [caught](signals::catch), the process dies by it.
+/// Ends a program that met an error: prints the error and its causes on one line.
+///
+/// A broken pipe means that the reader of the output went away: that is success and prints nothing.
+/// If a signal was [caught](signals::catch), the process dies by it.
 pub fn report(program: &str, error: &(dyn Error + 'static)) -> ExitCode {
     let causes: Vec<_> = iter::successors(Some(error), |&error| error.source()).collect();
     let is_broken_pipe = causes
@@ -122,19 +124,19 @@ pub fn report(program: &str, error: &(dyn Error + 'static)) -> ExitCode {
         .any(|error| error.kind() == io::ErrorKind::BrokenPipe);
     if !is_broken_pipe {
         let texts: Vec<_> = causes.iter().map(ToString::to_string).collect();
-        say(format_args!("{program}: {}", texts.join(": ")));
+        eprint_line(format_args!("{program}: {}", texts.join(": ")));
     }
     signals::die_if_caught();
     if is_broken_pipe { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// The largest resident set so far, for people.
+/// The largest resident set so far, as text.
 pub fn peak_rss() -> String {
-    cpu::peak_rss_bytes().map_or("unknown".into(), |bytes| format!("{:.1} MiB", bytes as f64 / 1048576.0))
+    host::peak_rss_bytes().map_or("unknown".into(), |bytes| format!("{:.1} MiB", bytes as f64 / 1048576.0))
 }
 
-/// A line about progress on a terminal, rewritten in place five times a second. It never wraps: what a narrow terminal
-/// has no room for is left out. It stays when it is dropped.
+/// A line about progress on a terminal, rewritten in place five times a second. It is cut to the
+/// terminal's width, so it never wraps. It stays when it is dropped.
 pub struct StatusLine {
     shown: Option<Instant>,
     /// Columns of the text that stands there.
@@ -174,7 +176,7 @@ impl StatusLine {
 impl Drop for StatusLine {
     fn drop(&mut self) {
         if self.columns > 0 {
-            say(format_args!(""));
+            eprint_line(format_args!(""));
         }
     }
 }

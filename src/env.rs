@@ -1,4 +1,4 @@
-//! Environment variables the library reads.
+//! The environment variables that the library reads.
 
 use std::env::{self, VarError};
 

@@ -1,5 +1,6 @@
-//! Which cores to use, and how much memory the process has used, as the operating system tells.
+//! What the operating system tells of this machine and process: CPUs, fast cores, memory used.
 
+mod affinity;
 #[cfg(test)]
 mod recorded;
 mod topology;
@@ -9,7 +10,6 @@ use std::fs;
 use std::path::Path;
 use std::thread;
 
-use crate::threads;
 use topology::{CpuList, FastCores};
 
 /// Most threads used without being asked for: decoding is bound by memory, not by cores.
@@ -43,11 +43,12 @@ impl DefaultThreads {
         Self::new(topology::fast_cores(cpus, MAX_DEFAULT_THREADS), may_run)
     }
 
-    /// Keeps the calling thread, and threads that it starts from now on, to the CPUs that are as fast as the chosen ones, if
-    /// there are slower ones: a share of the work on a slow core would keep the fast ones waiting. Failure is ignored.
+    /// Keeps the calling thread, and threads that it starts from then on, to the CPUs that are as fast as the
+    /// chosen ones, if there are slower ones: fast cores would wait for a slow one's share of the work. Failure is
+    /// ignored.
     pub fn keep_to_fast_cores(&self) {
         if let Some(cpus) = self.cores.as_ref().and_then(|cores| cores.apart.as_ref()) {
-            let _ = threads::bind(cpus);
+            let _ = affinity::bind(cpus);
         }
     }
 
