@@ -10,6 +10,7 @@ mod chat;
 mod config;
 mod fields;
 mod foreign;
+mod handles;
 mod header;
 mod mapping;
 mod metadata;
@@ -23,11 +24,11 @@ mod tensor_table;
 #[cfg(test)]
 mod testing;
 mod verifier;
-mod views;
 mod writer;
 
 pub use chat::{Chat, SamplingParams};
 pub use config::{Config, Heads, Version};
+pub use handles::{MatrixHandle, RecordsHandle, U32Handle, VectorHandle};
 pub use header::{MAJOR_VERSION, MINOR_VERSION, Section, SectionKind};
 pub use mapping::{Mapping, MappingKind};
 pub use metadata::{Provenance, SelfTest};
@@ -36,7 +37,6 @@ pub use plan::{FileContents, FilePlan, WriteSpec};
 pub use reader::ModelFile;
 pub use tensor::{ElementType, TensorInfo, TensorLayout};
 pub use verifier::Verifier;
-pub use views::{MatrixRef, RecordsRef, U32Ref, VectorRef};
 pub use writer::ModelWriter;
 
 #[cfg(target_endian = "big")]

@@ -187,7 +187,7 @@ impl ModelFile {
     pub fn verify(&self, tensor: &TensorInfo) -> Result<()> {
         if tensor.checked_by_record {
             self.verify(self.tensor(&tensor.record_crc_name())?)?;
-            let records = self.records_ref(&tensor.name, tensor.layout, tensor.shape)?;
+            let records = self.records_handle(&tensor.name, tensor.layout, tensor.shape)?;
             return (0..tensor.shape[0]).try_for_each(|index| self.verify_record(records, index));
         }
         if crc32fast::hash(self.bytes(tensor)) == tensor.crc32 {

@@ -70,45 +70,46 @@ fn bytes_do_not_depend_on_the_pieces_in_which_they_are_written() {
 fn typed_lookups_give_views_of_the_right_bytes() {
     let file = ModelFile::from_vec(model_bytes()).unwrap();
     let bytes = |name: &str| file.bytes(file.tensor(name).unwrap());
-    let matrix = file.matrix(file.matrix_ref("att.key.weight", N_ATT, N_EMBD).unwrap());
+    let matrix = file.matrix(file.matrix_handle("att.key.weight", N_ATT, N_EMBD).unwrap());
     assert_eq!((matrix.rows(), matrix.cols(), matrix.scale()), (N_ATT, N_EMBD, 0.25));
     assert_eq!(matrix.data(), bytes("att.key.weight"));
-    let columns = file.records_ref("ffn.value.weight", TensorLayout::ColumnRecords, [N_EMBD, N_FFN]).unwrap();
+    let columns =
+        file.records_handle("ffn.value.weight", TensorLayout::ColumnRecords, [N_EMBD, N_FFN]).unwrap();
     let columns = file.records(columns);
     assert_eq!((columns.count(), columns.value_count()), (N_FFN, N_EMBD));
-    let rows = file.records_ref("emb.weight", TensorLayout::RowRecords, [N_VOCAB, N_EMBD]).unwrap();
+    let rows = file.records_handle("emb.weight", TensorLayout::RowRecords, [N_VOCAB, N_EMBD]).unwrap();
     assert_eq!(file.records(rows).data(), bytes("emb.weight"));
     (0..N_VOCAB).for_each(|i| file.verify_record(rows, i).unwrap());
     assert!(file.verify_record(rows, N_VOCAB).is_err());
-    let vector = file.vector(file.vector_ref("ln.weight", N_EMBD).unwrap());
+    let vector = file.vector(file.vector_handle("ln.weight", N_EMBD).unwrap());
     let first = tensor_bytes(0, 4);
     assert_eq!(vector[0], f32::from_le_bytes([first[0], first[1], first[2], first[3]]));
-    let crcs = file.u32s(file.u32_ref("emb.weight.crc32", N_VOCAB).unwrap());
+    let crcs = file.u32s(file.u32_handle("emb.weight.crc32", N_VOCAB).unwrap());
     assert_eq!(crcs[3], crc32fast::hash(file.records(rows).record(3)));
 }
 
 #[test]
 fn lookups_name_tensor_expectation_and_finding() {
     let file = ModelFile::from_vec(model_bytes()).unwrap();
-    let error = message(file.matrix_ref("att.key.weight", 20, 9));
+    let error = message(file.matrix_handle("att.key.weight", 20, 9));
     assert_eq!(
         error,
         "tensor att.key.weight: expected interleaved [20, 9], found int8 interleaved [20, 130]"
     );
-    let error = message(file.vector_ref("ln.weight", 9));
+    let error = message(file.vector_handle("ln.weight", 9));
     assert_eq!(error, "tensor ln.weight: expected f32 vector [9, 1], found f32 vector [130, 1]");
-    assert!(message(file.u32_ref("ln.weight", N_EMBD)).contains("expected u32"));
-    assert!(message(file.matrix_ref("emb.weight", N_VOCAB, N_EMBD)).contains("found int8 row records"));
+    assert!(message(file.u32_handle("ln.weight", N_EMBD)).contains("expected u32"));
+    assert!(message(file.matrix_handle("emb.weight", N_VOCAB, N_EMBD)).contains("found int8 row records"));
     assert!(message(file.tensor("emb")).contains("tensor emb is missing"));
-    let vector = file.records_ref("ln.weight", TensorLayout::Vector, [N_EMBD, 1]);
+    let vector = file.records_handle("ln.weight", TensorLayout::Vector, [N_EMBD, 1]);
     assert!(message(vector).contains("no records"));
 }
 
 #[test]
 fn a_handle_of_another_file_is_never_followed_outside_of_this_one() {
     let file = ModelFile::from_vec(model_bytes()).unwrap();
-    let rows = file.records_ref("emb.weight", TensorLayout::RowRecords, [N_VOCAB, N_EMBD]).unwrap();
-    let table = file.u32_ref("emb.weight.crc32", N_VOCAB).unwrap();
+    let rows = file.records_handle("emb.weight", TensorLayout::RowRecords, [N_VOCAB, N_EMBD]).unwrap();
+    let table = file.u32_handle("emb.weight.crc32", N_VOCAB).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let target = directory.path().join("m.rwkv");
     let mut contents = contents();

@@ -5,7 +5,7 @@ use std::ops::Range;
 use arrayvec::ArrayVec;
 use rwkv_edge_kernels::layout::{Normed, Shift, Shifted};
 
-use crate::format::VectorRef;
+use crate::format::VectorHandle;
 
 use super::ops::{Norm, Ops};
 use super::state::State;
@@ -125,7 +125,7 @@ impl<'a, 's> Step<'a, 's> {
         &mut self,
         ops: &Ops<'_>,
         shift: Shift,
-        mut outs: [(&mut Activations<'_>, VectorRef); N],
+        mut outs: [(&mut Activations<'_>, VectorHandle); N],
     ) {
         let (x, n_embd, previous) = (self.x, self.n_embd, self.previous_input());
         let (weight, bias) = ops.norm(self.norm);

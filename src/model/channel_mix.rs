@@ -3,7 +3,7 @@
 use rwkv_edge_kernels::layout::Shift;
 
 use crate::error::Result;
-use crate::format::{Config, MatrixRef, ModelFile, VectorRef, Version};
+use crate::format::{Config, MatrixHandle, ModelFile, VectorHandle, Version};
 use crate::memory::Buffers;
 
 use super::batch::Step;
@@ -17,9 +17,9 @@ use super::vectors::{Activations, SCRATCH, Vectors};
 pub(crate) struct ChannelMix {
     shift: Shift,
     /// Mix of the key's input, `[n_embd]`.
-    mix_k: VectorRef,
+    mix_k: VectorHandle,
     /// `[n_ffn, n_embd]`
-    key: MatrixRef,
+    key: MatrixHandle,
     value: SparseValue,
     gate: Option<Gate>,
 }
@@ -28,9 +28,9 @@ pub(crate) struct ChannelMix {
 #[derive(Clone, Copy, Debug)]
 struct Gate {
     /// Mix of the receptance's input, `[n_embd]`.
-    mix_r: VectorRef,
+    mix_r: VectorHandle,
     /// `[n_embd, n_embd]`
-    receptance: MatrixRef,
+    receptance: MatrixHandle,
 }
 
 /// Buffers for the tokens of a batch.
@@ -70,14 +70,14 @@ impl ChannelMix {
         let gate = match version {
             Version::V7 => None,
             _ => Some(Gate {
-                mix_r: file.vector_ref(&name(&format!("{mix}r")), n_embd)?,
-                receptance: file.matrix_ref(&name("receptance.weight"), n_embd, n_embd)?,
+                mix_r: file.vector_handle(&name(&format!("{mix}r")), n_embd)?,
+                receptance: file.matrix_handle(&name("receptance.weight"), n_embd, n_embd)?,
             }),
         };
         Ok(Self {
             shift,
-            mix_k: file.vector_ref(&name(&format!("{mix}k")), n_embd)?,
-            key: file.matrix_ref(&name("key.weight"), n_ffn, n_embd)?,
+            mix_k: file.vector_handle(&name(&format!("{mix}k")), n_embd)?,
+            key: file.matrix_handle(&name("key.weight"), n_ffn, n_embd)?,
             value: SparseValue::load(file, &name("value"), [n_embd, n_ffn])?,
             gate,
         })

@@ -9,7 +9,7 @@ use rwkv_edge_kernels::layout::Activation;
 use rwkv_edge_kernels::{DType, GROUP_SIZE, Records};
 
 use crate::error::{Error, Result};
-use crate::format::{Config, MatrixRef, ModelFile, RecordsRef, TensorLayout, VectorRef};
+use crate::format::{Config, MatrixHandle, ModelFile, RecordsHandle, TensorLayout, VectorHandle};
 use crate::memory::Buffers;
 
 use super::meter::Phase;
@@ -28,7 +28,7 @@ const RESIDUAL_ROWS: usize = 512;
 pub(crate) struct LmHead {
     ln_out: Norm,
     /// `[n_vocab, n_embd]`
-    weight: MatrixRef,
+    weight: MatrixHandle,
     residual: Option<Residual>,
 }
 
@@ -36,9 +36,9 @@ pub(crate) struct LmHead {
 #[derive(Clone, Copy, Debug)]
 struct Residual {
     /// `[n_vocab, n_embd]`
-    rows: RecordsRef,
+    rows: RecordsHandle,
     /// Norm of each row, `[n_vocab]`.
-    bound: VectorRef,
+    bound: VectorHandle,
 }
 
 /// Buffers of the head.
@@ -74,11 +74,11 @@ impl<'a> Scratch<'a> {
 
 impl Residual {
     fn load(file: &ModelFile, n_vocab: usize, n_embd: usize) -> Result<Self> {
-        let rows = file.records_ref(names::HEAD_RESIDUAL, TensorLayout::RowRecords, [n_vocab, n_embd])?;
+        let rows = file.records_handle(names::HEAD_RESIDUAL, TensorLayout::RowRecords, [n_vocab, n_embd])?;
         if rows.dtype() != DType::Int4 {
             return Err(Error::malformed(format!("{} is {}, not int4", names::HEAD_RESIDUAL, rows.dtype())));
         }
-        Ok(Self { rows, bound: file.vector_ref(names::HEAD_BOUND, n_vocab)? })
+        Ok(Self { rows, bound: file.vector_handle(names::HEAD_BOUND, n_vocab)? })
     }
 
     /// The rows, of which `count` will be read.
@@ -99,7 +99,7 @@ impl LmHead {
         };
         Ok(Self {
             ln_out: Norm::load(file, "ln_out", n_embd)?,
-            weight: file.matrix_ref(names::HEAD, n_vocab, n_embd)?,
+            weight: file.matrix_handle(names::HEAD, n_vocab, n_embd)?,
             residual,
         })
     }

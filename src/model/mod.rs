@@ -30,7 +30,7 @@ use rwkv_edge_kernels::Kernels;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{
-    Chat, Config, ElementType, ModelFile, RecordsRef, TensorInfo, TensorLayout, VectorRef, Version,
+    Chat, Config, ElementType, ModelFile, RecordsHandle, TensorInfo, TensorLayout, VectorHandle, Version,
 };
 use crate::memory::Buffers;
 use crate::threads::Pool;
@@ -101,10 +101,10 @@ pub struct Model {
     kernels: &'static Kernels,
     evict_pages: bool,
     verification: Verification,
-    embedding: RecordsRef,
+    embedding: RecordsHandle,
     layers: Layers,
     /// WKV state of each layer before the first token, for state-tuned models.
-    initial_state: Vec<VectorRef>,
+    initial_state: Vec<VectorHandle>,
     head: LmHead,
     /// Bytes that a token reads beside matrices: vectors, and a row of the embedding.
     small_bytes: u64,
@@ -189,7 +189,7 @@ impl Model {
             kernels,
             evict_pages: options.low_memory,
             verification: Verification::new(&file, options.verify)?,
-            embedding: file.records_ref("emb.weight", TensorLayout::RowRecords, [n_vocab, n_embd])?,
+            embedding: file.records_handle("emb.weight", TensorLayout::RowRecords, [n_vocab, n_embd])?,
             initial_state: if tuned_state { initial_state(&file)? } else { Vec::new() },
             layers,
             head,
@@ -409,10 +409,10 @@ fn small_bytes(file: &ModelFile) -> Result<u64> {
 }
 
 /// The tuned WKV states of all layers.
-fn initial_state(file: &ModelFile) -> Result<Vec<VectorRef>> {
+fn initial_state(file: &ModelFile) -> Result<Vec<VectorHandle>> {
     let config = file.config();
     let len = wkv_heads::state_len(config);
-    (0..config.n_layer).map(|layer| file.vector_ref(&names::initial_state(layer), len)).collect()
+    (0..config.n_layer).map(|layer| file.vector_handle(&names::initial_state(layer), len)).collect()
 }
 
 /// Refuses files with tensors that no code reads: they are of an unknown variant.

@@ -5,7 +5,7 @@ use rwkv_edge_kernels::Kernels;
 use rwkv_edge_kernels::layout::Matrix;
 
 use crate::error::Result;
-use crate::format::{MatrixRef, ModelFile, VectorRef};
+use crate::format::{MatrixHandle, ModelFile, VectorHandle};
 use crate::threads::{Pool, RowsMut};
 
 use super::meter::Meter;
@@ -21,15 +21,15 @@ const KERNEL_TOKENS: usize = 8;
 /// Weight and bias of a layer norm, `[n]` each.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Norm {
-    weight: VectorRef,
-    bias: VectorRef,
+    weight: VectorHandle,
+    bias: VectorHandle,
 }
 
 impl Norm {
     pub(crate) fn load(file: &ModelFile, name: &str, len: usize) -> Result<Self> {
         Ok(Self {
-            weight: file.vector_ref(&format!("{name}.weight"), len)?,
-            bias: file.vector_ref(&format!("{name}.bias"), len)?,
+            weight: file.vector_handle(&format!("{name}.weight"), len)?,
+            bias: file.vector_handle(&format!("{name}.bias"), len)?,
         })
     }
 }
@@ -56,14 +56,14 @@ impl Epilogue {
 
 /// `out = epilogue(weight @ input)` for the input of each token.
 pub(crate) struct Product<'x> {
-    weight: MatrixRef,
+    weight: MatrixHandle,
     input: &'x Activations<'x>,
     out: RowsMut<'x>,
     epilogue: Epilogue,
 }
 
 impl<'x> Product<'x> {
-    pub(crate) fn new(weight: MatrixRef, input: &'x Activations<'_>, out: RowsMut<'x>) -> Self {
+    pub(crate) fn new(weight: MatrixHandle, input: &'x Activations<'_>, out: RowsMut<'x>) -> Self {
         Self { weight, input, out, epilogue: Epilogue::None }
     }
 
@@ -94,7 +94,7 @@ impl<'a> Ops<'a> {
     }
 
     /// A vector of the file.
-    pub(crate) fn vector(&self, vector: VectorRef) -> &'a [f32] {
+    pub(crate) fn vector(&self, vector: VectorHandle) -> &'a [f32] {
         self.file.vector(vector)
     }
 
@@ -131,7 +131,7 @@ impl<'a> Ops<'a> {
     }
 
     /// A matrix that will be read whole, counted as read.
-    pub(crate) fn read(&mut self, matrix: MatrixRef) -> Matrix<'a> {
+    pub(crate) fn read(&mut self, matrix: MatrixHandle) -> Matrix<'a> {
         let matrix = self.file.matrix(matrix);
         self.meter.traffic.weight_bytes += matrix.data().len() as u64;
         matrix

@@ -3,7 +3,7 @@
 use rwkv_edge_kernels::layout::{GROUP_SIZE, Records, Sparse, SparseScale, sparse_sums};
 
 use crate::error::Result;
-use crate::format::{ModelFile, RecordsRef, TensorLayout, VectorRef};
+use crate::format::{ModelFile, RecordsHandle, TensorLayout, VectorHandle};
 use crate::memory::Buffers;
 
 use super::ops::Ops;
@@ -17,9 +17,9 @@ const OUTPUT_GRAIN: usize = 64;
 /// The columns, `[n_embd, n_ffn]`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SparseValue {
-    columns: RecordsRef,
+    columns: RecordsHandle,
     /// The largest scale of each group of rows, `[ceil(n_embd / 32)]`, if they are quantized.
-    bound: Option<VectorRef>,
+    bound: Option<VectorHandle>,
 }
 
 /// The active columns of a token: their indices and inputs, `[n_ffn]` each, and partial sums of each thread.
@@ -49,8 +49,8 @@ impl<'a> ActiveColumns<'a> {
 
 impl SparseValue {
     pub(crate) fn load(file: &ModelFile, name: &str, shape: [usize; 2]) -> Result<Self> {
-        let columns = file.records_ref(&format!("{name}.weight"), TensorLayout::ColumnRecords, shape)?;
-        let bound = || file.vector_ref(&format!("{name}.bound"), shape[0].div_ceil(GROUP_SIZE));
+        let columns = file.records_handle(&format!("{name}.weight"), TensorLayout::ColumnRecords, shape)?;
+        let bound = || file.vector_handle(&format!("{name}.bound"), shape[0].div_ceil(GROUP_SIZE));
         Ok(Self { columns, bound: columns.dtype().is_quantized().then(bound).transpose()? })
     }
 

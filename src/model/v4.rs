@@ -3,7 +3,7 @@
 use rwkv_edge_kernels::layout::Shift;
 
 use crate::error::Result;
-use crate::format::{Config, MatrixRef, ModelFile, VectorRef};
+use crate::format::{Config, MatrixHandle, ModelFile, VectorHandle};
 use crate::memory::Buffers;
 
 use super::batch::Step;
@@ -15,21 +15,21 @@ use super::vectors::{Activations, SCRATCH, Vectors};
 /// Weights of one layer's time mixing.
 #[derive(Debug)]
 pub(crate) struct TimeMix {
-    time_mix_k: VectorRef,
-    time_mix_v: VectorRef,
-    time_mix_r: VectorRef,
+    time_mix_k: VectorHandle,
+    time_mix_v: VectorHandle,
+    time_mix_r: VectorHandle,
     /// Log decay per channel, negative, `[n_att]`.
-    time_decay: VectorRef,
+    time_decay: VectorHandle,
     /// Bonus of the current token, `[n_att]`.
-    time_first: VectorRef,
+    time_first: VectorHandle,
     /// `[n_att, n_embd]`
-    key: MatrixRef,
+    key: MatrixHandle,
     /// `[n_att, n_embd]`
-    value: MatrixRef,
+    value: MatrixHandle,
     /// `[n_att, n_embd]`
-    receptance: MatrixRef,
+    receptance: MatrixHandle,
     /// `[n_embd, n_att]`
-    output: MatrixRef,
+    output: MatrixHandle,
 }
 
 /// Buffers for the tokens of a batch.
@@ -80,9 +80,9 @@ impl layer::TimeMix for TimeMix {
 
     fn load(file: &ModelFile, config: &Config, index: usize) -> Result<Self> {
         let Config { n_embd, n_att, .. } = *config;
-        let vector = |name: &str, len| file.vector_ref(&format!("blocks.{index}.att.{name}"), len);
+        let vector = |name: &str, len| file.vector_handle(&format!("blocks.{index}.att.{name}"), len);
         let matrix = |name: &str, rows, cols| {
-            file.matrix_ref(&format!("blocks.{index}.att.{name}.weight"), rows, cols)
+            file.matrix_handle(&format!("blocks.{index}.att.{name}.weight"), rows, cols)
         };
         Ok(Self {
             time_mix_k: vector("time_mix_k", n_embd)?,

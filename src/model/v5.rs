@@ -4,7 +4,7 @@
 use rwkv_edge_kernels::layout::Shift;
 
 use crate::error::Result;
-use crate::format::{Config, MatrixRef, ModelFile, VectorRef, Version};
+use crate::format::{Config, MatrixHandle, ModelFile, VectorHandle, Version};
 use crate::memory::Buffers;
 
 use super::batch::Step;
@@ -18,30 +18,30 @@ use super::wkv_heads::{self, WkvHeads};
 #[derive(Debug)]
 pub(crate) struct TimeMix {
     heads: WkvHeads,
-    time_mix_k: VectorRef,
-    time_mix_v: VectorRef,
-    time_mix_r: VectorRef,
+    time_mix_k: VectorHandle,
+    time_mix_v: VectorHandle,
+    time_mix_r: VectorHandle,
     /// Decay per channel, in (0, 1), `[n_att]`.
-    time_decay: VectorRef,
+    time_decay: VectorHandle,
     /// Bonus of the current token, `[n_att]`.
-    time_faaaa: VectorRef,
+    time_faaaa: VectorHandle,
     /// `[n_att, n_embd]`
-    key: MatrixRef,
+    key: MatrixHandle,
     /// `[n_att, n_embd]`
-    value: MatrixRef,
+    value: MatrixHandle,
     /// `[n_att, n_embd]`
-    receptance: MatrixRef,
+    receptance: MatrixHandle,
     gate: Option<Gate>,
     /// `[n_embd, n_att]`
-    output: MatrixRef,
+    output: MatrixHandle,
 }
 
 /// What 5.0 does not have.
 #[derive(Clone, Copy, Debug)]
 struct Gate {
-    time_mix_g: VectorRef,
+    time_mix_g: VectorHandle,
     /// `[n_att, n_embd]`
-    weight: MatrixRef,
+    weight: MatrixHandle,
 }
 
 /// Buffers for the tokens of a batch.
@@ -71,9 +71,9 @@ impl layer::TimeMix for TimeMix {
 
     fn load(file: &ModelFile, config: &Config, index: usize) -> Result<Self> {
         let Config { n_embd, n_att, version, .. } = *config;
-        let vector = |name: &str, len| file.vector_ref(&format!("blocks.{index}.att.{name}"), len);
+        let vector = |name: &str, len| file.vector_handle(&format!("blocks.{index}.att.{name}"), len);
         let matrix = |name: &str, rows, cols| {
-            file.matrix_ref(&format!("blocks.{index}.att.{name}.weight"), rows, cols)
+            file.matrix_handle(&format!("blocks.{index}.att.{name}.weight"), rows, cols)
         };
         let gate = match version {
             Version::V5_0 => None,

@@ -4,7 +4,7 @@
 use rwkv_edge_kernels::layout::Shift;
 
 use crate::error::{Error, Result};
-use crate::format::{Config, MatrixRef, ModelFile, VectorRef};
+use crate::format::{Config, MatrixHandle, ModelFile, VectorHandle};
 use crate::memory::Buffers;
 
 use super::batch::Step;
@@ -20,25 +20,25 @@ use super::wkv_heads::{self, WkvHeads};
 pub(crate) struct TimeMix {
     heads: WkvHeads,
     /// Mix of the input that the dynamic mixes are computed from, `[n_embd]`.
-    time_maa_x: VectorRef,
+    time_maa_x: VectorHandle,
     /// Constant part of each mix, `[n_embd]`.
-    time_maa: [VectorRef; 5],
+    time_maa: [VectorHandle; 5],
     /// `[5 mix_rank, n_embd]`
-    time_maa_w1: MatrixRef,
+    time_maa_w1: MatrixHandle,
     /// `[n_embd, mix_rank]` each
-    time_maa_w2: [MatrixRef; 5],
+    time_maa_w2: [MatrixHandle; 5],
     /// Constant part of the decay before its exponentials, `[n_att]`.
-    time_decay: VectorRef,
+    time_decay: VectorHandle,
     /// `[decay_rank, n_embd]`
-    time_decay_w1: MatrixRef,
+    time_decay_w1: MatrixHandle,
     /// `[n_att, decay_rank]`
-    time_decay_w2: MatrixRef,
+    time_decay_w2: MatrixHandle,
     /// Bonus of the current token, `[n_att]`.
-    time_faaaa: VectorRef,
+    time_faaaa: VectorHandle,
     /// Key, value, receptance and gate, `[n_att, n_embd]`.
-    projections: [MatrixRef; 4],
+    projections: [MatrixHandle; 4],
     /// `[n_embd, n_att]`
-    output: MatrixRef,
+    output: MatrixHandle,
 }
 
 /// Buffers for the tokens of a batch.
@@ -79,8 +79,8 @@ impl layer::TimeMix for TimeMix {
             return Err(Error::malformed("RWKV-6 without its low ranks"));
         };
         let name = |tail: &str| format!("blocks.{index}.att.{tail}");
-        let vector = |tail: &str, len| file.vector_ref(&name(tail), len);
-        let matrix = |tail: &str, rows, cols| file.matrix_ref(&name(tail), rows, cols);
+        let vector = |tail: &str, len| file.vector_handle(&name(tail), len);
+        let matrix = |tail: &str, rows, cols| file.matrix_handle(&name(tail), rows, cols);
         let projection = |tail: &str| matrix(&format!("{tail}.weight"), n_att, n_embd);
         let [w, k, v, r, g] = V6_MIXES;
         let maa = |mix: &str| vector(&format!("time_maa_{mix}"), n_embd);

@@ -5,7 +5,7 @@ use rwkv_edge_kernels::Kernels;
 use rwkv_edge_kernels::layout::{Activation, Matrix, Shift};
 
 use crate::error::{Error, Result};
-use crate::format::{Config, MatrixRef, ModelFile, VectorRef};
+use crate::format::{Config, MatrixHandle, ModelFile, VectorHandle};
 use crate::memory::Buffers;
 
 use super::batch::Step;
@@ -19,41 +19,41 @@ use super::wkv_heads::{self, WkvHeads};
 #[derive(Debug)]
 pub(crate) struct TimeMix {
     heads: WkvHeads,
-    x_r: VectorRef,
-    x_k: VectorRef,
-    x_v: VectorRef,
+    x_r: VectorHandle,
+    x_k: VectorHandle,
+    x_v: VectorHandle,
     decay: LowRank,
     iclr: LowRank,
     /// Mix with the value of layer 0, which layer 0 itself does not have.
     value_mix: Option<LowRank>,
     gate: LowRank,
     /// Scales the key that removes, `[n_att]`.
-    k_k: VectorRef,
+    k_k: VectorHandle,
     /// How far the learning rate scales the key that adds, `[n_att]`.
-    k_a: VectorRef,
+    k_a: VectorHandle,
     /// Bonus of the current token, `[n_att]`.
-    r_k: VectorRef,
+    r_k: VectorHandle,
     /// `[n_att, n_embd]`
-    receptance: MatrixRef,
+    receptance: MatrixHandle,
     /// `[n_att, n_embd]`
-    key: MatrixRef,
+    key: MatrixHandle,
     /// `[n_att, n_embd]`
-    value: MatrixRef,
+    value: MatrixHandle,
     /// `[n_embd, n_att]`
-    output: MatrixRef,
+    output: MatrixHandle,
 }
 
 /// `bias + second @ f(first @ x)` with the token-shifted input `x`.
 #[derive(Clone, Copy, Debug)]
 struct LowRank {
     /// Mix of the input, `[n_embd]`.
-    mix: VectorRef,
+    mix: VectorHandle,
     /// `[rank, n_embd]`
-    first: MatrixRef,
+    first: MatrixHandle,
     /// `[n_att, rank]`
-    second: MatrixRef,
+    second: MatrixHandle,
     /// `[n_att]`; the gate has none.
-    bias: Option<VectorRef>,
+    bias: Option<VectorHandle>,
 }
 
 /// Buffers for the tokens of a batch.
@@ -92,14 +92,14 @@ impl layer::TimeMix for TimeMix {
     fn load(file: &ModelFile, config: &Config, index: usize) -> Result<Self> {
         let Config { n_embd, n_att, .. } = *config;
         let name = |tail: &str| format!("blocks.{index}.att.{tail}");
-        let vector = |tail: &str, len| file.vector_ref(&name(tail), len);
-        let matrix = |tail: &str| file.matrix_ref(&name(tail), n_att, n_embd);
+        let vector = |tail: &str, len| file.vector_handle(&name(tail), len);
+        let matrix = |tail: &str| file.matrix_handle(&name(tail), n_att, n_embd);
         let low_rank = |letter: &str, mix: &str, rank: Option<usize>, bias: bool| {
             let rank = rank.ok_or_else(|| Error::malformed("RWKV-7 without its low ranks"))?;
             Ok::<_, Error>(LowRank {
                 mix: vector(&format!("x_{mix}"), n_embd)?,
-                first: file.matrix_ref(&name(&format!("{letter}1")), rank, n_embd)?,
-                second: file.matrix_ref(&name(&format!("{letter}2")), n_att, rank)?,
+                first: file.matrix_handle(&name(&format!("{letter}1")), rank, n_embd)?,
+                second: file.matrix_handle(&name(&format!("{letter}2")), n_att, rank)?,
                 bias: if bias { Some(vector(&format!("{letter}0"), n_att)?) } else { None },
             })
         };
@@ -118,7 +118,7 @@ impl layer::TimeMix for TimeMix {
             receptance: matrix("receptance.weight")?,
             key: matrix("key.weight")?,
             value: matrix("value.weight")?,
-            output: file.matrix_ref(&name("output.weight"), n_embd, n_att)?,
+            output: file.matrix_handle(&name("output.weight"), n_embd, n_att)?,
         })
     }
 

@@ -177,7 +177,7 @@ fn one_embedding_row_flipped() {
     let stride = emb.len as usize / testing::N_VOCAB;
     victim.bytes[emb.offset as usize + 7 * stride + 5] ^= 0x10;
     let file = victim.open().unwrap();
-    let rows = file.records_ref("emb.weight", emb.layout, emb.shape).unwrap();
+    let rows = file.records_handle("emb.weight", emb.layout, emb.shape).unwrap();
     for row in 0..testing::N_VOCAB {
         assert_eq!(file.verify_record(rows, row).is_err(), row == 7, "row {row}");
     }
@@ -474,7 +474,7 @@ fn a_vector_of_integers_where_numbers_are_wanted() {
     let mut victim = Victim::new();
     let at = victim.entry(0) + 6;
     let file = victim.put(at, &[4]).fix_checksums().open().unwrap();
-    let error = file.vector_ref("ln.weight", testing::N_EMBD).unwrap_err();
+    let error = file.vector_handle("ln.weight", testing::N_EMBD).unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Tensor { .. }), "{error}");
 }
 
@@ -640,10 +640,10 @@ fn use_everything(file: &ModelFile) {
     for tensor in file.tensors() {
         let (name, [rows, cols]) = (tensor.name.as_str(), tensor.shape);
         assert_eq!(file.bytes(tensor).len() as u64, tensor.len);
-        let matrix = file.matrix_ref(name, rows, cols).map(|r| file.matrix(r).data().len());
-        let records = file.records_ref(name, tensor.layout, tensor.shape).map(|r| file.records(r).count());
-        let vector = file.vector_ref(name, rows).map(|r| file.vector(r).len());
-        let u32s = file.u32_ref(name, rows).map(|r| file.u32s(r).len());
+        let matrix = file.matrix_handle(name, rows, cols).map(|r| file.matrix(r).data().len());
+        let records = file.records_handle(name, tensor.layout, tensor.shape).map(|r| file.records(r).count());
+        let vector = file.vector_handle(name, rows).map(|r| file.vector(r).len());
+        let u32s = file.u32_handle(name, rows).map(|r| file.u32s(r).len());
         let views = [matrix, records, vector, u32s];
         assert_eq!(views.iter().filter(|view| view.is_ok()).count(), 1, "{name}");
         file.release(file.bytes(tensor));

@@ -83,10 +83,10 @@ fn no_logit_is_further_from_its_estimate_than_its_bound() {
         let nested = open(&path, None);
         let file = nested.file();
         let n = nested.config().n_vocab;
-        let bounds = file.vector(file.vector_ref(names::HEAD_BOUND, n).unwrap());
+        let bounds = file.vector(file.vector_handle(names::HEAD_BOUND, n).unwrap());
         let layout = rwkv_edge::format::TensorLayout::RowRecords;
         let shape = [n, nested.config().n_embd];
-        let rows = file.records(file.records_ref(names::HEAD_RESIDUAL, layout, shape).unwrap());
+        let rows = file.records(file.records_handle(names::HEAD_RESIDUAL, layout, shape).unwrap());
         let mut row = vec![0.0; shape[1]];
         for (i, &bound) in bounds.iter().enumerate() {
             rwkv_edge::kernels::quant::decode_record(&rows, i, &mut row);

@@ -331,17 +331,17 @@ impl Model {
         let mut out = vec![f32::NAN; rows * cols];
         match tensor.layout {
             TensorLayout::Vector => {
-                out.copy_from_slice(file.vector(file.vector_ref(&tensor.name, rows).unwrap()));
+                out.copy_from_slice(file.vector(file.vector_handle(&tensor.name, rows).unwrap()));
             }
             TensorLayout::Interleaved => {
-                let matrix = file.matrix(file.matrix_ref(&tensor.name, rows, cols).unwrap());
+                let matrix = file.matrix(file.matrix_handle(&tensor.name, rows, cols).unwrap());
                 out.chunks_exact_mut(cols)
                     .enumerate()
                     .for_each(|(i, row)| decode_matrix_row(&matrix, i, row));
             }
             TensorLayout::RowRecords | TensorLayout::ColumnRecords => {
                 let by_column = tensor.layout == TensorLayout::ColumnRecords;
-                let reference = file.records_ref(&tensor.name, tensor.layout, tensor.shape).unwrap();
+                let reference = file.records_handle(&tensor.name, tensor.layout, tensor.shape).unwrap();
                 let records = file.records(reference);
                 let mut record = vec![f32::NAN; if by_column { rows } else { cols }];
                 for i in 0..records.count() {

@@ -1,4 +1,7 @@
-//! Handles of checked tensors, and the views they give.
+//! Handles of checked tensors.
+//!
+//! A handle is made once, when type, layout and shape are checked. It is small, borrows nothing, and gives
+//! the matrix, records or vector of its own file.
 
 use rwkv_edge_kernels::layout::{DType, Matrix, Records};
 
@@ -9,17 +12,17 @@ use crate::error::{Error, ErrorKind, Result};
 /// A handle is made by the file that it is used with.
 const WRONG_FILE: &str = "a tensor handle of another model file was used";
 
-/// Where a tensor lies in the file it was looked up in.
+/// The bytes of a tensor, in the file in which it was looked up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Place {
+struct Span {
     start: usize,
     len: usize,
 }
 
 /// A matrix whose type, layout and shape have been checked.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct MatrixRef {
-    place: Place,
+pub struct MatrixHandle {
+    span: Span,
     dtype: DType,
     rows: usize,
     cols: usize,
@@ -28,28 +31,28 @@ pub struct MatrixRef {
 
 /// Records whose type, layout and shape have been checked.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RecordsRef {
-    place: Place,
+pub struct RecordsHandle {
+    span: Span,
     dtype: DType,
     count: usize,
     value_count: usize,
     scale: f32,
-    checksums: Option<U32Ref>,
+    checksums: Option<U32Handle>,
 }
 
 /// A vector of f32 whose length has been checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct VectorRef {
-    place: Place,
+pub struct VectorHandle {
+    span: Span,
 }
 
 /// A vector of u32 whose length has been checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct U32Ref {
-    place: Place,
+pub struct U32Handle {
+    span: Span,
 }
 
-impl RecordsRef {
+impl RecordsHandle {
     /// Element type.
     pub fn dtype(&self) -> DType {
         self.dtype
@@ -61,25 +64,30 @@ impl ModelFile {
     ///
     /// # Errors
     /// If there is none or it is not `[rows, cols]`.
-    pub fn matrix_ref(&self, name: &str, rows: usize, cols: usize) -> Result<MatrixRef> {
+    pub fn matrix_handle(&self, name: &str, rows: usize, cols: usize) -> Result<MatrixHandle> {
         let (tensor, dtype) = self.weight(name, TensorLayout::Interleaved, [rows, cols])?;
-        Ok(MatrixRef { place: self.place(tensor), dtype, rows, cols, scale: tensor.scale })
+        Ok(MatrixHandle { span: self.span(tensor), dtype, rows, cols, scale: tensor.scale })
     }
 
     /// The records `name` of any weight type and the logical shape `[out, in]`.
     ///
     /// # Errors
     /// If there are none or they have another layout or shape.
-    pub fn records_ref(&self, name: &str, layout: TensorLayout, shape: [usize; 2]) -> Result<RecordsRef> {
+    pub fn records_handle(
+        &self,
+        name: &str,
+        layout: TensorLayout,
+        shape: [usize; 2],
+    ) -> Result<RecordsHandle> {
         let (tensor, dtype) = self.weight(name, layout, shape)?;
         let (count, value_count) =
             layout.records(shape).ok_or_else(|| Error::invalid(format!("layout {layout} has no records")))?;
         let checksums = match tensor.checked_by_record {
-            true => Some(self.u32_ref(&tensor.record_crc_name(), count)?),
+            true => Some(self.u32_handle(&tensor.record_crc_name(), count)?),
             false => None,
         };
-        Ok(RecordsRef {
-            place: self.place(tensor),
+        Ok(RecordsHandle {
+            span: self.span(tensor),
             dtype,
             count,
             value_count,
@@ -92,50 +100,50 @@ impl ModelFile {
     ///
     /// # Errors
     /// If there is none or it does not have `len` elements.
-    pub fn vector_ref(&self, name: &str, len: usize) -> Result<VectorRef> {
+    pub fn vector_handle(&self, name: &str, len: usize) -> Result<VectorHandle> {
         let tensor = self.typed(name, Some(ElementType::F32), TensorLayout::Vector, [len, 1])?;
-        Ok(VectorRef { place: self.place(tensor) })
+        Ok(VectorHandle { span: self.span(tensor) })
     }
 
     /// The u32 vector `name`.
     ///
     /// # Errors
     /// If there is none or it does not have `len` elements.
-    pub fn u32_ref(&self, name: &str, len: usize) -> Result<U32Ref> {
+    pub fn u32_handle(&self, name: &str, len: usize) -> Result<U32Handle> {
         let tensor = self.typed(name, Some(ElementType::U32), TensorLayout::Vector, [len, 1])?;
-        Ok(U32Ref { place: self.place(tensor) })
+        Ok(U32Handle { span: self.span(tensor) })
     }
 
     /// The matrix behind a handle of this file.
     ///
     /// # Panics
     /// If the handle is of another file.
-    pub fn matrix(&self, r: MatrixRef) -> Matrix<'_> {
-        Matrix::new(r.dtype, r.rows, r.cols, r.scale, self.at(r.place)).expect(WRONG_FILE)
+    pub fn matrix(&self, r: MatrixHandle) -> Matrix<'_> {
+        Matrix::new(r.dtype, r.rows, r.cols, r.scale, self.at(r.span)).expect(WRONG_FILE)
     }
 
     /// The records behind a handle of this file.
     ///
     /// # Panics
     /// If the handle is of another file.
-    pub fn records(&self, r: RecordsRef) -> Records<'_> {
-        Records::new(r.dtype, r.count, r.value_count, r.scale, self.at(r.place)).expect(WRONG_FILE)
+    pub fn records(&self, r: RecordsHandle) -> Records<'_> {
+        Records::new(r.dtype, r.count, r.value_count, r.scale, self.at(r.span)).expect(WRONG_FILE)
     }
 
     /// The f32 vector behind a handle of this file.
     ///
     /// # Panics
     /// If the handle is of another file.
-    pub fn vector(&self, r: VectorRef) -> &[f32] {
-        bytemuck::try_cast_slice(self.at(r.place)).expect(WRONG_FILE)
+    pub fn vector(&self, r: VectorHandle) -> &[f32] {
+        bytemuck::try_cast_slice(self.at(r.span)).expect(WRONG_FILE)
     }
 
     /// The u32 vector behind a handle of this file.
     ///
     /// # Panics
     /// If the handle is of another file.
-    pub fn u32s(&self, r: U32Ref) -> &[u32] {
-        bytemuck::try_cast_slice(self.at(r.place)).expect(WRONG_FILE)
+    pub fn u32s(&self, r: U32Handle) -> &[u32] {
+        bytemuck::try_cast_slice(self.at(r.span)).expect(WRONG_FILE)
     }
 
     /// Checks one record against its checksum. Records without checksums of their own pass: the tensor as a
@@ -143,7 +151,7 @@ impl ModelFile {
     ///
     /// # Errors
     /// [`ErrorKind::Checksum`] if it does not match, or if there is no such record.
-    pub fn verify_record(&self, r: RecordsRef, index: usize) -> Result<()> {
+    pub fn verify_record(&self, r: RecordsHandle, index: usize) -> Result<()> {
         let Some(checksums) = r.checksums else { return Ok(()) };
         let records = self.records(r);
         let expected = self.u32s(checksums).get(index).filter(|_| index < records.count());
@@ -190,12 +198,12 @@ impl ModelFile {
         self.annotate(ErrorKind::Tensor { name: tensor.name.clone(), expected, found }.into())
     }
 
-    fn place(&self, tensor: &TensorInfo) -> Place {
+    fn span(&self, tensor: &TensorInfo) -> Span {
         let range = self.range(tensor);
-        Place { start: range.start, len: range.len() }
+        Span { start: range.start, len: range.len() }
     }
 
-    fn at(&self, place: Place) -> &[u8] {
-        self.mapping().get(place.start..).and_then(|bytes| bytes.get(..place.len)).expect(WRONG_FILE)
+    fn at(&self, span: Span) -> &[u8] {
+        self.mapping().get(span.start..).and_then(|bytes| bytes.get(..span.len)).expect(WRONG_FILE)
     }
 }
