@@ -85,19 +85,19 @@ impl SamplingParams {
     }
 }
 
-const NAME: FieldSpec = FieldSpec::plain(1, "name", FieldType::Text);
-const SYSTEM: FieldSpec = FieldSpec::plain(2, "system", FieldType::Text);
-const USER: FieldSpec = FieldSpec::plain(3, "user", FieldType::Text);
-const ASSISTANT: FieldSpec = FieldSpec::plain(4, "assistant", FieldType::Text);
-const START_TOKENS: FieldSpec = FieldSpec::vital(5, "start_tokens", FieldType::U32List);
-const STOP_TOKENS: FieldSpec = FieldSpec::vital(6, "stop_tokens", FieldType::U32List);
-const STOP_TEXT: FieldSpec = FieldSpec::vital(7, "stop_text", FieldType::Text).repeatable();
-const TEMPERATURE: FieldSpec = FieldSpec::plain(8, "temperature", FieldType::F32);
-const TOP_P: FieldSpec = FieldSpec::plain(9, "top_p", FieldType::F32);
-const TOP_K: FieldSpec = FieldSpec::plain(10, "top_k", FieldType::U32);
-const PRESENCE: FieldSpec = FieldSpec::plain(11, "presence_penalty", FieldType::F32);
-const FREQUENCY: FieldSpec = FieldSpec::plain(12, "frequency_penalty", FieldType::F32);
-const DECAY: FieldSpec = FieldSpec::plain(13, "penalty_decay", FieldType::F32);
+const NAME: FieldSpec = FieldSpec::optional(1, "name", FieldType::Text);
+const SYSTEM: FieldSpec = FieldSpec::optional(2, "system", FieldType::Text);
+const USER: FieldSpec = FieldSpec::optional(3, "user", FieldType::Text);
+const ASSISTANT: FieldSpec = FieldSpec::optional(4, "assistant", FieldType::Text);
+const START_TOKENS: FieldSpec = FieldSpec::required_to_read(5, "start_tokens", FieldType::U32List);
+const STOP_TOKENS: FieldSpec = FieldSpec::required_to_read(6, "stop_tokens", FieldType::U32List);
+const STOP_TEXT: FieldSpec = FieldSpec::required_to_read(7, "stop_text", FieldType::Text).repeatable();
+const TEMPERATURE: FieldSpec = FieldSpec::optional(8, "temperature", FieldType::F32);
+const TOP_P: FieldSpec = FieldSpec::optional(9, "top_p", FieldType::F32);
+const TOP_K: FieldSpec = FieldSpec::optional(10, "top_k", FieldType::U32);
+const PRESENCE: FieldSpec = FieldSpec::optional(11, "presence_penalty", FieldType::F32);
+const FREQUENCY: FieldSpec = FieldSpec::optional(12, "frequency_penalty", FieldType::F32);
+const DECAY: FieldSpec = FieldSpec::optional(13, "penalty_decay", FieldType::F32);
 const CHAT_SCHEMA: [FieldSpec; 13] = [
     NAME,
     SYSTEM,

@@ -15,21 +15,21 @@ const MAX_STATE_RATIO: u64 = 64;
 /// Bound of the inner size of a low-rank matrix, which the converter turns in memory.
 const MAX_RANK: usize = 8192;
 
-const VERSION: FieldSpec = FieldSpec::vital(1, "version", FieldType::U32);
-const N_LAYER: FieldSpec = FieldSpec::vital(2, "n_layer", FieldType::U32);
-const N_EMBD: FieldSpec = FieldSpec::vital(3, "n_embd", FieldType::U32);
-const N_ATT: FieldSpec = FieldSpec::vital(4, "n_att", FieldType::U32);
-const N_FFN: FieldSpec = FieldSpec::vital(5, "n_ffn", FieldType::U32);
-const N_VOCAB: FieldSpec = FieldSpec::vital(6, "n_vocab", FieldType::U32);
-const LAYER_NORM_EPS: FieldSpec = FieldSpec::vital(7, "layer_norm_eps", FieldType::F32);
-const N_HEAD: FieldSpec = FieldSpec::vital(8, "n_head", FieldType::U32);
-const HEAD_SIZE: FieldSpec = FieldSpec::vital(9, "head_size", FieldType::U32);
-const GROUP_NORM_EPS: FieldSpec = FieldSpec::vital(10, "group_norm_eps", FieldType::F32);
-const MIX_RANK: FieldSpec = FieldSpec::vital(11, "mix_rank", FieldType::U32);
-const DECAY_RANK: FieldSpec = FieldSpec::vital(12, "decay_rank", FieldType::U32);
-const ICLR_RANK: FieldSpec = FieldSpec::vital(13, "iclr_rank", FieldType::U32);
-const VALUE_RANK: FieldSpec = FieldSpec::vital(14, "value_rank", FieldType::U32);
-const GATE_RANK: FieldSpec = FieldSpec::vital(15, "gate_rank", FieldType::U32);
+const VERSION: FieldSpec = FieldSpec::required_to_read(1, "version", FieldType::U32);
+const N_LAYER: FieldSpec = FieldSpec::required_to_read(2, "n_layer", FieldType::U32);
+const N_EMBD: FieldSpec = FieldSpec::required_to_read(3, "n_embd", FieldType::U32);
+const N_ATT: FieldSpec = FieldSpec::required_to_read(4, "n_att", FieldType::U32);
+const N_FFN: FieldSpec = FieldSpec::required_to_read(5, "n_ffn", FieldType::U32);
+const N_VOCAB: FieldSpec = FieldSpec::required_to_read(6, "n_vocab", FieldType::U32);
+const LAYER_NORM_EPS: FieldSpec = FieldSpec::required_to_read(7, "layer_norm_eps", FieldType::F32);
+const N_HEAD: FieldSpec = FieldSpec::required_to_read(8, "n_head", FieldType::U32);
+const HEAD_SIZE: FieldSpec = FieldSpec::required_to_read(9, "head_size", FieldType::U32);
+const GROUP_NORM_EPS: FieldSpec = FieldSpec::required_to_read(10, "group_norm_eps", FieldType::F32);
+const MIX_RANK: FieldSpec = FieldSpec::required_to_read(11, "mix_rank", FieldType::U32);
+const DECAY_RANK: FieldSpec = FieldSpec::required_to_read(12, "decay_rank", FieldType::U32);
+const ICLR_RANK: FieldSpec = FieldSpec::required_to_read(13, "iclr_rank", FieldType::U32);
+const VALUE_RANK: FieldSpec = FieldSpec::required_to_read(14, "value_rank", FieldType::U32);
+const GATE_RANK: FieldSpec = FieldSpec::required_to_read(15, "gate_rank", FieldType::U32);
 const SCHEMA: [FieldSpec; 15] = [
     VERSION,
     N_LAYER,

@@ -30,12 +30,12 @@ pub(super) struct FieldSpec {
 
 impl FieldSpec {
     /// A field without which the file cannot be read correctly.
-    pub(super) const fn vital(id: u16, name: &'static str, kind: FieldType) -> Self {
+    pub(super) const fn required_to_read(id: u16, name: &'static str, kind: FieldType) -> Self {
         Self { id, name, kind, must_understand: true, repeatable: false }
     }
 
     /// A field that a reader may skip.
-    pub(super) const fn plain(id: u16, name: &'static str, kind: FieldType) -> Self {
+    pub(super) const fn optional(id: u16, name: &'static str, kind: FieldType) -> Self {
         Self { id, name, kind, must_understand: false, repeatable: false }
     }
 
@@ -217,9 +217,9 @@ impl FieldWriter {
 mod tests {
     use super::*;
 
-    const COUNT: FieldSpec = FieldSpec::vital(1, "count", FieldType::U32);
-    const NAME: FieldSpec = FieldSpec::plain(2, "name", FieldType::Text).repeatable();
-    const LIST: FieldSpec = FieldSpec::plain(3, "list", FieldType::U32List);
+    const COUNT: FieldSpec = FieldSpec::required_to_read(1, "count", FieldType::U32);
+    const NAME: FieldSpec = FieldSpec::optional(2, "name", FieldType::Text).repeatable();
+    const LIST: FieldSpec = FieldSpec::optional(3, "list", FieldType::U32List);
     const SCHEMA: [FieldSpec; 3] = [COUNT, NAME, LIST];
 
     fn parse(bytes: &[u8]) -> Result<Fields<'_>> {

@@ -27,13 +27,13 @@ pub struct Provenance {
     pub rel_error: f32,
 }
 
-const SOURCE_NAME: FieldSpec = FieldSpec::plain(1, "source_name", FieldType::Text);
-const SOURCE_FORMAT: FieldSpec = FieldSpec::plain(2, "source_format", FieldType::Text);
-const SOURCE_BYTES: FieldSpec = FieldSpec::plain(3, "source_bytes", FieldType::Bytes);
-const SOURCE_SHA256: FieldSpec = FieldSpec::plain(4, "source_sha256", FieldType::Bytes);
-const CONVERTER: FieldSpec = FieldSpec::plain(5, "converter", FieldType::Text);
-const SETTINGS: FieldSpec = FieldSpec::plain(6, "settings", FieldType::Text);
-const REL_ERROR: FieldSpec = FieldSpec::plain(7, "rel_error", FieldType::F32);
+const SOURCE_NAME: FieldSpec = FieldSpec::optional(1, "source_name", FieldType::Text);
+const SOURCE_FORMAT: FieldSpec = FieldSpec::optional(2, "source_format", FieldType::Text);
+const SOURCE_BYTES: FieldSpec = FieldSpec::optional(3, "source_bytes", FieldType::Bytes);
+const SOURCE_SHA256: FieldSpec = FieldSpec::optional(4, "source_sha256", FieldType::Bytes);
+const CONVERTER: FieldSpec = FieldSpec::optional(5, "converter", FieldType::Text);
+const SETTINGS: FieldSpec = FieldSpec::optional(6, "settings", FieldType::Text);
+const REL_ERROR: FieldSpec = FieldSpec::optional(7, "rel_error", FieldType::F32);
 const PROV_SCHEMA: [FieldSpec; 7] =
     [SOURCE_NAME, SOURCE_FORMAT, SOURCE_BYTES, SOURCE_SHA256, CONVERTER, SETTINGS, REL_ERROR];
 
@@ -92,8 +92,8 @@ pub struct SelfTest {
     pub logits_sha256: [u8; 32],
 }
 
-const TEST_TOKENS: FieldSpec = FieldSpec::plain(1, "tokens", FieldType::U32List);
-const LOGITS_SHA256: FieldSpec = FieldSpec::plain(2, "logits_sha256", FieldType::Bytes);
+const TEST_TOKENS: FieldSpec = FieldSpec::optional(1, "tokens", FieldType::U32List);
+const LOGITS_SHA256: FieldSpec = FieldSpec::optional(2, "logits_sha256", FieldType::Bytes);
 const TEST_SCHEMA: [FieldSpec; 2] = [TEST_TOKENS, LOGITS_SHA256];
 
 impl SelfTest {
