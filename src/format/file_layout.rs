@@ -65,7 +65,7 @@ pub struct FileContents {
 
 /// The layout of a file: every offset and length, computed without touching the disk.
 #[derive(Clone, Debug)]
-pub struct FilePlan {
+pub struct FileLayout {
     pub(super) contents: FileContents,
     pub(super) tensors: Vec<TensorInfo>,
     /// For each spec, its index in `tensors`.
@@ -74,7 +74,7 @@ pub struct FilePlan {
     file_len: u64,
 }
 
-impl FilePlan {
+impl FileLayout {
     /// Lays out a file.
     ///
     /// # Errors
@@ -84,18 +84,19 @@ impl FilePlan {
         contents.chat.validate(contents.config.n_vocab)?;
         contents.provenance.validate()?;
         contents.self_test.validate(contents.config.n_vocab)?;
-        let mut plan = Self { contents, tensors: Vec::new(), slots: Vec::new(), data_start: 0, file_len: 0 };
-        for i in 0..plan.contents.tensors.len() {
-            plan.slots.push(plan.tensors.len());
-            let tensor = plan_tensor(&plan.contents.tensors[i])?;
-            let table = tensor.checked_by_record.then(|| plan_record_table(&tensor)).transpose()?;
-            plan.tensors.push(tensor);
-            plan.tensors.extend(table);
+        let mut layout =
+            Self { contents, tensors: Vec::new(), slots: Vec::new(), data_start: 0, file_len: 0 };
+        for i in 0..layout.contents.tensors.len() {
+            layout.slots.push(layout.tensors.len());
+            let tensor = lay_out_tensor(&layout.contents.tensors[i])?;
+            let table = tensor.checked_by_record.then(|| lay_out_record_table(&tensor)).transpose()?;
+            layout.tensors.push(tensor);
+            layout.tensors.extend(table);
         }
-        plan.place().ok_or_else(|| Error::invalid("the file would be too large"))?;
-        check_tensors(&plan.tensors, plan.data_start..plan.file_len)
+        layout.place().ok_or_else(|| Error::invalid("the file would be too large"))?;
+        check_tensors(&layout.tensors, layout.data_start..layout.file_len)
             .map_err(|error| Error::invalid(format!("cannot lay out the file: {error}")))?;
-        Ok(plan)
+        Ok(layout)
     }
 
     /// Hyperparameters, tokenizer and settings as given.
@@ -174,7 +175,7 @@ impl FilePlan {
     }
 }
 
-fn plan_tensor(spec: &WriteSpec) -> Result<TensorInfo> {
+fn lay_out_tensor(spec: &WriteSpec) -> Result<TensorInfo> {
     let WriteSpec { name, dtype, layout, shape, checked_by_record } = spec;
     let len = byte_len(*dtype, *layout, *shape).ok_or_else(|| {
         Error::invalid(format!("tensor {name}: {} cannot be stored", describe(*dtype, *layout, *shape)))
@@ -194,8 +195,8 @@ fn plan_tensor(spec: &WriteSpec) -> Result<TensorInfo> {
 }
 
 /// The vector of record checksums that follows a tensor checked by record.
-fn plan_record_table(tensor: &TensorInfo) -> Result<TensorInfo> {
-    plan_tensor(&WriteSpec {
+fn lay_out_record_table(tensor: &TensorInfo) -> Result<TensorInfo> {
+    lay_out_tensor(&WriteSpec {
         name: tensor.record_crc_name(),
         dtype: ElementType::U32,
         layout: TensorLayout::Vector,
@@ -211,25 +212,25 @@ mod tests {
 
     #[test]
     fn tensors_keep_their_order_and_lie_where_their_alignment_asks() {
-        let plan = FilePlan::new(contents()).unwrap();
-        let names: Vec<_> = plan.tensors().iter().map(|tensor| tensor.name.as_str()).collect();
-        let mut wanted: Vec<_> = plan.contents().tensors.iter().map(|spec| spec.name.as_str()).collect();
+        let layout = FileLayout::new(contents()).unwrap();
+        let names: Vec<_> = layout.tensors().iter().map(|tensor| tensor.name.as_str()).collect();
+        let mut wanted: Vec<_> = layout.contents().tensors.iter().map(|spec| spec.name.as_str()).collect();
         wanted.push("emb.weight.crc32");
         assert_eq!(names, wanted);
-        assert_eq!(plan.data_start % PAGE_ALIGN, 0);
-        assert_eq!(plan.tensors()[0].offset, plan.data_start);
-        let mut end = plan.data_start;
-        for tensor in plan.tensors() {
+        assert_eq!(layout.data_start % PAGE_ALIGN, 0);
+        assert_eq!(layout.tensors()[0].offset, layout.data_start);
+        let mut end = layout.data_start;
+        for tensor in layout.tensors() {
             assert_eq!(tensor.offset, end.next_multiple_of(tensor.align()), "{}", tensor.name);
             end = tensor.end();
         }
-        assert_eq!(plan.file_len(), end);
+        assert_eq!(layout.file_len(), end);
     }
 
     #[test]
     fn the_front_fills_the_file_up_to_the_data() {
-        let plan = FilePlan::new(contents()).unwrap();
-        assert_eq!(plan.emit_front().unwrap().len() as u64, plan.data_start);
+        let layout = FileLayout::new(contents()).unwrap();
+        assert_eq!(layout.emit_front().unwrap().len() as u64, layout.data_start);
     }
 
     #[test]
@@ -248,7 +249,7 @@ mod tests {
         for (word, edit) in edits {
             let mut contents = contents();
             edit(&mut contents);
-            let error = FilePlan::new(contents).unwrap_err().to_string();
+            let error = FileLayout::new(contents).unwrap_err().to_string();
             assert!(error.contains(word), "{word}: {error}");
         }
     }
@@ -264,7 +265,7 @@ mod tests {
             checked_by_record: false,
         };
         contents.tensors = (0..8).map(|i| WriteSpec { name: format!("t{i}"), ..huge.clone() }).collect();
-        let error = FilePlan::new(contents).unwrap_err().to_string();
+        let error = FileLayout::new(contents).unwrap_err().to_string();
         let word = if cfg!(target_pointer_width = "64") { "too large" } else { "cannot be stored" };
         assert!(error.contains(word), "{error}");
     }

@@ -2,20 +2,20 @@
 //! self-test and weights. `docs/FORMAT.md` is the normative description of every byte.
 //!
 //! [`ModelFile`] checks a file completely before it hands out anything, except the weights' own checksums,
-//! which [`ModelFile::verify`] checks on demand. [`FilePlan`] lays out a file without touching the disk and
+//! which [`ModelFile::verify`] checks on demand. [`FileLayout`] lays out a file without touching the disk and
 //! [`ModelWriter`] streams it. Model files are untrusted: any byte string may give an error, never a panic.
 
 mod bytes;
 mod chat;
 mod config;
 mod fields;
+mod file_layout;
 mod foreign;
 mod handles;
 mod header;
 mod mapping;
 mod metadata;
 mod output;
-mod plan;
 mod reader;
 #[cfg(test)]
 mod round_trip;
@@ -28,12 +28,12 @@ mod writer;
 
 pub use chat::{Chat, SamplingParams};
 pub use config::{Config, Heads, Version};
+pub use file_layout::{FileContents, FileLayout, WriteSpec};
 pub use handles::{MatrixHandle, RecordsHandle, U32Handle, VectorHandle};
 pub use header::{MAJOR_VERSION, MINOR_VERSION, Section, SectionKind};
 pub use mapping::{Mapping, MappingKind};
 pub use metadata::{Provenance, SelfTest};
 pub use output::{Output, Published, Replace, Target};
-pub use plan::{FileContents, FilePlan, WriteSpec};
 pub use reader::ModelFile;
 pub use tensor::{ElementType, TensorInfo, TensorLayout};
 pub use verifier::Verifier;

@@ -7,7 +7,7 @@ use std::path::Path;
 use super::testing::{
     N_ATT, N_EMBD, N_FFN, N_VOCAB, contents, model_bytes, target as target_of, tensor_bytes, writer_with_data,
 };
-use super::{FilePlan, ModelFile, ModelWriter, SelfTest, TensorLayout};
+use super::{FileLayout, ModelFile, ModelWriter, SelfTest, TensorLayout};
 use crate::error::{ErrorKind, Result};
 
 fn file_names(directory: &Path) -> Vec<String> {
@@ -46,7 +46,7 @@ fn sizes_add_up_to_the_file() {
     let bytes = model_bytes();
     let file = ModelFile::from_vec(bytes.clone()).unwrap();
     assert_eq!(file.file_len(), bytes.len() as u64);
-    assert_eq!(file.file_len(), FilePlan::new(contents()).unwrap().file_len());
+    assert_eq!(file.file_len(), FileLayout::new(contents()).unwrap().file_len());
     assert_eq!(file.embedding_bytes(), (N_VOCAB * 256 + N_VOCAB * 4) as u64);
     assert_eq!(file.data_bytes(), file.file_len() - file.tensors()[0].offset);
 }
@@ -114,8 +114,8 @@ fn a_handle_of_another_file_is_never_followed_outside_of_this_one() {
     let target = directory.path().join("m.rwkv");
     let mut contents = contents();
     contents.tensors.truncate(1);
-    let plan = FilePlan::new(contents.clone()).unwrap();
-    let mut writer = ModelWriter::create(target_of(&target), plan).unwrap();
+    let layout = FileLayout::new(contents.clone()).unwrap();
+    let mut writer = ModelWriter::create(target_of(&target), layout).unwrap();
     writer.begin(0, 1.0).unwrap();
     writer.write(&[0; 4 * N_EMBD]).unwrap();
     writer.end(0.0).unwrap();
@@ -154,11 +154,12 @@ fn files_that_differ_in_one_weight_have_different_ids() {
     let directory = tempfile::tempdir().unwrap();
     let with_first_byte = |byte: u8| {
         let target = directory.path().join("m.rwkv");
-        let mut writer = ModelWriter::create(target_of(&target), FilePlan::new(contents()).unwrap()).unwrap();
+        let mut writer =
+            ModelWriter::create(target_of(&target), FileLayout::new(contents()).unwrap()).unwrap();
         for i in 0..contents().tensors.len() {
             writer.begin(i, 1.0).unwrap();
-            let slot = writer.plan().slots[i];
-            let mut bytes = tensor_bytes(i, writer.plan().tensors()[slot].len as usize);
+            let slot = writer.layout().slots[i];
+            let mut bytes = tensor_bytes(i, writer.layout().tensors()[slot].len as usize);
             // The last tensor is the embedding, which has no checksum of its own.
             *bytes.first_mut().unwrap() = if i == 4 { byte } else { 0 };
             writer.write(&bytes).unwrap();
@@ -175,10 +176,10 @@ fn files_that_differ_in_one_weight_have_different_ids() {
 fn a_rewound_tensor_is_written_anew() {
     let directory = tempfile::tempdir().unwrap();
     let target = directory.path().join("m.rwkv");
-    let mut writer = ModelWriter::create(target_of(&target), FilePlan::new(contents()).unwrap()).unwrap();
+    let mut writer = ModelWriter::create(target_of(&target), FileLayout::new(contents()).unwrap()).unwrap();
     for (i, spec) in contents().tensors.iter().enumerate() {
-        let slot = writer.plan().slots[i];
-        let bytes = tensor_bytes(i, writer.plan().tensors()[slot].len as usize);
+        let slot = writer.layout().slots[i];
+        let bytes = tensor_bytes(i, writer.layout().tensors()[slot].len as usize);
         let quantized = spec.dtype.weight().is_some_and(|dtype| dtype.is_quantized());
         writer.begin(i, if quantized { 4.0 } else { 1.0 }).unwrap();
         writer.write(&vec![0xee; bytes.len() - 1]).unwrap();
@@ -199,7 +200,7 @@ fn tensors_out_of_order_too_long_or_too_short_are_refused() {
     let directory = tempfile::tempdir().unwrap();
     let create = || {
         let target = directory.path().join("m.rwkv");
-        ModelWriter::create(target_of(&target), FilePlan::new(contents()).unwrap()).unwrap()
+        ModelWriter::create(target_of(&target), FileLayout::new(contents()).unwrap()).unwrap()
     };
     let mut writer = create();
     assert!(message(writer.begin(1, 1.0)).contains("tensor 1 instead of 0"));

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use super::{
-    Chat, Config, ElementType, FileContents, FilePlan, ModelWriter, Provenance, Replace, SelfTest, Target,
+    Chat, Config, ElementType, FileContents, FileLayout, ModelWriter, Provenance, Replace, SelfTest, Target,
     TensorLayout, Version, WriteSpec,
 };
 
@@ -78,9 +78,9 @@ pub(crate) fn target(path: &Path) -> Target {
 
 /// A writer for the file at `path` to which all tensors have been written, in pieces of `piece` bytes.
 pub(crate) fn writer_with_data(path: &Path, piece: usize) -> ModelWriter {
-    let mut writer = ModelWriter::create(target(path), FilePlan::new(contents()).unwrap()).unwrap();
+    let mut writer = ModelWriter::create(target(path), FileLayout::new(contents()).unwrap()).unwrap();
     for (i, spec) in contents().tensors.iter().enumerate() {
-        let len = writer.plan().tensors().iter().find(|tensor| tensor.name == spec.name).unwrap().len;
+        let len = writer.layout().tensors().iter().find(|tensor| tensor.name == spec.name).unwrap().len;
         writer.begin(i, scale(spec.dtype)).unwrap();
         tensor_bytes(i, len as usize).chunks(piece).for_each(|bytes| writer.write(bytes).unwrap());
         writer.end(0.001 * i as f32).unwrap();

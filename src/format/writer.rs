@@ -5,7 +5,7 @@ use std::mem;
 
 use super::metadata::check_rel_error;
 use super::tensor::scale_fits;
-use super::{FilePlan, Mapping, ModelFile, Output, Provenance, Published, SelfTest, Target, TensorInfo};
+use super::{FileLayout, Mapping, ModelFile, Output, Provenance, Published, SelfTest, Target, TensorInfo};
 use crate::error::{Error, Result};
 
 const BUFFER_BYTES: usize = 1 << 20;
@@ -15,10 +15,10 @@ const BUFFER_BYTES: usize = 1 << 20;
 ///
 /// For each tensor: [`begin`](Self::begin), any number of [`write`](Self::write), [`end`](Self::end). After
 /// the last: [`finish_data`](Self::finish_data), then [`model_file`](Self::model_file) is a complete model with the
-/// digests of the plan, and [`finish`](Self::finish) puts in the final ones.
+/// digests of the layout, and [`finish`](Self::finish) puts in the final ones.
 #[derive(Debug)]
 pub struct ModelWriter {
-    plan: FilePlan,
+    layout: FileLayout,
     file: BufWriter<Output>,
     /// Offset of the next byte written, from the start of the file.
     position: u64,
@@ -31,7 +31,7 @@ pub struct ModelWriter {
 /// The tensor being written.
 #[derive(Debug)]
 struct Current {
-    /// Index in the plan's tensors.
+    /// Index in the layout's tensors.
     slot: usize,
     written: u64,
     hasher: crc32fast::Hasher,
@@ -45,25 +45,25 @@ impl ModelWriter {
     ///
     /// # Errors
     /// If no file can be created in the target's folder, or disk or address space have no room for it.
-    pub fn create(target: Target, plan: FilePlan) -> Result<Self> {
-        let output = Output::create(target, plan.file_len())?;
+    pub fn create(target: Target, layout: FileLayout) -> Result<Self> {
+        let output = Output::create(target, layout.file_len())?;
         let mut writer = Self {
-            position: plan.data_start,
-            plan,
+            position: layout.data_start,
+            layout,
             file: BufWriter::with_capacity(BUFFER_BYTES, output),
             next: 0,
             current: None,
             data_complete: false,
         };
-        Mapping::check_room(writer.file.get_ref().file(), writer.plan.file_len())
+        Mapping::check_room(writer.file.get_ref().file(), writer.layout.file_len())
             .and_then(|()| writer.seek(writer.position))
             .map_err(|error| writer.annotate(error))?;
         Ok(writer)
     }
 
     /// The layout of the file; scales, errors and checksums are those of the tensors already written.
-    pub fn plan(&self) -> &FilePlan {
-        &self.plan
+    pub fn layout(&self) -> &FileLayout {
+        &self.layout
     }
 
     /// The model as it stands: complete after [`finish_data`](Self::finish_data).
@@ -86,7 +86,7 @@ impl ModelWriter {
             return Err(self.misuse("begin: the tensor before has not ended, or the data is complete"));
         }
         let slot =
-            *self.plan.slots.get(index).ok_or_else(|| self.misuse("begin: there is no such tensor"))?;
+            *self.layout.slots.get(index).ok_or_else(|| self.misuse("begin: there is no such tensor"))?;
         if index != self.next {
             return Err(self.misuse(&format!("begin: tensor {index} instead of {}", self.next)));
         }
@@ -99,9 +99,9 @@ impl ModelWriter {
     /// If there is no current tensor, it would become longer than planned, or on a write error.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         let Some(mut current) = self.current.take() else { return Err(self.misuse("write: no tensor")) };
-        let planned = self.plan.tensors[current.slot].len;
+        let planned = self.layout.tensors[current.slot].len;
         if planned - current.written < bytes.len() as u64 {
-            let name = &self.plan.tensors[current.slot].name;
+            let name = &self.layout.tensors[current.slot].name;
             return Err(self.misuse(&format!("tensor {name} is longer than the planned {planned} bytes")));
         }
         self.file.write_all(bytes).map_err(|error| self.io(error))?;
@@ -117,7 +117,7 @@ impl ModelWriter {
     /// If there is no current tensor, or on a write error.
     pub fn rewind(&mut self) -> Result<()> {
         let Some(current) = self.current.take() else { return Err(self.misuse("rewind: no tensor")) };
-        let offset = self.plan.tensors[current.slot].offset;
+        let offset = self.layout.tensors[current.slot].offset;
         self.position = offset;
         self.seek(offset).map_err(|error| self.annotate(error))
     }
@@ -145,7 +145,7 @@ impl ModelWriter {
     /// # Errors
     /// If a tensor has not been written, or on a write error.
     pub fn finish_data(&mut self) -> Result<()> {
-        if self.current.is_some() || self.next != self.plan.slots.len() {
+        if self.current.is_some() || self.next != self.layout.slots.len() {
             return Err(self.misuse("finish_data: not all tensors have been written"));
         }
         self.data_complete = true;
@@ -162,15 +162,15 @@ impl ModelWriter {
             self.finish_data()?;
         }
         provenance.validate()?;
-        self_test.validate(self.plan.contents.config.n_vocab)?;
-        let old = &self.plan.contents;
+        self_test.validate(self.layout.contents.config.n_vocab)?;
+        let old = &self.layout.contents;
         if provenance.emit().len() != old.provenance.emit().len()
             || self_test.emit().len() != old.self_test.emit().len()
         {
             return Err(self.misuse("finish: texts or tokens differ from the planned ones"));
         }
-        self.plan.contents.provenance = provenance;
-        self.plan.contents.self_test = self_test;
+        self.layout.contents.provenance = provenance;
+        self.layout.contents.self_test = self_test;
         self.write_front()?;
         let target = self.file.get_ref().target().path().to_owned();
         let output =
@@ -179,7 +179,7 @@ impl ModelWriter {
     }
 
     fn begin_slot(&mut self, slot: usize, scale: f32) -> Result<()> {
-        let tensor = &self.plan.tensors[slot];
+        let tensor = &self.layout.tensors[slot];
         if !scale_fits(tensor.dtype, scale) {
             let what = format!("tensor {}: scale {scale} does not go with {}", tensor.name, tensor.dtype);
             return Err(self.misuse(&what));
@@ -188,7 +188,7 @@ impl ModelWriter {
             return Err(self.misuse("an earlier error left a tensor incomplete"));
         };
         let current = Current::new(slot, tensor);
-        self.plan.tensors[slot].scale = scale;
+        self.layout.tensors[slot].scale = scale;
         io::copy(&mut io::repeat(0).take(padding), &mut self.file).map_err(|error| self.io(error))?;
         self.position += padding;
         self.current = Some(current);
@@ -197,7 +197,7 @@ impl ModelWriter {
 
     /// Records checksum and error; returns the slot and contents of the table of record checksums, if any.
     fn end_slot(&mut self, current: Current, rel_error: f32) -> Result<Option<(usize, Vec<u32>)>> {
-        let tensor = &mut self.plan.tensors[current.slot];
+        let tensor = &mut self.layout.tensors[current.slot];
         if current.written != tensor.len {
             let what = format!("tensor {}: {} of {} bytes written", tensor.name, current.written, tensor.len);
             return Err(self.misuse(&what));
@@ -212,7 +212,7 @@ impl ModelWriter {
     }
 
     fn write_front(&mut self) -> Result<()> {
-        let front = self.plan.emit_front().map_err(|error| self.annotate(error))?;
+        let front = self.layout.emit_front().map_err(|error| self.annotate(error))?;
         self.seek(0).map_err(|error| self.annotate(error))?;
         self.file.write_all(&front).and_then(|()| self.file.flush()).map_err(|error| self.io(error))
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::common::{convert, fixture, options, session};
 use rwkv_edge::format::{
-    ElementType, FileContents, FilePlan, ModelFile, ModelWriter, Replace, Target, WriteSpec,
+    ElementType, FileContents, FileLayout, ModelFile, ModelWriter, Replace, Target, WriteSpec,
 };
 use rwkv_edge::kernels::DType;
 use rwkv_edge::kernels::layout::records_bytes;
@@ -28,7 +28,7 @@ fn rewrite(from: &Path, to: &Path, mut edit: impl FnMut(&mut WriteSpec, &mut Vec
             edit(&mut spec, &mut bytes).then_some((spec, bytes, tensor.scale))
         })
         .collect();
-    let plan = FilePlan::new(FileContents {
+    let layout = FileLayout::new(FileContents {
         config: file.config().clone(),
         tokenizer: file.tokenizer_bytes().to_vec(),
         chat: file.chat().clone(),
@@ -36,7 +36,7 @@ fn rewrite(from: &Path, to: &Path, mut edit: impl FnMut(&mut WriteSpec, &mut Vec
         self_test: file.self_test().clone(),
         tensors: edited.iter().map(|(spec, ..)| spec.clone()).collect(),
     });
-    let mut writer = ModelWriter::create(Target::new(to, Replace::Models).unwrap(), plan.unwrap()).unwrap();
+    let mut writer = ModelWriter::create(Target::new(to, Replace::Models).unwrap(), layout.unwrap()).unwrap();
     for (i, (_, bytes, scale)) in edited.iter().enumerate() {
         writer.begin(i, *scale).unwrap();
         writer.write(bytes).unwrap();

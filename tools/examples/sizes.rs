@@ -6,7 +6,7 @@
 //! ```
 
 use anyhow::Result;
-use rwkv_edge::format::{Config, FileContents, FilePlan, Provenance, SelfTest};
+use rwkv_edge::format::{Config, FileContents, FileLayout, Provenance, SelfTest};
 use rwkv_edge::kernels::DType;
 use rwkv_edge::model::names;
 use rwkv_edge::{Engine, EngineOptions, Sampler, State};
@@ -15,11 +15,11 @@ use rwkv_quantize::policy::{self, Wanted};
 use rwkv_quantize::shapes::RELEASED;
 use rwkv_quantize::vocab;
 
-fn plan(config: Config, dtype: DType) -> Result<FilePlan> {
+fn layout(config: Config, dtype: DType) -> Result<FileLayout> {
     let wanted = Wanted { dtype, plain_head: false };
     let tensors = names::tensors(&config, wanted.extras(false))?;
     let chat = chat::chat(Template::World, vec![], vec![0], &[])?;
-    Ok(FilePlan::new(FileContents {
+    Ok(FileLayout::new(FileContents {
         tokenizer: vocab::world_builtin(),
         chat,
         provenance: Provenance {
@@ -49,14 +49,14 @@ fn main() -> Result<()> {
         let mut row = String::new();
         let mut weights = 0;
         for dtype in [DType::Int4, DType::Int8] {
-            let plan = plan(config.clone(), dtype)?;
-            let tensors = plan.tensors();
+            let layout = layout(config.clone(), dtype)?;
+            let tensors = layout.tensors();
             // The residual of a nested head is the head's weights again; bounds and checksums are none.
             let own = tensors.iter().filter(|t| t.dtype.weight().is_some() && !names::is_derived(&t.name));
             weights = own.map(|t| (t.shape[0] * t.shape[1]) as u64).sum::<u64>();
             let embedding: u64 = tensors.iter().filter(|t| t.checked_by_record).map(|t| t.len).sum();
-            let resident = plan.file_len() - embedding + memory;
-            row += &format!(" {:.0} | {:.0} |", plan.file_len() as f64 / 1e6, resident as f64 / 1e6);
+            let resident = layout.file_len() - embedding + memory;
+            row += &format!(" {:.0} | {:.0} |", layout.file_len() as f64 / 1e6, resident as f64 / 1e6);
         }
         let state = State::bytes(&config);
         let (weights, state) = (weights as f64 / 1e6, state as f64 / 1e6);

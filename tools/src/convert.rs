@@ -6,7 +6,8 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rwkv_edge::format::{
-    Config, FileContents, FilePlan, ModelFile, ModelWriter, Provenance, Published, SelfTest, Target, Version,
+    Config, FileContents, FileLayout, ModelFile, ModelWriter, Provenance, Published, SelfTest, Target,
+    Version,
 };
 use rwkv_edge::kernels::quant::ErrorSums;
 use rwkv_edge::kernels::{DType, Isa, default_float_environment};
@@ -81,7 +82,7 @@ pub struct Conversion {
     state: Option<Checkpoint>,
     tokenizer: Option<PathBuf>,
     byte_tokens: bool,
-    plan: FilePlan,
+    layout: FileLayout,
     threads: usize,
 }
 
@@ -99,7 +100,7 @@ impl Conversion {
     }
 
     /// As [`prepare`](Self::prepare) for an opened checkpoint, but a missing or wrong tokenizer is not the end: the
-    /// error comes back with a plan that has byte tokens instead.
+    /// error comes back with a layout that has byte tokens instead.
     ///
     /// # Errors
     /// As [`prepare`](Self::prepare), apart from the tokenizer.
@@ -130,9 +131,9 @@ impl Conversion {
             tokenizer,
             config,
         };
-        let plan = FilePlan::new(contents)?;
+        let layout = FileLayout::new(contents)?;
         let (tokenizer, threads) = (options.tokenizer.clone(), options.threads.max(1));
-        Ok((Self { checkpoint, state, tokenizer, byte_tokens, plan, threads }, error))
+        Ok((Self { checkpoint, state, tokenizer, byte_tokens, layout, threads }, error))
     }
 
     /// Whether the model gets byte tokens because no built-in vocabulary has its size: of synthetic checkpoints only.
@@ -146,8 +147,8 @@ impl Conversion {
     }
 
     /// The file that [`run`](Self::run) would write.
-    pub fn plan(&self) -> &FilePlan {
-        &self.plan
+    pub fn layout(&self) -> &FileLayout {
+        &self.layout
     }
 
     /// Writes the file. It appears under its name when it is complete; on an error, or when `interrupted`
@@ -166,16 +167,16 @@ impl Conversion {
         let _environment = default_float_environment();
         let isa = choose_kernels(None)?.isa();
         self.check_output(&output)?;
-        let Self { checkpoint, state, plan, threads, .. } = self;
+        let Self { checkpoint, state, layout, threads, .. } = self;
         let sources = sources(&checkpoint, &state);
-        let FileContents { mut provenance, mut self_test, config, .. } = plan.contents().clone();
-        let mut writer = ModelWriter::create(output, plan)?;
+        let FileContents { mut provenance, mut self_test, config, .. } = layout.contents().clone();
+        let mut writer = ModelWriter::create(output, layout)?;
         let ((errors, total), contents) = while_reading(sources, threads, interrupted, |stop| {
             write_tensors(sources, &mut writer, &config, threads, progress, stop)
         })?;
         provenance.source_sha256 = contents.sha256;
         provenance.rel_error = total.relative() as f32;
-        let report = Report::new(writer.plan(), &errors, provenance.rel_error, contents.warnings);
+        let report = Report::new(writer.layout(), &errors, provenance.rel_error, contents.warnings);
         writer.finish_data()?;
         self_test.logits_sha256 = logits_digest(writer.model_file()?, isa, &self_test.tokens, threads)?;
         ensure!(!interrupted.load(Ordering::Relaxed), INTERRUPTED);
@@ -228,7 +229,7 @@ fn write_tensors(
     progress: &mut dyn Progress,
     stop: Stop<'_>,
 ) -> Result<(Vec<f32>, ErrorSums)> {
-    let specs = writer.plan().contents().tensors.clone();
+    let specs = writer.layout().contents().tensors.clone();
     let has = |name: &str| specs.iter().any(|spec| spec.name == name);
     let nested_head = has(names::HEAD_RESIDUAL);
     let value_bound = has(&names::value_bound(0));

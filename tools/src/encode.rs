@@ -276,7 +276,7 @@ fn bytes_of(values: &[f32]) -> Vec<u8> {
 
 /// The scale of a tensor that is written already.
 fn scale_of(writer: &ModelWriter, name: &str) -> Result<f32> {
-    let tensor = writer.plan().tensors().iter().find(|tensor| tensor.name == name);
+    let tensor = writer.layout().tensors().iter().find(|tensor| tensor.name == name);
     Ok(tensor.with_context(|| format!("there is no tensor {name} in the file"))?.scale)
 }
 

@@ -39,7 +39,7 @@ fn convert(source: &cli::Source, options: &Options, output: &cli::Output) -> Res
         return Err(error);
     }
     if conversion.has_byte_tokens() {
-        let n_vocab = conversion.plan().contents().config.n_vocab;
+        let n_vocab = conversion.layout().contents().config.n_vocab;
         stdio::eprint_line(format_args!(
             "no built-in vocabulary has {n_vocab} tokens: the model gets bytes as tokens"
         ));
@@ -87,12 +87,12 @@ fn inspect(source: &cli::Source, options: &Options) -> Result<()> {
     let (conversion, tokenizer_error) = Conversion::of(source.open()?, options)?;
     let out = &mut stdio::stdout();
     let checkpoint = conversion.checkpoint();
-    let config = &conversion.plan().contents().config;
+    let config = &conversion.layout().contents().config;
     writeln!(
         out,
         "{}: {}, {} bytes",
         Printable(checkpoint.file_name()),
-        conversion.plan().contents().provenance.source_format,
+        conversion.layout().contents().provenance.source_format,
         checkpoint.file_len()
     )?;
     writeln!(
@@ -105,7 +105,7 @@ fn inspect(source: &cli::Source, options: &Options) -> Result<()> {
         let name = Printable(&tensor.name).to_string();
         writeln!(out, "  {name:<36} {:?} {}", tensor.shape, tensor.dtype)?;
     }
-    let size = conversion.plan().file_len();
+    let size = conversion.layout().file_len();
     match tokenizer_error {
         None => writeln!(out, "would write {size} bytes:")?,
         Some(error) => writeln!(
@@ -114,7 +114,7 @@ fn inspect(source: &cli::Source, options: &Options) -> Result<()> {
             Printable(format_args!("{error:#}"))
         )?,
     }
-    write!(out, "{}", report::tensor_list(conversion.plan()))?;
+    write!(out, "{}", report::tensor_list(conversion.layout()))?;
     Ok(out.flush()?)
 }
 

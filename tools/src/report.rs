@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use rwkv_edge::format::{FilePlan, TensorInfo, TensorLayout};
+use rwkv_edge::format::{FileLayout, TensorInfo, TensorLayout};
 use rwkv_edge::model::names;
 
 use crate::source::ZeroRun;
@@ -56,15 +56,15 @@ pub struct Report {
 
 impl Report {
     /// Collects the figures of a file whose tensors have the relative errors `errors`.
-    pub(crate) fn new(plan: &FilePlan, errors: &[f32], rel_error: f32, warnings: Vec<Warning>) -> Self {
-        let tensors = plan.tensors();
+    pub(crate) fn new(layout: &FileLayout, errors: &[f32], rel_error: f32, warnings: Vec<Warning>) -> Self {
+        let tensors = layout.tensors();
         let weights: Vec<&TensorInfo> = tensors.iter().filter(|t| t.dtype.weight().is_some()).collect();
         let mut worst: Vec<_> = tensors.iter().zip(errors).map(|(t, &e)| (t.name.clone(), e)).collect();
         worst.retain(|&(_, error)| error > 0.0);
         worst.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
         worst.truncate(WORST);
         Self {
-            file_bytes: plan.file_len(),
+            file_bytes: layout.file_len(),
             tensor_bytes: weights.iter().map(|t| t.len).sum(),
             // The second plane of a nested head is the same weights, and bounds are none.
             weights: weights
@@ -95,8 +95,8 @@ impl fmt::Display for Report {
     }
 }
 
-/// The tensors that a plan would write, one per line.
-pub fn tensor_list(plan: &FilePlan) -> String {
+/// The tensors of a file, one per line.
+pub fn tensor_list(layout: &FileLayout) -> String {
     let line = |tensor: &TensorInfo| {
         let shape = match tensor.layout {
             TensorLayout::Vector => format!("[{}]", tensor.shape[0]),
@@ -105,5 +105,5 @@ pub fn tensor_list(plan: &FilePlan) -> String {
         let (dtype, layout) = (tensor.dtype.to_string(), tensor.layout.to_string());
         format!("  {:<36} {shape:<16} {dtype:<5} {layout:<15} {:>12} bytes\n", tensor.name, tensor.len)
     };
-    plan.tensors().iter().map(line).collect()
+    layout.tensors().iter().map(line).collect()
 }

@@ -94,7 +94,7 @@ fn a_model_without_its_tokenizer_can_be_inspected() {
         let (conversion, error) =
             Conversion::of(Checkpoint::open(&desk.input()).unwrap(), &options(DType::Int8)).unwrap();
         assert!(format!("{:#}", error.unwrap()).contains("--tokenizer"));
-        assert_eq!(conversion.plan().contents().config.n_vocab, n_vocab);
+        assert_eq!(conversion.layout().contents().config.n_vocab, n_vocab);
     }
 }
 
