@@ -254,24 +254,24 @@ impl<'m> Engine<'m> {
 mod tests {
     use super::*;
     use crate::error::ErrorKind;
-    use crate::format::{Heads, Version};
+    use crate::format::{Arch, Heads, Rwkv7};
 
     /// As large as a configuration may be.
     fn largest() -> Config {
         Config {
-            version: Version::V7,
             n_layer: 1024,
             n_embd: 1 << 20,
             n_att: 1 << 20,
             n_ffn: 1 << 20,
             n_vocab: 1 << 20,
             layer_norm_eps: 1e-5,
-            heads: Some(Heads { n_head: 1024, head_size: 1024, group_norm_eps: 64e-5 }),
-            mix_rank: None,
-            decay_rank: Some(8192),
-            iclr_rank: Some(8192),
-            value_rank: Some(8192),
-            gate_rank: Some(8192),
+            arch: Arch::V7(Rwkv7 {
+                heads: Heads { n_head: 1024, head_size: 1024, group_norm_eps: 64e-5 },
+                decay_rank: 8192,
+                iclr_rank: 8192,
+                value_rank: Some(8192),
+                gate_rank: 8192,
+            }),
         }
     }
 

@@ -8,8 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use common::{convert_checkpoint, open, options, session};
-use rwkv_edge::Version;
-use rwkv_edge::format::Config;
+use rwkv_edge::format::{Arch, Config};
 use rwkv_edge::kernels::DType;
 use rwkv_quantize::source::Checkpoint;
 use rwkv_quantize::synth::Recipe;
@@ -37,19 +36,13 @@ fn resident_bytes(path: &Path) -> u64 {
 /// One layer, and an embedding several times larger than what may be resident of it.
 fn large_embedding() -> Recipe {
     let config = Config {
-        version: Version::V4,
         n_layer: 1,
         n_embd: 256,
         n_att: 256,
         n_ffn: 512,
         n_vocab: 65536,
         layer_norm_eps: 1e-5,
-        heads: None,
-        mix_rank: None,
-        decay_rank: None,
-        iclr_rank: None,
-        value_rank: None,
-        gate_rank: None,
+        arch: Arch::V4,
     };
     Recipe { name: "wide vocabulary".into(), config, ffn_sparsity: 0.5, seed: 1 }
 }

@@ -249,7 +249,7 @@ impl Measured {
 }
 
 fn print_text(out: &mut impl Write, args: &BenchArgs, model: &Model, runs: &[Measured]) -> io::Result<()> {
-    writeln!(out, "model             {} ({})", model_name(args.model.as_ref()), model.config().version)?;
+    writeln!(out, "model             {} ({})", model_name(args.model.as_ref()), model.config().version())?;
     writeln!(out, "kernels           {}", model.kernels().isa())?;
     if args.choose == Choice::Sample {
         writeln!(out, "seed              {SEED}")?;
@@ -294,7 +294,7 @@ fn print_profile(out: &mut impl Write, run: &Measured) -> io::Result<()> {
 
 fn print_json(out: &mut impl Write, args: &BenchArgs, model: &Model, runs: &[Measured]) -> io::Result<()> {
     write!(out, "{{\"model\":{},", json_string(&model_name(args.model.as_ref())))?;
-    write!(out, "\"version\":{},", json_string(&model.config().version.to_string()))?;
+    write!(out, "\"version\":{},", json_string(&model.config().version().to_string()))?;
     write!(out, "\"isa\":{},", json_string(model.kernels().isa().name()))?;
     if args.choose == Choice::Sample {
         write!(out, "\"seed\":{SEED},")?;

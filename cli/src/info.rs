@@ -66,28 +66,19 @@ fn header(out: &mut impl Write, file: &ModelFile) -> io::Result<()> {
         file.file_len(),
         file.model_id()
     )?;
-    writeln!(out, "version           {}", config.version)?;
+    writeln!(out, "version           {}", config.version())?;
     writeln!(out, "layers            {}", config.n_layer)?;
     writeln!(out, "n_embd            {}", config.n_embd)?;
     writeln!(out, "n_att             {}", config.n_att)?;
     writeln!(out, "n_ffn             {}", config.n_ffn)?;
     writeln!(out, "n_vocab           {}", config.n_vocab)?;
     writeln!(out, "layer norm eps    {:e}", config.layer_norm_eps)?;
-    if let Some(heads) = &config.heads {
+    if let Some(heads) = config.heads() {
         writeln!(out, "heads             {} of {}", heads.n_head, heads.head_size)?;
         writeln!(out, "group norm eps    {:e}", heads.group_norm_eps)?;
     }
-    let ranks = [
-        ("mix rank", config.mix_rank),
-        ("decay rank", config.decay_rank),
-        ("iclr rank", config.iclr_rank),
-        ("value rank", config.value_rank),
-        ("gate rank", config.gate_rank),
-    ];
-    for (name, rank) in ranks {
-        if let Some(rank) = rank {
-            writeln!(out, "{name:<18}{rank}")?;
-        }
+    for (name, rank) in config.arch.ranks() {
+        writeln!(out, "{:<18}{rank}", name.replace('_', " "))?;
     }
     let source = file.provenance();
     writeln!(

@@ -157,7 +157,7 @@ impl RunArgs {
         stdio::eprint_line(format_args!(
             "model: {} ({}), isa: {}, threads: {}, seed: {seed}, peak RSS: {}",
             self.model.name(),
-            model.config().version,
+            model.config().version(),
             model.kernels().isa(),
             session.engine().options().thread_count(),
             stdio::peak_rss(),

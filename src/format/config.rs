@@ -104,8 +104,6 @@ impl fmt::Display for Version {
 /// Every hyperparameter of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Architecture.
-    pub version: Version,
     /// Layers.
     pub n_layer: usize,
     /// Width of the residual stream.
@@ -118,18 +116,67 @@ pub struct Config {
     pub n_vocab: usize,
     /// Epsilon of all layer norms.
     pub layer_norm_eps: f32,
-    /// Heads of time mixing; none in RWKV-4.
-    pub heads: Option<Heads>,
-    /// Inner size of each of the five dynamic mixes: RWKV-6.
-    pub mix_rank: Option<usize>,
-    /// Inner size of the low-rank decay: RWKV-6 and RWKV-7.
-    pub decay_rank: Option<usize>,
-    /// Inner size of the low-rank in-context learning rate: RWKV-7.
-    pub iclr_rank: Option<usize>,
-    /// Inner size of the low-rank value residual: RWKV-7 with more than one layer.
+    /// The architecture, with the hyperparameters that only it has.
+    pub arch: Arch,
+}
+
+/// An architecture and its own hyperparameters.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Arch {
+    /// RWKV-4.
+    V4,
+    /// RWKV-5.0, 5.1 or 5.2.
+    V5(Rwkv5),
+    /// RWKV-6.
+    V6(Rwkv6),
+    /// RWKV-7.
+    V7(Rwkv7),
+}
+
+/// Hyperparameters of RWKV-5.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rwkv5 {
+    /// Which of the three.
+    pub variant: Rwkv5Variant,
+    /// Heads of time mixing.
+    pub heads: Heads,
+}
+
+/// The three architectures called RWKV-5.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rwkv5Variant {
+    /// 5.0: decay per head, no gate.
+    V5_0,
+    /// 5.1: decay per head, gate.
+    V5_1,
+    /// 5.2: decay per channel, gate.
+    V5_2,
+}
+
+/// Hyperparameters of RWKV-6.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rwkv6 {
+    /// Heads of time mixing.
+    pub heads: Heads,
+    /// Inner size of each of the five dynamic mixes.
+    pub mix_rank: usize,
+    /// Inner size of the low-rank decay.
+    pub decay_rank: usize,
+}
+
+/// Hyperparameters of RWKV-7.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rwkv7 {
+    /// Heads of time mixing.
+    pub heads: Heads,
+    /// Inner size of the low-rank decay.
+    pub decay_rank: usize,
+    /// Inner size of the low-rank in-context learning rate.
+    pub iclr_rank: usize,
+    /// Inner size of the low-rank value residual, which every layer but the first has.
     pub value_rank: Option<usize>,
-    /// Inner size of the low-rank gate: RWKV-7.
-    pub gate_rank: Option<usize>,
+    /// Inner size of the low-rank gate.
+    pub gate_rank: usize,
 }
 
 /// Heads of time mixing.
@@ -143,8 +190,95 @@ pub struct Heads {
     pub group_norm_eps: f32,
 }
 
+impl Arch {
+    /// The architecture's name.
+    pub fn version(&self) -> Version {
+        match self {
+            Arch::V4 => Version::V4,
+            Arch::V5(Rwkv5 { variant: Rwkv5Variant::V5_0, .. }) => Version::V5_0,
+            Arch::V5(Rwkv5 { variant: Rwkv5Variant::V5_1, .. }) => Version::V5_1,
+            Arch::V5(Rwkv5 { variant: Rwkv5Variant::V5_2, .. }) => Version::V5_2,
+            Arch::V6(_) => Version::V6,
+            Arch::V7(_) => Version::V7,
+        }
+    }
+
+    /// Heads of time mixing; RWKV-4 has none.
+    pub fn heads(&self) -> Option<&Heads> {
+        match self {
+            Arch::V4 => None,
+            Arch::V5(Rwkv5 { heads, .. }) | Arch::V6(Rwkv6 { heads, .. }) | Arch::V7(Rwkv7 { heads, .. }) => {
+                Some(heads)
+            }
+        }
+    }
+
+    /// Names and inner sizes of the low-rank matrices.
+    pub fn ranks(&self) -> impl Iterator<Item = (&'static str, usize)> {
+        self.rank_fields().into_iter().map(|(spec, rank)| (spec.name, rank))
+    }
+
+    /// The same, in the order of the fields in the file.
+    fn rank_fields(&self) -> Vec<(FieldSpec, usize)> {
+        match *self {
+            Arch::V4 | Arch::V5(_) => vec![],
+            Arch::V6(Rwkv6 { mix_rank, decay_rank, .. }) => {
+                vec![(MIX_RANK, mix_rank), (DECAY_RANK, decay_rank)]
+            }
+            Arch::V7(Rwkv7 { decay_rank, iclr_rank, value_rank, gate_rank, .. }) => {
+                let value = value_rank.map(|value_rank| (VALUE_RANK, value_rank));
+                let before = [(DECAY_RANK, decay_rank), (ICLR_RANK, iclr_rank)];
+                before.into_iter().chain(value).chain([(GATE_RANK, gate_rank)]).collect()
+            }
+        }
+    }
+
+    /// Reads the fields of `version`, and refuses those of other versions.
+    fn parse(fields: &Fields<'_>, version: Version) -> Result<Self> {
+        let missing = |spec: FieldSpec| Error::malformed(format!("CONF: {version} needs {}", spec.name));
+        let found = |spec| fields.find_u32(&spec).map(|value| value as usize);
+        let rank = |spec| found(spec).ok_or_else(|| missing(spec));
+        let heads = parse_heads(fields)?;
+        let heads = || heads.ok_or_else(|| missing(N_HEAD));
+        let v5 = |variant| Ok::<_, Error>(Arch::V5(Rwkv5 { variant, heads: heads()? }));
+        let arch = match version {
+            Version::V4 => Arch::V4,
+            Version::V5_0 => v5(Rwkv5Variant::V5_0)?,
+            Version::V5_1 => v5(Rwkv5Variant::V5_1)?,
+            Version::V5_2 => v5(Rwkv5Variant::V5_2)?,
+            Version::V6 => {
+                Arch::V6(Rwkv6 { heads: heads()?, mix_rank: rank(MIX_RANK)?, decay_rank: rank(DECAY_RANK)? })
+            }
+            Version::V7 => Arch::V7(Rwkv7 {
+                heads: heads()?,
+                decay_rank: rank(DECAY_RANK)?,
+                iclr_rank: rank(ICLR_RANK)?,
+                value_rank: found(VALUE_RANK),
+                gate_rank: rank(GATE_RANK)?,
+            }),
+        };
+        let heads = arch.heads().map(|_| N_HEAD.id);
+        let own: Vec<u16> = arch.rank_fields().iter().map(|(spec, _)| spec.id).chain(heads).collect();
+        let foreign = |spec: &FieldSpec| found(*spec).is_some() && !own.contains(&spec.id);
+        match [N_HEAD, MIX_RANK, DECAY_RANK, ICLR_RANK, VALUE_RANK, GATE_RANK].into_iter().find(foreign) {
+            None => Ok(arch),
+            Some(spec) => Err(Error::malformed(format!("CONF: {}", has_no(version, spec.name)))),
+        }
+    }
+}
+
 impl Config {
-    /// Checks that every dimension is in bounds and that exactly the version's fields are there.
+    /// The architecture's name.
+    pub fn version(&self) -> Version {
+        self.arch.version()
+    }
+
+    /// Heads of time mixing; RWKV-4 has none.
+    pub fn heads(&self) -> Option<&Heads> {
+        self.arch.heads()
+    }
+
+    /// Checks that every dimension is in bounds.
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`] naming the field.
@@ -160,39 +294,15 @@ impl Config {
             check_dim(name, value, MAX_DIM)?;
         }
         check_eps("layer_norm_eps", self.layer_norm_eps)?;
-        self.check_heads()?;
-        let version = self.version;
-        let (v6, v7) = (version == Version::V6, version == Version::V7);
-        for (name, value, wanted) in [
-            ("mix_rank", self.mix_rank, v6),
-            ("decay_rank", self.decay_rank, v6 || v7),
-            ("iclr_rank", self.iclr_rank, v7),
-            ("value_rank", self.value_rank, v7 && self.n_layer > 1),
-            ("gate_rank", self.gate_rank, v7),
-        ] {
-            check_presence(version, name, value.is_some(), wanted)?;
-            value.map_or(Ok(()), |value| check_dim(name, value, MAX_RANK))?;
+        self.heads().map_or(Ok(()), |heads| self.check_heads(heads))?;
+        self.check_value_rank()?;
+        for (name, rank) in self.arch.ranks() {
+            check_dim(name, rank, MAX_RANK)?;
         }
         self.check_state()
     }
 
-    /// So that a small file cannot ask for all memory there is.
-    fn check_state(&self) -> Result<()> {
-        let [d, a, f] = [self.n_embd, self.n_att, self.n_ffn].map(|dim| dim as u64);
-        let state = 4 * (2 * d + a * self.heads.map_or(3, |heads| heads.head_size as u64));
-        // Matrices that all versions have, in int4.
-        let weights = (4 * a * d + 2 * f * d) / 2;
-        if state <= MAX_STATE_RATIO * weights {
-            return Ok(());
-        }
-        Err(Error::invalid(format!(
-            "a layer's state has {state} bytes; it must be at most {MAX_STATE_RATIO} times its weights of {weights}"
-        )))
-    }
-
-    fn check_heads(&self) -> Result<()> {
-        check_presence(self.version, "n_head", self.heads.is_some(), self.version != Version::V4)?;
-        let Some(heads) = &self.heads else { return Ok(()) };
+    fn check_heads(&self, heads: &Heads) -> Result<()> {
         check_dim("n_head", heads.n_head, MAX_DIM)?;
         check_dim("head_size", heads.head_size, MAX_HEAD_SIZE)?;
         check_eps("group_norm_eps", heads.group_norm_eps)?;
@@ -203,31 +313,50 @@ impl Config {
         Ok(())
     }
 
+    /// Layer 0 has no value residual, so a model of one layer has no rank of it.
+    fn check_value_rank(&self) -> Result<()> {
+        let Arch::V7(Rwkv7 { value_rank, .. }) = self.arch else { return Ok(()) };
+        let (version, name) = (self.version(), VALUE_RANK.name);
+        match (value_rank, self.n_layer > 1) {
+            (None, true) => Err(Error::invalid(format!("{version} needs {name}"))),
+            (Some(_), false) => Err(Error::invalid(has_no(version, name))),
+            _ => Ok(()),
+        }
+    }
+
+    /// So that a small file cannot ask for all memory there is.
+    fn check_state(&self) -> Result<()> {
+        let [d, a, f] = [self.n_embd, self.n_att, self.n_ffn].map(|dim| dim as u64);
+        let state = 4 * (2 * d + a * self.heads().map_or(3, |heads| heads.head_size as u64));
+        // Matrices that all versions have, in int4.
+        let weights = (4 * a * d + 2 * f * d) / 2;
+        if state <= MAX_STATE_RATIO * weights {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "a layer's state has {state} bytes; it must be at most {MAX_STATE_RATIO} times its weights of {weights}"
+        )))
+    }
+
     /// The CONF section. The configuration must be valid.
     pub(super) fn emit(&self) -> Vec<u8> {
         let mut out = FieldWriter::default();
-        out.u32(&VERSION, self.version.code());
-        let (heads, size) = (self.heads.map(|h| h.n_head), self.heads.map(|h| h.head_size));
-        for (spec, value) in [
-            (N_LAYER, Some(self.n_layer)),
-            (N_EMBD, Some(self.n_embd)),
-            (N_ATT, Some(self.n_att)),
-            (N_FFN, Some(self.n_ffn)),
-            (N_VOCAB, Some(self.n_vocab)),
-            (N_HEAD, heads),
-            (HEAD_SIZE, size),
-            (MIX_RANK, self.mix_rank),
-            (DECAY_RANK, self.decay_rank),
-            (ICLR_RANK, self.iclr_rank),
-            (VALUE_RANK, self.value_rank),
-            (GATE_RANK, self.gate_rank),
-        ] {
-            if let Some(value) = value {
-                out.u32(&spec, value as u32);
-            }
+        out.u32(&VERSION, self.version().code());
+        let dims = [
+            (N_LAYER, self.n_layer),
+            (N_EMBD, self.n_embd),
+            (N_ATT, self.n_att),
+            (N_FFN, self.n_ffn),
+            (N_VOCAB, self.n_vocab),
+        ];
+        let heads = self.heads().map(|heads| [(N_HEAD, heads.n_head), (HEAD_SIZE, heads.head_size)]);
+        for (spec, value) in
+            dims.into_iter().chain(heads.into_iter().flatten()).chain(self.arch.rank_fields())
+        {
+            out.u32(&spec, value as u32);
         }
         out.f32(&LAYER_NORM_EPS, self.layer_norm_eps);
-        if let Some(heads) = self.heads {
+        if let Some(heads) = self.heads() {
             out.f32(&GROUP_NORM_EPS, heads.group_norm_eps);
         }
         out.finish()
@@ -240,21 +369,14 @@ impl Config {
         let version = Version::from_code(code)
             .ok_or_else(|| ErrorKind::Unsupported(format!("architecture {code} is not known here")))?;
         let size = |spec| fields.u32(spec).map(|value| value as usize);
-        let rank = |spec| fields.find_u32(spec).map(|value| value as usize);
         let config = Self {
-            version,
             n_layer: size(&N_LAYER)?,
             n_embd: size(&N_EMBD)?,
             n_att: size(&N_ATT)?,
             n_ffn: size(&N_FFN)?,
             n_vocab: size(&N_VOCAB)?,
             layer_norm_eps: fields.f32(&LAYER_NORM_EPS)?,
-            heads: parse_heads(&fields)?,
-            mix_rank: rank(&MIX_RANK),
-            decay_rank: rank(&DECAY_RANK),
-            iclr_rank: rank(&ICLR_RANK),
-            value_rank: rank(&VALUE_RANK),
-            gate_rank: rank(&GATE_RANK),
+            arch: Arch::parse(&fields, version)?,
         };
         config.validate().map_err(|error| Error::malformed(format!("CONF: {error}")))?;
         Ok(config)
@@ -287,39 +409,47 @@ fn check_eps(name: &str, value: f32) -> Result<()> {
     Err(Error::invalid(format!("{name} is {value}; it must be above 0 and at most 1")))
 }
 
-fn check_presence(version: Version, name: &str, present: bool, wanted: bool) -> Result<()> {
-    match (present, wanted) {
-        (false, true) => Err(Error::invalid(format!("{version} needs {name}"))),
-        (true, false) => Err(Error::invalid(format!("{version} of this depth has no {name}"))),
-        _ => Ok(()),
-    }
+fn has_no(version: Version, name: &str) -> String {
+    format!("{version} of this depth has no {name}")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const HEADS: Heads = Heads { n_head: 8, head_size: 8, group_norm_eps: 64e-5 };
+
     fn config(version: Version) -> Config {
-        let (v6, v7) = (version == Version::V6, version == Version::V7);
-        Config {
-            version,
-            n_layer: 2,
-            n_embd: 64,
-            n_att: 64,
-            n_ffn: 224,
-            n_vocab: 256,
-            layer_norm_eps: 1e-5,
-            heads: (version != Version::V4).then_some(Heads {
-                n_head: 8,
-                head_size: 8,
-                group_norm_eps: 64e-5,
-            }),
-            mix_rank: v6.then_some(32),
-            decay_rank: (v6 || v7).then_some(64),
-            iclr_rank: v7.then_some(64),
-            value_rank: v7.then_some(32),
-            gate_rank: v7.then_some(128),
+        let v5 = |variant| Arch::V5(Rwkv5 { variant, heads: HEADS });
+        let arch = match version {
+            Version::V4 => Arch::V4,
+            Version::V5_0 => v5(Rwkv5Variant::V5_0),
+            Version::V5_1 => v5(Rwkv5Variant::V5_1),
+            Version::V5_2 => v5(Rwkv5Variant::V5_2),
+            Version::V6 => Arch::V6(Rwkv6 { heads: HEADS, mix_rank: 32, decay_rank: 64 }),
+            Version::V7 => Arch::V7(V7),
+        };
+        let (n_layer, n_embd, n_att, n_ffn, n_vocab) = (2, 64, 64, 224, 256);
+        Config { n_layer, n_embd, n_att, n_ffn, n_vocab, layer_norm_eps: 1e-5, arch }
+    }
+
+    const V7: Rwkv7 =
+        Rwkv7 { heads: HEADS, decay_rank: 64, iclr_rank: 64, value_rank: Some(32), gate_rank: 128 };
+
+    /// The error of a CONF section that has the fields of a `version`, with the field `spec` left out if it
+    /// is there, or else put in.
+    fn error_without_or_with(version: Version, spec: &FieldSpec) -> String {
+        let section = config(version).emit();
+        let fields = Fields::parse("CONF", &section, &SCHEMA).unwrap();
+        let mut out = FieldWriter::default();
+        for field in &SCHEMA {
+            match (field.kind, fields.find_u32(field).is_some() != (field.id == spec.id)) {
+                (_, false) => {}
+                (FieldType::F32, true) => out.f32(field, fields.find_f32(field).unwrap_or(1.0)),
+                (_, true) => out.u32(field, fields.find_u32(field).unwrap_or(32)),
+            }
         }
+        Config::parse(&out.finish()).unwrap_err().to_string()
     }
 
     #[test]
@@ -334,30 +464,58 @@ mod tests {
 
     #[test]
     fn missing_and_foreign_fields_are_refused_per_version() {
-        let edits: [fn(&mut Config); 5] = [
-            |c| c.heads = if c.heads.is_some() { None } else { config(Version::V7).heads },
-            |c| c.mix_rank = c.mix_rank.xor(Some(32)),
-            |c| c.decay_rank = c.decay_rank.xor(Some(32)),
-            |c| c.value_rank = c.value_rank.xor(Some(32)),
-            |c| c.gate_rank = c.gate_rank.xor(Some(32)),
+        let [mix, decay, iclr, value, gate] = [
+            (MIX_RANK, [false, true, false]),
+            (DECAY_RANK, [false, true, true]),
+            (ICLR_RANK, [false, false, true]),
+            (VALUE_RANK, [false, false, true]),
+            (GATE_RANK, [false, false, true]),
         ];
         for version in Version::ALL {
-            for (i, edit) in edits.iter().enumerate() {
-                let mut config = config(version);
-                edit(&mut config);
-                assert!(config.validate().is_err(), "{version}, edit {i}");
-                assert!(Config::parse(&config.emit()).is_err(), "{version}, edit {i}");
+            for (spec, [older, v6, v7]) in [mix, decay, iclr, value, gate] {
+                let has = match version {
+                    Version::V6 => v6,
+                    Version::V7 => v7,
+                    _ => older,
+                };
+                let text = if has { "needs" } else { "of this depth has no" };
+                let expected = format!("CONF: {version} {text} {}", spec.name);
+                let error = error_without_or_with(version, &spec);
+                assert!(error.contains(&expected), "{error}");
             }
         }
+    }
+
+    #[test]
+    fn the_three_fields_of_heads_go_together_and_rwkv_4_has_none() {
+        for version in Version::ALL {
+            for spec in [N_HEAD, HEAD_SIZE, GROUP_NORM_EPS] {
+                let error = error_without_or_with(version, &spec);
+                assert!(error.contains("n_head, head_size and group_norm_eps go together"), "{error}");
+            }
+        }
+        let (v4, v5) = (config(Version::V4).emit(), config(Version::V5_0).emit());
+        let code = |section: &[u8], version: Version| {
+            let mut section = section.to_vec();
+            section[8..12].copy_from_slice(&version.code().to_le_bytes());
+            Config::parse(&section).unwrap_err().to_string()
+        };
+        let error = code(&v4, Version::V5_0);
+        assert!(error.contains("CONF: RWKV-5.0 needs n_head"), "{error}");
+        let error = code(&v5, Version::V4);
+        assert!(error.contains("CONF: RWKV-4 of this depth has no n_head"), "{error}");
     }
 
     #[test]
     fn a_single_layer_of_rwkv_7_has_no_value_rank() {
         let mut config = config(Version::V7);
         config.n_layer = 1;
-        assert!(config.validate().is_err());
-        config.value_rank = None;
+        let error = config.validate().unwrap_err().to_string();
+        assert!(error.contains("RWKV-7 of this depth has no value_rank"), "{error}");
+        config.arch = Arch::V7(Rwkv7 { value_rank: None, ..V7 });
         config.validate().unwrap();
+        config.n_layer = 2;
+        assert!(config.validate().unwrap_err().to_string().contains("RWKV-7 needs value_rank"));
     }
 
     #[test]
@@ -371,7 +529,10 @@ mod tests {
             |c| c.n_att = 65,
             |c| c.layer_norm_eps = f32::NAN,
             |c| c.layer_norm_eps = 0.0,
-            |c| c.heads.as_mut().unwrap().group_norm_eps = f32::INFINITY,
+            |c| {
+                let heads = Heads { group_norm_eps: f32::INFINITY, ..HEADS };
+                c.arch = Arch::V5(Rwkv5 { variant: Rwkv5Variant::V5_2, heads });
+            },
         ];
         for (i, edit) in edits.iter().enumerate() {
             let mut config = config(Version::V5_2);
@@ -385,7 +546,8 @@ mod tests {
         let heads = |n_embd, n_head, head_size| {
             let mut config = config(Version::V5_2);
             (config.n_embd, config.n_att, config.n_ffn) = (n_embd, n_head * head_size, 32);
-            config.heads = Some(Heads { n_head, head_size, group_norm_eps: 64e-5 });
+            let heads = Heads { n_head, head_size, ..HEADS };
+            config.arch = Arch::V5(Rwkv5 { variant: Rwkv5Variant::V5_2, heads });
             config.validate()
         };
         heads(1024, 1, 1024).unwrap();
@@ -402,17 +564,21 @@ mod tests {
 
     #[test]
     fn ranks_above_8192_are_refused() {
-        let ranks: [fn(&mut Config) -> &mut Option<usize>; 4] =
-            [|c| &mut c.decay_rank, |c| &mut c.iclr_rank, |c| &mut c.value_rank, |c| &mut c.gate_rank];
-        for rank in ranks {
+        let v7: [fn(usize) -> Rwkv7; 4] = [
+            |decay_rank| Rwkv7 { decay_rank, ..V7 },
+            |iclr_rank| Rwkv7 { iclr_rank, ..V7 },
+            |value_rank| Rwkv7 { value_rank: Some(value_rank), ..V7 },
+            |gate_rank| Rwkv7 { gate_rank, ..V7 },
+        ];
+        for with_rank in v7 {
             let mut config = config(Version::V7);
-            *rank(&mut config) = Some(8192);
+            config.arch = Arch::V7(with_rank(8192));
             config.validate().unwrap();
-            *rank(&mut config) = Some(8193);
+            config.arch = Arch::V7(with_rank(8193));
             assert!(config.validate().is_err() && Config::parse(&config.emit()).is_err());
         }
         let mut config = config(Version::V6);
-        config.mix_rank = Some(8193);
+        config.arch = Arch::V6(Rwkv6 { heads: HEADS, mix_rank: 8193, decay_rank: 64 });
         assert!(config.validate().is_err());
     }
 

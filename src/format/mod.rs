@@ -27,7 +27,7 @@ mod verifier;
 mod writer;
 
 pub use chat::{Chat, SamplingParams};
-pub use config::{Config, Heads, Version};
+pub use config::{Arch, Config, Heads, Rwkv5, Rwkv5Variant, Rwkv6, Rwkv7, Version};
 pub use file_layout::{FileContents, FileLayout, WriteSpec};
 pub use handles::{MatrixHandle, RecordsHandle, U32Handle, VectorHandle};
 pub use header::{MAJOR_VERSION, MINOR_VERSION, Section, SectionKind};

@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use super::{
-    Chat, Config, ElementType, FileContents, FileLayout, ModelWriter, Provenance, Replace, SelfTest, Target,
-    TensorLayout, Version, WriteSpec,
+    Arch, Chat, Config, ElementType, FileContents, FileLayout, ModelWriter, Provenance, Replace, SelfTest,
+    Target, TensorLayout, WriteSpec,
 };
 
 pub(crate) const N_VOCAB: usize = 16;
@@ -22,19 +22,13 @@ pub(crate) fn contents() -> FileContents {
     };
     FileContents {
         config: Config {
-            version: Version::V4,
             n_layer: 1,
             n_embd: N_EMBD,
             n_att: N_ATT,
             n_ffn: N_FFN,
             n_vocab: N_VOCAB,
             layer_norm_eps: 1e-5,
-            heads: None,
-            mix_rank: None,
-            decay_rank: None,
-            iclr_rank: None,
-            value_rank: None,
-            gate_rank: None,
+            arch: Arch::V4,
         },
         tokenizer: b"a tokenizer".to_vec(),
         chat: Chat {

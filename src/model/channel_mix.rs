@@ -3,7 +3,7 @@
 use rwkv_edge_kernels::layout::Shift;
 
 use crate::error::Result;
-use crate::format::{Config, MatrixHandle, ModelFile, VectorHandle, Version};
+use crate::format::{Arch, Config, MatrixHandle, ModelFile, VectorHandle};
 use crate::memory::Buffers;
 
 use super::batch::Step;
@@ -60,16 +60,16 @@ impl<'a> Scratch<'a> {
 
 impl ChannelMix {
     pub(crate) fn load(file: &ModelFile, config: &Config, index: usize) -> Result<Self> {
-        let Config { n_embd, n_ffn, version, .. } = *config;
+        let Config { n_embd, n_ffn, arch, .. } = *config;
         let name = |tail: &str| format!("blocks.{index}.ffn.{tail}");
-        let (mix, shift) = match version {
-            Version::V6 => ("time_maa_", Shift::Previous),
-            Version::V7 => ("x_", Shift::Previous),
-            _ => ("time_mix_", Shift::Current),
+        let (mix, shift) = match arch {
+            Arch::V4 | Arch::V5(_) => ("time_mix_", Shift::Current),
+            Arch::V6(_) => ("time_maa_", Shift::Previous),
+            Arch::V7(_) => ("x_", Shift::Previous),
         };
-        let gate = match version {
-            Version::V7 => None,
-            _ => Some(Gate {
+        let gate = match arch {
+            Arch::V7(_) => None,
+            Arch::V4 | Arch::V5(_) | Arch::V6(_) => Some(Gate {
                 mix_r: file.vector_handle(&name(&format!("{mix}r")), n_embd)?,
                 receptance: file.matrix_handle(&name("receptance.weight"), n_embd, n_embd)?,
             }),

@@ -2,6 +2,8 @@
 //!
 //! The versions differ in time mixing, which each version's module implements as a [`TimeMix`].
 
+use std::ops::Range;
+
 use crate::error::Result;
 use crate::format::{Config, ModelFile};
 use crate::memory::Buffers;
@@ -18,17 +20,25 @@ pub(crate) trait TimeMix: Sized {
     /// Buffers for the tokens of a batch, shared by all layers.
     type Scratch<'a>;
 
+    /// Hyperparameters that only this version has.
+    type Arch;
+
     /// Floats of recurrent state beside the shifted input.
-    fn state_len(config: &Config) -> usize;
+    fn state_len(config: &Config, arch: &Self::Arch) -> usize;
 
     /// Puts the state, which is zero, to its value before the first token.
     fn init_state(_state: &mut [f32]) {}
 
     /// Finds the weights of layer `index`.
-    fn load(file: &ModelFile, config: &Config, index: usize) -> Result<Self>;
+    fn load(file: &ModelFile, config: &Config, arch: &Self::Arch, index: usize) -> Result<Self>;
 
     /// Takes the scratch buffers for `tokens` tokens.
-    fn take<'a>(buffers: &mut impl Buffers<'a>, config: &Config, tokens: usize) -> Self::Scratch<'a>;
+    fn take<'a>(
+        buffers: &mut impl Buffers<'a>,
+        config: &Config,
+        arch: &Self::Arch,
+        tokens: usize,
+    ) -> Self::Scratch<'a>;
 
     /// Computes `out`, `[tokens, n_embd]`, and updates the states of the texts.
     fn forward(
@@ -43,8 +53,8 @@ pub(crate) trait TimeMix: Sized {
 /// Weights of one layer.
 #[derive(Debug)]
 pub(crate) struct Layer<T> {
-    /// Number of the layer.
-    index: usize,
+    /// The layer's part of a text's recurrent state.
+    state: Range<usize>,
     ln1: Norm,
     time_mix: T,
     ln2: Norm,
@@ -67,6 +77,7 @@ impl<'a, T: TimeMix> Scratch<'a, T> {
     pub(crate) fn take(
         buffers: &mut impl Buffers<'a>,
         config: &Config,
+        arch: &T::Arch,
         threads: usize,
         tokens: usize,
     ) -> Self {
@@ -75,26 +86,27 @@ impl<'a, T: TimeMix> Scratch<'a, T> {
             h: Vectors::take(buffers, SCRATCH, [tokens, n_embd]),
             out: Vectors::take(buffers, SCRATCH, [tokens, n_embd]),
             active: ActiveColumns::take(buffers, n_ffn, n_embd, threads),
-            time_mix: T::take(buffers, config, tokens),
+            time_mix: T::take(buffers, config, arch, tokens),
             channel_mix: channel_mix::Scratch::take(buffers, config, tokens),
         }
     }
 }
 
 impl<T: TimeMix> Layer<T> {
-    pub(crate) fn load(file: &ModelFile, config: &Config, index: usize) -> Result<Self> {
+    pub(crate) fn load(file: &ModelFile, config: &Config, arch: &T::Arch, index: usize) -> Result<Self> {
+        let len = Self::state_len(config, arch);
         Ok(Self {
-            index,
+            state: index * len..(index + 1) * len,
             ln1: Norm::load(file, &format!("blocks.{index}.ln1"), config.n_embd)?,
-            time_mix: T::load(file, config, index)?,
+            time_mix: T::load(file, config, arch, index)?,
             ln2: Norm::load(file, &format!("blocks.{index}.ln2"), config.n_embd)?,
             channel_mix: ChannelMix::load(file, config, index)?,
         })
     }
 
     /// Floats of recurrent state: the two shifted inputs, then that of time mixing.
-    pub(crate) fn state_len(config: &Config) -> usize {
-        T::state_len(config).saturating_add(2 * config.n_embd)
+    pub(crate) fn state_len(config: &Config, arch: &T::Arch) -> usize {
+        T::state_len(config, arch).saturating_add(2 * config.n_embd)
     }
 
     /// Puts one layer's state to its value before the first token.
@@ -107,22 +119,20 @@ impl<T: TimeMix> Layer<T> {
     pub(crate) fn forward(
         &self,
         ops: &mut Ops<'_>,
-        config: &Config,
         batch: &mut Batch<'_, '_>,
         x: &mut Vectors<'_>,
         scratch: &mut Scratch<'_, T>,
     ) {
         let Scratch { h, out, active, time_mix, channel_mix } = scratch;
-        let (tokens, len) = (batch.tokens(), Self::state_len(config));
-        let state = self.index * len..(self.index + 1) * len;
+        let tokens = batch.tokens();
 
-        let mut step = Step::new(batch, state.clone(), (Mixing::Time, self.ln1), x, h);
+        let mut step = Step::new(batch, self.state.clone(), (Mixing::Time, self.ln1), x, h);
         self.time_mix.forward(ops, &mut step, out, time_mix);
         step.finish();
         ops.meter.end(Phase::TimeMixOut);
         ops.kernels.add(x.first_mut(tokens), out.first_mut(tokens));
 
-        let mut step = Step::new(batch, state, (Mixing::Channel, self.ln2), x, h);
+        let mut step = Step::new(batch, self.state.clone(), (Mixing::Channel, self.ln2), x, h);
         self.channel_mix.forward(ops, &mut step, out, channel_mix, active);
         step.finish();
         ops.meter.end(Phase::ChannelMixValue);

@@ -30,12 +30,12 @@ use rwkv_edge_kernels::Kernels;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{
-    Chat, Config, ElementType, ModelFile, RecordsHandle, TensorInfo, TensorLayout, VectorHandle, Version,
+    Arch, Chat, Config, ElementType, ModelFile, RecordsHandle, TensorInfo, TensorLayout, VectorHandle,
 };
 use crate::memory::Buffers;
 use crate::threads::Pool;
 use crate::tokenizer::Tokenizer;
-use layer::Layer;
+use layer::{Layer, TimeMix};
 use lm_head::LmHead;
 use names::Extras;
 use ops::Ops;
@@ -54,29 +54,38 @@ pub use state::State;
 /// The layers, whose time mixing depends on the version.
 #[derive(Debug)]
 enum Layers {
-    V4(Vec<Layer<v4::TimeMix>>),
-    V5(Vec<Layer<v5::TimeMix>>),
-    V6(Vec<Layer<v6::TimeMix>>),
-    V7(Vec<Layer<v7::TimeMix>>),
+    V4(Stack<v4::TimeMix>),
+    V5(Stack<v5::TimeMix>),
+    V6(Stack<v6::TimeMix>),
+    V7(Stack<v7::TimeMix>),
 }
 
-/// Evaluates an expression with `$T` standing for the [`layer::TimeMix`] of a version.
+/// Layers of one version, with the hyperparameters that only this version has.
+#[derive(Debug)]
+struct Stack<T: TimeMix> {
+    arch: T::Arch,
+    layers: Vec<Layer<T>>,
+}
+
+/// Evaluates an expression with `$T` standing for the [`layer::TimeMix`] of an architecture, and `$arch` for
+/// its own hyperparameters.
 macro_rules! with_time_mix {
-    ($version:expr, $T:ident => $body:expr) => {
-        match $version {
-            Version::V4 => {
+    ($config:expr, $T:ident, $arch:ident => $body:expr) => {
+        match &$config.arch {
+            Arch::V4 => {
                 type $T = v4::TimeMix;
+                let $arch = &();
                 $body
             }
-            Version::V5_0 | Version::V5_1 | Version::V5_2 => {
+            Arch::V5($arch) => {
                 type $T = v5::TimeMix;
                 $body
             }
-            Version::V6 => {
+            Arch::V6($arch) => {
                 type $T = v6::TimeMix;
                 $body
             }
-            Version::V7 => {
+            Arch::V7($arch) => {
                 type $T = v7::TimeMix;
                 $body
             }
@@ -86,7 +95,7 @@ macro_rules! with_time_mix {
 
 /// Floats of recurrent state in one layer of a model with hyperparameters `config`.
 fn layer_state_len(config: &Config) -> usize {
-    with_time_mix!(config.version, T => Layer::<T>::state_len(config))
+    with_time_mix!(config, T, arch => Layer::<T>::state_len(config, arch))
 }
 
 /// Floats of recurrent state of a model with hyperparameters `config`; `usize::MAX` if they are more than that.
@@ -140,8 +149,8 @@ impl<'a> Workspace<'a> {
 /// Takes the buffers for batches of up to `tokens` tokens, and forgets them: for the memory plan.
 pub(crate) fn measure<'a>(config: &Config, threads: usize, tokens: usize, buffers: &mut impl Buffers<'a>) {
     Workspace::take(buffers, config, tokens);
-    with_time_mix!(config.version, T => {
-        layer::Scratch::<T>::take(buffers, config, threads, tokens);
+    with_time_mix!(config, T, arch => {
+        layer::Scratch::<T>::take(buffers, config, arch, threads, tokens);
     });
 }
 
@@ -249,7 +258,7 @@ impl Model {
         state.forget_tokens();
         let mut tuned = self.initial_state.iter();
         for state in state.recurrent_mut().chunks_exact_mut(layer_state_len(config)) {
-            with_time_mix!(config.version, T => Layer::<T>::init_state(state, config));
+            with_time_mix!(config, T, _arch => Layer::<T>::init_state(state, config));
             if let Some(&tuned) = tuned.next() {
                 state[2 * config.n_embd..].copy_from_slice(self.file.vector(tuned));
             }
@@ -303,12 +312,12 @@ impl Model {
         let state_bytes = (batch.tokens() * state_len(config) * size_of::<f32>()) as u64;
         ops.meter.traffic.weight_bytes += self.small_bytes;
         ops.meter.traffic.state_bytes += state_bytes;
-        let ops = &mut ops;
+        let run = (&mut ops, &mut batch, &mut x);
         match &self.layers {
-            Layers::V4(layers) => run_layers(layers, ops, config, &mut batch, &mut x, most_tokens, buffers),
-            Layers::V5(layers) => run_layers(layers, ops, config, &mut batch, &mut x, most_tokens, buffers),
-            Layers::V6(layers) => run_layers(layers, ops, config, &mut batch, &mut x, most_tokens, buffers),
-            Layers::V7(layers) => run_layers(layers, ops, config, &mut batch, &mut x, most_tokens, buffers),
+            Layers::V4(stack) => stack.run(run, config, most_tokens, buffers),
+            Layers::V5(stack) => stack.run(run, config, most_tokens, buffers),
+            Layers::V6(stack) => stack.run(run, config, most_tokens, buffers),
+            Layers::V7(stack) => stack.run(run, config, most_tokens, buffers),
         }
         batch.finish(&x);
         Ok(())
@@ -368,31 +377,35 @@ fn advise(file: &ModelFile, options: &LoadOptions) -> Result<()> {
 
 impl Layers {
     fn load(file: &ModelFile) -> Result<Self> {
-        fn layers<T: layer::TimeMix>(file: &ModelFile) -> Result<Vec<Layer<T>>> {
-            let config = file.config();
-            (0..config.n_layer).map(|index| Layer::load(file, config, index)).collect()
-        }
-        match file.config().version {
-            Version::V4 => Ok(Layers::V4(layers(file)?)),
-            Version::V5_0 | Version::V5_1 | Version::V5_2 => Ok(Layers::V5(layers(file)?)),
-            Version::V6 => Ok(Layers::V6(layers(file)?)),
-            Version::V7 => Ok(Layers::V7(layers(file)?)),
-        }
+        Ok(match file.config().arch {
+            Arch::V4 => Layers::V4(Stack::load(file, ())?),
+            Arch::V5(arch) => Layers::V5(Stack::load(file, arch)?),
+            Arch::V6(arch) => Layers::V6(Stack::load(file, arch)?),
+            Arch::V7(arch) => Layers::V7(Stack::load(file, arch)?),
+        })
     }
 }
 
-/// Runs all layers on the residual streams `x` of a batch, `[tokens, n_embd]`, with buffers for up to `most_tokens`.
-fn run_layers<'a, T: layer::TimeMix>(
-    layers: &[Layer<T>],
-    ops: &mut Ops<'_>,
-    config: &Config,
-    batch: &mut Batch<'_, '_>,
-    x: &mut Vectors<'_>,
-    most_tokens: usize,
-    buffers: &mut impl Buffers<'a>,
-) {
-    let mut scratch = layer::Scratch::take(buffers, config, ops.pool.threads(), most_tokens);
-    layers.iter().for_each(|layer| layer.forward(ops, config, batch, x, &mut scratch));
+impl<T: TimeMix> Stack<T> {
+    fn load(file: &ModelFile, arch: T::Arch) -> Result<Self> {
+        let config = file.config();
+        let layers: Result<_> =
+            (0..config.n_layer).map(|index| Layer::load(file, config, &arch, index)).collect();
+        Ok(Self { layers: layers?, arch })
+    }
+
+    /// Runs all layers on the residual streams `x` of a batch, `[tokens, n_embd]`, in buffers for up to `most_tokens`.
+    fn run<'a>(
+        &self,
+        (ops, batch, x): (&mut Ops<'_>, &mut Batch<'_, '_>, &mut Vectors<'_>),
+        config: &Config,
+        most_tokens: usize,
+        buffers: &mut impl Buffers<'a>,
+    ) {
+        let threads = ops.pool.threads();
+        let mut scratch = layer::Scratch::take(buffers, config, &self.arch, threads, most_tokens);
+        self.layers.iter().for_each(|layer| layer.forward(ops, batch, x, &mut scratch));
+    }
 }
 
 /// Bytes of all vectors that every token reads, and of a row of the embedding.
@@ -411,7 +424,7 @@ fn small_bytes(file: &ModelFile) -> Result<u64> {
 /// The tuned WKV states of all layers.
 fn initial_state(file: &ModelFile) -> Result<Vec<VectorHandle>> {
     let config = file.config();
-    let len = wkv_heads::state_len(config);
+    let len = config.heads().map_or(0, |heads| wkv_heads::state_len(config, heads));
     (0..config.n_layer).map(|layer| file.vector_handle(&names::initial_state(layer), len)).collect()
 }
 
@@ -428,7 +441,7 @@ fn check_tensors(file: &ModelFile, tuned_state: bool) -> Result<()> {
     let mut tensors = file.tensors().iter();
     match tensors.find(|tensor| !known.contains(tensor.name.as_str()) && !checksums(&tensor.name)) {
         Some(unknown) => {
-            let version = file.config().version;
+            let version = file.config().version();
             Err(ErrorKind::Unsupported(format!("tensor {} in a {version} model", unknown.name)).into())
         }
         None => Ok(()),

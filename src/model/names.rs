@@ -7,7 +7,7 @@
 use rwkv_edge_kernels::GROUP_SIZE;
 
 use crate::error::Result;
-use crate::format::{Config, Version};
+use crate::format::{Arch, Config, Rwkv5, Rwkv5Variant, Rwkv6, Rwkv7};
 
 /// What a tensor is for, which decides its precision and layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,18 +85,18 @@ pub struct Extras {
 /// so that it lies in a range of its own.
 ///
 /// # Errors
-/// If the version needs a dimension that `config` does not have.
+/// If `config` is not valid.
 pub fn tensors(config: &Config, extras: Extras) -> Result<Vec<ModelTensor>> {
     config.validate()?;
     let mut list = List { config, extras, block: String::new(), specs: Vec::new() };
     for layer in 0..config.n_layer {
         list.block = format!("blocks.{layer}.");
         list.norm("ln1", config.n_embd);
-        match config.version {
-            Version::V4 => list.time_mix_v4(),
-            Version::V5_0 | Version::V5_1 | Version::V5_2 => list.time_mix_v5(),
-            Version::V6 => list.time_mix_v6(),
-            Version::V7 => list.time_mix_v7(layer),
+        match &config.arch {
+            Arch::V4 => list.time_mix_v4(),
+            Arch::V5(arch) => list.time_mix_v5(arch),
+            Arch::V6(arch) => list.time_mix_v6(arch),
+            Arch::V7(arch) => list.time_mix_v7(arch, layer),
         }
         list.norm("ln2", config.n_embd);
         list.channel_mix();
@@ -108,7 +108,7 @@ pub fn tensors(config: &Config, extras: Extras) -> Result<Vec<ModelTensor>> {
         list.add(HEAD_RESIDUAL, [config.n_vocab, config.n_embd], Role::HeadResidual);
         list.add(HEAD_BOUND, [config.n_vocab, 1], Role::HeadBound);
     }
-    if let (true, Some(heads)) = (extras.tuned_state, config.heads) {
+    if let (true, Some(heads)) = (extras.tuned_state, config.heads()) {
         for layer in 0..config.n_layer {
             list.add(&initial_state(layer), [config.n_att * heads.head_size, 1], Role::State);
         }
@@ -160,8 +160,7 @@ impl List<'_> {
     }
 
     /// Both factors of a low-rank matrix: `[rank, n_embd]`, then `[n_out, rank]`.
-    fn low_rank(&mut self, names: [&str; 2], rank: Option<usize>, n_out: usize) {
-        let rank = rank.unwrap_or_default();
+    fn low_rank(&mut self, names: [&str; 2], rank: usize, n_out: usize) {
         self.add(&format!("att.{}", names[0]), [rank, self.config.n_embd], Role::LowRank);
         self.add(&format!("att.{}", names[1]), [n_out, rank], Role::LowRank);
     }
@@ -174,9 +173,9 @@ impl List<'_> {
         self.output();
     }
 
-    fn time_mix_v5(&mut self) {
-        let Config { n_embd, n_att, version, .. } = *self.config;
-        let gated = version != Version::V5_0;
+    fn time_mix_v5(&mut self, arch: &Rwkv5) {
+        let Config { n_embd, n_att, .. } = *self.config;
+        let gated = arch.variant != Rwkv5Variant::V5_0;
         self.vectors("att.", &["time_mix_k", "time_mix_v", "time_mix_r"], n_embd);
         if gated {
             self.vectors("att.", &["time_mix_g"], n_embd);
@@ -190,29 +189,30 @@ impl List<'_> {
         self.output();
     }
 
-    fn time_mix_v6(&mut self) {
-        let Config { n_embd, n_att, mix_rank, decay_rank, .. } = *self.config;
+    fn time_mix_v6(&mut self, arch: &Rwkv6) {
+        let Config { n_embd, n_att, .. } = *self.config;
+        let Rwkv6 { mix_rank, decay_rank, .. } = *arch;
         self.vectors("att.time_maa_", &["x", "w", "k", "v", "r", "g"], n_embd);
         self.vectors("att.", &["time_decay", "time_faaaa"], n_att);
         self.norm("att.ln_x", n_att);
-        let rank = mix_rank.unwrap_or_default();
-        self.add("att.time_maa_w1", [5 * rank, n_embd], Role::LowRank);
+        self.add("att.time_maa_w1", [5 * mix_rank, n_embd], Role::LowRank);
         for name in V6_MIXES {
-            self.add(&format!("att.time_maa_w2.{name}"), [n_embd, rank], Role::LowRank);
+            self.add(&format!("att.time_maa_w2.{name}"), [n_embd, mix_rank], Role::LowRank);
         }
         self.low_rank(["time_decay_w1", "time_decay_w2"], decay_rank, n_att);
         self.projections(&["key", "value", "receptance", "gate"]);
         self.output();
     }
 
-    fn time_mix_v7(&mut self, layer: usize) {
-        let Config { n_embd, n_att, decay_rank, iclr_rank, value_rank, gate_rank, .. } = *self.config;
+    fn time_mix_v7(&mut self, arch: &Rwkv7, layer: usize) {
+        let Config { n_embd, n_att, .. } = *self.config;
+        let Rwkv7 { decay_rank, iclr_rank, value_rank, gate_rank, .. } = *arch;
         self.vectors("att.x_", &["r", "w", "k", "v", "a", "g"], n_embd);
         self.vectors("att.", &["w0", "a0", "k_k", "k_a", "r_k"], n_att);
         self.norm("att.ln_x", n_att);
         self.low_rank(["w1", "w2"], decay_rank, n_att);
         self.low_rank(["a1", "a2"], iclr_rank, n_att);
-        if layer > 0 {
+        if let (1.., Some(value_rank)) = (layer, value_rank) {
             self.vectors("att.", &["v0"], n_att);
             self.low_rank(["v1", "v2"], value_rank, n_att);
         }
@@ -222,15 +222,15 @@ impl List<'_> {
     }
 
     fn channel_mix(&mut self) {
-        let Config { n_embd, n_ffn, version, .. } = *self.config;
-        let mixes: &[&str] = match version {
-            Version::V6 => &["time_maa_k", "time_maa_r"],
-            Version::V7 => &["x_k"],
-            _ => &["time_mix_k", "time_mix_r"],
+        let Config { n_embd, n_ffn, arch, .. } = *self.config;
+        let mixes: &[&str] = match arch {
+            Arch::V4 | Arch::V5(_) => &["time_mix_k", "time_mix_r"],
+            Arch::V6(_) => &["time_maa_k", "time_maa_r"],
+            Arch::V7(_) => &["x_k"],
         };
         self.vectors("ffn.", mixes, n_embd);
         self.add("ffn.key.weight", [n_ffn, n_embd], Role::Matrix);
-        if version != Version::V7 {
+        if !matches!(arch, Arch::V7(_)) {
             self.add("ffn.receptance.weight", [n_embd, n_embd], Role::Matrix);
         }
         self.add("ffn.value.weight", [n_embd, n_ffn], Role::SparseMatrix);

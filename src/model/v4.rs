@@ -68,9 +68,10 @@ impl<'a> Wkv<'a> {
 }
 
 impl layer::TimeMix for TimeMix {
+    type Arch = ();
     type Scratch<'a> = Scratch<'a>;
 
-    fn state_len(config: &Config) -> usize {
+    fn state_len(config: &Config, _arch: &()) -> usize {
         3 * config.n_att
     }
 
@@ -78,7 +79,7 @@ impl layer::TimeMix for TimeMix {
         Wkv::split(state).pp.fill(-1e30);
     }
 
-    fn load(file: &ModelFile, config: &Config, index: usize) -> Result<Self> {
+    fn load(file: &ModelFile, config: &Config, _arch: &(), index: usize) -> Result<Self> {
         let Config { n_embd, n_att, .. } = *config;
         let vector = |name: &str, len| file.vector_handle(&format!("blocks.{index}.att.{name}"), len);
         let matrix = |name: &str, rows, cols| {
@@ -97,7 +98,7 @@ impl layer::TimeMix for TimeMix {
         })
     }
 
-    fn take<'a>(buffers: &mut impl Buffers<'a>, config: &Config, tokens: usize) -> Scratch<'a> {
+    fn take<'a>(buffers: &mut impl Buffers<'a>, config: &Config, _arch: &(), tokens: usize) -> Scratch<'a> {
         let Config { n_embd, n_att, .. } = *config;
         Scratch {
             xk: Activations::take(buffers, SCRATCH, [tokens, n_embd]),

@@ -4,7 +4,7 @@
 use rwkv_edge_kernels::layout::Shift;
 
 use crate::error::Result;
-use crate::format::{Config, MatrixHandle, ModelFile, VectorHandle, Version};
+use crate::format::{Config, MatrixHandle, ModelFile, Rwkv5, Rwkv5Variant, VectorHandle};
 use crate::memory::Buffers;
 
 use super::batch::Step;
@@ -63,27 +63,28 @@ pub(crate) struct Scratch<'a> {
 }
 
 impl layer::TimeMix for TimeMix {
+    type Arch = Rwkv5;
     type Scratch<'a> = Scratch<'a>;
 
-    fn state_len(config: &Config) -> usize {
-        wkv_heads::state_len(config)
+    fn state_len(config: &Config, arch: &Rwkv5) -> usize {
+        wkv_heads::state_len(config, &arch.heads)
     }
 
-    fn load(file: &ModelFile, config: &Config, index: usize) -> Result<Self> {
-        let Config { n_embd, n_att, version, .. } = *config;
+    fn load(file: &ModelFile, config: &Config, arch: &Rwkv5, index: usize) -> Result<Self> {
+        let Config { n_embd, n_att, .. } = *config;
         let vector = |name: &str, len| file.vector_handle(&format!("blocks.{index}.att.{name}"), len);
         let matrix = |name: &str, rows, cols| {
             file.matrix_handle(&format!("blocks.{index}.att.{name}.weight"), rows, cols)
         };
-        let gate = match version {
-            Version::V5_0 => None,
-            _ => Some(Gate {
+        let gate = match arch.variant {
+            Rwkv5Variant::V5_0 => None,
+            Rwkv5Variant::V5_1 | Rwkv5Variant::V5_2 => Some(Gate {
                 time_mix_g: vector("time_mix_g", n_embd)?,
                 weight: matrix("gate", n_att, n_embd)?,
             }),
         };
         Ok(Self {
-            heads: WkvHeads::load(file, config, index)?,
+            heads: WkvHeads::load(file, config, &arch.heads, index)?,
             time_mix_k: vector("time_mix_k", n_embd)?,
             time_mix_v: vector("time_mix_v", n_embd)?,
             time_mix_r: vector("time_mix_r", n_embd)?,
@@ -97,7 +98,12 @@ impl layer::TimeMix for TimeMix {
         })
     }
 
-    fn take<'a>(buffers: &mut impl Buffers<'a>, config: &Config, tokens: usize) -> Scratch<'a> {
+    fn take<'a>(
+        buffers: &mut impl Buffers<'a>,
+        config: &Config,
+        _arch: &Rwkv5,
+        tokens: usize,
+    ) -> Scratch<'a> {
         let Config { n_embd, n_att, .. } = *config;
         Scratch {
             xk: Activations::take(buffers, SCRATCH, [tokens, n_embd]),

@@ -3,8 +3,8 @@
 
 use rwkv_edge_kernels::layout::Shift;
 
-use crate::error::{Error, Result};
-use crate::format::{Config, MatrixHandle, ModelFile, VectorHandle};
+use crate::error::Result;
+use crate::format::{Config, MatrixHandle, ModelFile, Rwkv6, VectorHandle};
 use crate::memory::Buffers;
 
 use super::batch::Step;
@@ -67,17 +67,16 @@ pub(crate) struct Scratch<'a> {
 }
 
 impl layer::TimeMix for TimeMix {
+    type Arch = Rwkv6;
     type Scratch<'a> = Scratch<'a>;
 
-    fn state_len(config: &Config) -> usize {
-        wkv_heads::state_len(config)
+    fn state_len(config: &Config, arch: &Rwkv6) -> usize {
+        wkv_heads::state_len(config, &arch.heads)
     }
 
-    fn load(file: &ModelFile, config: &Config, index: usize) -> Result<Self> {
+    fn load(file: &ModelFile, config: &Config, arch: &Rwkv6, index: usize) -> Result<Self> {
         let Config { n_embd, n_att, .. } = *config;
-        let (Some(mix_rank), Some(decay_rank)) = (config.mix_rank, config.decay_rank) else {
-            return Err(Error::malformed("RWKV-6 without its low ranks"));
-        };
+        let Rwkv6 { mix_rank, decay_rank, .. } = *arch;
         let name = |tail: &str| format!("blocks.{index}.att.{tail}");
         let vector = |tail: &str, len| file.vector_handle(&name(tail), len);
         let matrix = |tail: &str, rows, cols| file.matrix_handle(&name(tail), rows, cols);
@@ -86,7 +85,7 @@ impl layer::TimeMix for TimeMix {
         let maa = |mix: &str| vector(&format!("time_maa_{mix}"), n_embd);
         let maa_w2 = |mix: &str| matrix(&format!("time_maa_w2.{mix}"), n_embd, mix_rank);
         Ok(Self {
-            heads: WkvHeads::load(file, config, index)?,
+            heads: WkvHeads::load(file, config, &arch.heads, index)?,
             time_maa_x: vector("time_maa_x", n_embd)?,
             time_maa: [maa(w)?, maa(k)?, maa(v)?, maa(r)?, maa(g)?],
             time_maa_w1: matrix("time_maa_w1", 5 * mix_rank, n_embd)?,
@@ -105,9 +104,9 @@ impl layer::TimeMix for TimeMix {
         })
     }
 
-    fn take<'a>(buffers: &mut impl Buffers<'a>, config: &Config, tokens: usize) -> Scratch<'a> {
+    fn take<'a>(buffers: &mut impl Buffers<'a>, config: &Config, arch: &Rwkv6, tokens: usize) -> Scratch<'a> {
         let Config { n_embd, n_att, .. } = *config;
-        let (mix_rank, decay_rank) = (config.mix_rank.unwrap_or(0), config.decay_rank.unwrap_or(0));
+        let Rwkv6 { mix_rank, decay_rank, .. } = *arch;
         Scratch {
             xx: Activations::take(buffers, SCRATCH, [tokens, n_embd]),
             low: Vectors::take(buffers, SCRATCH, [tokens, 5 * mix_rank]),

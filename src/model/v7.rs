@@ -5,7 +5,7 @@ use rwkv_edge_kernels::Kernels;
 use rwkv_edge_kernels::layout::{Activation, Matrix, Shift};
 
 use crate::error::{Error, Result};
-use crate::format::{Config, MatrixHandle, ModelFile, VectorHandle};
+use crate::format::{Config, MatrixHandle, ModelFile, Rwkv7, VectorHandle};
 use crate::memory::Buffers;
 
 use super::batch::Step;
@@ -83,19 +83,19 @@ pub(crate) struct Scratch<'a> {
 }
 
 impl layer::TimeMix for TimeMix {
+    type Arch = Rwkv7;
     type Scratch<'a> = Scratch<'a>;
 
-    fn state_len(config: &Config) -> usize {
-        wkv_heads::state_len(config)
+    fn state_len(config: &Config, arch: &Rwkv7) -> usize {
+        wkv_heads::state_len(config, &arch.heads)
     }
 
-    fn load(file: &ModelFile, config: &Config, index: usize) -> Result<Self> {
+    fn load(file: &ModelFile, config: &Config, arch: &Rwkv7, index: usize) -> Result<Self> {
         let Config { n_embd, n_att, .. } = *config;
         let name = |tail: &str| format!("blocks.{index}.att.{tail}");
         let vector = |tail: &str, len| file.vector_handle(&name(tail), len);
         let matrix = |tail: &str| file.matrix_handle(&name(tail), n_att, n_embd);
-        let low_rank = |letter: &str, mix: &str, rank: Option<usize>, bias: bool| {
-            let rank = rank.ok_or_else(|| Error::malformed("RWKV-7 without its low ranks"))?;
+        let low_rank = |letter: &str, mix: &str, rank: usize, bias: bool| {
             Ok::<_, Error>(LowRank {
                 mix: vector(&format!("x_{mix}"), n_embd)?,
                 first: file.matrix_handle(&name(&format!("{letter}1")), rank, n_embd)?,
@@ -104,14 +104,17 @@ impl layer::TimeMix for TimeMix {
             })
         };
         Ok(Self {
-            heads: WkvHeads::load(file, config, index)?,
+            heads: WkvHeads::load(file, config, &arch.heads, index)?,
             x_r: vector("x_r", n_embd)?,
             x_k: vector("x_k", n_embd)?,
             x_v: vector("x_v", n_embd)?,
-            decay: low_rank("w", "w", config.decay_rank, true)?,
-            iclr: low_rank("a", "a", config.iclr_rank, true)?,
-            value_mix: if index > 0 { Some(low_rank("v", "v", config.value_rank, true)?) } else { None },
-            gate: low_rank("g", "g", config.gate_rank, false)?,
+            decay: low_rank("w", "w", arch.decay_rank, true)?,
+            iclr: low_rank("a", "a", arch.iclr_rank, true)?,
+            value_mix: match arch.value_rank {
+                Some(rank) if index > 0 => Some(low_rank("v", "v", rank, true)?),
+                _ => None,
+            },
+            gate: low_rank("g", "g", arch.gate_rank, false)?,
             k_k: vector("k_k", n_att)?,
             k_a: vector("k_a", n_att)?,
             r_k: vector("r_k", n_att)?,
@@ -122,10 +125,8 @@ impl layer::TimeMix for TimeMix {
         })
     }
 
-    fn take<'a>(buffers: &mut impl Buffers<'a>, config: &Config, tokens: usize) -> Scratch<'a> {
+    fn take<'a>(buffers: &mut impl Buffers<'a>, config: &Config, arch: &Rwkv7, tokens: usize) -> Scratch<'a> {
         let Config { n_embd, n_att, .. } = *config;
-        // A model of one layer has no value rank; one float keeps the buffers' shapes simple.
-        let low = |rank: Option<usize>| [tokens, rank.unwrap_or(1)];
         Scratch {
             xr: Activations::take(buffers, SCRATCH, [tokens, n_embd]),
             xw: Activations::take(buffers, SCRATCH, [tokens, n_embd]),
@@ -133,10 +134,11 @@ impl layer::TimeMix for TimeMix {
             xv: Activations::take(buffers, SCRATCH, [tokens, n_embd]),
             xa: Activations::take(buffers, SCRATCH, [tokens, n_embd]),
             xg: Activations::take(buffers, SCRATCH, [tokens, n_embd]),
-            w_low: Activations::take(buffers, SCRATCH, low(config.decay_rank)),
-            a_low: Activations::take(buffers, SCRATCH, low(config.iclr_rank)),
-            v_low: Activations::take(buffers, SCRATCH, low(config.value_rank)),
-            g_low: Activations::take(buffers, SCRATCH, low(config.gate_rank)),
+            w_low: Activations::take(buffers, SCRATCH, [tokens, arch.decay_rank]),
+            a_low: Activations::take(buffers, SCRATCH, [tokens, arch.iclr_rank]),
+            // A model of one layer has no value rank; one float keeps the buffers' shapes simple.
+            v_low: Activations::take(buffers, SCRATCH, [tokens, arch.value_rank.unwrap_or(1)]),
+            g_low: Activations::take(buffers, SCRATCH, [tokens, arch.gate_rank]),
             r: Vectors::take(buffers, SCRATCH, [tokens, n_att]),
             k: Vectors::take(buffers, SCRATCH, [tokens, n_att]),
             v: Vectors::take(buffers, SCRATCH, [tokens, n_att]),

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use rwkv_edge_kernels::{Kernels, ROW_INTERLEAVE};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format::{Config, Heads, ModelFile};
 use crate::threads::Pool;
 
@@ -27,8 +27,8 @@ pub(crate) struct WkvHeads {
 }
 
 /// Floats of the state of all heads: `[n_head, head_size keys, head_size values]`.
-pub(crate) fn state_len(config: &Config) -> usize {
-    config.n_att.saturating_mul(config.heads.map_or(0, |heads| heads.head_size))
+pub(crate) fn state_len(config: &Config, heads: &Heads) -> usize {
+    config.n_att.saturating_mul(heads.head_size)
 }
 
 /// A layer norm of each head's channels.
@@ -60,10 +60,8 @@ impl GroupNorm<'_> {
 }
 
 impl WkvHeads {
-    pub(crate) fn load(file: &ModelFile, config: &Config, index: usize) -> Result<Self> {
-        let Some(Heads { head_size, group_norm_eps, .. }) = config.heads else {
-            return Err(Error::malformed(format!("{} without heads", config.version)));
-        };
+    pub(crate) fn load(file: &ModelFile, config: &Config, heads: &Heads, index: usize) -> Result<Self> {
+        let Heads { head_size, group_norm_eps, .. } = *heads;
         let ln_x = Norm::load(file, &format!("blocks.{index}.att.ln_x"), config.n_att)?;
         Ok(Self { head_size, eps: group_norm_eps, ln_x })
     }

@@ -5,8 +5,8 @@ use std::fs;
 use std::ops::Range;
 
 use rwkv_edge::format::{
-    Chat, Config, ElementType, FileContents, FileLayout, ModelFile, ModelWriter, Provenance, Replace,
-    SelfTest, Target, TensorLayout, Version, WriteSpec,
+    Arch, Chat, Config, ElementType, FileContents, FileLayout, ModelFile, ModelWriter, Provenance, Replace,
+    SelfTest, Target, TensorLayout, WriteSpec,
 };
 use rwkv_edge::{ErrorKind, Result};
 

@@ -59,7 +59,7 @@ fn a_shortlist_gives_the_tokens_that_all_logits_give() {
             let (expected, _) = sample(model, sampling, false, 1);
             for threads in [1, 3] {
                 let (found, _) = sample(model, sampling, true, threads);
-                assert_eq!(found, expected, "{} {sampling:?}", model.config().version);
+                assert_eq!(found, expected, "{} {sampling:?}", model.config().version());
             }
         }
     }

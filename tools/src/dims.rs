@@ -1,7 +1,7 @@
 //! Hyperparameters from the shapes of a checkpoint's tensors; nothing is derived from another dimension.
 
 use anyhow::{Context, Result, bail, ensure};
-use rwkv_edge::format::{Config, Heads, Version};
+use rwkv_edge::format::{Arch, Config, Heads, Rwkv5, Rwkv5Variant, Rwkv6, Rwkv7, Version};
 use rwkv_edge::model::names::V6_MIXES;
 
 use crate::source::{Checkpoint, SourceTensor};
@@ -21,6 +21,11 @@ const ATT_KEY: &str = "blocks.0.att.key.weight";
 /// States n_ffn.
 const FFN_KEY: &str = "blocks.0.ffn.key.weight";
 
+/// State the number of heads.
+const HEADS_V5: &str = "blocks.0.att.time_decay";
+const HEADS_V6: &str = "blocks.0.att.time_faaaa";
+const HEADS_V7: &str = "blocks.0.att.r_k";
+
 /// Reads the hyperparameters of a checkpoint of `version`.
 ///
 /// # Errors
@@ -31,40 +36,33 @@ pub fn config(checkpoint: &Checkpoint, version: Version, group_norm_eps: f32) ->
     let [n_att, _] = att_key;
     let [n_ffn, _] = matrix_shape(checkpoint, FFN_KEY)?;
     let n_layer = checkpoint.tensors().iter().filter_map(|t| layer_index(&t.name)).max();
-    let mut config = Config {
-        version,
-        n_layer: n_layer.context("the checkpoint has no layers")? + 1,
-        n_embd,
-        n_att,
-        n_ffn,
-        n_vocab,
-        layer_norm_eps: LAYER_NORM_EPS,
-        heads: None,
-        mix_rank: None,
-        decay_rank: None,
-        iclr_rank: None,
-        value_rank: None,
-        gate_rank: None,
-    };
-    if let Some(name) = heads_tensor(version) {
+    let n_layer = n_layer.context("the checkpoint has no layers")? + 1;
+    let heads = |name| {
         let n_head = heads(find(checkpoint, name)?, version, att_key)?;
-        config.heads = Some(Heads { n_head, head_size: n_att / n_head, group_norm_eps });
-    }
-    match version {
-        Version::V6 => {
-            config.mix_rank = Some(mix_rank(checkpoint, "blocks.0.att.time_maa_w1")?);
-            config.decay_rank = Some(rank(checkpoint, "blocks.0.att.time_decay_w1")?);
-        }
-        Version::V7 => {
-            config.decay_rank = Some(rank(checkpoint, "blocks.0.att.w1")?);
-            config.iclr_rank = Some(rank(checkpoint, "blocks.0.att.a1")?);
-            config.gate_rank = Some(rank(checkpoint, "blocks.0.att.g1")?);
-            if config.n_layer > 1 {
-                config.value_rank = Some(rank(checkpoint, "blocks.1.att.v1")?);
-            }
-        }
-        Version::V4 | Version::V5_0 | Version::V5_1 | Version::V5_2 => {}
-    }
+        anyhow::Ok(Heads { n_head, head_size: n_att / n_head, group_norm_eps })
+    };
+    let rank = |name| rank(checkpoint, name);
+    let v5 = |variant| anyhow::Ok(Arch::V5(Rwkv5 { variant, heads: heads(HEADS_V5)? }));
+    let arch = match version {
+        Version::V4 => Arch::V4,
+        Version::V5_0 => v5(Rwkv5Variant::V5_0)?,
+        Version::V5_1 => v5(Rwkv5Variant::V5_1)?,
+        Version::V5_2 => v5(Rwkv5Variant::V5_2)?,
+        Version::V6 => Arch::V6(Rwkv6 {
+            heads: heads(HEADS_V6)?,
+            mix_rank: mix_rank(checkpoint, "blocks.0.att.time_maa_w1")?,
+            decay_rank: rank("blocks.0.att.time_decay_w1")?,
+        }),
+        Version::V7 => Arch::V7(Rwkv7 {
+            heads: heads(HEADS_V7)?,
+            decay_rank: rank("blocks.0.att.w1")?,
+            iclr_rank: rank("blocks.0.att.a1")?,
+            gate_rank: rank("blocks.0.att.g1")?,
+            // Layer 0 has no value residual.
+            value_rank: (n_layer > 1).then(|| rank("blocks.1.att.v1")).transpose()?,
+        }),
+    };
+    let config = Config { n_layer, n_embd, n_att, n_ffn, n_vocab, layer_norm_eps: LAYER_NORM_EPS, arch };
     config.validate()?;
     Ok(config)
 }
@@ -89,9 +87,9 @@ fn matrix_shape(checkpoint: &Checkpoint, name: &str) -> Result<[usize; 2]> {
 fn heads_tensor(version: Version) -> Option<&'static str> {
     match version {
         Version::V4 => None,
-        Version::V5_0 | Version::V5_1 | Version::V5_2 => Some("blocks.0.att.time_decay"),
-        Version::V6 => Some("blocks.0.att.time_faaaa"),
-        Version::V7 => Some("blocks.0.att.r_k"),
+        Version::V5_0 | Version::V5_1 | Version::V5_2 => Some(HEADS_V5),
+        Version::V6 => Some(HEADS_V6),
+        Version::V7 => Some(HEADS_V7),
     }
 }
 

@@ -98,7 +98,12 @@ fn inspect(source: &cli::Source, options: &Options) -> Result<()> {
     writeln!(
         out,
         "{}: {} layers, n_embd {}, n_att {}, n_ffn {}, n_vocab {}",
-        config.version, config.n_layer, config.n_embd, config.n_att, config.n_ffn, config.n_vocab
+        config.version(),
+        config.n_layer,
+        config.n_embd,
+        config.n_att,
+        config.n_ffn,
+        config.n_vocab
     )?;
     writeln!(out, "tensors in the checkpoint:")?;
     for tensor in checkpoint.tensors() {

@@ -3,7 +3,7 @@
 use std::iter;
 use std::path::Path;
 
-use rwkv_edge::format::{Config, Heads, Version};
+use rwkv_edge::format::{Arch, Config, Heads, Rwkv5, Rwkv5Variant};
 use rwkv_edge::model::names::{self, ModelTensor, Role, V6_MIXES};
 
 use crate::dims;
@@ -67,8 +67,8 @@ impl Sources<'_> {
     /// Refuses a file of a state that the model cannot have, or that has anything else in it.
     pub(crate) fn check_state(&self, config: &Config) -> Result<(), SourceError> {
         let Some(state) = self.state else { return Ok(()) };
-        if config.heads.is_none() {
-            let what = format!("a state for {}, whose states are not tuned", config.version);
+        if config.heads().is_none() {
+            let what = format!("a state for {}, whose states are not tuned", config.version());
             return Err(SourceError::Unsupported { file: state.path.to_owned(), what });
         }
         let n_layer = config.n_layer;
@@ -151,11 +151,11 @@ impl<'a> Origin<'a> {
         };
         let (tensor, transform) = vector_source(input, config, &wanted.name)?;
         let mut origin = Self { input, tensor, start: 0, transposed: false, transform };
-        let (fits, expected) = match wanted.role {
-            Role::Vector => origin.fits_vector(config, wanted.shape[0] / transform.repeat()),
-            Role::State => origin.fits_state(config),
+        let (fits, expected) = match (wanted.role, config.heads()) {
+            (Role::Vector, _) => origin.fits_vector(config, wanted.shape[0] / transform.repeat()),
+            (Role::State, Some(heads)) => origin.fits_state(heads),
             // What they bound is checked.
-            Role::ScaleBound | Role::HeadBound => (true, String::new()),
+            (Role::ScaleBound | Role::HeadBound, _) => (true, String::new()),
             _ => origin.fits_matrix(wanted),
         };
         let [rows, cols] = wanted.shape;
@@ -168,7 +168,7 @@ impl<'a> Origin<'a> {
         }
         let shape_of =
             |name: String| Some(format!("{name} {:?}", sources.checkpoint.checkpoint.get(&name)?.shape));
-        let references = dims::references(config.version, &tensor.name);
+        let references = dims::references(config.version(), &tensor.name);
         let references: Vec<_> = references.into_iter().filter_map(shape_of).collect();
         let expected = match &references[..] {
             [] => expected,
@@ -181,7 +181,7 @@ impl<'a> Origin<'a> {
     fn fits_vector(&self, config: &Config, len: usize) -> (bool, String) {
         let mut fits = has_shape(self.tensor, &[len]);
         let mut expected = format!("{len} values");
-        if let Some(Heads { n_head, head_size, .. }) = config.heads
+        if let Some(&Heads { n_head, head_size, .. }) = config.heads()
             && len == config.n_att
             && self.tensor.name.contains(".att.")
         {
@@ -191,8 +191,8 @@ impl<'a> Origin<'a> {
         (fits, expected)
     }
 
-    fn fits_state(&mut self, config: &Config) -> (bool, String) {
-        let (n_head, size) = config.heads.map_or((1, 1), |heads| (heads.n_head, heads.head_size));
+    fn fits_state(&mut self, heads: &Heads) -> (bool, String) {
+        let (n_head, size) = (heads.n_head, heads.head_size);
         if !self.tensor.transposed {
             // Files have [head, value, key], the kernels want [head, key, value].
             self.transform = Transform::TurnHeads(size);
@@ -236,11 +236,6 @@ fn vector_source<'a>(
     config: &Config,
     name: &str,
 ) -> Result<(&'a SourceTensor, Transform), SourceError> {
-    let raw = input.checkpoint.container() != Container::RwkvCpp;
-    let is_v5 = matches!(config.version, Version::V5_0 | Version::V5_1 | Version::V5_2);
-    let head_size = config.heads.map_or(1, |Heads { head_size, .. }| head_size);
-    // There is a value for each channel or for each head.
-    let repeat = |tensor: &SourceTensor| if tensor.elements() == config.n_att { 1 } else { head_size };
     if name == names::HEAD_RESIDUAL {
         return Ok((input.get(names::HEAD)?, Transform::None));
     }
@@ -250,24 +245,35 @@ fn vector_source<'a>(
     if let Some((block, _)) = name.split_once(".att.time_maa_w2.") {
         return Ok((input.get(&format!("{block}.att.time_maa_w2"))?, Transform::None));
     }
-    if name.ends_with(".att.time_decay") && (config.version == Version::V4 || is_v5) {
+    let raw = input.checkpoint.container() != Container::RwkvCpp;
+    match &config.arch {
+        Arch::V4 if raw && name.ends_with(".att.time_decay") => Ok((input.get(name)?, Transform::NegExp)),
+        Arch::V5(arch) => v5_source(input, config.n_att, arch, name, raw),
+        _ => Ok((input.get(name)?, Transform::None)),
+    }
+}
+
+/// The same for RWKV-5, whose decay and bonus have a value for each channel or for each head.
+fn v5_source<'a>(
+    input: Input<'a>,
+    n_att: usize,
+    arch: &Rwkv5,
+    name: &str,
+    raw: bool,
+) -> Result<(&'a SourceTensor, Transform), SourceError> {
+    let head_size = arch.heads.head_size;
+    let repeat = |tensor: &SourceTensor| if tensor.elements() == n_att { 1 } else { head_size };
+    if name.ends_with(".att.time_decay") {
         let tensor = input.get(name)?;
-        let transform = match (config.version, raw) {
-            (Version::V4, true) => Transform::NegExp,
-            (Version::V4, false) => Transform::None,
-            (Version::V5_2, true) => Transform::Decay(1),
-            (Version::V5_2, false) => Transform::None,
-            (_, true) => Transform::Decay(repeat(tensor)),
-            (_, false) => Transform::Repeat(repeat(tensor)),
-        };
-        return Ok((tensor, transform));
+        let repeat = if arch.variant == Rwkv5Variant::V5_2 { 1 } else { repeat(tensor) };
+        return Ok((tensor, if raw { Transform::Decay(repeat) } else { Transform::Repeat(repeat) }));
     }
-    if is_v5 && let Some(block) = name.strip_suffix("time_faaaa") {
-        if let Some(tensor) = input.checkpoint.get(name) {
-            return Ok((tensor, Transform::Repeat(repeat(tensor))));
-        }
-        let transform = if raw { Transform::Exp(head_size) } else { Transform::Repeat(head_size) };
-        return Ok((input.get(&format!("{block}time_first"))?, transform));
+    let Some(block) = name.strip_suffix("time_faaaa") else {
+        return Ok((input.get(name)?, Transform::None));
+    };
+    if let Some(tensor) = input.checkpoint.get(name) {
+        return Ok((tensor, Transform::Repeat(repeat(tensor))));
     }
-    Ok((input.get(name)?, Transform::None))
+    let transform = if raw { Transform::Exp(head_size) } else { Transform::Repeat(head_size) };
+    Ok((input.get(&format!("{block}time_first"))?, transform))
 }

@@ -1,6 +1,6 @@
 //! The shapes of the released models.
 
-use rwkv_edge::format::{Config, Heads, Version};
+use rwkv_edge::format::{Arch, Config, Heads, Rwkv5, Rwkv5Variant, Rwkv6, Rwkv7, Version};
 
 use crate::dims::{GROUP_NORM_EPS, LAYER_NORM_EPS};
 
@@ -73,34 +73,26 @@ impl Shape {
     /// All hyperparameters.
     pub fn config(&self) -> Config {
         let Self { version, n_layer, n_embd, n_vocab, .. } = *self;
-        let short_ffn = matches!(version, Version::V5_1 | Version::V5_2 | Version::V6);
         let heads =
             Heads { n_head: n_embd / HEAD_SIZE, head_size: HEAD_SIZE, group_norm_eps: GROUP_NORM_EPS };
-        let mut config = Config {
-            version,
-            n_layer,
-            n_embd,
-            n_att: n_embd,
-            n_ffn: if short_ffn { n_embd * 7 / 2 / 32 * 32 } else { 4 * n_embd },
-            n_vocab,
-            layer_norm_eps: LAYER_NORM_EPS,
-            heads: (version != Version::V4).then_some(heads),
-            mix_rank: None,
-            decay_rank: None,
-            iclr_rank: None,
-            value_rank: None,
-            gate_rank: None,
+        let v5 = |variant| Arch::V5(Rwkv5 { variant, heads });
+        let arch = match version {
+            Version::V4 => Arch::V4,
+            Version::V5_0 => v5(Rwkv5Variant::V5_0),
+            Version::V5_1 => v5(Rwkv5Variant::V5_1),
+            Version::V5_2 => v5(Rwkv5Variant::V5_2),
+            Version::V6 => {
+                let (mix_rank, decay_rank) = if n_embd < 4096 { (32, 64) } else { (64, 128) };
+                Arch::V6(Rwkv6 { heads, mix_rank, decay_rank })
+            }
+            Version::V7 => {
+                let [decay_rank, iclr_rank, value_rank, gate_rank] = ranks_v7(n_embd);
+                Arch::V7(Rwkv7 { heads, decay_rank, iclr_rank, value_rank: Some(value_rank), gate_rank })
+            }
         };
-        if version == Version::V6 {
-            let (mix, decay) = if n_embd < 4096 { (32, 64) } else { (64, 128) };
-            (config.mix_rank, config.decay_rank) = (Some(mix), Some(decay));
-        }
-        if version == Version::V7 {
-            let [decay, iclr, value, gate] = ranks_v7(n_embd);
-            (config.decay_rank, config.iclr_rank) = (Some(decay), Some(iclr));
-            (config.value_rank, config.gate_rank) = (Some(value), Some(gate));
-        }
-        config
+        let short_ffn = matches!(version, Version::V5_1 | Version::V5_2 | Version::V6);
+        let n_ffn = if short_ffn { n_embd * 7 / 2 / 32 * 32 } else { 4 * n_embd };
+        Config { n_layer, n_embd, n_att: n_embd, n_ffn, n_vocab, layer_norm_eps: LAYER_NORM_EPS, arch }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The tensors of a synthetic model: what the versions share.
 
-use rwkv_edge::format::{Config, Version};
+use rwkv_edge::format::{Arch, Config};
 
 use super::fill::{Distribution, Fill, Place};
 use super::random::{normal_quantile, normal_tail};
@@ -82,10 +82,10 @@ impl Model<'_> {
 
     fn channel_mix(&mut self, layer: usize, sparsity: f64) {
         let prefix = format!("blocks.{layer}.ffn");
-        let (mixes, letters) = match self.config.version {
-            Version::V4 | Version::V5_0 | Version::V5_1 | Version::V5_2 => ("time_mix_", "kr"),
-            Version::V6 => ("time_maa_", "kr"),
-            Version::V7 => ("x_", "k"),
+        let (mixes, letters) = match self.config.arch {
+            Arch::V4 | Arch::V5(_) => ("time_mix_", "kr"),
+            Arch::V6(_) => ("time_maa_", "kr"),
+            Arch::V7(_) => ("x_", "k"),
         };
         // Near 0 and 1, the size of what they mix hardly depends on how much two tokens are alike.
         self.mixes(&format!("{prefix}.{mixes}"), letters, Distribution::NearZeroOrOne { width: MIX_WIDTH });

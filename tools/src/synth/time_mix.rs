@@ -3,7 +3,7 @@
 //! Gains are such that a layer adds about a third of a unit to the residual stream, as channel mixing does, and that every
 //! gate, decay and low-rank part is in its working range.
 
-use rwkv_edge::format::{Config, Heads, Version};
+use rwkv_edge::format::{Arch, Config, Heads, Rwkv5, Rwkv5Variant, Rwkv6, Rwkv7};
 use rwkv_edge::model::names::V6_MIXES;
 
 use super::fill::Distribution;
@@ -14,17 +14,12 @@ const MIX: Distribution = Distribution::Uniform { from: 0.0, to: 1.0 };
 /// Adds the tensors of a layer.
 pub(super) fn add(model: &mut Model<'_>, layer: usize) {
     let att = format!("blocks.{layer}.att");
-    match model.config.version {
-        Version::V4 => rwkv4(model, &att),
-        Version::V5_0 | Version::V5_1 | Version::V5_2 => rwkv5(model, &att),
-        Version::V6 => rwkv6(model, &att),
-        Version::V7 => rwkv7(model, &att, layer),
+    match &model.config.arch {
+        Arch::V4 => rwkv4(model, &att),
+        Arch::V5(arch) => rwkv5(model, arch, &att),
+        Arch::V6(arch) => rwkv6(model, arch, &att),
+        Arch::V7(arch) => rwkv7(model, arch, &att, layer),
     }
-}
-
-/// Number and size of the heads.
-fn heads(config: &Config) -> (usize, usize) {
-    config.heads.map_or((1, config.n_att), |Heads { n_head, head_size, .. }| (n_head, head_size))
 }
 
 /// The matrices into the channels of time mixing, and the one out of them.
@@ -50,11 +45,11 @@ fn rwkv4(model: &mut Model<'_>, att: &str) {
     projections(model, att, &[("key", 1.0), ("value", 1.0), ("receptance", 1.0)], 1.5);
 }
 
-fn rwkv5(model: &mut Model<'_>, att: &str) {
-    let (n_head, size) = heads(model.config);
-    let gated = model.config.version != Version::V5_0;
+fn rwkv5(model: &mut Model<'_>, arch: &Rwkv5, att: &str) {
+    let Heads { n_head, head_size: size, .. } = arch.heads;
+    let gated = arch.variant != Rwkv5Variant::V5_0;
     model.mixes(&format!("{att}.time_mix_"), if gated { "kvrg" } else { "kvr" }, MIX);
-    if model.config.version == Version::V5_2 {
+    if arch.variant == Rwkv5Variant::V5_2 {
         model.decays(format!("{att}.time_decay"), &[n_head, size], -6.5, 2.0, size);
         model.normal(format!("{att}.time_faaaa"), &[n_head, size], 0.0, 0.5);
     } else {
@@ -68,10 +63,9 @@ fn rwkv5(model: &mut Model<'_>, att: &str) {
     group_norm(model, att);
 }
 
-fn rwkv6(model: &mut Model<'_>, att: &str) {
-    let Config { n_embd, n_att, mix_rank, decay_rank, .. } = *model.config;
-    let (n_head, size) = heads(model.config);
-    let (mix, decay) = (mix_rank.unwrap_or(1), decay_rank.unwrap_or(1));
+fn rwkv6(model: &mut Model<'_>, arch: &Rwkv6, att: &str) {
+    let Config { n_embd, n_att, .. } = *model.config;
+    let Rwkv6 { heads: Heads { n_head, head_size: size, .. }, mix_rank: mix, decay_rank: decay } = *arch;
     model.mixes(&format!("{att}.time_maa_"), "xwkvrg", MIX);
     model.factor(format!("{att}.time_maa_w1"), &[n_embd, V6_MIXES.len() * mix], n_embd, 0.6);
     model.factor(format!("{att}.time_maa_w2"), &[V6_MIXES.len(), mix, n_embd], mix, 0.3);
@@ -84,16 +78,17 @@ fn rwkv6(model: &mut Model<'_>, att: &str) {
     group_norm(model, att);
 }
 
-fn rwkv7(model: &mut Model<'_>, att: &str, layer: usize) {
-    let Config { n_att, decay_rank, iclr_rank, value_rank, gate_rank, .. } = *model.config;
-    let (n_head, size) = heads(model.config);
+fn rwkv7(model: &mut Model<'_>, arch: &Rwkv7, att: &str, layer: usize) {
+    let n_att = model.config.n_att;
+    let Rwkv7 { heads, decay_rank, iclr_rank, value_rank, gate_rank } = *arch;
+    let Heads { n_head, head_size: size, .. } = heads;
     let vector = [1, 1, n_att];
     model.mixes(&format!("{att}.x_"), "rwkvag", MIX);
     model.decays(format!("{att}.w0"), &vector, -6.5, 2.0, size);
     low_rank(model, att, 'w', decay_rank, 1.0);
     model.normal(format!("{att}.a0"), &vector, 0.0, 0.5);
     low_rank(model, att, 'a', iclr_rank, 0.5);
-    if layer > 0 {
+    if let (1.., Some(value_rank)) = (layer, value_rank) {
         model.normal(format!("{att}.v0"), &vector, 0.5, 0.3);
         low_rank(model, att, 'v', value_rank, 0.5);
     }
@@ -106,9 +101,8 @@ fn rwkv7(model: &mut Model<'_>, att: &str, layer: usize) {
 }
 
 /// The two factors that bring a token's values to `rank` and on to the channels.
-fn low_rank(model: &mut Model<'_>, att: &str, letter: char, rank: Option<usize>, gain: f64) {
+fn low_rank(model: &mut Model<'_>, att: &str, letter: char, rank: usize, gain: f64) {
     let Config { n_embd, n_att, .. } = *model.config;
-    let rank = rank.unwrap_or(1);
     model.factor(format!("{att}.{letter}1"), &[n_embd, rank], n_embd, 1.0);
     model.factor(format!("{att}.{letter}2"), &[rank, n_att], rank, gain);
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use crate::common::{DTYPES, Desk, Model, Quiet, options, target};
-use rwkv_edge::format::{Config, Heads, Replace, Target};
+use rwkv_edge::format::{Arch, Config, Heads, Replace, Rwkv5, Rwkv5Variant, Rwkv6, Rwkv7, Target};
 use rwkv_edge::kernels::DType;
 use rwkv_edge::{LoadOptions, Session, SessionOptions, Version};
 use rwkv_quantize::convert::Conversion;
@@ -16,23 +16,20 @@ use rwkv_quantize::synth::{self, Recipe};
 
 /// A small model with different widths everywhere.
 fn small(version: Version) -> Recipe {
-    let (v6, v7) = (version == Version::V6, version == Version::V7);
     let heads = Heads { n_head: 4, head_size: 48, group_norm_eps: dims::GROUP_NORM_EPS };
-    let config = Config {
-        version,
-        n_layer: 4,
-        n_embd: 256,
-        n_att: 192,
-        n_ffn: 800,
-        n_vocab: 256,
-        layer_norm_eps: 1e-5,
-        heads: (version != Version::V4).then_some(heads),
-        mix_rank: v6.then_some(16),
-        decay_rank: (v6 || v7).then_some(24),
-        iclr_rank: v7.then_some(16),
-        value_rank: v7.then_some(8),
-        gate_rank: v7.then_some(32),
+    let v5 = |variant| Arch::V5(Rwkv5 { variant, heads });
+    let arch = match version {
+        Version::V4 => Arch::V4,
+        Version::V5_0 => v5(Rwkv5Variant::V5_0),
+        Version::V5_1 => v5(Rwkv5Variant::V5_1),
+        Version::V5_2 => v5(Rwkv5Variant::V5_2),
+        Version::V6 => Arch::V6(Rwkv6 { heads, mix_rank: 16, decay_rank: 24 }),
+        Version::V7 => {
+            Arch::V7(Rwkv7 { heads, decay_rank: 24, iclr_rank: 16, value_rank: Some(8), gate_rank: 32 })
+        }
     };
+    let (n_layer, n_embd, n_att, n_ffn, n_vocab) = (4, 256, 192, 800, 256);
+    let config = Config { n_layer, n_embd, n_att, n_ffn, n_vocab, layer_norm_eps: 1e-5, arch };
     Recipe { name: "small".into(), config, ffn_sparsity: 0.87, seed: 7 }
 }
 
