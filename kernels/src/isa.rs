@@ -67,7 +67,7 @@ impl Isa {
             Isa::Dotprod => has_neon() && has_dotprod(),
             Isa::I8mm => has_neon() && has_dotprod() && has_i8mm(),
             #[cfg(target_arch = "arm")]
-            Isa::Neon32 => crate::arm::is_available(),
+            Isa::Neon32 => crate::arm::detect::is_available(),
             #[cfg(not(target_arch = "arm"))]
             Isa::Neon32 => false,
         }

@@ -6,12 +6,13 @@
 //! layers, no threads. It allocates nothing.
 //!
 //! ```
-//! use rwkv_edge_kernels::quant::{TENSOR_SCALE, encode_block_row};
+//! use rwkv_edge_kernels::quant::TENSOR_SCALE;
 //! use rwkv_edge_kernels::{ActivationMut, DType, Kernels, Matrix, matrix_bytes, padded_cols};
 //!
+//! let kernels = Kernels::best();
 //! // Two rows of three weights, as Int8.
 //! let mut data = vec![0; matrix_bytes(DType::Int8, 2, 3).unwrap()];
-//! encode_block_row(DType::Int8, &[1.0, 0.5, 0.0, -1.0, 0.0, 2.0], 3, TENSOR_SCALE, &mut data)?;
+//! kernels.encode_block_row(DType::Int8, &[1.0, 0.5, 0.0, -1.0, 0.0, 2.0], 3, TENSOR_SCALE, &mut data)?;
 //! let w = Matrix::new(DType::Int8, 2, 3, TENSOR_SCALE, &data)?;
 //!
 //! let padded = padded_cols(3);
@@ -23,7 +24,6 @@
 //! };
 //! x.values[..3].copy_from_slice(&[1.0, 2.0, 3.0]);
 //!
-//! let kernels = Kernels::best();
 //! kernels.quantize(&mut x);
 //! let mut y = [0.0; 2];
 //! kernels.matvec(&mut y, &w, 0, x.view());
@@ -219,6 +219,7 @@
 mod aarch64;
 #[cfg(target_arch = "arm")]
 mod arm;
+mod dispatch;
 mod environment;
 mod fp16;
 mod isa;

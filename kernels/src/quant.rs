@@ -34,7 +34,6 @@ use core::ops::{Add, AddAssign};
 use crate::layout::{
     DType, GROUP_SIZE, K_BLOCK, LINE_BYTES, ROW_INTERLEAVE, matrix_bytes, record_bytes, record_scale_bytes,
 };
-use crate::table::Kernels;
 
 pub(crate) use group::Group;
 pub(crate) use int4::encode as encode_int4;
@@ -105,18 +104,16 @@ impl fmt::Display for ScaleOverflow {
 
 impl core::error::Error for ScaleOverflow {}
 
-/// Encodes 1 to 16 rows of `cols` values, row-major, as one block row of an interleaved matrix.
-///
-/// `out` takes `matrix_bytes(dtype, 16, cols)` bytes; rows that are not there become padding. Float types store
-/// `value / tensor_scale`.
-///
-/// # Errors
-/// If a value is not finite, or too large for the dtype and `tensor_scale`. `out` is unspecified then.
-///
-/// # Panics
-/// If `rows` is not a whole number of rows up to 16, `out` has another length, or `tensor_scale` is no positive
-/// power of two.
-pub fn encode_block_row(
+/// The encoders of one level of instructions.
+#[derive(Clone, Copy)]
+pub(crate) struct GroupEncoders {
+    pub(crate) int8: EncodeGroupFn,
+    pub(crate) int4: EncodeGroupFn,
+}
+
+/// As [`Kernels::encode_block_row`](crate::Kernels::encode_block_row).
+pub(crate) fn encode_block_row(
+    encoders: GroupEncoders,
     dtype: DType,
     rows: &[f32],
     cols: usize,
@@ -133,22 +130,15 @@ pub fn encode_block_row(
     let sums = match dtype {
         DType::F32 => block_row.float::<4>(out, group::encode_f32),
         DType::F16 => block_row.float::<2>(out, group::encode_f16),
-        DType::Int8 => block_row.quantized(dtype, out, Kernels::best().encode_int8),
-        DType::Int4 => block_row.quantized(dtype, out, Kernels::best().encode_int4),
+        DType::Int8 => block_row.quantized(dtype, out, encoders.int8),
+        DType::Int4 => block_row.quantized(dtype, out, encoders.int4),
     }?;
     Ok(sums.scaled(tensor_scale))
 }
 
-/// Encodes one record.
-///
-/// `out` takes `record_bytes(dtype, values.len())` bytes. Float types store `value / tensor_scale`.
-///
-/// # Errors
-/// If a value is not finite, or too large for the dtype and `tensor_scale`. `out` is unspecified then.
-///
-/// # Panics
-/// If `values` is empty, `out` has another length, or `tensor_scale` is no positive power of two.
-pub fn encode_record(
+/// As [`Kernels::encode_record`](crate::Kernels::encode_record).
+pub(crate) fn encode_record(
+    encoders: GroupEncoders,
     dtype: DType,
     values: &[f32],
     tensor_scale: f32,
@@ -161,8 +151,8 @@ pub fn encode_record(
     let sums = match dtype {
         DType::F32 => float_record::<4>(values, inverse_scale, out, group::encode_f32),
         DType::F16 => float_record::<2>(values, inverse_scale, out, group::encode_f16),
-        DType::Int8 => quantized_record(dtype, values, inverse_scale, out, Kernels::best().encode_int8),
-        DType::Int4 => quantized_record(dtype, values, inverse_scale, out, Kernels::best().encode_int4),
+        DType::Int8 => quantized_record(dtype, values, inverse_scale, out, encoders.int8),
+        DType::Int4 => quantized_record(dtype, values, inverse_scale, out, encoders.int4),
     }?;
     Ok(sums.scaled(tensor_scale))
 }
@@ -292,46 +282,4 @@ fn quantized_record(
         sums += group.sums;
     }
     Ok(sums)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::isa::Isa;
-
-    /// Pseudo-random groups of many magnitudes, some with values that are not finite.
-    fn groups() -> impl Iterator<Item = [f32; GROUP_SIZE]> {
-        let mut state = 1u64;
-        let mut next = move || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 40) as u32
-        };
-        (0..if cfg!(miri) { 10 } else { 5000 }).map(move |i| {
-            let magnitude = f32::from_bits((60 + next() % 100) << 23);
-            let mut group: [f32; GROUP_SIZE] =
-                core::array::from_fn(|_| (next() as f32 / 8_388_608.0 - 1.0) * magnitude);
-            if i % 50 == 0 {
-                group[i % GROUP_SIZE] = [f32::NAN, f32::INFINITY, 0.0][i / 50 % 3];
-            }
-            group
-        })
-    }
-
-    #[test]
-    fn groups_encode_alike_on_every_level() {
-        for kernels in Isa::ALL.iter().filter_map(|&isa| Kernels::for_isa(isa)) {
-            for values in groups() {
-                let pairs = [
-                    (encode_int8(&values), (kernels.encode_int8)(&values)),
-                    (encode_int4(&values), (kernels.encode_int4)(&values)),
-                ];
-                for (wanted, got) in pairs {
-                    let [wanted, got] = [wanted, got].map(|group| {
-                        group.map(|g| (g.scale, g.codes, g.sums)).map_err(|e| e.largest.to_bits())
-                    });
-                    assert_eq!(wanted, got, "{} {values:?}", kernels.isa());
-                }
-            }
-        }
-    }
 }

@@ -1,6 +1,7 @@
 //! The function table: one entry per operation, resolved once.
 
-mod heads;
+mod encode;
+mod wkv;
 
 use crate::isa::Isa;
 use crate::layout::{
@@ -8,7 +9,6 @@ use crate::layout::{
     Shifted, Sparse, SparseScale, padded_cols, sparse_sums,
 };
 use crate::quant::EncodeGroupFn;
-use crate::scalar;
 
 pub(crate) type QuantizeFn = fn(&mut ActivationMut<'_>);
 pub(crate) type MatvecFn = fn(&mut [f32], &Matrix<'_>, usize, Activation<'_>);
@@ -108,41 +108,6 @@ impl core::fmt::Debug for Kernels {
 }
 
 impl Kernels {
-    /// The kernels of `isa`, or `None` if this processor or this build does not have them.
-    pub fn for_isa(isa: Isa) -> Option<&'static Kernels> {
-        if !isa.is_available() {
-            return None;
-        }
-        match isa {
-            Isa::Scalar => Some(&scalar::KERNELS),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => Some(&crate::x86_64::AVX2),
-            #[cfg(target_arch = "x86_64")]
-            Isa::AvxVnni => Some(&crate::x86_64::AVX_VNNI),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Vnni => Some(&crate::x86_64::AVX512_VNNI),
-            #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 | Isa::AvxVnni | Isa::Avx512Vnni => None,
-            #[cfg(target_arch = "aarch64")]
-            Isa::Neon => Some(&crate::aarch64::NEON),
-            #[cfg(target_arch = "aarch64")]
-            Isa::Dotprod => Some(&crate::aarch64::DOTPROD),
-            #[cfg(target_arch = "aarch64")]
-            Isa::I8mm => Some(&crate::aarch64::I8MM),
-            #[cfg(not(target_arch = "aarch64"))]
-            Isa::Neon | Isa::Dotprod | Isa::I8mm => None,
-            #[cfg(target_arch = "arm")]
-            Isa::Neon32 => Some(&crate::arm::NEON32),
-            #[cfg(not(target_arch = "arm"))]
-            Isa::Neon32 => None,
-        }
-    }
-
-    /// The kernels of [`Isa::detect`].
-    pub fn best() -> &'static Kernels {
-        Self::for_isa(Isa::detect()).unwrap_or(&scalar::KERNELS)
-    }
-
     /// The level of these kernels.
     pub fn isa(&self) -> Isa {
         self.isa

@@ -414,9 +414,9 @@ impl Job<'_> {
             self.read_rows(unit * unit_rows, unit_rows, floats)?;
             outcome.sums = if spec.layout == TensorLayout::RowRecords {
                 let row = self.normalized_row(floats);
-                quant::encode_record(dtype, &row, scale, out)
+                self.encoder.kernels.encode_record(dtype, &row, scale, out)
             } else {
-                quant::encode_block_row(dtype, floats, spec.shape[1], scale, out)
+                self.encoder.kernels.encode_block_row(dtype, floats, spec.shape[1], scale, out)
             }
             .map_err(|error| self.overflow(error))?;
         }
@@ -432,7 +432,7 @@ impl Job<'_> {
         floats: &mut Vec<f32>,
     ) -> Result<(), UnitError> {
         let cols = self.target.spec.shape[1];
-        let mut block = BlockRows::new(cols, first_plane)?;
+        let mut block = BlockRows::new(self.encoder.kernels, cols, first_plane)?;
         for (unit, (out, outcome)) in (first..).zip(outs) {
             self.read_rows(unit * ROW_INTERLEAVE, ROW_INTERLEAVE, floats)?;
             let rows = floats.len() / cols;
@@ -481,6 +481,7 @@ impl Job<'_> {
         mut outs: Vec<(&mut [u8], &mut Outcome)>,
         panel: &mut Vec<f32>,
     ) -> Result<(), UnitError> {
+        let kernels = self.encoder.kernels;
         let Target { spec, dtype, scale, .. } = self.target;
         let [rows, cols] = spec.shape;
         let width = outs.len();
@@ -497,7 +498,7 @@ impl Job<'_> {
             }
             for ((out, outcome), column) in outs.iter_mut().zip(column.chunks_exact(rows)) {
                 outcome.sums =
-                    quant::encode_record(dtype, column, scale, out).map_err(|error| self.overflow(error))?;
+                    kernels.encode_record(dtype, column, scale, out).map_err(|error| self.overflow(error))?;
             }
         }
         Ok(())

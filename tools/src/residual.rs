@@ -1,14 +1,13 @@
 //! The second plane of a nested head: the rounding errors of its first, Int4 like the first, row by row.
 
 use anyhow::{Context, Result};
-use rwkv_edge::kernels::DType;
 use rwkv_edge::kernels::layout::{Matrix, ROW_INTERLEAVE, Records, matrix_bytes};
-use rwkv_edge::kernels::quant::{
-    self, ErrorSums, ScaleOverflow, decode_matrix_row, decode_record, encode_block_row,
-};
+use rwkv_edge::kernels::quant::{ErrorSums, ScaleOverflow, decode_matrix_row, decode_record};
+use rwkv_edge::kernels::{DType, Kernels};
 
 /// Encodes blocks of rows; holds room for one.
 pub(crate) struct BlockRows {
+    kernels: &'static Kernels,
     cols: usize,
     /// Tensor scale of the first plane.
     first_plane: f32,
@@ -17,9 +16,9 @@ pub(crate) struct BlockRows {
 }
 
 impl BlockRows {
-    pub(crate) fn new(cols: usize, first_plane: f32) -> Result<Self> {
+    pub(crate) fn new(kernels: &'static Kernels, cols: usize, first_plane: f32) -> Result<Self> {
         let bytes = matrix_bytes(DType::Int4, ROW_INTERLEAVE, cols).context("the head is too large")?;
-        Ok(Self { cols, first_plane, block: vec![0; bytes], row: vec![0.0; cols] })
+        Ok(Self { kernels, cols, first_plane, block: vec![0; bytes], row: vec![0.0; cols] })
     }
 
     /// Encodes what the first plane leaves of `values`, up to 16 rows, as one record each. Sets an upper bound of
@@ -31,16 +30,16 @@ impl BlockRows {
         records: impl Iterator<Item = &'a mut [u8]>,
         bounds: &mut [f32; ROW_INTERLEAVE],
     ) -> Result<ErrorSums, ScaleOverflow> {
-        let Self { cols, first_plane, block, row } = self;
+        let Self { kernels, cols, first_plane, block, row } = self;
         let rows = values.len() / *cols;
-        encode_block_row(DType::Int4, values, *cols, *first_plane, block)?;
+        kernels.encode_block_row(DType::Int4, values, *cols, *first_plane, block)?;
         let mut sums = ErrorSums::default();
         let numbered = values.chunks_exact(*cols).zip(records).zip(bounds).enumerate();
         for (i, ((values, record), bound)) in numbered {
             let view = Matrix::new(DType::Int4, rows, *cols, *first_plane, block);
             decode_matrix_row(&view.expect("a block of these rows"), i, row);
             row.iter_mut().zip(values).for_each(|(first, value)| *first = value - *first);
-            let errors = quant::encode_record(DType::Int4, row, scale, record)?;
+            let errors = kernels.encode_record(DType::Int4, row, scale, record)?;
             let norm = values.iter().map(|&v| f64::from(v).powi(2)).sum();
             sums += ErrorSums { squared_norm: norm, ..errors };
             let view = Records::new(DType::Int4, 1, *cols, scale, record);

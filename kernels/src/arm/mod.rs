@@ -5,11 +5,12 @@
 //! inline for the one instruction that the portable bodies lack, and functions in `.S` files for the inner loops.
 #![allow(unsafe_code, reason = "assembly")]
 
+pub(crate) mod detect;
+
 cfg_if::cfg_if! {
     // Linux with floats in VFP registers, which all ARMv7 systems have. ARMv6 passes too, and stays scalar by
     // detection.
     if #[cfg(any(all(target_os = "linux", target_abi = "eabihf"), target_os = "android"))] {
-        mod detect;
         mod neon;
         mod products;
         mod sparse;
@@ -18,8 +19,6 @@ cfg_if::cfg_if! {
         use crate::isa::Isa;
         use crate::scalar;
         use crate::table::Kernels;
-
-        pub(crate) use detect::is_available;
 
         /// The kernels of [`Isa::Neon32`]; to be used only where that level is available.
         pub(crate) const NEON32: Kernels = Kernels {
@@ -35,9 +34,5 @@ cfg_if::cfg_if! {
         };
     } else {
         pub(crate) use crate::scalar::KERNELS as NEON32;
-
-        pub(crate) fn is_available() -> bool {
-            false
-        }
     }
 }

@@ -1,15 +1,13 @@
 //! The promises of encoding: error bounds, code ranges, repeatability, and refusals.
 
-use rwkv_edge_kernels::quant::{
-    ErrorSums, TENSOR_SCALE, decode_matrix_row, decode_record, encode_block_row, encode_record,
-};
-use rwkv_edge_kernels::{DType, GROUP_SIZE, Matrix, Records, record_bytes};
+use rwkv_edge_kernels::quant::{ErrorSums, TENSOR_SCALE, decode_matrix_row, decode_record};
+use rwkv_edge_kernels::{DType, GROUP_SIZE, Kernels, Matrix, Records, record_bytes};
 
 use crate::support::{Rng, encode_matrix, encode_records, fingerprint};
 
 fn encode(dtype: DType, values: &[f32]) -> (Vec<u8>, ErrorSums) {
     let mut bytes = vec![0; record_bytes(dtype, values.len()).unwrap()];
-    let sums = encode_record(dtype, values, TENSOR_SCALE, &mut bytes).unwrap();
+    let sums = Kernels::best().encode_record(dtype, values, TENSOR_SCALE, &mut bytes).unwrap();
     (bytes, sums)
 }
 
@@ -181,11 +179,11 @@ fn weights_too_large_for_the_tensor_scale_are_refused() {
         for sign in [1.0, -1.0] {
             let mut values = [0.5; 40];
             values[33] = fits * sign;
-            assert!(encode_record(dtype, &values, 1.0, &mut bytes).is_ok(), "{dtype}");
+            assert!(Kernels::best().encode_record(dtype, &values, 1.0, &mut bytes).is_ok(), "{dtype}");
             values[33] = too_large * sign;
-            let error = encode_record(dtype, &values, 1.0, &mut bytes).unwrap_err();
+            let error = Kernels::best().encode_record(dtype, &values, 1.0, &mut bytes).unwrap_err();
             assert_eq!(error.largest.abs(), too_large, "{dtype}");
-            assert!(encode_record(dtype, &values, 2.0, &mut bytes).is_ok(), "{dtype}");
+            assert!(Kernels::best().encode_record(dtype, &values, 2.0, &mut bytes).is_ok(), "{dtype}");
         }
     }
 }
@@ -198,10 +196,11 @@ fn weights_that_are_not_finite_are_refused() {
                 let mut values = [1.0; 70];
                 values[position] = odd;
                 let mut bytes = vec![0; record_bytes(dtype, 70).unwrap()];
-                let error = encode_record(dtype, &values, 1.0, &mut bytes).unwrap_err();
+                let error = Kernels::best().encode_record(dtype, &values, 1.0, &mut bytes).unwrap_err();
                 assert!(!error.largest.is_finite(), "{dtype} {odd}");
                 let mut bytes = vec![0; 2 * dtype.block_bytes()];
-                let error = encode_block_row(dtype, &values, 70, 1.0, &mut bytes).unwrap_err();
+                let error =
+                    Kernels::best().encode_block_row(dtype, &values, 70, 1.0, &mut bytes).unwrap_err();
                 assert!(!error.largest.is_finite(), "{dtype} {odd}");
             }
         }
@@ -243,7 +242,7 @@ fn fp16_rounding_agrees_with_an_independent_one() {
     for bits in (0..=u32::MAX).step_by(1_009) {
         let x = f32::from_bits(bits);
         let wanted = half::f16::from_f32(x);
-        if encode_record(DType::F16, &[x], 1.0, &mut bytes).is_ok() {
+        if Kernels::best().encode_record(DType::F16, &[x], 1.0, &mut bytes).is_ok() {
             assert_eq!(bytes[..2], wanted.to_le_bytes(), "{x:e}");
         } else {
             assert!(!wanted.is_finite(), "{x:e}");

@@ -1,10 +1,8 @@
 //! The bytes of every layout, written out by hand, so that the format cannot drift.
 
-use rwkv_edge_kernels::quant::encode_block_row;
-use rwkv_edge_kernels::quant::encode_record;
 use rwkv_edge_kernels::{
-    DType, LayoutError, Matrix, Records, matrix_bytes, padded_cols, record_bytes, record_scale_bytes,
-    records_bytes,
+    DType, Kernels, LayoutError, Matrix, Records, matrix_bytes, padded_cols, record_bytes,
+    record_scale_bytes, records_bytes,
 };
 
 const ONE: [u8; 2] = [0x00, 0x3c];
@@ -14,13 +12,13 @@ const HALF: [u8; 2] = [0x00, 0x38];
 fn block_row(dtype: DType, rows: &[&[f32]]) -> Vec<u8> {
     let cols = rows[0].len();
     let mut out = vec![0xee; matrix_bytes(dtype, 16, cols).unwrap()];
-    encode_block_row(dtype, &rows.concat(), cols, 1.0, &mut out).unwrap();
+    Kernels::best().encode_block_row(dtype, &rows.concat(), cols, 1.0, &mut out).unwrap();
     out
 }
 
 fn record(dtype: DType, values: &[f32]) -> Vec<u8> {
     let mut out = vec![0xee; record_bytes(dtype, values.len()).unwrap()];
-    encode_record(dtype, values, 1.0, &mut out).unwrap();
+    Kernels::best().encode_record(dtype, values, 1.0, &mut out).unwrap();
     out
 }
 

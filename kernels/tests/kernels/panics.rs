@@ -1,8 +1,6 @@
 //! Wrong shapes panic in every safe method, so that no kernel ever sees them.
 
-use rwkv_edge_kernels::quant::{
-    TENSOR_SCALE, decode_matrix_row, decode_record, encode_block_row, encode_record, largest_scales,
-};
+use rwkv_edge_kernels::quant::{TENSOR_SCALE, decode_matrix_row, decode_record, largest_scales};
 use rwkv_edge_kernels::{
     Activation, ActivationMut, DType, GROUP_SIZE, Isa, Kernels, Matrix, Normed, Records, Shift, Shifted,
     Sparse, SparseScale, matrix_bytes, records_bytes, sparse_sums,
@@ -369,7 +367,13 @@ fn encoders_reject_wrong_shapes() {
     for dtype in DType::ALL {
         let block_row = |values: usize, cols: usize, bytes: usize, scale: f32| {
             caught(|| {
-                let _ = encode_block_row(dtype, &vec![0.0; values], cols, scale, &mut vec![0; bytes]);
+                let _ = Kernels::best().encode_block_row(
+                    dtype,
+                    &vec![0.0; values],
+                    cols,
+                    scale,
+                    &mut vec![0; bytes],
+                );
             })
         };
         let bytes = matrix_bytes(dtype, 16, 100).unwrap();
@@ -379,7 +383,7 @@ fn encoders_reject_wrong_shapes() {
         assert!(block_row(100, 100, bytes - 1, 1.0) && block_row(100, 100, bytes + 64, 1.0));
         let record = |values: usize, bytes: usize, scale: f32| {
             caught(|| {
-                let _ = encode_record(dtype, &vec![0.0; values], scale, &mut vec![0; bytes]);
+                let _ = Kernels::best().encode_record(dtype, &vec![0.0; values], scale, &mut vec![0; bytes]);
             })
         };
         let bytes = records_bytes(dtype, 1, 100).unwrap();

@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use rwkv_edge_kernels::quant::{TENSOR_SCALE, encode_block_row, encode_record, largest_scales};
+use rwkv_edge_kernels::quant::{TENSOR_SCALE, largest_scales};
 use rwkv_edge_kernels::{
     Activation, ActivationMut, DType, GROUP_SIZE, Isa, Kernels, Matrix, Records, Sparse, SparseScale,
     matrix_bytes, padded_cols, record_scale_bytes, records_bytes, sparse_sums,
@@ -273,7 +273,7 @@ pub(crate) fn encode_matrix(dtype: DType, values: &[f32], cols: usize, tensor_sc
     let mut data = vec![0; matrix_bytes(dtype, values.len() / cols, cols).unwrap()];
     let block_row = matrix_bytes(dtype, 16, cols).unwrap();
     for (rows, out) in values.chunks(16 * cols).zip(data.chunks_exact_mut(block_row)) {
-        encode_block_row(dtype, rows, cols, tensor_scale, out).unwrap();
+        Kernels::best().encode_block_row(dtype, rows, cols, tensor_scale, out).unwrap();
     }
     data
 }
@@ -307,7 +307,7 @@ pub(crate) fn encode_records(dtype: DType, values: &[f32], len: usize, tensor_sc
     let mut data = vec![0; records_bytes(dtype, values.len() / len, len).unwrap()];
     let stride = data.len() / (values.len() / len);
     for (values, out) in values.chunks(len).zip(data.chunks_exact_mut(stride)) {
-        encode_record(dtype, values, tensor_scale, out).unwrap();
+        Kernels::best().encode_record(dtype, values, tensor_scale, out).unwrap();
     }
     data
 }

@@ -1,0 +1,96 @@
+//! Encoding of weights.
+
+use super::Kernels;
+use crate::layout::DType;
+use crate::quant::{self, ErrorSums, GroupEncoders, ScaleOverflow};
+
+impl Kernels {
+    /// Encodes 1 to 16 rows of `cols` values, row-major, as one block row of an interleaved matrix.
+    ///
+    /// `out` takes `matrix_bytes(dtype, 16, cols)` bytes; rows that are not there become padding. Float types store
+    /// `value / tensor_scale`.
+    ///
+    /// # Errors
+    /// If a value is not finite, or too large for the dtype and `tensor_scale`. `out` is unspecified then.
+    ///
+    /// # Panics
+    /// If `rows` is not a whole number of rows up to 16, `out` has another length, or `tensor_scale` is no positive
+    /// power of two.
+    pub fn encode_block_row(
+        &self,
+        dtype: DType,
+        rows: &[f32],
+        cols: usize,
+        tensor_scale: f32,
+        out: &mut [u8],
+    ) -> Result<ErrorSums, ScaleOverflow> {
+        quant::encode_block_row(self.group_encoders(), dtype, rows, cols, tensor_scale, out)
+    }
+
+    /// Encodes one record.
+    ///
+    /// `out` takes `record_bytes(dtype, values.len())` bytes. Float types store `value / tensor_scale`.
+    ///
+    /// # Errors
+    /// If a value is not finite, or too large for the dtype and `tensor_scale`. `out` is unspecified then.
+    ///
+    /// # Panics
+    /// If `values` is empty, `out` has another length, or `tensor_scale` is no positive power of two.
+    pub fn encode_record(
+        &self,
+        dtype: DType,
+        values: &[f32],
+        tensor_scale: f32,
+        out: &mut [u8],
+    ) -> Result<ErrorSums, ScaleOverflow> {
+        quant::encode_record(self.group_encoders(), dtype, values, tensor_scale, out)
+    }
+
+    fn group_encoders(&self) -> GroupEncoders {
+        GroupEncoders { int8: self.encode_int8, int4: self.encode_int4 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa::Isa;
+    use crate::layout::GROUP_SIZE;
+    use crate::quant::{encode_int4, encode_int8};
+
+    /// Pseudo-random groups of many magnitudes, some with values that are not finite.
+    fn groups() -> impl Iterator<Item = [f32; GROUP_SIZE]> {
+        let mut state = 1u64;
+        let mut next = move || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as u32
+        };
+        (0..if cfg!(miri) { 10 } else { 5000 }).map(move |i| {
+            let magnitude = f32::from_bits((60 + next() % 100) << 23);
+            let mut group: [f32; GROUP_SIZE] =
+                core::array::from_fn(|_| (next() as f32 / 8_388_608.0 - 1.0) * magnitude);
+            if i % 50 == 0 {
+                group[i % GROUP_SIZE] = [f32::NAN, f32::INFINITY, 0.0][i / 50 % 3];
+            }
+            group
+        })
+    }
+
+    #[test]
+    fn groups_encode_alike_on_every_level() {
+        for kernels in Isa::ALL.iter().filter_map(|&isa| Kernels::for_isa(isa)) {
+            for values in groups() {
+                let pairs = [
+                    (encode_int8(&values), (kernels.encode_int8)(&values)),
+                    (encode_int4(&values), (kernels.encode_int4)(&values)),
+                ];
+                for (wanted, got) in pairs {
+                    let [wanted, got] = [wanted, got].map(|group| {
+                        group.map(|g| (g.scale, g.codes, g.sums)).map_err(|e| e.largest.to_bits())
+                    });
+                    assert_eq!(wanted, got, "{} {values:?}", kernels.isa());
+                }
+            }
+        }
+    }
+}
