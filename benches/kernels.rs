@@ -119,7 +119,7 @@ fn matmul(c: &mut Criterion) {
     }
 }
 
-/// `ffn.value` with one column in eight alive.
+/// `ffn.value` with one active column in eight.
 fn sparse_product(c: &mut Criterion) {
     let mut group = group(c, "sparse_product");
     let (count, len) = (2048, 2048);
@@ -132,8 +132,8 @@ fn sparse_product(c: &mut Criterion) {
         }
         let w = Records::new(dtype, count, len, TENSOR_SCALE, &data).expect("records");
         let indices: Vec<u32> = (0..count as u32).step_by(8).collect();
-        let live = values(indices.len());
-        let x = Sparse { indices: &indices, values: &live };
+        let active = values(indices.len());
+        let x = Sparse { indices: &indices, values: &active };
         let mut bounds = vec![0.0; len / GROUP_SIZE];
         if dtype.is_quantized() {
             largest_scales(&w, &mut bounds);
@@ -150,7 +150,7 @@ fn sparse_product(c: &mut Criterion) {
                         return kernels.sparse_matvec(&mut out, w, 0, x);
                     }
                     let largest = kernels.largest_magnitude(x.values);
-                    let scale = SparseScale { live: indices.len(), largest, bounds: &bounds };
+                    let scale = SparseScale { active: indices.len(), largest, bounds: &bounds };
                     sums.fill(0);
                     kernels.sparse_accumulate(&mut sums, w, x, scale);
                     kernels.sparse_finish(&mut out, w, &sums, scale);
@@ -228,11 +228,11 @@ fn nonzero(c: &mut Criterion) {
     let mut group = group(c, "nonzero");
     let n = 8192;
     let x: Vec<f32> = values(n).into_iter().map(|x| if x > 0.75 { x } else { 0.0 }).collect();
-    let (mut indices, mut live) = (vec![0; n], vec![0.0; n]);
+    let (mut indices, mut active) = (vec![0; n], vec![0.0; n]);
     group.throughput(Throughput::Bytes(4 * n as u64));
     for kernels in levels() {
         group.bench_function(id("f32", n, kernels), |b| {
-            b.iter(|| kernels.nonzero(&mut indices, &mut live, black_box(&x)));
+            b.iter(|| kernels.nonzero(&mut indices, &mut active, black_box(&x)));
         });
     }
 }

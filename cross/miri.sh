@@ -22,7 +22,7 @@ trap 'exit 130' INT TERM
 # kernels TARGET FEATURES
 kernels() {
     RUSTFLAGS="-C target-feature=$2" cargo +nightly miri test --locked --target "$1" -p rwkv-edge-kernels --test kernels -- \
-        compare:: heads::wkv
+        compare:: wkv::wkv
 }
 
 # The flag tells cargo too, so that it leaves out what Cargo.toml does not want here.

@@ -282,7 +282,7 @@ impl<'a> Records<'a> {
     }
 
     /// Values in each record.
-    pub fn value_count(&self) -> usize {
+    pub fn record_len(&self) -> usize {
         self.len
     }
 
@@ -392,15 +392,15 @@ pub struct Sparse<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct SparseScale<'a> {
     /// Entries of the whole vector.
-    pub live: usize,
+    pub active: usize,
     /// The largest magnitude of an entry.
     pub largest: f32,
-    /// For each group of outputs the largest magnitude of its scales in any record, `[ceil(value_count / 32)]`.
+    /// For each group of outputs the largest magnitude of its scales in any record, `[ceil(len / 32)]`.
     pub bounds: &'a [f32],
 }
 
-/// Integers that the partial sums of a product of `value_count` outputs take: one for each output, and one for each
+/// Integers that the partial sums of a product of `len` outputs take: one for each output, and one for each
 /// group, of a number of groups rounded up to a multiple of 8.
-pub const fn sparse_sums(value_count: usize) -> usize {
-    value_count.div_ceil(GROUP_SIZE).next_multiple_of(8) * (GROUP_SIZE + 1)
+pub const fn sparse_sums(len: usize) -> usize {
+    len.div_ceil(GROUP_SIZE).next_multiple_of(8) * (GROUP_SIZE + 1)
 }

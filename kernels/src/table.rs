@@ -1,6 +1,8 @@
 //! The function table: one entry per operation, resolved once.
 
+mod activation;
 mod encode;
+mod norm;
 mod wkv;
 
 use crate::isa::Isa;
@@ -236,7 +238,7 @@ impl Kernels {
     /// If the records are quantized, the outputs are not all in them, `x` has not as many values as indices, or an
     /// index is no record.
     pub fn sparse_matvec(&self, out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) {
-        check_range("outputs", first, out.len(), w.value_count());
+        check_range("outputs", first, out.len(), w.record_len());
         check_sparse(x, w);
         let kernel = match w.dtype() {
             DType::F32 => self.sparse_f32,
@@ -254,7 +256,7 @@ impl Kernels {
     ///
     /// # Panics
     /// If the records are not quantized, `sums` does not have [`sparse_sums`] integers, `x` has not as many values as
-    /// indices or more than `scale.live`, an index is no record, or `scale` has not a bound for each group.
+    /// indices or more than `scale.active`, an index is no record, or `scale` has not a bound for each group.
     pub fn sparse_accumulate(
         &self,
         sums: &mut [i32],
@@ -262,10 +264,10 @@ impl Kernels {
         x: Sparse<'_>,
         scale: SparseScale<'_>,
     ) {
-        check_len("partial sums", sums.len(), sparse_sums(w.value_count()));
-        check_len("bounds", scale.bounds.len(), w.value_count().div_ceil(GROUP_SIZE));
+        check_len("partial sums", sums.len(), sparse_sums(w.record_len()));
+        check_len("bounds", scale.bounds.len(), w.record_len().div_ceil(GROUP_SIZE));
         check_sparse(x, w);
-        check_range("entries", 0, x.indices.len(), scale.live);
+        check_range("entries", 0, x.indices.len(), scale.active);
         let kernel = match w.dtype() {
             DType::Int8 => self.sparse_accumulate_int8,
             DType::Int4 => self.sparse_accumulate_int4,
@@ -280,9 +282,9 @@ impl Kernels {
     /// If the records are not quantized, `out` has another length than a record, `sums` is not a whole number of
     /// [`sparse_sums`], or `scale` has not a bound for each group.
     pub fn sparse_finish(&self, out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) {
-        check_len("output", out.len(), w.value_count());
-        check_len("bounds", scale.bounds.len(), w.value_count().div_ceil(GROUP_SIZE));
-        let each = sparse_sums(w.value_count());
+        check_len("output", out.len(), w.record_len());
+        check_len("bounds", scale.bounds.len(), w.record_len().div_ceil(GROUP_SIZE));
+        let each = sparse_sums(w.record_len());
         assert!(sums.len().is_multiple_of(each), "{} partial sums are not times {each}", sums.len());
         let kernel = match w.dtype() {
             DType::Int8 => self.sparse_finish_int8,
@@ -298,7 +300,7 @@ impl Kernels {
     /// If `index` is no record or `out` has another length than a record.
     pub fn dequantize_record(&self, out: &mut [f32], w: &Records<'_>, index: usize) {
         assert!(index < w.count(), "record {index} of {}", w.count());
-        check_len("output", out.len(), w.value_count());
+        check_len("output", out.len(), w.record_len());
         (self.dequantize_record)(out, w, index);
     }
 
@@ -311,7 +313,7 @@ impl Kernels {
         assert!(w.dtype() == DType::Int4, "record_dots of {} records", w.dtype());
         check_len("output", out.len(), indices.len());
         check_indices(indices, w);
-        check_activation(x, padded_cols(w.value_count()));
+        check_activation(x, padded_cols(w.record_len()));
         (self.record_dots)(out, w, indices, x);
     }
 
@@ -329,109 +331,6 @@ impl Kernels {
     pub fn read(&self, bytes: &[u8], streams: usize) -> u64 {
         assert!((1..=MAX_READ_STREAMS).contains(&streams), "{streams} streams");
         (self.read)(bytes, streams)
-    }
-
-    /// `(x - mean) / sqrt(variance + eps) * weight + bias`.
-    ///
-    /// # Panics
-    /// If the lengths differ.
-    pub fn layer_norm(&self, out: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32], eps: f32) {
-        let n = out.len();
-        check_len("input", x.len(), n);
-        check_len("weight", weight.len(), n);
-        check_len("bias", bias.len(), n);
-        (self.layer_norm)(out, x, weight, bias, eps);
-    }
-
-    /// `a + t (b - a)`.
-    ///
-    /// # Panics
-    /// If the lengths differ.
-    pub fn lerp(&self, out: &mut [f32], a: &[f32], b: &[f32], t: &[f32]) {
-        let n = out.len();
-        check_len("a", a.len(), n);
-        check_len("b", b.len(), n);
-        check_len("t", t.len(), n);
-        (self.lerp)(out, a, b, t);
-    }
-
-    /// Layer norm, token shift and quantization, in one pass where that is faster: `h` becomes [`layer_norm`](Self::layer_norm) of `x`, the
-    /// first elements of each output `h_prev + mix (h - h_prev)`, or `h + mix (h_prev - h)` if the mix weighs the previous
-    /// token, by [`lerp`](Self::lerp), and then each output is [`quantize`](Self::quantize)d with what its padding holds.
-    ///
-    /// # Panics
-    /// If the lengths differ, or the values of an output are not as many as a padded `x` has.
-    pub fn norm_shift(
-        &self,
-        h: &mut [f32],
-        x: Normed<'_>,
-        h_prev: &[f32],
-        shift: Shift,
-        outs: &mut [Shifted<'_, '_>],
-    ) {
-        let n = h.len();
-        check_len("input", x.x.len(), n);
-        check_len("weight", x.weight.len(), n);
-        check_len("bias", x.bias.len(), n);
-        check_len("previous", h_prev.len(), n);
-        for Shifted { mix, out } in &*outs {
-            check_len("mix", mix.len(), n);
-            check_activation(out.view(), padded_cols(n));
-        }
-        (self.norm_shift)(h, x, h_prev, shift, outs);
-    }
-
-    /// One step of the RWKV-4 recurrence for every channel.
-    ///
-    /// `time_decay` is the logarithm of the decay per step and `time_first` the bonus of the current token.
-    /// The state starts with `aa = bb = 0` and `pp = -1e30`.
-    ///
-    /// # Panics
-    /// If the lengths differ.
-    #[allow(clippy::too_many_arguments, reason = "the recurrence has these operands")]
-    pub fn wkv4(
-        &self,
-        y: &mut [f32],
-        k: &[f32],
-        v: &[f32],
-        time_first: &[f32],
-        time_decay: &[f32],
-        aa: &mut [f32],
-        bb: &mut [f32],
-        pp: &mut [f32],
-    ) {
-        let n = y.len();
-        check_len("k", k.len(), n);
-        check_len("v", v.len(), n);
-        check_len("time_first", time_first.len(), n);
-        check_len("time_decay", time_decay.len(), n);
-        check_len("aa", aa.len(), n);
-        check_len("bb", bb.len(), n);
-        check_len("pp", pp.len(), n);
-        (self.wkv4)(y, k, v, time_first, time_decay, aa, bb, pp);
-    }
-
-    /// `max(x, 0)^2` in place. A NaN becomes 0.
-    pub fn relu_squared(&self, x: &mut [f32]) {
-        (self.relu_squared)(x);
-    }
-
-    /// `x + y` in place of `x`.
-    ///
-    /// # Panics
-    /// If the lengths differ.
-    pub fn add(&self, x: &mut [f32], y: &[f32]) {
-        check_len("y", y.len(), x.len());
-        (self.add)(x, y);
-    }
-
-    /// `exp(x - max) / sum`. Any NaN or positive infinity among the inputs makes every output a NaN.
-    ///
-    /// # Panics
-    /// If the lengths differ.
-    pub fn softmax(&self, out: &mut [f32], x: &[f32]) -> SoftmaxStats {
-        check_len("input", x.len(), out.len());
-        (self.softmax)(out, x)
     }
 }
 

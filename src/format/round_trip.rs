@@ -76,7 +76,7 @@ fn typed_lookups_give_views_of_the_right_bytes() {
     let columns =
         file.records_handle("ffn.value.weight", TensorLayout::ColumnRecords, [N_EMBD, N_FFN]).unwrap();
     let columns = file.records(columns);
-    assert_eq!((columns.count(), columns.value_count()), (N_FFN, N_EMBD));
+    assert_eq!((columns.count(), columns.record_len()), (N_FFN, N_EMBD));
     let rows = file.records_handle("emb.weight", TensorLayout::RowRecords, [N_VOCAB, N_EMBD]).unwrap();
     assert_eq!(file.records(rows).data(), bytes("emb.weight"));
     (0..N_VOCAB).for_each(|i| file.verify_record(rows, i).unwrap());

@@ -92,7 +92,7 @@ fn quantized(
     sums: &mut [i32],
 ) {
     let kernels = ops.kernels;
-    let scale = SparseScale { live: x.indices.len(), largest: kernels.largest_magnitude(x.values), bounds };
+    let scale = SparseScale { active: x.indices.len(), largest: kernels.largest_magnitude(x.values), bounds };
     sums.fill(0);
     ops.pool.for_each_share(x.indices.len(), COLUMN_GRAIN, sums, &|entries, sums| {
         let x = Sparse { indices: &x.indices[entries.clone()], values: &x.values[entries] };

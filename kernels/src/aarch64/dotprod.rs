@@ -8,7 +8,7 @@ use super::int::{
 };
 use super::memory::load_codes;
 use super::shim::{prefetch, sdot_rows};
-use super::walk::Walk;
+use super::streams::BlockStream;
 use crate::layout::{Activation, DType, LINE_BYTES, Matrix, ROW_INTERLEAVE};
 
 int_matvec!("neon,dotprod", matvec_int4, DType::Int4, Int4Lines, int4_dot);

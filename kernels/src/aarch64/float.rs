@@ -5,7 +5,7 @@ use core::arch::aarch64::*;
 use super::int::{Rows, finish};
 use super::memory::{load, load_f16};
 use super::shim::prefetch;
-use super::walk::Walk;
+use super::streams::BlockStream;
 use crate::layout::{Activation, DType, GROUP_SIZE, LINE_BYTES, Matrix, ROW_INTERLEAVE};
 
 /// Defines a kernel, given the bytes of a column of a block and how to load it.
@@ -13,9 +13,9 @@ macro_rules! float_matvec {
     ($matvec:ident, $dtype:expr, $bytes:literal, $load:ident) => {
         #[target_feature(enable = "neon")]
         pub(super) fn $matvec(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) {
-            let walk = Walk::<{ $dtype.block_bytes() }>::new(w, first_row, out.len());
+            let stream = BlockStream::<{ $dtype.block_bytes() }>::new(w, first_row, out.len());
             let (groups, _) = x.values.as_chunks::<GROUP_SIZE>().0.as_chunks::<2>();
-            for (out, row) in out.chunks_mut(ROW_INTERLEAVE).zip(walk.rows()) {
+            for (out, row) in out.chunks_mut(ROW_INTERLEAVE).zip(stream.rows()) {
                 let mut acc = [vdupq_n_f32(0.0); 4];
                 for ([block, later], groups) in row.zip(groups) {
                     let [block, later] = [block, later].map(|block| block.as_chunks::<$bytes>().0);

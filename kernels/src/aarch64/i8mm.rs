@@ -11,7 +11,7 @@ use super::dotprod::{matvec_int4, matvec_int8};
 use super::int::{Group, Int4Lines, Int8Lines, Parts, load_line, nibbles};
 use super::memory::{load_code_pair, load_f16, store_f32};
 use super::shim::{prefetch_all, smmla};
-use super::walk::Walk;
+use super::streams::BlockStream;
 use crate::layout::{Activation, DType, LINE_BYTES, Matrix, ROW_INTERLEAVE};
 
 /// Two rows with two vectors in each register: `[row][vector]`.
@@ -64,9 +64,9 @@ macro_rules! matmul {
             outs: &mut impl Iterator<Item = &'o mut [f32]>,
         ) {
             const LINES: usize = size_of::<$lines>() / LINE_BYTES;
-            let walk = Walk::<{ $dtype.block_bytes() }>::new(w, row, 1);
+            let stream = BlockStream::<{ $dtype.block_bytes() }>::new(w, row, 1);
             let mut acc = [[vdupq_n_f32(0.0); ROW_INTERLEAVE / 2]; P];
-            for (i, [block, later]) in walk.rows().flatten().enumerate() {
+            for (i, [block, later]) in stream.rows().flatten().enumerate() {
                 let block = Parts::<LINES>::of(block);
                 prefetch_all(later);
                 for (g, (lines, scales)) in block.lines.iter().zip(block.scales).enumerate() {

@@ -1,10 +1,10 @@
-//! Products of quantized matrices: the walk that all levels share, and its parts for NEON.
+//! Products of quantized matrices: the loop that all levels share, and its parts for NEON.
 
 use core::arch::aarch64::*;
 
 use super::memory::{load, load_f16, store_f32};
 use super::shim::{add_pairs, broadcast, prefetch};
-use super::walk::Walk;
+use super::streams::BlockStream;
 use crate::layout::{Activation, DType, GROUP_SIZE, K_BLOCK, LINE_BYTES, Matrix, ROW_INTERLEAVE};
 
 const QUADS: usize = GROUP_SIZE / 4;
@@ -61,8 +61,8 @@ macro_rules! int_matvec {
         #[target_feature(enable = $features)]
         pub(super) fn $matvec(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) {
             const LINES: usize = size_of::<$lines>() / LINE_BYTES;
-            let walk = Walk::<{ $dtype.block_bytes() }>::new(w, first_row, out.len());
-            for (out, row) in out.chunks_mut(ROW_INTERLEAVE).zip(walk.rows()) {
+            let stream = BlockStream::<{ $dtype.block_bytes() }>::new(w, first_row, out.len());
+            for (out, row) in out.chunks_mut(ROW_INTERLEAVE).zip(stream.rows()) {
                 let mut acc = [vdupq_n_f32(0.0); 4];
                 for ([block, later], groups) in row.zip(groups(x)) {
                     let (block, later) = (Parts::<LINES>::of(block), Parts::<LINES>::of(later));

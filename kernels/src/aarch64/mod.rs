@@ -11,22 +11,22 @@
     reason = "vector loads and stores, assembly, and calls of functions with target features"
 )]
 
+mod compact;
 mod dotprod;
 mod float;
-mod heads;
 mod i8mm;
 mod int;
-mod live;
 mod memory;
 #[cfg(miri)]
-mod model;
+mod miri;
 mod read;
 mod record;
 mod shim;
 mod sparse;
 mod sparse_float;
-mod tile;
-mod walk;
+mod sparse_tile;
+mod streams;
+mod wkv;
 
 use crate::isa::Isa;
 use crate::layout::{Activation, Matrix, Records, Sparse, SparseScale};
@@ -105,8 +105,8 @@ entries! { entry:
     fn matvec_f16(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = float;
     fn matvec_int8(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = int;
     fn matvec_int4(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = int;
-    fn nonzero(indices: &mut [u32], values: &mut [f32], x: &[f32]) -> usize = live;
-    fn reaching(indices: &mut [u32], x: &[f32], bounds: &[f32], norm: f32, least: f32) -> usize = live;
+    fn nonzero(indices: &mut [u32], values: &mut [f32], x: &[f32]) -> usize = compact;
+    fn reaching(indices: &mut [u32], x: &[f32], bounds: &[f32], norm: f32, least: f32) -> usize = compact;
     fn sparse_f32(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) = sparse_float;
     fn sparse_f16(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) = sparse_float;
     fn accumulate_int8(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>) = sparse;
@@ -117,8 +117,8 @@ entries! { entry:
     fn read(bytes: &[u8], streams: usize) -> u64 = read;
     fn wkv6(
         y: &mut [f32], state: &mut [f32], r: &[f32], k: &[f32], v: &[f32], u: &[f32], w: &[f32]
-    ) = heads;
+    ) = wkv;
     fn wkv7(
         y: &mut [f32], state: &mut [f32], r: &[f32], w: &[f32], k: &[f32], v: &[f32], kk: &[f32], a: &[f32]
-    ) = heads;
+    ) = wkv;
 }

@@ -32,9 +32,9 @@ macro_rules! record_dots {
         #[target_feature(enable = $features)]
         #[inline]
         fn $record_dot(w: &Records<'_>, record: &[u8], x: Activation<'_>) -> f32 {
-            let (scales, runs) = record.split_at(record_scale_bytes(DType::Int4, w.value_count()));
+            let (scales, runs) = record.split_at(record_scale_bytes(DType::Int4, w.record_len()));
             // Whole sets of groups; what is left has scalar code.
-            let sets = w.value_count().div_ceil(GROUP_SIZE) / DOT_LANES;
+            let sets = w.record_len().div_ceil(GROUP_SIZE) / DOT_LANES;
             let (scales, _) = scales.as_chunks::<{ 2 * DOT_LANES }>();
             let (runs, _) = runs.as_chunks::<16>().0.as_chunks::<4>().0.as_chunks::<2>();
             let (codes, _) = x.codes.as_chunks::<GROUP_SIZE>().0.as_chunks::<4>().0.as_chunks::<2>();

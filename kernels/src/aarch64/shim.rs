@@ -5,7 +5,7 @@ use core::arch::aarch64::*;
 use core::arch::asm;
 
 #[cfg(miri)]
-use super::model;
+use super::miri;
 use crate::layout::LINE_BYTES;
 
 /// Asks for the cache line `LINE` lines behind the start of `bytes`, at this place among the loads.
@@ -37,7 +37,7 @@ pub(super) fn prefetch_all<T>(items: &[T]) {
 #[inline]
 pub(super) fn broadcast(codes: &[[i8; 4]; 4]) -> [int8x16_t; 4] {
     #[cfg(miri)]
-    return model::broadcast(codes);
+    return miri::broadcast(codes);
     #[cfg(not(miri))]
     {
         // SAFETY: 16 bytes are readable; the load needs no alignment.
@@ -51,7 +51,7 @@ pub(super) fn broadcast(codes: &[[i8; 4]; 4]) -> [int8x16_t; 4] {
 #[inline]
 pub(super) fn half_to_f32(halves: uint16x8_t) -> [float32x4_t; 2] {
     #[cfg(miri)]
-    return model::half_to_f32(halves);
+    return miri::half_to_f32(halves);
     #[cfg(not(miri))]
     {
         let (low, high): (float32x4_t, float32x4_t);
@@ -74,7 +74,7 @@ pub(super) fn half_to_f32(halves: uint16x8_t) -> [float32x4_t; 2] {
 #[inline]
 pub(super) fn add_pairs(acc: int32x4_t, x: int16x8_t) -> int32x4_t {
     #[cfg(miri)]
-    return model::add_pairs(acc, x);
+    return miri::add_pairs(acc, x);
     #[cfg(not(miri))]
     vpadalq_s16(acc, x)
 }
@@ -91,7 +91,7 @@ pub(super) fn sdot_rows<const QUAD: usize>(
     x: int8x16_t,
 ) -> [int32x4_t; 4] {
     #[cfg(miri)]
-    return model::sdot_rows::<QUAD>(sums, w, x);
+    return miri::sdot_rows::<QUAD>(sums, w, x);
     #[cfg(not(miri))]
     {
         let [mut a, mut b, mut c, mut d] = sums;
@@ -116,7 +116,7 @@ pub(super) fn sdot_rows<const QUAD: usize>(
 #[inline]
 pub(super) fn sdot(acc: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
     #[cfg(miri)]
-    return model::sdot(acc, w, x);
+    return miri::sdot(acc, w, x);
     #[cfg(not(miri))]
     {
         let mut out = acc;
@@ -134,7 +134,7 @@ pub(super) fn sdot(acc: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
 #[inline]
 pub(super) fn smmla(acc: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
     #[cfg(miri)]
-    return model::smmla(acc, w, x);
+    return miri::smmla(acc, w, x);
     #[cfg(not(miri))]
     {
         let mut out = acc;

@@ -1,6 +1,6 @@
 //! Products of quantized records with a sparse vector.
 //!
-//! Records go by in sets of [`SET`]: first the coefficients of a set for all groups of a tile, then its codes, group by
+//! Records go by in sets of [`SET_SIZE`]: first the coefficients of a set for all groups of a block, then its codes, group by
 //! group, while the sums of a group's outputs are in registers. The codes of the next set are asked for meanwhile.
 
 use core::arch::aarch64::*;
@@ -8,7 +8,7 @@ use core::arch::aarch64::*;
 use super::int::nibbles;
 use super::memory::{load, load_i16, load_i32, store_f32, store_i32};
 use super::shim::prefetch;
-use super::tile::{SET, TILE_GROUPS, Tile};
+use super::sparse_tile::{BLOCK_GROUPS, OutputBlock, SET_SIZE};
 use crate::layout::{GROUP_SIZE, LINE_BYTES, Records, Sparse, SparseScale, sparse_sums};
 use crate::scalar::sparse::{cmax, split_sums};
 
@@ -35,18 +35,18 @@ fn store_sums(outputs: &mut [i32; GROUP_SIZE], sums: Sums) {
 
 #[target_feature(enable = "neon")]
 pub(super) fn finish_int8(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) {
-    finish(out, w, sums, scale, cmax(scale.live, 127), 0);
+    finish(out, w, sums, scale, cmax(scale.active, 127), 0);
 }
 
 #[target_feature(enable = "neon")]
 pub(super) fn finish_int4(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) {
-    finish(out, w, sums, scale, cmax(scale.live, 15), 8);
+    finish(out, w, sums, scale, cmax(scale.active, 15), 8);
 }
 
 /// Codes are stored with `offset` added.
 #[target_feature(enable = "neon")]
 fn finish(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>, cmax: f32, offset: i32) {
-    let each = sparse_sums(w.value_count());
+    let each = sparse_sums(w.record_len());
     for (g, (out, &bound)) in out.chunks_mut(GROUP_SIZE).zip(scale.bounds).enumerate() {
         let (mut totals, mut coefficients) = ([vdupq_n_s32(0); 8], 0i32);
         for part in sums.chunks_exact(each) {
@@ -75,21 +75,21 @@ macro_rules! accumulate {
             const GROUPS_IN_LINE: usize = LINE_BYTES / $run;
             let (outputs, coefficient_sums) = split_sums(sums);
             let (coefficient_sums, _) = coefficient_sums.as_chunks_mut::<8>();
-            let mut coefficients = [[0; SET]; TILE_GROUPS];
-            let tiles = outputs.chunks_mut(TILE_GROUPS).zip(coefficient_sums.chunks_mut(TILE_GROUPS / 8));
-            for (i, (outputs, sums)) in tiles.enumerate() {
-                let tile = Tile::new(w, x, scale, i * TILE_GROUPS, $largest_code);
-                for s in 0..tile.sets() {
-                    tile.coefficients(s, &mut coefficients, sums);
-                    let (set, next) = (tile.codes::<$run>(s), tile.codes::<$run>(s + 1));
-                    for (g, (outputs, c)) in outputs[..tile.groups].iter_mut().zip(&coefficients).enumerate()
+            let mut coefficients = [[0; SET_SIZE]; BLOCK_GROUPS];
+            let blocks = outputs.chunks_mut(BLOCK_GROUPS).zip(coefficient_sums.chunks_mut(BLOCK_GROUPS / 8));
+            for (i, (outputs, sums)) in blocks.enumerate() {
+                let block = OutputBlock::new(w, x, scale, i * BLOCK_GROUPS, $largest_code);
+                for s in 0..block.sets() {
+                    block.coefficients(s, &mut coefficients, sums);
+                    let (set, next) = (block.codes::<$run>(s), block.codes::<$run>(s + 1));
+                    for (g, (outputs, c)) in outputs[..block.groups].iter_mut().zip(&coefficients).enumerate()
                     {
                         // Every line once, a few at each group.
-                        let share = SET / GROUPS_IN_LINE;
+                        let share = SET_SIZE / GROUPS_IN_LINE;
                         for next in &next[g % GROUPS_IN_LINE * share..][..share] {
                             prefetch::<0>(&next[g / GROUPS_IN_LINE * GROUPS_IN_LINE]);
                         }
-                        let mut codes = [&[0; $run]; SET];
+                        let mut codes = [&[0; $run]; SET_SIZE];
                         codes.iter_mut().zip(&set).for_each(|(codes, set)| *codes = &set[g]);
                         store_sums(outputs, $add(load_sums(outputs), codes, c));
                     }
@@ -104,7 +104,7 @@ accumulate!(accumulate_int8, 32, 127, add_int8);
 
 #[target_feature(enable = "neon")]
 #[inline]
-fn add_int4(sums: Sums, codes: [&[u8; 16]; SET], c: &[i16; SET]) -> Sums {
+fn add_int4(sums: Sums, codes: [&[u8; 16]; SET_SIZE], c: &[i16; SET_SIZE]) -> Sums {
     let c = load_i16(c);
     let sums = add_nibbles::<0>(sums, codes[0], c);
     let sums = add_nibbles::<1>(sums, codes[1], c);
@@ -118,7 +118,7 @@ fn add_int4(sums: Sums, codes: [&[u8; 16]; SET], c: &[i16; SET]) -> Sums {
 
 #[target_feature(enable = "neon")]
 #[inline]
-fn add_int8(sums: Sums, codes: [&[u8; 32]; SET], c: &[i16; SET]) -> Sums {
+fn add_int8(sums: Sums, codes: [&[u8; 32]; SET_SIZE], c: &[i16; SET_SIZE]) -> Sums {
     let c = load_i16(c);
     let sums = add_bytes::<0>(sums, codes[0], c);
     let sums = add_bytes::<1>(sums, codes[1], c);

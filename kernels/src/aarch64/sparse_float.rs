@@ -7,7 +7,7 @@ use crate::fp16;
 use crate::layout::{Records, Sparse};
 
 /// Records that go by together while 8 outputs are in registers.
-const SET: usize = 4;
+const SET_SIZE: usize = 4;
 
 /// Defines a kernel, given the bytes of a value and of 8 values, how to load 8, and how to read number `i`.
 macro_rules! sparse_float {
@@ -16,8 +16,8 @@ macro_rules! sparse_float {
         pub(super) fn $name(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) {
             let n = out.len();
             out.fill(0.0);
-            for (indices, x) in x.indices.chunks(SET).zip(x.values.chunks(SET)) {
-                let mut records = [&[][..]; SET];
+            for (indices, x) in x.indices.chunks(SET_SIZE).zip(x.values.chunks(SET_SIZE)) {
+                let mut records = [&[][..]; SET_SIZE];
                 for (record, &j) in records.iter_mut().zip(indices) {
                     *record = &w.record(j as usize)[$bytes * first..][..$bytes * n];
                 }

@@ -160,7 +160,7 @@ pub(super) fn record_dot(
     lanes
 }
 
-/// Entries of a sparse vector, and what a tile of outputs needs of their records.
+/// Entries of a sparse vector, and what a block of outputs needs of their records.
 #[derive(Clone, Copy, Default)]
 pub(super) struct SparseSet<'a> {
     pub(super) scales: [&'a [u8]; SPARSE_SET],

@@ -44,10 +44,10 @@ pub(super) fn record_dots(out: &mut [f32], w: &Records<'_>, indices: &[u32], x: 
         return record::record_dots::<Vfp4>(out, w, indices, x);
     }
     // Whole sets of groups; what is left has scalar code.
-    let sets = w.value_count().div_ceil(GROUP_SIZE) / DOT_LANES;
+    let sets = w.record_len().div_ceil(GROUP_SIZE) / DOT_LANES;
     for (out, &index) in out.iter_mut().zip(indices) {
         let record = w.record(index as usize);
-        let (scales, runs) = record.split_at(record_scale_bytes(DType::Int4, w.value_count()));
+        let (scales, runs) = record.split_at(record_scale_bytes(DType::Int4, w.record_len()));
         let mut lanes = neon::record_dot(sets, scales, runs, x);
         add_groups::<Vfp4>(&mut lanes, w, record, DOT_LANES * sets, x);
         *out = dot_of_lanes(lanes) * w.scale();

@@ -1,7 +1,7 @@
 @ Products of quantized records with a sparse vector, four records at a time.
 @
 @ struct set {                     four records:
-@     const u8 *scales[4];          0 their scales from the tile's first group on,
+@     const u8 *scales[4];          0 their scales from the block's first group on,
 @     const u8 *codes[4];          16 and their codes
 @     const u8 *next_scales[4];    32 those of the next four, to be prefetched
 @     const u8 *next_codes[4];     48

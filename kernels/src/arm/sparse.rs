@@ -7,14 +7,14 @@ use crate::math::magnitude_bits;
 use crate::scalar::sparse::{self, cmax, split_sums};
 
 /// Output groups that go by together, so that their sums and coefficients stay in the L1 cache.
-const TILE_GROUPS: usize = 64;
+const BLOCK_GROUPS: usize = 64;
 
 /// Scales of the entries that a set lacks.
-static NO_SCALES: [u8; 2 * TILE_GROUPS] = [0; 2 * TILE_GROUPS];
+static NO_SCALES: [u8; 2 * BLOCK_GROUPS] = [0; 2 * BLOCK_GROUPS];
 
 pub(super) fn accumulate_int8(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>) {
     if stay_normal(x, scale) {
-        accumulate(sums, w, x, scale, cmax(scale.live, 127));
+        accumulate(sums, w, x, scale, cmax(scale.active, 127));
     } else {
         sparse::accumulate_int8(sums, w, x, scale);
     }
@@ -22,7 +22,7 @@ pub(super) fn accumulate_int8(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, 
 
 pub(super) fn accumulate_int4(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>) {
     if stay_normal(x, scale) {
-        accumulate(sums, w, x, scale, cmax(scale.live, 15));
+        accumulate(sums, w, x, scale, cmax(scale.active, 15));
     } else {
         sparse::accumulate_int4(sums, w, x, scale);
     }
@@ -41,16 +41,16 @@ fn stay_normal(x: Sparse<'_>, scale: SparseScale<'_>) -> bool {
 /// What the portable functions do, [`SPARSE_SET`] entries at a time.
 fn accumulate(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>, cmax: f32) {
     let (outputs, coefficient_sums) = split_sums(sums);
-    let tiles = scale.bounds.chunks(TILE_GROUPS);
-    let sums = outputs.chunks_mut(TILE_GROUPS).zip(coefficient_sums.chunks_mut(TILE_GROUPS));
-    for (first, (bounds, (outputs, coefficient_sums))) in (0..).step_by(TILE_GROUPS).zip(tiles.zip(sums)) {
-        let mut inverses = [0.0; TILE_GROUPS];
+    let blocks = scale.bounds.chunks(BLOCK_GROUPS);
+    let sums = outputs.chunks_mut(BLOCK_GROUPS).zip(coefficient_sums.chunks_mut(BLOCK_GROUPS));
+    for (first, (bounds, (outputs, coefficient_sums))) in (0..).step_by(BLOCK_GROUPS).zip(blocks.zip(sums)) {
+        let mut inverses = [0.0; BLOCK_GROUPS];
         for (inverse, &bound) in inverses.iter_mut().zip(bounds) {
             let m = scale.largest * bound;
             *inverse = if m < ZERO_BELOW { 0.0 } else { cmax / m };
         }
         let outputs = &mut outputs[..bounds.len()];
-        let mut coefficients = [[0; SPARSE_SET]; TILE_GROUPS];
+        let mut coefficients = [[0; SPARSE_SET]; BLOCK_GROUPS];
         let mut set = set_from(w, x, first, bounds.len(), 0);
         for s in (SPARSE_SET..x.indices.len() + SPARSE_SET).step_by(SPARSE_SET) {
             // After the last set this one again, which is as good as nothing.
@@ -69,7 +69,7 @@ fn accumulate(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseSca
 /// 0, and the codes of the last one.
 fn set_from<'a>(w: &Records<'a>, x: Sparse<'_>, first: usize, groups: usize, start: usize) -> SparseSet<'a> {
     let run = if w.dtype() == DType::Int8 { GROUP_SIZE } else { GROUP_SIZE / 2 };
-    let codes_start = record_scale_bytes(w.dtype(), w.value_count()) + run * first;
+    let codes_start = record_scale_bytes(w.dtype(), w.record_len()) + run * first;
     let mut set = SparseSet { scales: [&NO_SCALES; SPARSE_SET], ..SparseSet::default() };
     for k in 0..SPARSE_SET {
         let Some(&index) = x.indices.get(start + k).or(x.indices.last()) else { return set };

@@ -45,9 +45,9 @@ fn block_weight(dtype: DType, block: &[u8], r: usize, k: usize, tensor_scale: f3
 /// # Panics
 /// If `index` is no record or `out` has another length than a record.
 pub fn decode_record(w: &Records<'_>, index: usize, out: &mut [f32]) {
-    assert!(out.len() == w.value_count(), "output: {} elements, expected {}", out.len(), w.value_count());
+    assert!(out.len() == w.record_len(), "output: {} elements, expected {}", out.len(), w.record_len());
     let record = w.record(index);
-    let codes = &record[record_scale_bytes(w.dtype(), w.value_count())..];
+    let codes = &record[record_scale_bytes(w.dtype(), w.record_len())..];
     for (i, out) in out.iter_mut().enumerate() {
         let (group, in_group) = (i / GROUP_SIZE, i % GROUP_SIZE);
         let scale = || fp16::read(record, group) * w.scale();
@@ -66,7 +66,7 @@ pub fn decode_record(w: &Records<'_>, index: usize, out: &mut [f32]) {
 /// # Panics
 /// If the records are not quantized or `largest` has another length.
 pub fn largest_scales(w: &Records<'_>, largest: &mut [f32]) {
-    let groups = w.value_count().div_ceil(GROUP_SIZE);
+    let groups = w.record_len().div_ceil(GROUP_SIZE);
     assert!(w.dtype().is_quantized(), "{} records have no scales", w.dtype());
     assert!(largest.len() == groups, "output: {} elements, expected {groups}", largest.len());
     for record in w.data().chunks_exact(w.stride()) {

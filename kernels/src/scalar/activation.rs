@@ -1,7 +1,10 @@
-//! Element-wise operations, activation quantization and the list of live entries.
+//! Element-wise operations and activation quantization.
 
 use crate::layout::{ActivationMut, GROUP_SIZE};
 use crate::math::{Fma, ZERO_BELOW, magnitude_bits, round_clamped};
+
+/// The logarithm of the fastest decay of RWKV-7.
+const DECAY7: f32 = -0.606_531;
 
 #[inline(always)]
 pub(crate) fn quantize(x: &mut ActivationMut<'_>) {
@@ -32,17 +35,6 @@ fn quantize_group(values: &[f32; GROUP_SIZE], codes: &mut [i8; GROUP_SIZE]) -> (
 }
 
 #[inline(always)]
-pub(crate) fn nonzero(indices: &mut [u32], values: &mut [f32], x: &[f32]) -> usize {
-    let mut n = 0;
-    for (i, &v) in x.iter().enumerate() {
-        indices[n] = i as u32;
-        values[n] = v;
-        n += usize::from(v != 0.0);
-    }
-    n
-}
-
-#[inline(always)]
 pub(crate) fn lerp<F: Fma>(out: &mut [f32], a: &[f32], b: &[f32], t: &[f32]) {
     for (((out, &a), &b), &t) in out.iter_mut().zip(a).zip(b).zip(t) {
         *out = F::fma(t, b - a, a);
@@ -62,4 +54,38 @@ pub(crate) fn add(x: &mut [f32], y: &[f32]) {
     for (x, &y) in x.iter_mut().zip(y) {
         *x += y;
     }
+}
+
+#[inline(always)]
+pub(crate) fn mul(out: &mut [f32], a: &[f32], b: &[f32]) {
+    for ((out, &a), &b) in out.iter_mut().zip(a).zip(b) {
+        *out = a * b;
+    }
+}
+
+#[inline(always)]
+pub(crate) fn tanh<F: Fma>(x: &mut [f32]) {
+    x.iter_mut().for_each(|x| *x = F::tanh(*x));
+}
+
+#[inline(always)]
+pub(crate) fn sigmoid<F: Fma>(x: &mut [f32]) {
+    x.iter_mut().for_each(|x| *x = F::sigmoid(*x));
+}
+
+#[inline(always)]
+pub(crate) fn silu_mul<F: Fma>(out: &mut [f32], gate: &[f32], x: &[f32]) {
+    for ((out, &gate), &x) in out.iter_mut().zip(gate).zip(x) {
+        *out = (gate * F::sigmoid(gate)) * x;
+    }
+}
+
+#[inline(always)]
+pub(crate) fn decay6<F: Fma>(x: &mut [f32]) {
+    x.iter_mut().for_each(|x| *x = F::exp(-F::exp(*x)));
+}
+
+#[inline(always)]
+pub(crate) fn decay7<F: Fma>(x: &mut [f32]) {
+    x.iter_mut().for_each(|x| *x = F::exp(DECAY7 * F::sigmoid(*x)));
 }

@@ -4,20 +4,18 @@
 //! instructions. It never fuses or reorders float operations, so they give the same bits there.
 
 mod activation;
-mod heads;
+pub(crate) mod compact;
 pub(crate) mod matvec;
 mod norm;
 mod read;
 pub(crate) mod record;
-pub(crate) mod search;
 mod shift;
 pub(crate) mod sparse;
 mod wkv;
 
-pub(crate) use activation::{add, nonzero, quantize, relu_squared};
-pub(crate) use heads::mul;
+pub(crate) use activation::{add, mul, quantize, relu_squared};
+pub(crate) use compact::{max, nonzero, reaching};
 pub(crate) use record::dequantize_record;
-pub(crate) use search::{max, reaching};
 pub(crate) use sparse::largest_magnitude;
 
 #[cfg(target_arch = "x86_64")]
@@ -67,16 +65,16 @@ pub(crate) const fn kernels<F: Fma>(isa: Isa) -> Kernels {
         relu_squared,
         add,
         softmax: norm::softmax::<F>,
-        wkv6: heads::wkv6::<F>,
-        wkv7: heads::wkv7::<F>,
-        tanh: heads::tanh::<F>,
-        sigmoid: heads::sigmoid::<F>,
-        silu_mul: heads::silu_mul::<F>,
+        wkv6: wkv::wkv6::<F>,
+        wkv7: wkv::wkv7::<F>,
+        tanh: activation::tanh::<F>,
+        sigmoid: activation::sigmoid::<F>,
+        silu_mul: activation::silu_mul::<F>,
         mul,
-        decay6: heads::decay6::<F>,
-        decay7: heads::decay7::<F>,
-        l2_normalize: heads::l2_normalize::<F>,
-        dot3: heads::dot3::<F>,
+        decay6: activation::decay6::<F>,
+        decay7: activation::decay7::<F>,
+        l2_normalize: norm::l2_normalize::<F>,
+        dot3: norm::dot3::<F>,
         encode_int8: quant::encode_int8,
         encode_int4: quant::encode_int4,
     }
@@ -105,18 +103,18 @@ with_mul_add! {
     fn wkv6_columns(
         columns: Range<usize>, y: &mut [f32], state: &mut [f32], r: &[f32], k: &[f32], v: &[f32], u: &[f32],
         w: &[f32]
-    ) = heads;
+    ) = wkv;
     fn wkv7_columns(
         columns: Range<usize>, y: &mut [f32], state: &mut [f32], r: &[f32], w: &[f32], k: &[f32], v: &[f32],
         kk: &[f32], a: &[f32]
-    ) = heads;
-    fn tanh(x: &mut [f32]) = heads;
-    fn sigmoid(x: &mut [f32]) = heads;
-    fn silu_mul(out: &mut [f32], gate: &[f32], x: &[f32]) = heads;
-    fn decay6(x: &mut [f32]) = heads;
-    fn decay7(x: &mut [f32]) = heads;
-    fn l2_normalize(x: &mut [f32]) = heads;
-    fn dot3(a: &[f32], b: &[f32], c: &[f32]) -> f32 = heads;
+    ) = wkv;
+    fn tanh(x: &mut [f32]) = activation;
+    fn sigmoid(x: &mut [f32]) = activation;
+    fn silu_mul(out: &mut [f32], gate: &[f32], x: &[f32]) = activation;
+    fn decay6(x: &mut [f32]) = activation;
+    fn decay7(x: &mut [f32]) = activation;
+    fn l2_normalize(x: &mut [f32]) = norm;
+    fn dot3(a: &[f32], b: &[f32], c: &[f32]) -> f32 = norm;
     fn add_groups(
         lanes: &mut [f32; record::DOT_LANES], w: &Records<'_>, record: &[u8], first: usize, x: Activation<'_>
     ) = record;

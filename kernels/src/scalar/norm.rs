@@ -1,14 +1,17 @@
-//! Reductions in 16 virtual lanes: layer norm and softmax.
+//! Reductions in 16 virtual lanes: layer norm, softmax, the L2 norm and a product of three vectors.
 
 use crate::math::{Fma, max};
 use crate::table::SoftmaxStats;
 
+/// The smallest norm to divide by.
+const NORM_FLOOR: f32 = 1e-12;
+
 /// Element `i` of a vector belongs to lane `i % LANES`.
-pub(super) const LANES: usize = 16;
+const LANES: usize = 16;
 
 /// Folds `x` into its lanes, every lane in ascending order.
 #[inline(always)]
-pub(super) fn fold_lanes(x: &[f32], start: f32, f: impl Fn(f32, f32) -> f32) -> [f32; LANES] {
+fn fold_lanes(x: &[f32], start: f32, f: impl Fn(f32, f32) -> f32) -> [f32; LANES] {
     let mut lanes = [start; LANES];
     let (chunks, tail) = x.as_chunks::<LANES>();
     for chunk in chunks {
@@ -24,7 +27,7 @@ pub(super) fn fold_lanes(x: &[f32], start: f32, f: impl Fn(f32, f32) -> f32) -> 
 
 /// Combines the lanes as a tree: lane i with i + 8, then i + 4, i + 2, i + 1.
 #[inline(always)]
-pub(super) fn tree(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+fn tree(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {
@@ -83,4 +86,23 @@ pub(crate) fn softmax<F: Fma>(out: &mut [f32], x: &[f32]) -> SoftmaxStats {
         *out /= sum;
     }
     SoftmaxStats { max: largest, sum }
+}
+
+#[inline(always)]
+pub(crate) fn l2_normalize<F: Fma>(x: &mut [f32]) {
+    let squares = fold_lanes(x, 0.0, |acc, v| F::fma(v, v, acc));
+    // In this order a NaN passes.
+    let norm = max(NORM_FLOOR, tree(squares, |a, b| a + b).sqrt());
+    x.iter_mut().for_each(|x| *x /= norm);
+}
+
+#[inline(always)]
+pub(crate) fn dot3<F: Fma>(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    for ((a, b), c) in a.chunks(LANES).zip(b.chunks(LANES)).zip(c.chunks(LANES)) {
+        for (((lane, &a), &b), &c) in lanes.iter_mut().zip(a).zip(b).zip(c) {
+            *lane = F::fma(a * b, c, *lane);
+        }
+    }
+    tree(lanes, |a, b| a + b)
 }

@@ -25,9 +25,9 @@ pub(crate) fn add_groups<F: Fma>(
     first: usize,
     x: Activation<'_>,
 ) {
-    let (runs, _) = record[record_scale_bytes(DType::Int4, w.value_count())..].as_chunks::<16>();
+    let (runs, _) = record[record_scale_bytes(DType::Int4, w.record_len())..].as_chunks::<16>();
     let (codes, _) = x.codes.as_chunks::<GROUP_SIZE>();
-    for g in first..w.value_count().div_ceil(GROUP_SIZE) {
+    for g in first..w.record_len().div_ceil(GROUP_SIZE) {
         let (low, high) = codes[g].split_at(GROUP_SIZE / 2);
         let mut dot = 0i32;
         for ((&byte, &low), &high) in runs[g].iter().zip(low).zip(high) {
@@ -48,7 +48,7 @@ pub(crate) fn dot_of_lanes([a, b, c, d, e, f, g, h]: [f32; DOT_LANES]) -> f32 {
 #[inline(always)]
 pub(crate) fn dequantize_record(out: &mut [f32], w: &Records<'_>, index: usize) {
     let record = w.record(index);
-    let codes = &record[record_scale_bytes(w.dtype(), w.value_count())..];
+    let codes = &record[record_scale_bytes(w.dtype(), w.record_len())..];
     match w.dtype() {
         DType::F32 => {
             for (out, bytes) in out.iter_mut().zip(codes.as_chunks::<4>().0) {

@@ -6,12 +6,12 @@ use crate::math::ZERO_BELOW;
 use crate::math::{Fma, magnitude_bits, round_clamped};
 
 /// Output groups that go by together.
-const TILE_GROUPS: usize = 64;
+const BLOCK_GROUPS: usize = 64;
 
-/// The largest coefficient for which `live` products with codes up to `largest_code` fit an `i32`.
+/// The largest coefficient for which `active` products with codes up to `largest_code` fit an `i32`.
 #[inline(always)]
-pub(crate) fn cmax(live: usize, largest_code: usize) -> f32 {
-    let bound = (i32::MAX as usize / largest_code) / live.max(1);
+pub(crate) fn cmax(active: usize, largest_code: usize) -> f32 {
+    let bound = (i32::MAX as usize / largest_code) / active.max(1);
     bound.clamp(1, 32767) as f32
 }
 
@@ -54,7 +54,7 @@ pub(crate) fn accumulate_int8(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, 
             *acc = acc.wrapping_add(c * i32::from(code as i8));
         }
     };
-    accumulate::<32>(sums, w, x, scale, cmax(scale.live, 127), add);
+    accumulate::<32>(sums, w, x, scale, cmax(scale.active, 127), add);
 }
 
 pub(crate) fn accumulate_int4(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>) {
@@ -65,15 +65,15 @@ pub(crate) fn accumulate_int4(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, 
             *high = high.wrapping_add(c * i32::from(codes >> 4));
         }
     };
-    accumulate::<16>(sums, w, x, scale, cmax(scale.live, 15), add);
+    accumulate::<16>(sums, w, x, scale, cmax(scale.active, 15), add);
 }
 
 pub(crate) fn finish_int8(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) {
-    finish(out, w, sums, scale, cmax(scale.live, 127), 0);
+    finish(out, w, sums, scale, cmax(scale.active, 127), 0);
 }
 
 pub(crate) fn finish_int4(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) {
-    finish(out, w, sums, scale, cmax(scale.live, 15), 8);
+    finish(out, w, sums, scale, cmax(scale.active, 15), 8);
 }
 
 /// Partial sums: those of the outputs, then those of the coefficients of each group. Codes count as stored. `RUN` bytes
@@ -87,12 +87,12 @@ fn accumulate<const RUN: usize>(
     cmax: f32,
     add: impl Fn(&mut [i32; GROUP_SIZE], &[u8; RUN], i32),
 ) {
-    let runs_start = record_scale_bytes(w.dtype(), w.value_count());
+    let runs_start = record_scale_bytes(w.dtype(), w.record_len());
     let (outputs, coefficient_sums) = split_sums(sums);
-    let tiles = scale.bounds.chunks(TILE_GROUPS);
-    let sums = outputs.chunks_mut(TILE_GROUPS).zip(coefficient_sums.chunks_mut(TILE_GROUPS));
-    for (first, (bounds, (acc, coefficient_sums))) in (0..).step_by(TILE_GROUPS).zip(tiles.zip(sums)) {
-        let mut inverse = [0.0; TILE_GROUPS];
+    let blocks = scale.bounds.chunks(BLOCK_GROUPS);
+    let sums = outputs.chunks_mut(BLOCK_GROUPS).zip(coefficient_sums.chunks_mut(BLOCK_GROUPS));
+    for (first, (bounds, (acc, coefficient_sums))) in (0..).step_by(BLOCK_GROUPS).zip(blocks.zip(sums)) {
+        let mut inverse = [0.0; BLOCK_GROUPS];
         for (inverse, &bound) in inverse.iter_mut().zip(bounds) {
             let m = scale.largest * bound;
             *inverse = if m < ZERO_BELOW { 0.0 } else { cmax / m };
@@ -112,7 +112,7 @@ fn accumulate<const RUN: usize>(
 /// Codes are stored with `offset` added.
 #[inline(always)]
 fn finish(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>, cmax: f32, offset: i32) {
-    let each = sparse_sums(w.value_count());
+    let each = sparse_sums(w.record_len());
     let first_coefficient = each / (GROUP_SIZE + 1) * GROUP_SIZE;
     let total = |i: usize| sums.chunks_exact(each).fold(0i32, |sum, part| sum.wrapping_add(part[i]));
     for (g, (out, &bound)) in out.chunks_mut(GROUP_SIZE).zip(scale.bounds).enumerate() {

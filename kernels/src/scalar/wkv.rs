@@ -1,6 +1,11 @@
-//! The recurrence of RWKV-4.
+//! The recurrences: one step of RWKV-4 for all channels, and of RWKV-5, 6 and 7 for one head.
+
+use core::ops::Range;
 
 use crate::math::{Fma, max, settled};
+
+/// Values of a head that go by together in [`wkv7_columns`].
+const STRIP: usize = 64;
 
 /// The factors `e^(a - m)` and `e^(b - m)` for `m` the larger of `a` and `b`, given `d = a - b`.
 #[inline(always)]
@@ -33,5 +38,98 @@ pub(crate) fn wkv4<F: Fma>(
         aa[i] = settled(F::fma(e1, aa[i], e2 * v[i]));
         bb[i] = F::fma(e1, bb[i], e2);
         pp[i] = max(decayed, k[i]);
+    }
+}
+
+#[inline(always)]
+pub(crate) fn wkv6<F: Fma>(
+    y: &mut [f32],
+    state: &mut [f32],
+    r: &[f32],
+    k: &[f32],
+    v: &[f32],
+    u: &[f32],
+    w: &[f32],
+) {
+    wkv6_columns::<F>(0..y.len(), y, state, r, k, v, u, w);
+}
+
+/// [`wkv6`] for some of the values.
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "the recurrence has these operands")]
+pub(crate) fn wkv6_columns<F: Fma>(
+    columns: Range<usize>,
+    y: &mut [f32],
+    state: &mut [f32],
+    r: &[f32],
+    k: &[f32],
+    v: &[f32],
+    u: &[f32],
+    w: &[f32],
+) {
+    let n = y.len();
+    let (y, v) = (&mut y[columns.clone()], &v[columns.clone()]);
+    y.fill(0.0);
+    for ((((row, &r), &k), &u), &w) in state.chunks_exact_mut(n.max(1)).zip(r).zip(k).zip(u).zip(w) {
+        let row = &mut row[columns.clone()];
+        for ((s, y), &v) in row.iter_mut().zip(y.iter_mut()).zip(v) {
+            let kv = k * v;
+            *y = F::fma(r, F::fma(u, kv, *s), *y);
+            *s = F::fma(w, *s, kv);
+        }
+        F::settle(row);
+    }
+}
+
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "the recurrence has these operands")]
+pub(crate) fn wkv7<F: Fma>(
+    y: &mut [f32],
+    state: &mut [f32],
+    r: &[f32],
+    w: &[f32],
+    k: &[f32],
+    v: &[f32],
+    kk: &[f32],
+    a: &[f32],
+) {
+    wkv7_columns::<F>(0..y.len(), y, state, r, w, k, v, kk, a);
+}
+
+/// [`wkv7`] for some of the values.
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "the recurrence has these operands")]
+pub(crate) fn wkv7_columns<F: Fma>(
+    columns: Range<usize>,
+    y: &mut [f32],
+    state: &mut [f32],
+    r: &[f32],
+    w: &[f32],
+    k: &[f32],
+    v: &[f32],
+    kk: &[f32],
+    a: &[f32],
+) {
+    let n = y.len();
+    for start in columns.clone().step_by(STRIP) {
+        let strip = start..columns.end.min(start + STRIP);
+        let (y, v) = (&mut y[strip.clone()], &v[strip.clone()]);
+        let mut removed = [0.0f32; STRIP];
+        for (row, &kk) in state.chunks_exact(n).zip(kk) {
+            for (removed, &s) in removed.iter_mut().zip(&row[strip.clone()]) {
+                *removed = F::fma(s, kk, *removed);
+            }
+        }
+        y.fill(0.0);
+        let rows = state.chunks_exact_mut(n).zip(r).zip(w).zip(k).zip(kk).zip(a);
+        for (((((row, &r), &w), &k), &kk), &a) in rows {
+            let b = kk * a;
+            let row = &mut row[strip.clone()];
+            for (((s, y), &v), &removed) in row.iter_mut().zip(y.iter_mut()).zip(v).zip(&removed) {
+                *s = F::fma(k, v, F::fma(-removed, b, *s * w));
+                *y = F::fma(*s, r, *y);
+            }
+            F::settle(row);
+        }
     }
 }

@@ -4,7 +4,7 @@ use core::arch::x86_64::*;
 
 use super::int::finish;
 use super::memory::{load, load_f16, prefetch};
-use super::streams::{STREAMS, Streams, Walk, by_streams};
+use super::streams::{ReadPattern, STREAMS, Streams, by_streams};
 use crate::layout::{Activation, DType, GROUP_SIZE, K_BLOCK, Matrix, ROW_INTERLEAVE};
 
 const F32_BLOCK: usize = DType::F32.block_bytes();
@@ -12,12 +12,12 @@ const F16_BLOCK: usize = DType::F16.block_bytes();
 
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn matvec_f32(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) {
-    by_streams!(f32_rows, Walk::SIDE_BY_SIDE, out, w, first_row, x);
+    by_streams!(f32_rows, ReadPattern::SIDE_BY_SIDE, out, w, first_row, x);
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn matvec_f16(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) {
-    by_streams!(f16_rows, Walk::SIDE_BY_SIDE, out, w, first_row, x);
+    by_streams!(f16_rows, ReadPattern::SIDE_BY_SIDE, out, w, first_row, x);
 }
 
 /// Defines a kernel, given the bytes of a column of 8 rows and how to load them.
@@ -27,12 +27,12 @@ macro_rules! float_rows {
         fn $name<const N: usize>(
             out: &mut [f32],
             w: &Matrix<'_>,
-            walk: Walk,
+            pattern: ReadPattern,
             first: usize,
             end: usize,
             x: Activation<'_>,
         ) {
-            let streams = Streams::<N, $block>::new(w, walk, first, end);
+            let streams = Streams::<N, $block>::new(w, pattern, first, end);
             let mut acc = [[_mm256_setzero_ps(); 2]; N];
             for (i, x) in x.values.as_chunks::<K_BLOCK>().0.iter().enumerate() {
                 let blocks: [_; N] = core::array::from_fn(|n| {

@@ -1,9 +1,9 @@
-//! Products of quantized matrices: the walk that all levels share, and its parts for AVX2.
+//! Products of quantized matrices: the loop that all levels share, and its parts for AVX2.
 
 use core::arch::x86_64::*;
 
 use super::memory::{broadcast, load, load_f16, prefetch, store_f32};
-use super::streams::{STREAMS, Streams, Walk, by_streams};
+use super::streams::{ReadPattern, STREAMS, Streams, by_streams};
 use crate::layout::{Activation, DType, GROUP_SIZE, K_BLOCK, LINE_BYTES, Matrix, ROW_INTERLEAVE};
 
 const QUADS: usize = GROUP_SIZE / 4;
@@ -57,20 +57,20 @@ macro_rules! int_matvec {
     ($features:literal, $matvec:ident, $rows:ident, $dtype:expr, $lines:ty, $zero:expr, $dot:ident) => {
         #[target_feature(enable = $features)]
         pub(super) fn $matvec(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) {
-            by_streams!($rows, Walk::here(), out, w, first_row, x);
+            by_streams!($rows, ReadPattern::here(), out, w, first_row, x);
         }
 
         #[target_feature(enable = $features)]
         fn $rows<const N: usize>(
             out: &mut [f32],
             w: &Matrix<'_>,
-            walk: Walk,
+            pattern: ReadPattern,
             first: usize,
             end: usize,
             x: Activation<'_>,
         ) {
             const LINES: usize = size_of::<$lines>() / LINE_BYTES;
-            let streams = Streams::<N, { $dtype.block_bytes() }>::new(w, walk, first, end);
+            let streams = Streams::<N, { $dtype.block_bytes() }>::new(w, pattern, first, end);
             let mut acc = [$zero; N];
             for i in 0..w.col_blocks() {
                 let groups = [group(x, i, 0), group(x, i, 1)];

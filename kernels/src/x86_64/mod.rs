@@ -6,10 +6,9 @@
 
 mod avx512_vnni;
 mod avx_vnni;
+mod compact;
 mod float;
-mod heads;
 mod int;
-mod live;
 mod memory;
 mod quantize;
 mod read;
@@ -22,6 +21,7 @@ mod sparse_256;
 mod sparse_512;
 mod sparse_float;
 mod streams;
+mod wkv;
 
 use crate::isa::Isa;
 use crate::layout::{
@@ -138,7 +138,7 @@ entries! { entry:
     fn matvec_f16(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = float;
     fn matvec_int8(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = int;
     fn matvec_int4(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = int;
-    fn nonzero(indices: &mut [u32], values: &mut [f32], x: &[f32]) -> usize = live;
+    fn nonzero(indices: &mut [u32], values: &mut [f32], x: &[f32]) -> usize = compact;
     fn sparse_f32(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) = sparse_float;
     fn sparse_f16(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) = sparse_float;
     fn accumulate_int8(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>) = sparse_256;
@@ -157,15 +157,15 @@ entries! { entry:
     fn relu_squared(x: &mut [f32]) = shared;
     fn largest_magnitude(x: &[f32]) -> f32 = shared;
     fn max(x: &[f32]) -> f32 = shared;
-    fn reaching(indices: &mut [u32], x: &[f32], bounds: &[f32], norm: f32, least: f32) -> usize = live;
+    fn reaching(indices: &mut [u32], x: &[f32], bounds: &[f32], norm: f32, least: f32) -> usize = compact;
     fn add(x: &mut [f32], y: &[f32]) = shared;
     fn softmax(out: &mut [f32], x: &[f32]) -> SoftmaxStats = shared;
     fn wkv6(
         y: &mut [f32], state: &mut [f32], r: &[f32], k: &[f32], v: &[f32], u: &[f32], w: &[f32]
-    ) = heads;
+    ) = wkv;
     fn wkv7(
         y: &mut [f32], state: &mut [f32], r: &[f32], w: &[f32], k: &[f32], v: &[f32], kk: &[f32], a: &[f32]
-    ) = heads;
+    ) = wkv;
     fn tanh(x: &mut [f32]) = shared;
     fn sigmoid(x: &mut [f32]) = shared;
     fn silu_mul(out: &mut [f32], gate: &[f32], x: &[f32]) = shared;

@@ -32,7 +32,7 @@ pub(super) struct Sets<'a> {
 
 impl<'a> Sets<'a> {
     pub(super) fn new(w: &Records<'a>, records: [&'a [u8]; 2], x: Activation<'a>) -> Self {
-        let start = record_scale_bytes(DType::Int4, w.value_count());
+        let start = record_scale_bytes(DType::Int4, w.record_len());
         Self {
             scales: records.map(|record| record[..start].as_chunks().0),
             runs: records.map(|record| record[start..].as_chunks().0),
@@ -80,7 +80,7 @@ macro_rules! record_dots {
     ($features:literal, $name:ident, $pair:expr) => {
         #[target_feature(enable = $features)]
         pub(super) fn $name(out: &mut [f32], w: &Records<'_>, indices: &[u32], x: Activation<'_>) {
-            let sets = Sets::count(w.value_count());
+            let sets = Sets::count(w.record_len());
             for (i, (out, pair)) in out.chunks_mut(2).zip(indices.chunks(2)).enumerate() {
                 let later = later(w, indices, 2 * i);
                 let records = [pair[0], pair[pair.len() - 1]].map(|index| w.record(index as usize));

@@ -1,8 +1,8 @@
 //! Products of quantized records with a sparse vector: what all levels share.
 //!
-//! Records go by in sets of [`SET`]: first the coefficients of a set for all groups of the tile, then its codes, one
+//! Records go by in sets of [`SET_SIZE`]: first the coefficients of a set for all groups of the block, then its codes, one
 //! register of each record at a time, while the sums of its outputs are in registers. The records of a set are from
-//! [`SET`] parts of the vector, so that as many places of memory are read side by side, and the codes of the next set
+//! [`SET_SIZE`] parts of the vector, so that as many places of memory are read side by side, and the codes of the next set
 //! are asked for meanwhile.
 //!
 //! A 32-bit lane of a coefficient register holds the coefficient of one record in its low half and that of another in
@@ -20,19 +20,19 @@ use crate::math::ZERO_BELOW;
 use crate::scalar::sparse::cmax;
 
 /// Records that go by together.
-pub(super) const SET: usize = 8;
-/// Output groups in a tile: what fits the stack of a worker easily, and is enough for all known models.
-pub(super) const TILE_GROUPS: usize = 256;
-/// Runs of 8 groups in a tile.
-const TILE_RUNS: usize = TILE_GROUPS / 8;
+pub(super) const SET_SIZE: usize = 8;
+/// Output groups in a block: what fits the stack of a worker easily, and is enough for all known models.
+pub(super) const BLOCK_GROUPS: usize = 256;
+/// Runs of 8 groups in a block.
+const BLOCK_RUNS: usize = BLOCK_GROUPS / 8;
 
-/// A number for every group of a tile.
-pub(super) type PerGroup = [[i32; 8]; TILE_RUNS];
+/// A number for every group of a block.
+pub(super) type PerGroup = [[i32; 8]; BLOCK_RUNS];
 
-/// Coefficients of two records, 16 bits each, for every group of a tile.
+/// Coefficients of two records, 16 bits each, for every group of a block.
 pub(super) type PairCoefficients = PerGroup;
 
-/// An entry of the vector, and what a tile needs of its record.
+/// An entry of the vector, and what a block needs of its record.
 #[derive(Clone, Copy)]
 pub(super) struct Member<'a> {
     x: f32,
@@ -42,10 +42,10 @@ pub(super) struct Member<'a> {
 }
 
 /// Entries that go by together.
-pub(super) type Set<'a> = [Member<'a>; SET];
+pub(super) type Set<'a> = [Member<'a>; SET_SIZE];
 
 /// Neighbouring outputs of some entries' product.
-pub(super) struct Tile<'a> {
+pub(super) struct OutputBlock<'a> {
     w: &'a Records<'a>,
     x: Sparse<'a>,
     first_group: usize,
@@ -55,11 +55,11 @@ pub(super) struct Tile<'a> {
     /// Number of sets.
     pub(super) sets: usize,
     cmax: f32,
-    inverse: [__m256; TILE_RUNS],
+    inverse: [__m256; BLOCK_RUNS],
 }
 
-impl<'a> Tile<'a> {
-    /// The tile of the groups from `first_group` on, of records with `run` bytes of codes in a group.
+impl<'a> OutputBlock<'a> {
+    /// The block of the groups from `first_group` on, of records with `run` bytes of codes in a group.
     #[target_feature(enable = "avx2")]
     pub(super) fn new(
         w: &'a Records<'a>,
@@ -69,24 +69,24 @@ impl<'a> Tile<'a> {
         run: usize,
         largest_code: usize,
     ) -> Self {
-        let cmax = cmax(scale.live, largest_code);
+        let cmax = cmax(scale.active, largest_code);
         let bounds = &scale.bounds[first_group..];
-        let groups = bounds.len().min(TILE_GROUPS);
-        let mut inverse = [_mm256_setzero_ps(); TILE_RUNS];
+        let groups = bounds.len().min(BLOCK_GROUPS);
+        let mut inverse = [_mm256_setzero_ps(); BLOCK_RUNS];
         for (inverse, bounds) in inverse.iter_mut().zip(bounds.chunks(8)) {
             let largest = largest_products(scale.largest, bounds);
             let small = _mm256_cmp_ps::<_CMP_LT_OQ>(largest, _mm256_set1_ps(ZERO_BELOW));
             *inverse = _mm256_andnot_ps(small, _mm256_div_ps(_mm256_set1_ps(cmax), largest));
         }
-        Self { w, x, first_group, groups, run, sets: x.indices.len().div_ceil(SET), cmax, inverse }
+        Self { w, x, first_group, groups, run, sets: x.indices.len().div_ceil(SET_SIZE), cmax, inverse }
     }
 
     /// The entries of set `s`. Those that are not there have coefficients of 0, and the codes of the last one.
     #[inline]
     pub(super) fn set(&self, s: usize) -> Set<'a> {
         let last = self.x.indices.len() - 1;
-        let codes = record_scale_bytes(self.w.dtype(), self.w.value_count()) + self.run * self.first_group;
-        let mut members = [Member { x: 0.0, scales: &[0; 2 * TILE_GROUPS], codes: &[] }; SET];
+        let codes = record_scale_bytes(self.w.dtype(), self.w.record_len()) + self.run * self.first_group;
+        let mut members = [Member { x: 0.0, scales: &[0; 2 * BLOCK_GROUPS], codes: &[] }; SET_SIZE];
         for (k, member) in members.iter_mut().enumerate() {
             let position = k * self.sets + s;
             let exists = s < self.sets && position <= last;
@@ -111,7 +111,7 @@ impl<'a> Tile<'a> {
     pub(super) fn coefficients(
         &self,
         set: &Set<'a>,
-        out: &mut [PairCoefficients; SET / 2],
+        out: &mut [PairCoefficients; SET_SIZE / 2],
         sums: &mut [[i32; 8]],
     ) {
         for (run, sums) in sums.iter_mut().enumerate() {
@@ -154,7 +154,7 @@ pub(super) fn factors(
     largest_code: usize,
 ) -> [i32; 8] {
     let largest = largest_products(scale.largest, bounds);
-    let cmax = _mm256_set1_ps(cmax(scale.live, largest_code));
+    let cmax = _mm256_set1_ps(cmax(scale.active, largest_code));
     let factors = _mm256_mul_ps(_mm256_div_ps(largest, cmax), _mm256_set1_ps(w.scale()));
     let mut bits = [0; 8];
     store_i32(&mut bits, _mm256_castps_si256(factors));
@@ -220,7 +220,7 @@ pub(super) fn chunk<'a, const CHUNK: usize>(
 }
 
 /// Copies what is left of the codes after their whole chunks. What `rest` has beyond may be anything.
-pub(super) fn copy_rest<const CHUNK: usize>(rest: &mut [[u8; CHUNK]; SET], set: &Set<'_>) {
+pub(super) fn copy_rest<const CHUNK: usize>(rest: &mut [[u8; CHUNK]; SET_SIZE], set: &Set<'_>) {
     for (rest, member) in rest.iter_mut().zip(set) {
         let (_, last) = member.codes.as_chunks::<CHUNK>();
         if !last.is_empty() {
@@ -244,19 +244,20 @@ macro_rules! sparse_product {
         pub(super) fn $accumulate(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>) {
             let (outputs, coefficient_sums) = split_sums_mut(sums);
             let outputs = outputs.as_chunks_mut::<{ 4 * LANES }>().0.as_chunks_mut::<$sums>().0;
-            let tiles = outputs.chunks_mut(8 * TILE_GROUPS / LANES / $sums);
-            for (i, (outputs, sums)) in tiles.zip(coefficient_sums.chunks_mut(TILE_GROUPS / 8)).enumerate() {
-                let tile = Tile::new(w, x, scale, i * TILE_GROUPS, $run, $largest_code);
-                let mut coefficients = <[PairCoefficients; SET / 2]>::default();
-                let mut rest = [[0; 16 * LANES]; SET];
-                if tile.sets == 0 {
+            let blocks = outputs.chunks_mut(8 * BLOCK_GROUPS / LANES / $sums);
+            for (i, (outputs, sums)) in blocks.zip(coefficient_sums.chunks_mut(BLOCK_GROUPS / 8)).enumerate()
+            {
+                let block = OutputBlock::new(w, x, scale, i * BLOCK_GROUPS, $run, $largest_code);
+                let mut coefficients = <[PairCoefficients; SET_SIZE / 2]>::default();
+                let mut rest = [[0; 16 * LANES]; SET_SIZE];
+                if block.sets == 0 {
                     return;
                 }
-                let mut set = tile.set(0);
-                for s in 0..tile.sets {
-                    let next = tile.set(s + 1);
-                    tile.ask_scales(&next);
-                    tile.coefficients(&set, &mut coefficients, sums);
+                let mut set = block.set(0);
+                for s in 0..block.sets {
+                    let next = block.set(s + 1);
+                    block.ask_scales(&next);
+                    block.coefficients(&set, &mut coefficients, sums);
                     copy_rest(&mut rest, &set);
                     let chunks = set[0].codes.len().div_ceil(16 * LANES);
                     for (i, sums) in outputs[..chunks].iter_mut().enumerate() {
@@ -278,18 +279,18 @@ macro_rules! sparse_product {
         #[target_feature(enable = $features)]
         pub(super) fn $finish(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) {
             const OUTPUTS: usize = 4 * LANES * $sums;
-            let parts = || sums.chunks_exact(sparse_sums(w.value_count())).map(split_sums);
-            let tiles = out.chunks_mut(GROUP_SIZE * TILE_GROUPS).zip(scale.bounds.chunks(TILE_GROUPS));
-            for (tile, (out, bounds)) in tiles.enumerate() {
+            let parts = || sums.chunks_exact(sparse_sums(w.record_len())).map(split_sums);
+            let blocks = out.chunks_mut(GROUP_SIZE * BLOCK_GROUPS).zip(scale.bounds.chunks(BLOCK_GROUPS));
+            for (block, (out, bounds)) in blocks.enumerate() {
                 let [mut corrections, mut scales] = <[PerGroup; 2]>::default();
                 for (run, bounds) in bounds.chunks(8).enumerate() {
                     scales[run] = factors(w, scale, bounds, $largest_code);
                     for (_, coefficients) in parts() {
-                        add_to(&mut corrections[run], &coefficients[tile * TILE_GROUPS / 8 + run]);
+                        add_to(&mut corrections[run], &coefficients[block * BLOCK_GROUPS / 8 + run]);
                     }
                 }
                 for (i, out) in out.chunks_mut(OUTPUTS).enumerate() {
-                    let first = tile * GROUP_SIZE * TILE_GROUPS / OUTPUTS;
+                    let first = block * GROUP_SIZE * BLOCK_GROUPS / OUTPUTS;
                     let mut acc = load_sums(&[[0; 4 * LANES]; $sums]);
                     for (outputs, _) in parts() {
                         let outputs = outputs.as_chunks::<{ 4 * LANES }>().0.as_chunks::<$sums>().0;

@@ -4,8 +4,8 @@ use core::arch::x86_64::*;
 
 use super::memory::{load_512 as load_codes, load_i32_512, store_f32_512, store_i32_512};
 use super::sparse::{
-    PairCoefficients, PerGroup, SET, TILE_GROUPS, Tile, add_to, ask_share, chunk, copy_rest, factors,
-    sparse_product, split_sums, split_sums_mut, store_chunk,
+    BLOCK_GROUPS, OutputBlock, PairCoefficients, PerGroup, SET_SIZE, add_to, ask_share, chunk, copy_rest,
+    factors, sparse_product, split_sums, split_sums_mut, store_chunk,
 };
 use crate::layout::{GROUP_SIZE, Records, Sparse, SparseScale, sparse_sums};
 

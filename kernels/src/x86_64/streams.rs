@@ -1,5 +1,5 @@
-//! The order in which a matvec walks a matrix: one block row after the other, or several side by side, each a stream of
-//! its own. Rows do not depend on each other, so the walk changes no bit.
+//! The order in which a matvec reads a matrix: one block row after the other, or several side by side, each a stream of
+//! its own. Rows do not depend on each other, so the pattern changes no bit.
 
 use core::arch::x86_64::__cpuid;
 use std::sync::OnceLock;
@@ -12,14 +12,14 @@ pub(super) const STREAMS: usize = 4;
 
 /// How a matrix is walked.
 #[derive(Clone, Copy)]
-pub(super) struct Walk {
+pub(super) struct ReadPattern {
     /// Block rows side by side, 1 or [`STREAMS`].
     streams: usize,
     /// How far ahead of its use a weight is asked for.
     prefetch_bytes: usize,
 }
 
-impl Walk {
+impl ReadPattern {
     /// Most processors read several streams faster than one.
     pub(super) const SIDE_BY_SIDE: Self = Self { streams: STREAMS, prefetch_bytes: 2048 };
     /// AMD's up to Zen 4 too, if less is asked for at a time.
@@ -28,9 +28,9 @@ impl Walk {
     /// every block.
     const ONE_BY_ONE: Self = Self { streams: 1, prefetch_bytes: 4096 };
 
-    /// The walk that is fastest on this processor if it is bound by memory.
+    /// The pattern that is fastest on this processor if it is bound by memory.
     pub(super) fn here() -> Self {
-        static FOUND: OnceLock<Walk> = OnceLock::new();
+        static FOUND: OnceLock<ReadPattern> = OnceLock::new();
         #[cfg(test)]
         if let Some(forced) = tests::FORCED.get() {
             return forced;
@@ -46,7 +46,7 @@ impl Walk {
         self.streams
     }
 
-    /// Asks for the start of the block rows that the walk begins with, which no block before them has asked for.
+    /// Asks for the start of the block rows that the pattern begins with, which no block before them has asked for.
     pub(super) fn start(self, w: &Matrix<'_>, first: usize, end: usize) {
         let rows: [&[u8]; STREAMS] = core::array::from_fn(|n| {
             if n < self.streams && first + n < end { w.block_row(first + n) } else { &[] }
@@ -88,16 +88,16 @@ pub(super) struct Streams<'a, const N: usize, const BLOCK: usize> {
 
 impl<'a, const N: usize, const BLOCK: usize> Streams<'a, N, BLOCK> {
     /// Starts at block row `first`; `end` is the first block row that is not asked for.
-    pub(super) fn new(w: &Matrix<'a>, walk: Walk, first: usize, end: usize) -> Self {
+    pub(super) fn new(w: &Matrix<'a>, pattern: ReadPattern, first: usize, end: usize) -> Self {
         let len = w.col_blocks();
-        let ahead = walk.prefetch_bytes.div_ceil(BLOCK);
+        let ahead = pattern.prefetch_bytes.div_ceil(BLOCK);
         Self { blocks: &w.data().as_chunks().0[first * len..end * len], len, ahead }
     }
 
-    /// Block `i` of stream `n`, and the one to ask for meanwhile: [`Walk::prefetch_bytes`] behind it, going on in the row
+    /// Block `i` of stream `n`, and the one to ask for meanwhile: [`ReadPattern::prefetch_bytes`] behind it, going on in the row
     /// that is the stream's next. Where that is not part of the call, the block itself.
     ///
-    /// The walk is fastest if the lines of a block are asked for one by one, between the loads of those at hand.
+    /// The pattern is fastest if the lines of a block are asked for one by one, between the loads of those at hand.
     #[inline]
     pub(super) fn block(&self, n: usize, i: usize) -> [&'a [u8; BLOCK]; 2] {
         let at = n * self.len + i;
@@ -107,23 +107,23 @@ impl<'a, const N: usize, const BLOCK: usize> Streams<'a, N, BLOCK> {
     }
 }
 
-/// Cuts rows into runs of as many block rows as `$walk` has side by side and single ones, and calls
-/// `$kernel::<N>(out, w, walk, first, end, x)` for each, with `first` and `end` counting block rows. (A macro, as a generic
+/// Cuts rows into runs of as many block rows as `$pattern` has side by side and single ones, and calls
+/// `$kernel::<N>(out, w, pattern, first, end, x)` for each, with `first` and `end` counting block rows. (A macro, as a generic
 /// function could not name `N`.)
 macro_rules! by_streams {
-    ($kernel:ident, $walk:expr, $out:expr, $w:expr, $first_row:expr, $x:expr) => {{
-        let walk = $walk;
-        let streams = walk.streams();
+    ($kernel:ident, $pattern:expr, $out:expr, $w:expr, $first_row:expr, $x:expr) => {{
+        let pattern = $pattern;
+        let streams = pattern.streams();
         let first = $first_row / ROW_INTERLEAVE;
         let end = first + $out.len().div_ceil(ROW_INTERLEAVE);
-        walk.start($w, first, end);
+        pattern.start($w, first, end);
         for (i, out) in $out.chunks_mut(streams * ROW_INTERLEAVE).enumerate() {
             let first = first + streams * i;
             if out.len() > (STREAMS - 1) * ROW_INTERLEAVE {
-                $kernel::<STREAMS>(out, $w, walk, first, end, $x);
+                $kernel::<STREAMS>(out, $w, pattern, first, end, $x);
             } else {
                 for (i, out) in out.chunks_mut(ROW_INTERLEAVE).enumerate() {
-                    $kernel::<1>(out, $w, walk, first + i, end, $x);
+                    $kernel::<1>(out, $w, pattern, first + i, end, $x);
                 }
             }
         }
@@ -135,13 +135,13 @@ pub(super) use by_streams;
 mod tests {
     use std::cell::Cell;
 
-    use super::{Walk, amd_family};
+    use super::{ReadPattern, amd_family};
     use crate::layout::{ActivationMut, DType, GROUP_SIZE, Matrix, matrix_bytes};
     use crate::{Isa, Kernels};
 
     thread_local! {
-        /// The walk of this thread, instead of what suits the processor.
-        pub(super) static FORCED: Cell<Option<Walk>> = const { Cell::new(None) };
+        /// The pattern of this thread, instead of what suits the processor.
+        pub(super) static FORCED: Cell<Option<ReadPattern>> = const { Cell::new(None) };
     }
 
     #[cfg(target_os = "linux")]
@@ -167,14 +167,14 @@ mod tests {
         Kernels::best().quantize(&mut x);
         // Any bytes are weights; the scales among them are finite, as no byte has all bits of an exponent.
         let byte = |i: usize| (i.wrapping_mul(2_654_435_761) >> 16) as u8 & 0xbb;
-        let walks = [Walk::ONE_BY_ONE, Walk::SIDE_BY_SIDE, Walk::SIDE_BY_SIDE_CLOSE];
+        let patterns = [ReadPattern::ONE_BY_ONE, ReadPattern::SIDE_BY_SIDE, ReadPattern::SIDE_BY_SIDE_CLOSE];
         for dtype in [DType::Int8, DType::Int4] {
             for rows in [1, 16, 17, 64, 65, 100, 128, 147] {
                 let data: Vec<u8> = (0..matrix_bytes(dtype, rows, COLS).unwrap()).map(byte).collect();
                 let w = Matrix::new(dtype, rows, COLS, 0.5, &data).unwrap();
                 for kernels in Isa::ALL.iter().filter_map(|&isa| Kernels::for_isa(isa)) {
-                    let products = walks.map(|walk| {
-                        FORCED.set(Some(walk));
+                    let products = patterns.map(|pattern| {
+                        FORCED.set(Some(pattern));
                         let mut out = vec![0.0; rows];
                         kernels.matvec(&mut out, &w, 0, x.view());
                         out.into_iter().map(f32::to_bits).collect::<Vec<_>>()

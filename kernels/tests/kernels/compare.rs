@@ -312,11 +312,11 @@ fn nonzero() {
     let mut rng = Rng(10);
     for n in lengths() {
         for &fill in Fill::ALL {
-            for live in if cfg!(miri) { vec![30] } else { vec![0, 1, 13, 50, 100] } {
+            for active in if cfg!(miri) { vec![30] } else { vec![0, 1, 13, 50, 100] } {
                 let mut x = fill.vector(n, &mut rng);
                 x.iter_mut()
-                    .for_each(|x| *x = if rng.below(100) < live { *x } else { [0.0, -0.0][rng.below(2)] });
-                check_nonzero(&mut report, &x, &format!("{n} {fill:?} live {live}"));
+                    .for_each(|x| *x = if rng.below(100) < active { *x } else { [0.0, -0.0][rng.below(2)] });
+                check_nonzero(&mut report, &x, &format!("{n} {fill:?} active {active}"));
             }
         }
     }
@@ -327,7 +327,7 @@ fn check_nonzero(report: &mut Report, x: &[f32], shape: &str) {
     let x = Guarded::new(x);
     let n = x.len();
     let (mut indices, mut values) = (vec![0; n], vec![0.0; n]);
-    let live = scalar().nonzero(&mut indices, &mut values, &x);
+    let active = scalar().nonzero(&mut indices, &mut values, &x);
     for kernels in vector_levels() {
         let mut got_indices = Output::new(n, u32::CANARY);
         let mut got_values = Guarded::new(&canaries(n));
@@ -336,10 +336,10 @@ fn check_nonzero(report: &mut Report, x: &[f32], shape: &str) {
             "nonzero indices",
             kernels.isa(),
             shape,
-            &indices[..live],
+            &indices[..active],
             &got_indices.slice()[..got],
         );
-        report.compare("nonzero values", kernels.isa(), shape, &values[..live], &got_values[..got]);
+        report.compare("nonzero values", kernels.isa(), shape, &values[..active], &got_values[..got]);
         report.contained("nonzero", kernels.isa(), shape, &got_indices);
     }
 }
@@ -350,7 +350,7 @@ fn check_sparse(report: &mut Report, w: &TestRecords, indices: &[u32], values: &
     let x = Sparse { indices: &indices, values: &values };
     let whole = indices.len().max(1);
     for cut in if cfg!(miri) { vec![5] } else { vec![whole, 9] } {
-        let shape = format!("{} {}x{} live {} cut {cut} {label}", w.dtype, w.count, w.len, indices.len());
+        let shape = format!("{} {}x{} active {} cut {cut} {label}", w.dtype, w.count, w.len, indices.len());
         check_f32(report, "sparse product", &shape, &canaries(w.len), |kernels, out| {
             sparse_product(kernels, out, w, x, cut);
         });
@@ -358,16 +358,16 @@ fn check_sparse(report: &mut Report, w: &TestRecords, indices: &[u32], values: &
 }
 
 #[test]
-fn sparse_product_of_every_length_and_live_count() {
+fn sparse_product_of_every_length_and_active_count() {
     let mut report = Report::default();
     let mut rng = Rng(11);
     let count = if cfg!(miri) { 9 } else { 19 };
     for dtype in DType::ALL {
         for len in lengths().into_iter().filter(|&n| n > 0) {
             let w = TestRecords::new(dtype, count, len, Bytes::Finite, &mut rng);
-            for live in if len < 70 && !cfg!(miri) { vec![0, 1, 7, 8, 9, 19] } else { vec![count] } {
-                let indices: Vec<u32> = (0..count as u32).skip(count - live).collect();
-                let values = rng.normals(live);
+            for active in if len < 70 && !cfg!(miri) { vec![0, 1, 7, 8, 9, 19] } else { vec![count] } {
+                let indices: Vec<u32> = (0..count as u32).skip(count - active).collect();
+                let values = rng.normals(active);
                 check_sparse(&mut report, &w, &indices, &values, "");
             }
         }

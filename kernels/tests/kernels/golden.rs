@@ -73,8 +73,8 @@ fn sparse_product_is_pinned() {
             let values = Rng(74).normals(5000);
             // The largest coefficient is 32767 for few entries and smaller for many.
             let mut out = vec![0.0; 2 * 77];
-            for (out, live) in out.chunks_mut(77).zip([100, 5000]) {
-                let x = Sparse { indices: &indices[..live], values: &values[..live] };
+            for (out, active) in out.chunks_mut(77).zip([100, 5000]) {
+                let x = Sparse { indices: &indices[..active], values: &values[..active] };
                 sparse_product(kernels, out, &w, x, 700);
             }
             out

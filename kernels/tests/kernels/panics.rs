@@ -214,7 +214,7 @@ fn sparse_matvec_rejects_values_without_indices() {
 fn sparse_products_reject_the_other_types() {
     let x = Sparse { indices: &[], values: &[] };
     let bounds = [1.0; RECORD.div_ceil(GROUP_SIZE)];
-    let scale = SparseScale { live: 0, largest: 0.0, bounds: &bounds };
+    let scale = SparseScale { active: 0, largest: 0.0, bounds: &bounds };
     for dtype in DType::ALL {
         let matvec = with_records_of(dtype, |kernels, w| {
             kernels.sparse_matvec(&mut [0.0; RECORD], w, 0, x);
@@ -232,10 +232,10 @@ fn sparse_products_reject_the_other_types() {
 
 #[test]
 fn sparse_accumulate_rejects_wrong_shapes() {
-    let panics = |sums: usize, indices: &[u32], values: usize, live: usize, bounds: usize| {
+    let panics = |sums: usize, indices: &[u32], values: usize, active: usize, bounds: usize| {
         with_records_of(DType::Int4, |kernels, w| {
             let (values, bounds) = (vec![1.0; values], vec![1.0; bounds]);
-            let scale = SparseScale { live, largest: 1.0, bounds: &bounds };
+            let scale = SparseScale { active, largest: 1.0, bounds: &bounds };
             kernels.sparse_accumulate(&mut vec![0; sums], w, Sparse { indices, values: &values }, scale);
         })
     };
@@ -252,7 +252,7 @@ fn sparse_accumulate_rejects_wrong_shapes() {
 fn sparse_finish_rejects_wrong_shapes() {
     let panics = |out: usize, sums: usize, bounds: usize| {
         with_records_of(DType::Int8, |kernels, w| {
-            let scale = SparseScale { live: 1, largest: 1.0, bounds: &vec![1.0; bounds] };
+            let scale = SparseScale { active: 1, largest: 1.0, bounds: &vec![1.0; bounds] };
             kernels.sparse_finish(&mut vec![0.0; out], w, &vec![0; sums], scale);
         })
     };

@@ -173,9 +173,9 @@ fn coefficient_error(w: &TestRecords, indices: &[u32], values: &[f32], i: usize)
     };
     let top = values.iter().fold(0.0, |m, &x| f64::max(m, f64::from(x).abs()));
     let largest = top * (0..w.count as u32).map(|j| scale(j).abs()).fold(0.0, f64::max);
-    let live = indices.len().max(1) as f64;
-    let cmax = ((f64::from(i32::MAX) / largest_code).floor() / live).floor().min(32767.0);
-    (0.5 + 0.01) * largest / cmax * 8.0f64.max(largest_code) * live
+    let active = indices.len().max(1) as f64;
+    let cmax = ((f64::from(i32::MAX) / largest_code).floor() / active).floor().min(32767.0);
+    (0.5 + 0.01) * largest / cmax * 8.0f64.max(largest_code) * active
 }
 
 fn run_sparse(w: &TestRecords, indices: &[u32], values: &[f32], cut: usize) -> Vec<f32> {
@@ -238,7 +238,7 @@ fn sparse_product_with_bounds_that_do_not_hold_is_defined() {
         let w = TestRecords::new(dtype, 40, 70, Bytes::Finite, &mut rng);
         let (indices, values): (Vec<u32>, Vec<f32>) = (0..40).map(|j| (j, rng.normal())).unzip();
         for bound in [0.0, -1.0, 1e-3, f32::MIN_POSITIVE, f32::INFINITY, f32::NAN] {
-            let scale = SparseScale { live: 40, largest: 3.0, bounds: &[bound; 3] };
+            let scale = SparseScale { active: 40, largest: 3.0, bounds: &[bound; 3] };
             let run = |kernels: &Kernels| {
                 let (mut sums, mut out) = (vec![0; sparse_sums(70)], vec![9.9; 70]);
                 let x = Sparse { indices: &indices, values: &values };

@@ -321,8 +321,11 @@ pub(crate) fn sparse_product(kernels: &Kernels, out: &mut [f32], w: &TestRecords
     let mut bounds = vec![0.0; w.len.div_ceil(GROUP_SIZE)];
     largest_scales(&w.view(), &mut bounds);
     let (bounds, each) = (Guarded::new(&bounds), sparse_sums(w.len));
-    let scale =
-        SparseScale { live: x.indices.len(), largest: kernels.largest_magnitude(x.values), bounds: &bounds };
+    let scale = SparseScale {
+        active: x.indices.len(),
+        largest: kernels.largest_magnitude(x.values),
+        bounds: &bounds,
+    };
     let mut sums = [Guarded::new(&vec![0; each]), Guarded::new(&vec![0; each])];
     for (i, (indices, values)) in x.indices.chunks(cut).zip(x.values.chunks(cut)).enumerate() {
         let (indices, values) = (Guarded::new(indices), Guarded::new(values));

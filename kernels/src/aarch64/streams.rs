@@ -7,13 +7,13 @@ use crate::layout::{Matrix, ROW_INTERLEAVE};
 const PREFETCH_BYTES: usize = 1024;
 
 /// The blocks that a call reads.
-pub(super) struct Walk<'a, const BLOCK: usize> {
+pub(super) struct BlockStream<'a, const BLOCK: usize> {
     blocks: &'a [[u8; BLOCK]],
     /// Blocks in a row.
     len: usize,
 }
 
-impl<'a, const BLOCK: usize> Walk<'a, BLOCK> {
+impl<'a, const BLOCK: usize> BlockStream<'a, BLOCK> {
     const AHEAD: usize = PREFETCH_BYTES.div_ceil(BLOCK);
 
     /// `n` rows from `first_row` on. Asks for what no block before it has asked for.

@@ -1,9 +1,9 @@
-//! Lists of live entries, and of those that reach a bound.
+//! Lists of active entries, and of those that reach a bound.
 
 use core::arch::x86_64::*;
 
 use super::memory::{load_f32, store_f32, store_u32};
-use crate::scalar::search::below;
+use crate::scalar::compact::below;
 
 /// For every set of lanes, the lanes of the set one after the other.
 const COMPRESS: [[u8; 8]; 256] = {
@@ -37,16 +37,16 @@ pub(super) fn nonzero(indices: &mut [u32], values: &mut [f32], x: &[f32]) -> usi
     let (chunks, tail) = x.as_chunks::<8>();
     for chunk in chunks {
         let x = load_f32(chunk);
-        let live = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_NEQ_UQ>(x, _mm256_setzero_ps())) as usize;
-        let order = lanes_of(live);
-        // No more entries are live than were read, so 8 more fit.
+        let active = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_NEQ_UQ>(x, _mm256_setzero_ps())) as usize;
+        let order = lanes_of(active);
+        // No more entries are active than were read, so 8 more fit.
         if let (Some(indices), Some(values)) =
             (indices[n..].first_chunk_mut::<8>(), values[n..].first_chunk_mut::<8>())
         {
             store_u32(indices, _mm256_permutevar8x32_epi32(positions, order));
             store_f32(values, _mm256_permutevar8x32_ps(x, order));
         }
-        n += live.count_ones() as usize;
+        n += active.count_ones() as usize;
         positions = _mm256_add_epi32(positions, _mm256_set1_epi32(8));
     }
     let first = x.len() - tail.len();

@@ -10,26 +10,26 @@ use crate::math::ZERO_BELOW;
 use crate::scalar::sparse::cmax;
 
 /// Records that go by together.
-pub(super) const SET: usize = 8;
-/// Output groups in a tile.
-pub(super) const TILE_GROUPS: usize = 128;
+pub(super) const SET_SIZE: usize = 8;
+/// Output groups in a block.
+pub(super) const BLOCK_GROUPS: usize = 128;
 
-/// Coefficients of a set's records, for every group of a tile.
-pub(super) type Coefficients = [[i16; SET]; TILE_GROUPS];
+/// Coefficients of a set's records, for every group of a block.
+pub(super) type Coefficients = [[i16; SET_SIZE]; BLOCK_GROUPS];
 
 /// Neighbouring outputs of some entries' product.
-pub(super) struct Tile<'a> {
+pub(super) struct OutputBlock<'a> {
     w: &'a Records<'a>,
     x: Sparse<'a>,
     first_group: usize,
     /// Number of groups.
     pub(super) groups: usize,
     cmax: f32,
-    inverse: [f32; TILE_GROUPS],
+    inverse: [f32; BLOCK_GROUPS],
 }
 
-impl<'a> Tile<'a> {
-    /// The tile of the groups from `first_group` on.
+impl<'a> OutputBlock<'a> {
+    /// The block of the groups from `first_group` on.
     pub(super) fn new(
         w: &'a Records<'a>,
         x: Sparse<'a>,
@@ -37,31 +37,31 @@ impl<'a> Tile<'a> {
         first_group: usize,
         largest_code: usize,
     ) -> Self {
-        let cmax = cmax(scale.live, largest_code);
+        let cmax = cmax(scale.active, largest_code);
         let bounds = &scale.bounds[first_group..];
-        let mut inverse = [0.0; TILE_GROUPS];
+        let mut inverse = [0.0; BLOCK_GROUPS];
         for (inverse, &bound) in inverse.iter_mut().zip(bounds) {
             let m = scale.largest * bound;
             *inverse = if m < ZERO_BELOW { 0.0 } else { cmax / m };
         }
-        Self { w, x, first_group, groups: bounds.len().min(TILE_GROUPS), cmax, inverse }
+        Self { w, x, first_group, groups: bounds.len().min(BLOCK_GROUPS), cmax, inverse }
     }
 
     pub(super) fn sets(&self) -> usize {
-        self.x.indices.len().div_ceil(SET)
+        self.x.indices.len().div_ceil(SET_SIZE)
     }
 
     /// The records of set `s`, as far as there are any; the last one again in place of others.
     #[inline(always)]
-    fn records(&self, s: usize) -> [&'a [u8]; SET] {
+    fn records(&self, s: usize) -> [&'a [u8]; SET_SIZE] {
         let last = self.x.indices.len() - 1;
-        core::array::from_fn(|k| self.w.record(self.x.indices[last.min(SET * s + k)] as usize))
+        core::array::from_fn(|k| self.w.record(self.x.indices[last.min(SET_SIZE * s + k)] as usize))
     }
 
     /// The codes of set `s`, `RUN` bytes for each group.
     #[inline(always)]
-    pub(super) fn codes<const RUN: usize>(&self, s: usize) -> [&'a [[u8; RUN]]; SET] {
-        let start = record_scale_bytes(self.w.dtype(), self.w.value_count());
+    pub(super) fn codes<const RUN: usize>(&self, s: usize) -> [&'a [[u8; RUN]]; SET_SIZE] {
+        let start = record_scale_bytes(self.w.dtype(), self.w.record_len());
         self.records(s).map(|record| &record[start..].as_chunks().0[self.first_group..][..self.groups])
     }
 
@@ -69,8 +69,8 @@ impl<'a> Tile<'a> {
     /// Asks for the scales of the next set.
     #[target_feature(enable = "neon")]
     pub(super) fn coefficients(&self, s: usize, out: &mut Coefficients, sums: &mut [[i32; 8]]) {
-        let mut x = [0.0; SET];
-        x.iter_mut().zip(&self.x.values[SET * s..]).for_each(|(x, &value)| *x = value);
+        let mut x = [0.0; SET_SIZE];
+        x.iter_mut().zip(&self.x.values[SET_SIZE * s..]).for_each(|(x, &value)| *x = value);
         let records = self.records(s).map(|record| &record[2 * self.first_group..]);
         for later in self.records(s + 1) {
             prefetch_all(&later[2 * self.first_group..][..2 * self.groups]);
@@ -83,7 +83,7 @@ impl<'a> Tile<'a> {
             let inverse = [load_f32(&inverse[0]), load_f32(&inverse[1])];
             let (sums, _) = sums.as_chunks_mut::<4>();
             let mut total = [load_i32(&sums[0]), load_i32(&sums[1])];
-            let mut rows = [vdupq_n_s16(0); SET];
+            let mut rows = [vdupq_n_s16(0); SET_SIZE];
             for ((row, record), &x) in rows.iter_mut().zip(records).zip(&x) {
                 // A record always has 16 bytes from any eighth scale on.
                 let [a, b] = load_f16(&record.as_chunks().0[i]);

@@ -3,7 +3,7 @@
 use core::arch::aarch64::*;
 
 use super::memory::{load, load_f32, store_f32, store_u32};
-use crate::scalar::search::below;
+use crate::scalar::compact::below;
 
 /// For every set of lanes, the bytes of the lanes of the set one after the other.
 const COMPRESS: [[u8; 16]; 16] = {
@@ -32,9 +32,9 @@ const COUNTS: u64 = 0x4332_3221_3221_2110;
 
 /// Some of four lanes.
 #[derive(Clone, Copy)]
-struct Kept(usize);
+struct LaneSet(usize);
 
-impl Kept {
+impl LaneSet {
     /// The lanes that are zero in `dropped`; the others have all bits set.
     #[target_feature(enable = "neon")]
     #[inline]
@@ -75,15 +75,15 @@ pub(super) fn nonzero(indices: &mut [u32], values: &mut [f32], x: &[f32]) -> usi
     let (chunks, tail) = x.as_chunks::<4>();
     for chunk in chunks {
         let x = load_f32(chunk);
-        let live = Kept::new(vceqzq_f32(x));
-        // No more entries are live than were read, so 4 more fit.
+        let active = LaneSet::new(vceqzq_f32(x));
+        // No more entries are active than were read, so 4 more fit.
         if let (Some(indices), Some(values)) =
             (indices[n..].first_chunk_mut::<4>(), values[n..].first_chunk_mut::<4>())
         {
-            live.store_positions(indices, positions);
-            store_f32(values, vreinterpretq_f32_u8(live.compress(vreinterpretq_u8_f32(x))));
+            active.store_positions(indices, positions);
+            store_f32(values, vreinterpretq_f32_u8(active.compress(vreinterpretq_u8_f32(x))));
         }
-        n += live.count();
+        n += active.count();
         positions = vaddq_u32(positions, vdupq_n_u32(4));
     }
     let first = x.len() - tail.len();
@@ -102,7 +102,7 @@ pub(super) fn reaching(indices: &mut [u32], x: &[f32], bounds: &[f32], norm: f32
     let (chunks, tail) = x.as_chunks::<4>();
     for (chunk, bounds) in chunks.iter().zip(bounds.as_chunks().0) {
         let most = vaddq_f32(load_f32(chunk), vmulq_n_f32(load_f32(bounds), norm));
-        let kept = Kept::new(vcltq_f32(most, vdupq_n_f32(least)));
+        let kept = LaneSet::new(vcltq_f32(most, vdupq_n_f32(least)));
         // No more entries are kept than were read, so 4 more fit.
         if let Some(indices) = indices[n..].first_chunk_mut::<4>() {
             kept.store_positions(indices, positions);

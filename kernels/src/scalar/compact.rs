@@ -1,4 +1,4 @@
-//! Finding entries of long vectors.
+//! Stream compaction: the entries of a vector that pass a test, one after the other; and the largest entry.
 
 /// Entries that are compared side by side.
 const LANES: usize = 32;
@@ -18,6 +18,17 @@ pub(crate) fn max(x: &[f32]) -> f32 {
     let max = lanes.iter().chain(tail).fold(f32::NEG_INFINITY, |m, &x| crate::math::max(x, m));
     let nan = nans.iter().any(|&nan| nan != 0) || tail.iter().any(|x| x.is_nan());
     if nan { f32::NAN } else { max }
+}
+
+#[inline(always)]
+pub(crate) fn nonzero(indices: &mut [u32], values: &mut [f32], x: &[f32]) -> usize {
+    let mut n = 0;
+    for (i, &v) in x.iter().enumerate() {
+        indices[n] = i as u32;
+        values[n] = v;
+        n += usize::from(v != 0.0);
+    }
+    n
 }
 
 #[inline(always)]

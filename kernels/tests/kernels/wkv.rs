@@ -1,10 +1,10 @@
-//! The operations of RWKV-5, 6 and 7 on every level against scalar, and their checks.
+//! The recurrences of RWKV-5, 6 and 7 on every level against scalar, and their checks.
 
 use rwkv_edge_kernels::Kernels;
 
-use crate::compare::{canaries, check_f32, for_vectors};
+use crate::compare::{canaries, check_f32};
 use crate::guard::Guarded;
-use crate::panics::{panics, rejects_each_length};
+use crate::panics::panics;
 use crate::support::{Fill, Report, Rng, scalar, vector_levels};
 
 /// Every short head, ones around whole strips of registers, and the usual 64.
@@ -115,52 +115,6 @@ fn recurrences_of_no_values_do_nothing() {
     }));
 }
 
-type InPlace = fn(&Kernels, &mut [f32]);
-
-const IN_PLACE: [(&str, InPlace); 5] = [
-    ("tanh", Kernels::tanh),
-    ("sigmoid", Kernels::sigmoid),
-    ("decay6", Kernels::decay6),
-    ("decay7", Kernels::decay7),
-    ("l2_normalize", Kernels::l2_normalize),
-];
-
-#[test]
-#[cfg_attr(miri, ignore = "no unsafe code on any level")]
-fn operations_in_place() {
-    let mut report = Report::default();
-    for_vectors(52, |shape, _, [x, _, _]| {
-        for (what, op) in IN_PLACE {
-            check_f32(&mut report, what, shape, x, op);
-        }
-    });
-    report.finish();
-}
-
-#[test]
-#[cfg_attr(miri, ignore = "no unsafe code on any level")]
-fn products() {
-    let mut report = Report::default();
-    for_vectors(53, |shape, n, [a, b, _]| {
-        check_f32(&mut report, "mul", shape, &canaries(n), |kernels, out| kernels.mul(out, a, b));
-        check_f32(&mut report, "silu_mul", shape, &canaries(n), |kernels, out| kernels.silu_mul(out, a, b));
-    });
-    report.finish();
-}
-
-#[test]
-#[cfg_attr(miri, ignore = "no unsafe code on any level")]
-fn dot3() {
-    let mut report = Report::default();
-    for_vectors(54, |shape, _, [a, b, c]| {
-        let wanted = scalar().dot3(a, b, c);
-        for kernels in vector_levels() {
-            report.compare("dot3", kernels.isa(), shape, &[wanted], &[kernels.dot3(a, b, c)]);
-        }
-    });
-    report.finish();
-}
-
 /// Calls a recurrence for a head of 8, with a state of `state` elements and vectors of `lengths`, `y` first.
 fn head_panics(
     state: usize,
@@ -197,21 +151,5 @@ fn recurrences_reject_wrong_shapes() {
     rejects_each_shape(6, |kernels, y, state, inputs| {
         let [r, w, k, v, kk, a] = inputs else { unreachable!() };
         kernels.wkv7(y, state, r, w, k, v, kk, a);
-    });
-}
-
-#[test]
-fn products_reject_differing_lengths() {
-    rejects_each_length(3, |kernels, v| {
-        let [out, gate, x] = v else { unreachable!() };
-        kernels.silu_mul(out, gate, x);
-    });
-    rejects_each_length(3, |kernels, v| {
-        let [out, a, b] = v else { unreachable!() };
-        kernels.mul(out, a, b);
-    });
-    rejects_each_length(3, |kernels, v| {
-        let [a, b, c] = v else { unreachable!() };
-        kernels.dot3(a, b, c);
     });
 }
