@@ -222,6 +222,8 @@ mod arm;
 mod dispatch;
 mod environment;
 mod fp16;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod generic;
 mod isa;
 pub mod layout;
 mod math;

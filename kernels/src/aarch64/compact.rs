@@ -1,9 +1,11 @@
-//! Lists of entries that a vector operation keeps.
+//! Stream compaction with registers of four entries.
 
 use core::arch::aarch64::*;
 
 use super::memory::{load, load_f32, store_f32, store_u32};
-use crate::scalar::compact::below;
+use crate::generic::compact;
+
+compact!("neon", 4);
 
 /// For every set of lanes, the bytes of the lanes of the set one after the other.
 const COMPRESS: [[u8; 16]; 16] = {
@@ -30,17 +32,31 @@ const COMPRESS: [[u8; 16]; 16] = {
 /// For every set of lanes their number, in four bits each.
 const COUNTS: u64 = 0x4332_3221_3221_2110;
 
-/// Some of four lanes.
+/// Some of the lanes of a register, a bit for each.
 #[derive(Clone, Copy)]
 struct LaneSet(usize);
 
 impl LaneSet {
-    /// The lanes that are zero in `dropped`; the others have all bits set.
+    /// The lanes that are zero in `others`; in other lanes all bits are set.
     #[target_feature(enable = "neon")]
     #[inline]
-    fn new(dropped: uint32x4_t) -> Self {
+    fn all_but(others: uint32x4_t) -> Self {
         let bits = vcombine_u32(vcreate_u32(1 | 2 << 32), vcreate_u32(4 | 8 << 32));
-        Self(vaddvq_u32(vbicq_u32(bits, dropped)) as usize)
+        Self(vaddvq_u32(vbicq_u32(bits, others)) as usize)
+    }
+
+    /// The lanes that are not zero; NaNs are not.
+    #[target_feature(enable = "neon")]
+    #[inline]
+    fn nonzero(x: float32x4_t) -> Self {
+        Self::all_but(vceqzq_f32(x))
+    }
+
+    /// The lanes of `x + bounds * norm` that are not below `least`.
+    #[target_feature(enable = "neon")]
+    #[inline]
+    fn reaching(x: float32x4_t, bounds: float32x4_t, norm: f32, least: f32) -> Self {
+        Self::all_but(vcltq_f32(vaddq_f32(x, vmulq_n_f32(bounds, norm)), vdupq_n_f32(least)))
     }
 
     #[inline(always)]
@@ -48,7 +64,7 @@ impl LaneSet {
         (COUNTS >> (4 * self.0)) as usize & 15
     }
 
-    /// The kept lanes one after the other; what follows them may be anything.
+    /// The lanes of the set one after the other; what follows them may be anything.
     #[target_feature(enable = "neon")]
     #[inline]
     fn compress(self, lanes: uint8x16_t) -> uint8x16_t {
@@ -57,8 +73,14 @@ impl LaneSet {
 
     #[target_feature(enable = "neon")]
     #[inline]
-    fn store_positions(self, indices: &mut [u32; 4], positions: uint32x4_t) {
-        store_u32(indices, vreinterpretq_u32_u8(self.compress(vreinterpretq_u8_u32(positions))));
+    fn compress_u32(self, lanes: uint32x4_t) -> uint32x4_t {
+        vreinterpretq_u32_u8(self.compress(vreinterpretq_u8_u32(lanes)))
+    }
+
+    #[target_feature(enable = "neon")]
+    #[inline]
+    fn compress_f32(self, lanes: float32x4_t) -> float32x4_t {
+        vreinterpretq_f32_u8(self.compress(vreinterpretq_u8_f32(lanes)))
     }
 }
 
@@ -69,51 +91,7 @@ fn first_positions() -> uint32x4_t {
 }
 
 #[target_feature(enable = "neon")]
-pub(super) fn nonzero(indices: &mut [u32], values: &mut [f32], x: &[f32]) -> usize {
-    let mut n = 0;
-    let mut positions = first_positions();
-    let (chunks, tail) = x.as_chunks::<4>();
-    for chunk in chunks {
-        let x = load_f32(chunk);
-        let active = LaneSet::new(vceqzq_f32(x));
-        // No more entries are active than were read, so 4 more fit.
-        if let (Some(indices), Some(values)) =
-            (indices[n..].first_chunk_mut::<4>(), values[n..].first_chunk_mut::<4>())
-        {
-            active.store_positions(indices, positions);
-            store_f32(values, vreinterpretq_f32_u8(active.compress(vreinterpretq_u8_f32(x))));
-        }
-        n += active.count();
-        positions = vaddq_u32(positions, vdupq_n_u32(4));
-    }
-    let first = x.len() - tail.len();
-    for (i, &v) in tail.iter().enumerate() {
-        indices[n] = (first + i) as u32;
-        values[n] = v;
-        n += usize::from(v != 0.0);
-    }
-    n
-}
-
-#[target_feature(enable = "neon")]
-pub(super) fn reaching(indices: &mut [u32], x: &[f32], bounds: &[f32], norm: f32, least: f32) -> usize {
-    let mut n = 0;
-    let mut positions = first_positions();
-    let (chunks, tail) = x.as_chunks::<4>();
-    for (chunk, bounds) in chunks.iter().zip(bounds.as_chunks().0) {
-        let most = vaddq_f32(load_f32(chunk), vmulq_n_f32(load_f32(bounds), norm));
-        let kept = LaneSet::new(vcltq_f32(most, vdupq_n_f32(least)));
-        // No more entries are kept than were read, so 4 more fit.
-        if let Some(indices) = indices[n..].first_chunk_mut::<4>() {
-            kept.store_positions(indices, positions);
-        }
-        n += kept.count();
-        positions = vaddq_u32(positions, vdupq_n_u32(4));
-    }
-    let first = x.len() - tail.len();
-    for (i, (&x, &bound)) in tail.iter().zip(&bounds[first..]).enumerate() {
-        indices[n] = (first + i) as u32;
-        n += usize::from(!below(x, bound, norm, least));
-    }
-    n
+#[inline]
+fn advance(positions: uint32x4_t) -> uint32x4_t {
+    vaddq_u32(positions, vdupq_n_u32(4))
 }

@@ -2,13 +2,11 @@
 
 use core::arch::aarch64::*;
 
-use super::int::{
-    Group, Int4Lines, Int8Lines, Parts, Rows, add_group, finish, groups, int_matvec, load_line, nibbles,
-    row_scales,
-};
+use super::int::{Rows, add_group, finish, groups, int_matvec, load_line, nibbles, row_scales};
 use super::memory::load_codes;
 use super::shim::{prefetch, sdot_rows};
 use super::streams::BlockStream;
+use crate::generic::{Group, Int4Lines, Int8Lines, Parts};
 use crate::layout::{Activation, DType, LINE_BYTES, Matrix, ROW_INTERLEAVE};
 
 int_matvec!("neon,dotprod", matvec_int4, DType::Int4, Int4Lines, int4_dot);

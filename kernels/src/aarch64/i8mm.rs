@@ -8,10 +8,11 @@
 use core::arch::aarch64::*;
 
 use super::dotprod::{matvec_int4, matvec_int8};
-use super::int::{Group, Int4Lines, Int8Lines, Parts, load_line, nibbles};
+use super::int::{load_line, nibbles};
 use super::memory::{load_code_pair, load_f16, store_f32};
 use super::shim::{prefetch_all, smmla};
 use super::streams::BlockStream;
+use crate::generic::{GROUPS, Group, Int4Lines, Int8Lines, Parts};
 use crate::layout::{Activation, DType, LINE_BYTES, Matrix, ROW_INTERLEAVE};
 
 /// Two rows with two vectors in each register: `[row][vector]`.
@@ -19,13 +20,6 @@ type Pairs<T> = [T; ROW_INTERLEAVE / 2];
 
 /// What a group of a pair of vectors contributes to all rows.
 type GroupPair<'a> = [Group<'a>; 2];
-
-/// Group `g` of the vector.
-#[inline(always)]
-fn group(x: Activation<'_>, g: usize) -> Group<'_> {
-    let (codes, _) = x.codes.as_chunks::<4>().0.as_chunks();
-    Group { codes: &codes[g], scale: x.scales[g], sum: x.sums[g] }
-}
 
 /// Defines the product `$matmul` of 16 rows at a time; `$dot(lines, pairs)` multiplies the `$lines` of a group with a
 /// [`Group`] of each vector of `P` pairs, and `$matvec` is the product with one vector.
@@ -70,7 +64,7 @@ macro_rules! matmul {
                 let block = Parts::<LINES>::of(block);
                 prefetch_all(later);
                 for (g, (lines, scales)) in block.lines.iter().zip(block.scales).enumerate() {
-                    let pairs = xs.map(|pair| pair.map(|x| group(x, block.lines.len() * i + g)));
+                    let pairs = xs.map(|pair| pair.map(|x| Group::of(x, GROUPS * i + g)));
                     let (dots, scales) = ($dot(lines, &pairs), pair_scales(scales));
                     for ((acc, dot), pair) in acc.iter_mut().zip(dots).zip(&pairs) {
                         *acc = add_group(*acc, scales, dot, pair);

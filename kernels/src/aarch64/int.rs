@@ -5,52 +5,21 @@ use core::arch::aarch64::*;
 use super::memory::{load, load_f16, store_f32};
 use super::shim::{add_pairs, broadcast, prefetch};
 use super::streams::BlockStream;
-use crate::layout::{Activation, DType, GROUP_SIZE, K_BLOCK, LINE_BYTES, Matrix, ROW_INTERLEAVE};
-
-const QUADS: usize = GROUP_SIZE / 4;
-const GROUPS: usize = K_BLOCK / GROUP_SIZE;
-
-/// The weights of a group: 16 rows of 4 columns in each line.
-pub(super) type Int8Lines = [[u8; LINE_BYTES]; QUADS];
-/// The weights of a group: 16 rows of 4 columns in the low nibbles of each line, and of 4 in the high ones.
-pub(super) type Int4Lines = [[u8; LINE_BYTES]; QUADS / 2];
+use crate::generic::{GROUPS, Group, Int4Lines, Int8Lines, Parts};
+use crate::layout::{Activation, DType, LINE_BYTES, Matrix, ROW_INTERLEAVE};
 
 /// 16 rows, 4 in each register.
 pub(super) type Rows<T> = [T; 4];
 
-/// What a group of the vector contributes to all rows.
-pub(super) struct Group<'a> {
-    pub(super) codes: &'a [[i8; 4]; QUADS],
-    pub(super) scale: f32,
-    pub(super) sum: i32,
-}
-
 /// The groups of each column block.
 #[inline(always)]
 pub(super) fn groups(x: Activation<'_>) -> impl Iterator<Item = [Group<'_>; GROUPS]> {
-    let (codes, _) = x.codes.as_chunks::<4>().0.as_chunks::<QUADS>().0.as_chunks::<GROUPS>();
+    let (codes, _) = x.codes.as_chunks::<4>().0.as_chunks().0.as_chunks::<GROUPS>();
     let (scales, _) = x.scales.as_chunks::<GROUPS>();
     let (sums, _) = x.sums.as_chunks::<GROUPS>();
     codes.iter().zip(scales).zip(sums).map(|((codes, scales), sums)| {
         [0, 1].map(|g| Group { codes: &codes[g], scale: scales[g], sum: sums[g] })
     })
-}
-
-/// A block: fp16 scales of 16 rows for each group, then the groups.
-pub(super) struct Parts<'a, const LINES: usize> {
-    pub(super) scales: &'a [[u8; 2 * ROW_INTERLEAVE]; GROUPS],
-    pub(super) lines: &'a [[[u8; LINE_BYTES]; LINES]; GROUPS],
-}
-
-impl<'a, const LINES: usize> Parts<'a, LINES> {
-    #[inline(always)]
-    pub(super) fn of(block: &'a [u8]) -> Self {
-        let (scales, lines) = block.split_at(LINE_BYTES);
-        Self {
-            scales: &scales.as_chunks().0.as_chunks().0[0],
-            lines: &lines.as_chunks().0.as_chunks().0.as_chunks().0[0],
-        }
-    }
 }
 
 /// Defines the product `$matvec` of a level.

@@ -28,6 +28,7 @@ mod sparse_tile;
 mod streams;
 mod wkv;
 
+use crate::generic::entries;
 use crate::isa::Isa;
 use crate::layout::{Activation, Matrix, Records, Sparse, SparseScale};
 use crate::scalar;
@@ -72,22 +73,6 @@ pub(crate) const I8MM: Kernels = Kernels {
     matmul_int4: Some(i8mm_entry::matmul_int4),
     ..DOTPROD
 };
-
-/// Functions that can be pointed to, for functions with target features, which cannot.
-macro_rules! entries {
-    ($entry:ident: $(fn $name:ident($($arg:ident: $type:ty),*) $(-> $result:ty)? = $module:ident;)*) => {
-        mod $entry {
-            use super::*;
-
-            $(#[allow(clippy::too_many_arguments, reason = "as many as the kernel has")]
-            pub(super) fn $name($($arg: $type),*) $(-> $result)? {
-                // SAFETY: only tables of levels with the features that the function asks for point here, and
-                // `Kernels::for_isa` hands a table out only if the processor has its level.
-                unsafe { super::$module::$name($($arg),*) }
-            })*
-        }
-    };
-}
 
 entries! { i8mm_entry:
     fn matmul_int8(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = i8mm;

@@ -2,9 +2,10 @@
 
 use core::arch::x86_64::*;
 
-use super::int::{Group, Int4Lines, Int8Lines, Parts, group, int_matvec};
+use super::int::int_matvec;
 use super::memory::{broadcast_512, load, load_512, prefetch, store_f32_512};
 use super::streams::{ReadPattern, STREAMS, Streams, by_streams};
+use crate::generic::{GROUPS, Group, Int4Lines, Int8Lines, Parts};
 use crate::layout::{Activation, DType, LINE_BYTES, Matrix, ROW_INTERLEAVE};
 
 int_matvec!(

@@ -1,9 +1,11 @@
-//! Lists of active entries, and of those that reach a bound.
+//! Stream compaction with registers of eight entries.
 
 use core::arch::x86_64::*;
 
 use super::memory::{load_f32, store_f32, store_u32};
-use crate::scalar::compact::below;
+use crate::generic::compact;
+
+compact!("avx2", 8);
 
 /// For every set of lanes, the lanes of the set one after the other.
 const COMPRESS: [[u8; 8]; 256] = {
@@ -23,61 +25,59 @@ const COMPRESS: [[u8; 8]; 256] = {
     table
 };
 
-/// The lanes of a set one after the other.
+/// Some of the lanes of a register, a bit for each.
+#[derive(Clone, Copy)]
+struct LaneSet(usize);
+
+impl LaneSet {
+    /// The lanes that are not zero; NaNs are not.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn nonzero(x: __m256) -> Self {
+        Self(_mm256_movemask_ps(_mm256_cmp_ps::<_CMP_NEQ_UQ>(x, _mm256_setzero_ps())) as usize)
+    }
+
+    /// The lanes of `x + bounds * norm` that are not below `least`.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn reaching(x: __m256, bounds: __m256, norm: f32, least: f32) -> Self {
+        let upper = _mm256_add_ps(x, _mm256_mul_ps(bounds, _mm256_set1_ps(norm)));
+        Self(_mm256_movemask_ps(_mm256_cmp_ps::<_CMP_NLT_UQ>(upper, _mm256_set1_ps(least))) as usize)
+    }
+
+    #[inline(always)]
+    fn count(self) -> usize {
+        self.0.count_ones() as usize
+    }
+
+    /// The lanes of the set one after the other.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn order(self) -> __m256i {
+        _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(i64::from_ne_bytes(COMPRESS[self.0])))
+    }
+
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn compress_u32(self, lanes: __m256i) -> __m256i {
+        _mm256_permutevar8x32_epi32(lanes, self.order())
+    }
+
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn compress_f32(self, lanes: __m256) -> __m256 {
+        _mm256_permutevar8x32_ps(lanes, self.order())
+    }
+}
+
 #[target_feature(enable = "avx2")]
 #[inline]
-fn lanes_of(set: usize) -> __m256i {
-    _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(i64::from_ne_bytes(COMPRESS[set])))
+fn first_positions() -> __m256i {
+    _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)
 }
 
 #[target_feature(enable = "avx2")]
-pub(super) fn nonzero(indices: &mut [u32], values: &mut [f32], x: &[f32]) -> usize {
-    let mut n = 0;
-    let mut positions = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    let (chunks, tail) = x.as_chunks::<8>();
-    for chunk in chunks {
-        let x = load_f32(chunk);
-        let active = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_NEQ_UQ>(x, _mm256_setzero_ps())) as usize;
-        let order = lanes_of(active);
-        // No more entries are active than were read, so 8 more fit.
-        if let (Some(indices), Some(values)) =
-            (indices[n..].first_chunk_mut::<8>(), values[n..].first_chunk_mut::<8>())
-        {
-            store_u32(indices, _mm256_permutevar8x32_epi32(positions, order));
-            store_f32(values, _mm256_permutevar8x32_ps(x, order));
-        }
-        n += active.count_ones() as usize;
-        positions = _mm256_add_epi32(positions, _mm256_set1_epi32(8));
-    }
-    let first = x.len() - tail.len();
-    for (i, &v) in tail.iter().enumerate() {
-        indices[n] = (first + i) as u32;
-        values[n] = v;
-        n += usize::from(v != 0.0);
-    }
-    n
-}
-
-#[target_feature(enable = "avx2")]
-pub(super) fn reaching(indices: &mut [u32], x: &[f32], bounds: &[f32], norm: f32, least: f32) -> usize {
-    let mut n = 0;
-    let mut positions = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    let ((chunks, tail), (bound_chunks, bound_tail)) = (x.as_chunks::<8>(), bounds.as_chunks::<8>());
-    for (x, bounds) in chunks.iter().zip(bound_chunks) {
-        let slack = _mm256_mul_ps(load_f32(bounds), _mm256_set1_ps(norm));
-        let upper = _mm256_add_ps(load_f32(x), slack);
-        let reach = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_NLT_UQ>(upper, _mm256_set1_ps(least))) as usize;
-        // No more entries reach it than were read, so 8 more fit.
-        if let Some(indices) = indices[n..].first_chunk_mut::<8>() {
-            store_u32(indices, _mm256_permutevar8x32_epi32(positions, lanes_of(reach)));
-        }
-        n += reach.count_ones() as usize;
-        positions = _mm256_add_epi32(positions, _mm256_set1_epi32(8));
-    }
-    let first = x.len() - tail.len();
-    for (i, (&x, &bound)) in tail.iter().zip(bound_tail).enumerate() {
-        indices[n] = (first + i) as u32;
-        n += usize::from(!below(x, bound, norm, least));
-    }
-    n
+#[inline]
+fn advance(positions: __m256i) -> __m256i {
+    _mm256_add_epi32(positions, _mm256_set1_epi32(8))
 }

@@ -4,50 +4,11 @@ use core::arch::x86_64::*;
 
 use super::memory::{broadcast, load, load_f16, prefetch, store_f32};
 use super::streams::{ReadPattern, STREAMS, Streams, by_streams};
-use crate::layout::{Activation, DType, GROUP_SIZE, K_BLOCK, LINE_BYTES, Matrix, ROW_INTERLEAVE};
-
-const QUADS: usize = GROUP_SIZE / 4;
-const GROUPS: usize = K_BLOCK / GROUP_SIZE;
-
-/// The weights of a group: 16 rows of 4 columns in each line.
-pub(super) type Int8Lines = [[u8; LINE_BYTES]; QUADS];
-/// The weights of a group: 16 rows of 4 columns in the low nibbles of each line, and of 4 in the high ones.
-pub(super) type Int4Lines = [[u8; LINE_BYTES]; QUADS / 2];
+use crate::generic::{GROUPS, Group, Int4Lines, Int8Lines, Parts};
+use crate::layout::{Activation, DType, LINE_BYTES, Matrix, ROW_INTERLEAVE};
 
 /// 16 rows, 8 in each register.
 pub(super) type Rows<T> = [T; 2];
-
-/// What a group of the vector contributes to all rows.
-pub(super) struct Group<'a> {
-    pub(super) codes: &'a [[i8; 4]; QUADS],
-    pub(super) scale: f32,
-    pub(super) sum: i32,
-}
-
-/// Group `g` of column block `i`.
-#[inline(always)]
-pub(super) fn group(x: Activation<'_>, i: usize, g: usize) -> Group<'_> {
-    let (codes, _) = x.codes.as_chunks::<4>().0.as_chunks::<QUADS>();
-    let g = i * GROUPS + g;
-    Group { codes: &codes[g], scale: x.scales[g], sum: x.sums[g] }
-}
-
-/// A block: fp16 scales of 16 rows for each group, then the groups.
-pub(super) struct Parts<'a, const LINES: usize> {
-    pub(super) scales: &'a [[u8; 2 * ROW_INTERLEAVE]; GROUPS],
-    pub(super) lines: &'a [[[u8; LINE_BYTES]; LINES]; GROUPS],
-}
-
-impl<'a, const LINES: usize> Parts<'a, LINES> {
-    #[inline(always)]
-    pub(super) fn of(block: &'a [u8]) -> Self {
-        let (scales, lines) = block.split_at(LINE_BYTES);
-        Self {
-            scales: &scales.as_chunks().0.as_chunks().0[0],
-            lines: &lines.as_chunks().0.as_chunks().0.as_chunks().0[0],
-        }
-    }
-}
 
 /// Defines the product `$matvec` of a level: block rows by streams, and of each block both groups.
 ///
@@ -73,7 +34,7 @@ macro_rules! int_matvec {
             let streams = Streams::<N, { $dtype.block_bytes() }>::new(w, pattern, first, end);
             let mut acc = [$zero; N];
             for i in 0..w.col_blocks() {
-                let groups = [group(x, i, 0), group(x, i, 1)];
+                let groups = [Group::of(x, GROUPS * i), Group::of(x, GROUPS * i + 1)];
                 for (n, acc) in acc.iter_mut().enumerate() {
                     let [block, later] = streams.block(n, i);
                     let (block, later) = (Parts::<LINES>::of(block), Parts::<LINES>::of(later));

@@ -19,10 +19,12 @@ mod shift;
 mod sparse;
 mod sparse_256;
 mod sparse_512;
+mod sparse_codes;
 mod sparse_float;
 mod streams;
 mod wkv;
 
+use crate::generic::entries;
 use crate::isa::Isa;
 use crate::layout::{
     Activation, ActivationMut, GROUP_SIZE, Matrix, Normed, Records, Shift, Shifted, Sparse, SparseScale,
@@ -96,22 +98,6 @@ pub(crate) const AVX512_VNNI: Kernels = Kernels {
     sparse_finish_int4: avx512_vnni_entry::finish_int4,
     ..AVX2
 };
-
-/// Functions that can be pointed to, for functions with target features, which cannot.
-macro_rules! entries {
-    ($entry:ident: $(fn $name:ident($($arg:ident: $type:ty),*) $(-> $result:ty)? = $module:ident;)*) => {
-        mod $entry {
-            use super::*;
-
-            $(#[allow(clippy::too_many_arguments, reason = "as many as the kernel has")]
-            pub(super) fn $name($($arg: $type),*) $(-> $result)? {
-                // SAFETY: only tables of levels with the features that the function asks for point here, and
-                // `Kernels::for_isa` hands a table out only if the processor has its level.
-                unsafe { super::$module::$name($($arg),*) }
-            })*
-        }
-    };
-}
 
 entries! { avx_vnni_entry:
     fn matvec_int8(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = avx_vnni;

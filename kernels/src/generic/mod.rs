@@ -1,0 +1,20 @@
+//! Bodies that several levels of instructions share, written once.
+//!
+//! A body is a macro over names: the module that invokes it brings its registers' intrinsics into scope under the names
+//! that the macro lists. A generic function cannot do this: intrinsics need the target features of the function that
+//! they stand in, and features are no type parameter. What differs by more than names stands in the folder of its
+//! architecture.
+
+mod block;
+mod compact;
+mod entries;
+mod read;
+mod sparse_float;
+mod wkv;
+
+pub(crate) use block::{GROUPS, Group, Int4Lines, Int8Lines, Parts};
+pub(crate) use compact::compact;
+pub(crate) use entries::entries;
+pub(crate) use read::read;
+pub(crate) use sparse_float::{read_f32, sparse_float};
+pub(crate) use wkv::{by_strips, wkv};
