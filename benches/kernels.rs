@@ -1,7 +1,8 @@
 //! Every kernel at every level, from the cache. Ids are `op/dtype/shape/isa`.
 //!
-//! Throughput counts the bytes of the weights for products, of the fp32 input for encoding, and of all slices read
-//! and written for the rest. For weights that do not fit the cache use `rwkv-edge bench`.
+//! Throughput counts the bytes of the weights for products, of the fp32 input for encoding, and of
+//! all slices read and written for the rest. For weights that do not fit the cache use
+//! `rwkv-edge bench`.
 
 use std::hint::black_box;
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! The choice of a table of kernels: one for each level of instructions, handed out only where the processor has it.
+//! The choice of a table: one for each level of instructions. A table is handed out only if the
+//! processor has its level.
 
 #[cfg(target_arch = "aarch64")]
 use crate::aarch64;

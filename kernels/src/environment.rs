@@ -3,17 +3,19 @@
 
 use core::marker::PhantomData;
 
-/// Puts the calling thread into the environment of the numeric contract, which is the one that Rust assumes: rounding to
-/// nearest even, subnormal numbers kept, no traps. The environment of before returns when the result is dropped.
+/// Puts the calling thread into the environment of the numeric contract: rounding to nearest even,
+/// subnormal numbers kept, no traps. Rust assumes the same one. Dropping the result restores the
+/// environment of before.
 ///
-/// Programs in other languages change it, for speed (flushing to zero, often by a compiler's option) or for interval
-/// arithmetic, and threads inherit it. Cheap if there is nothing to change.
+/// Programs in other languages change the environment, for speed (flushing to zero, often by a
+/// compiler's option) or for interval arithmetic, and threads inherit it. The call is cheap if
+/// there is nothing to change.
 pub fn default_float_environment() -> FloatEnvironment {
     FloatEnvironment::enter(control::DEFAULT)
 }
 
-/// The environment to return to; see [`default_float_environment`].
-#[must_use = "the environment of before returns when this is dropped"]
+/// The environment to restore; see [`default_float_environment`].
+#[must_use = "dropping this restores the environment of before"]
 #[derive(Debug)]
 pub struct FloatEnvironment {
     before: control::Word,
@@ -35,8 +37,8 @@ impl FloatEnvironment {
     /// Rounds down, and flushes subnormal numbers where the processor can. For tests.
     ///
     /// # Safety
-    /// Rust assumes the default environment: no float arithmetic until the result is dropped, but behind
-    /// [`default_float_environment`].
+    /// Rust assumes the default environment: no float arithmetic until the result is dropped, but
+    /// behind [`default_float_environment`].
     #[doc(hidden)]
     pub unsafe fn unusual() -> Self {
         Self::enter(control::UNUSUAL)
@@ -59,7 +61,7 @@ impl Drop for FloatEnvironment {
 
 cfg_if::cfg_if! {
     if #[cfg(all(target_arch = "x86_64", not(miri)))] {
-        /// MXCSR without the flags of exceptions that occurred, which are left as they are.
+        /// MXCSR. The flags of exceptions that occurred are left as they are.
         mod control {
             use core::arch::asm;
 
@@ -83,7 +85,8 @@ cfg_if::cfg_if! {
 
             pub(super) fn set(word: Word) {
                 let word = word | read() & FLAGS;
-                // SAFETY: loads the register, from four bytes that it had before or that Rust assumes.
+                // SAFETY: loads the register, from four bytes that it had before or that Rust
+                // assumes.
                 unsafe { asm!("ldmxcsr [{}]", in(reg) &raw const word, options(nostack, preserves_flags)) };
             }
         }
@@ -114,7 +117,7 @@ cfg_if::cfg_if! {
         not(miri),
         any(all(target_os = "linux", target_abi = "eabihf"), target_os = "android")
     ))] {
-        /// FPSCR without the flags of comparisons and of exceptions that occurred, which are left as they are.
+        /// FPSCR. The flags of comparisons and of exceptions that occurred are left as they are.
         mod control {
             use core::arch::asm;
 
@@ -142,7 +145,7 @@ cfg_if::cfg_if! {
             }
         }
     } else {
-        /// No register that is known here.
+        /// No control register is known for this target.
         mod control {
             pub(super) type Word = u32;
 

@@ -1,4 +1,4 @@
-//! Half precision: conversions in integer and fp32 arithmetic that vectorise on every target.
+//! Half precision: conversions in integer and fp32 arithmetic, which vectorise on every target.
 
 /// The value of an fp16 bit pattern. Exact; subnormals, infinities and NaNs included.
 #[inline(always)]
@@ -19,7 +19,8 @@ pub(crate) fn from_f32(value: f32) -> u16 {
     const INFINITE: u32 = 143 << 23;
     let bits = value.to_bits();
     let magnitude = bits & 0x7fff_ffff;
-    // The last place of a number in 0.5..1 weighs 2^-24, as the last place of an fp16 subnormal does.
+    // The last place of a number in 0.5..1 weighs 2^-24, as the last place of an fp16 subnormal
+    // does.
     let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
     let odd = (magnitude >> 13) & 1;
     let normal = magnitude.wrapping_sub(112 << 23).wrapping_add(0x0fff + odd) >> 13;

@@ -6,8 +6,8 @@ use core::str::FromStr;
 /// A level of vector instructions that the kernels are written for.
 ///
 /// Levels are no chain: [`AvxVnni`](Isa::AvxVnni) and [`Avx512Vnni`](Isa::Avx512Vnni) both build on
-/// [`Avx2`](Isa::Avx2), and a processor may have either without the other. Every level gives the same bits, so the
-/// choice is a matter of speed alone.
+/// [`Avx2`](Isa::Avx2), and a processor may have either without the other. Every level gives the
+/// same bits, so the choice concerns speed alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Isa {
@@ -17,7 +17,8 @@ pub enum Isa {
     Avx2,
     /// [`Isa::Avx2`] with AVX-VNNI: dot products of bytes in registers of 256 bits.
     AvxVnni,
-    /// [`Isa::Avx2`] with AVX-512 F, BW, VL and VNNI: dot products of bytes in registers of 512 bits.
+    /// [`Isa::Avx2`] with AVX-512 F, BW, VL and VNNI: dot products of bytes in registers of 512
+    /// bits.
     Avx512Vnni,
     /// Any 64-bit ARM: NEON with fused multiply-add.
     Neon,

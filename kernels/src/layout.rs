@@ -1,11 +1,13 @@
-//! Block layouts of weight tensors, shared by the converter that writes them and the kernels that read them
-//! in place. Everything is little-endian; no layout needs more alignment than a byte, though files keep
-//! 64-byte lines aligned for speed.
+//! Block layouts of weight tensors. The converter writes them, the kernels read them in place.
+//!
+//! Everything is little-endian. No layout needs more alignment than a byte. Files keep 64-byte
+//! lines aligned for speed.
 //!
 //! # Interleaved matrices ([`Matrix`])
 //!
-//! A `[rows, cols]` matrix (`[out, in]`) is cut into blocks of [`ROW_INTERLEAVE`] rows by [`K_BLOCK`] columns,
-//! column blocks running fastest. Rows and columns are padded to whole blocks; padding weighs nothing.
+//! A `[rows, cols]` matrix (`[out, in]`) is cut into blocks of [`ROW_INTERLEAVE`] rows by
+//! [`K_BLOCK`] columns. Column blocks run fastest. Rows and columns are padded to whole blocks;
+//! padding weighs nothing.
 //!
 //! ```text
 //! F32   4096 B  64 lines of 64 B: line k = 16 rows x 1 column
@@ -18,22 +20,26 @@
 //!                      high nibble = code of column 8v + 4 + j
 //! ```
 //!
-//! A group is [`GROUP_SIZE`] consecutive columns of one row. An Int8 code is in -127..=127; an Int4 code is
-//! stored as the unsigned nibble `code + 8`. The weight is `code * scale * tensor_scale`.
+//! A group is [`GROUP_SIZE`] consecutive columns of one row. An Int8 code is in -127..=127; an Int4
+//! code is stored as the unsigned nibble `code + 8`. The weight is `code * scale * tensor_scale`.
 //!
 //! # Records ([`Records`])
 //!
-//! `count` independent vectors of `len` values, each starting on a 64-byte line: embedding rows, and
-//! the *columns* of `ffn.value`, so that only the vectors that are needed are read.
+//! A record is one row, or one column, on cache lines of its own. So only the records that are
+//! needed are read: embedding rows, the active *columns* of `ffn.value`, and rows of the head's
+//! second plane. There are `count` records of `len` values each; a record starts on a 64-byte line.
 //!
 //! ```text
 //! F32   len f32                                             F16   len fp16
-//! Int8  ceil(len/32) fp16 scales, padded to 64 B; then ceil(len/32) runs of 32 B: run g = values 32g..32g+31
-//! Int4  the same scales; then ceil(len/32) runs of 16 B: byte i of run g has the code of value 32g + i in
-//!       its low nibble and of value 32g + 16 + i in its high nibble (code + 8)
+//! Int8  ceil(len/32) fp16 scales, padded to 64 B; then ceil(len/32) runs of 32 B:
+//!       run g = values 32g..32g+31
+//! Int4  the same scales; then ceil(len/32) runs of 16 B:
+//!       byte i of run g has the code of value 32g + i in its low nibble
+//!       and that of value 32g + 16 + i in its high nibble (code + 8)
 //! ```
 //!
-//! The record is padded with zero bytes to a multiple of 64 B. A group is 32 consecutive values of one record.
+//! The record is padded with zero bytes to a multiple of 64 B. A group is 32 consecutive values of
+//! one record.
 
 use core::fmt;
 
@@ -95,14 +101,14 @@ impl fmt::Display for DType {
     }
 }
 
-/// Why bytes cannot be a tensor of the given shape.
+/// The reason why bytes cannot be a tensor of the given shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LayoutError {
     /// A dimension is zero, or the size does not fit the address space.
     Shape,
-    /// The byte count differs from the one that shape and dtype ask for.
+    /// The byte count differs from that of the shape and dtype.
     Length {
-        /// Bytes the shape asks for.
+        /// Bytes of a tensor of this shape and dtype.
         expected: usize,
         /// Bytes given.
         found: usize,
@@ -128,7 +134,8 @@ pub const fn padded_cols(n: usize) -> usize {
     n.next_multiple_of(K_BLOCK)
 }
 
-/// Bytes of an interleaved `[rows, cols]` matrix, or `None` if a dimension is zero or the size overflows.
+/// Bytes of an interleaved `[rows, cols]` matrix, or `None` if a dimension is zero or the size
+/// overflows.
 pub const fn matrix_bytes(dtype: DType, rows: usize, cols: usize) -> Option<usize> {
     if rows == 0 || cols == 0 {
         return None;
@@ -161,7 +168,8 @@ pub const fn record_bytes(dtype: DType, len: usize) -> Option<usize> {
     used.checked_next_multiple_of(LINE_BYTES)
 }
 
-/// Bytes of `count` records of `len` values, or `None` if a dimension is zero or the size overflows.
+/// Bytes of `count` records of `len` values, or `None` if a dimension is zero or the size
+/// overflows.
 pub const fn records_bytes(dtype: DType, count: usize, len: usize) -> Option<usize> {
     match record_bytes(dtype, len) {
         Some(bytes) if count > 0 => bytes.checked_mul(count),
@@ -192,7 +200,8 @@ impl<'a> Matrix<'a> {
     /// Views `data` as `[rows, cols]`; `scale` is the tensor scale (1 for float types).
     ///
     /// # Errors
-    /// If the shape is empty or too large, `data` has another length, or `scale` is no power of two.
+    /// If the shape is empty or too large, `data` has another length, or `scale` is no power of
+    /// two.
     pub fn new(
         dtype: DType,
         rows: usize,
@@ -256,10 +265,12 @@ pub struct Records<'a> {
 }
 
 impl<'a> Records<'a> {
-    /// Views `data` as `count` records of `len` values; `scale` is the tensor scale (1 for float types).
+    /// Views `data` as `count` records of `len` values; `scale` is the tensor scale (1 for float
+    /// types).
     ///
     /// # Errors
-    /// If the shape is empty or too large, `data` has another length, or `scale` is no power of two.
+    /// If the shape is empty or too large, `data` has another length, or `scale` is no power of
+    /// two.
     pub fn new(
         dtype: DType,
         count: usize,
@@ -311,10 +322,11 @@ impl<'a> Records<'a> {
     }
 }
 
-/// An input vector in the forms that the matvec kernels read, padded with zeros to whole column blocks.
+/// An input vector in the forms that the matvec kernels read, padded with zeros to whole column
+/// blocks.
 ///
-/// All slices cover `padded_cols(n)` columns: `values` and `codes` one entry per column, `scales` and `sums`
-/// one per group.
+/// All slices cover `padded_cols(n)` columns: `values` and `codes` one entry per column, `scales`
+/// and `sums` one per group.
 #[derive(Debug)]
 pub struct ActivationMut<'a> {
     /// The vector itself, read by F32 and F16 matrices, `[padded]`.
@@ -347,7 +359,7 @@ pub struct Activation<'a> {
     pub sums: &'a [i32],
 }
 
-/// A vector with what its layer norm needs, `[n]` each.
+/// A vector and the parameters of its layer norm, `[n]` each.
 #[derive(Clone, Copy, Debug)]
 pub struct Normed<'a> {
     /// The vector.
@@ -356,11 +368,11 @@ pub struct Normed<'a> {
     pub weight: &'a [f32],
     /// Summand of each element.
     pub bias: &'a [f32],
-    /// What is added to the variance.
+    /// Summand of the variance.
     pub eps: f32,
 }
 
-/// Which token a mix weighs: `mix` of the one and `1 - mix` of the other.
+/// The token that a mix weighs. The other token weighs `1 - mix`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shift {
     /// The current token: RWKV-4 and 5.
@@ -369,12 +381,12 @@ pub enum Shift {
     Previous,
 }
 
-/// One of the vectors that token shift makes of two.
+/// An output of token shift: a mix of the current and the previous vector.
 #[derive(Debug)]
 pub struct Shifted<'m, 'a> {
-    /// Weight of the one token for each element, `[n]`.
+    /// Weight of the token that [`Shift`] names, for each element, `[n]`.
     pub mix: &'m [f32],
-    /// The vector, padded from `n` elements on.
+    /// The output, padded from `n` elements on.
     pub out: &'m mut ActivationMut<'a>,
 }
 
@@ -387,20 +399,24 @@ pub struct Sparse<'a> {
     pub values: &'a [f32],
 }
 
-/// What the coefficients of a sparse vector's product with quantized records are measured by: the same for all parts
-/// of the vector.
+/// The quantization step of the coefficients with which a sparse vector multiplies quantized
+/// records.
+///
+/// It is the same for all parts of the vector, so that threads can add up their parts in integers
+/// (`docs/DESIGN.md`, Exact sparsity in integers).
 #[derive(Clone, Copy, Debug)]
 pub struct SparseScale<'a> {
-    /// Entries of the whole vector.
+    /// Entries of the whole vector: the active columns.
     pub active: usize,
     /// The largest magnitude of an entry.
     pub largest: f32,
-    /// For each group of outputs the largest magnitude of its scales in any record, `[ceil(len / 32)]`.
+    /// For each group of outputs the largest magnitude of its scales in all records,
+    /// `[ceil(len / 32)]`.
     pub bounds: &'a [f32],
 }
 
-/// Integers that the partial sums of a product of `len` outputs take: one for each output, and one for each
-/// group, of a number of groups rounded up to a multiple of 8.
+/// Number of integers in the partial sums of a product with records of `len` values: one for each
+/// output and one for each group. The number of groups is rounded up to a multiple of 8.
 pub const fn sparse_sums(len: usize) -> usize {
     len.div_ceil(GROUP_SIZE).next_multiple_of(8) * (GROUP_SIZE + 1)
 }

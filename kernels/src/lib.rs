@@ -1,9 +1,9 @@
-//! The arithmetic of RWKV models: quantized matrix-vector products, norms, activations, and recurrences, with the
-//! same bits on every instruction set.
+//! The arithmetic of RWKV models: quantized matrix-vector products, norms, activations and
+//! recurrences, with the same bits on every instruction set.
 //!
-//! [`Kernels`] holds one function per operation at one level of vector instructions ([`Isa`]). [`layout`]
-//! describes the bytes of weight tensors, [`quant`] makes them. The crate knows slices and shapes: no files, no
-//! layers, no threads. It allocates nothing.
+//! [`Kernels`] holds one function per operation at one level of vector instructions ([`Isa`]).
+//! [`layout`] describes the bytes of weight tensors. [`quant`] describes how they are encoded. The
+//! crate knows slices and shapes: no files, no layers, no threads. It allocates nothing.
 //!
 //! ```
 //! use rwkv_edge_kernels::quant::TENSOR_SCALE;
@@ -12,7 +12,8 @@
 //! let kernels = Kernels::best();
 //! // Two rows of three weights, as Int8.
 //! let mut data = vec![0; matrix_bytes(DType::Int8, 2, 3).unwrap()];
-//! kernels.encode_block_row(DType::Int8, &[1.0, 0.5, 0.0, -1.0, 0.0, 2.0], 3, TENSOR_SCALE, &mut data)?;
+//! let rows = [1.0, 0.5, 0.0, -1.0, 0.0, 2.0];
+//! kernels.encode_block_row(DType::Int8, &rows, 3, TENSOR_SCALE, &mut data)?;
 //! let w = Matrix::new(DType::Int8, 2, 3, TENSOR_SCALE, &data)?;
 //!
 //! let padded = padded_cols(3);
@@ -33,30 +34,35 @@
 //!
 //! # The numeric contract
 //!
-//! What follows is normative. An implementation for another instruction set gives these bits, for all inputs,
-//! finite or not; only the sign and payload of NaNs are free. They have no influence on other numbers, so whoever hands
-//! results out gives all NaNs the bits `0x7FC00000`, as sessions do with logits and states.
+//! This section is normative. An implementation for another instruction set gives these bits for
+//! all inputs, finite or not. Only the sign and the payload of NaNs are free. No other number
+//! depends on them. Whoever hands results out gives all NaNs the bits `0x7FC00000`, as sessions do
+//! with logits and states.
 //!
 //! ## Terms
 //!
-//! - All float operations are IEEE 754 single precision, rounded to nearest even, in the default environment:
-//!   subnormal numbers are kept. A caller that may run in another one calls [`default_float_environment`] first. Each
-//!   written operation rounds once. `fma(a, b, c)` is `a * b + c` with one rounding, and is used where it is written and
-//!   nowhere else. Sums are never reordered.
-//! - `max(a, b)` is `a` if `a > b`, else `b`. `min(a, b)` is `a` if `a < b`, else `b`. Thus `b` is the result if
-//!   one of the two is a NaN.
-//! - `f32(h)` of an fp16 or integer `h` is its value; exact for fp16, rounded for integers beyond 2^24.
-//! - `code(x, limit)` is `min(max(x, -limit), limit)` rounded to an integer, ties to even. A NaN gives `-limit`.
-//! - `top(x...)` is the largest of the magnitudes `|x|`, compared as integers by their bits: a NaN is larger than
-//!   everything, and is the result if there is one.
-//! - `settled(x)` is 0 if `|x| < 2^-100`, else `x`, which may be a NaN. New elements of a recurrent state that may decay go
-//!   through it: they end as 0 and not as subnormal numbers, with which many processors are slow.
-//! - Integers are two's complement of 32 bits and wrap. Within the ranges that [`layout`] and [`quant`] state
-//!   nothing does wrap.
+//! - All float operations are IEEE 754 single precision, rounded to nearest even, in the default
+//!   environment: subnormal numbers are kept. A caller that may run in another environment calls
+//!   [`default_float_environment`] first. Each written operation rounds once. `fma(a, b, c)` is
+//!   `a * b + c` with one rounding. It is used where it is written and nowhere else. Sums are never
+//!   reordered.
+//! - `max(a, b)` is `a` if `a > b`, else `b`. `min(a, b)` is `a` if `a < b`, else `b`. If one of
+//!   the two is a NaN, the result is therefore `b`.
+//! - `f32(h)` of an fp16 or integer `h` is its value; exact for fp16, rounded for integers beyond
+//!   2^24.
+//! - `code(x, limit)` is `min(max(x, -limit), limit)` rounded to an integer, ties to even. A NaN
+//!   gives `-limit`.
+//! - `top(x...)` is the largest of the magnitudes `|x|`, compared as integers by their bits. A NaN
+//!   is larger than everything, so it is the result if there is one.
+//! - `settled(x)` is 0 if `|x| < 2^-100`, else `x`, which may be a NaN. Every new element of a
+//!   recurrent state that may decay goes through it. The element then ends as 0 and not as a
+//!   subnormal number, with which many processors are slow (`docs/DESIGN.md`, States that decay).
+//! - Integers are two's complement of 32 bits and wrap. Nothing wraps within the ranges that
+//!   [`layout`] and [`quant`] state.
 //! - A *group* is 32 consecutive columns or outputs, `g` its number.
-//! - *16 lanes*: element `i` belongs to lane `i mod 16`. A lane takes its elements in ascending order. Then lane
-//!   `i` and lane `i + 8` are combined, in this order, for `i < 8`; then `i` and `i + 4`, `i + 2`, `i + 1`.
-//!   Lanes without elements keep their start value and take part.
+//! - *16 lanes*: element `i` belongs to lane `i mod 16`. A lane takes its elements in ascending
+//!   order. Then lane `i` and lane `i + 8` are combined, in this order, for `i < 8`; then `i` and
+//!   `i + 4`, `i + 2`, `i + 1`. Lanes without elements keep their start value and take part.
 //!
 //! ## `exp`
 //!
@@ -75,8 +81,9 @@
 //! exp(x) = p * 2^n                                      2^n made from its exponent bits
 //! ```
 //!
-//! The error is below 1 ulp for -87..=88. `exp(0)` is exactly 1. For arguments within ±0.03 the function is
-//! monotone; elsewhere neighbours may be out of order by the last bit. `sigmoid(x) = 1 / (1 + exp(-x))`.
+//! The error is below 1 ulp for -87..=88. `exp(0)` is exactly 1. For arguments within ±0.03 the
+//! function is monotone. Elsewhere neighbours may be out of order by the last bit.
+//! `sigmoid(x) = 1 / (1 + exp(-x))`.
 //!
 //! ## `tanh`
 //!
@@ -91,7 +98,8 @@
 //!
 //! ## `quantize`
 //!
-//! For every group with `amax = top(values)`: if `amax < 2^-100`, codes, scale and sum are 0. Otherwise
+//! For every group, with `amax = top(values)`. If `amax < 2^-100`, codes, scale and sum are 0.
+//! Otherwise:
 //!
 //! ```text
 //! code_k = code(value_k * (127 / amax), 127)     scale = amax / 127     sum = sum of the codes
@@ -104,14 +112,15 @@
 //! ```text
 //! Int8, Int4   dot = sum of weight code * activation code, as integers
 //!              acc = fma(f32(s) * scale_g, f32(dot), acc)
-//! F32, F16     p = 0; then p = fma(f32(w_k), value_k, p) for the 32 columns of the group, k ascending
+//! F32, F16     p = 0; then p = fma(f32(w_k), value_k, p) for the group's 32 columns, k ascending
 //!              acc = acc + p
 //! y = acc * tensor_scale
 //! ```
 //!
-//! Int4 takes `dot` as `sum(nibble * code) - 8 * sum_g`. Activation codes of -128, which `quantize` never makes,
-//! give unspecified results. Weight codes of -128 count as -128. A row depends on nothing but its weights and the
-//! input: not on `first_row`, `out.len()` or other rows. `matmul` gives for each of its vectors what `matvec` does.
+//! Int4 takes `dot` as `sum(nibble * code) - 8 * sum_g`. Activation codes of -128 give unspecified
+//! results; `quantize` never makes them. Weight codes of -128 count as -128. A row depends on
+//! nothing but its weights and the input: not on `first_row`, `out.len()` or other rows. `matmul`
+//! gives for each of its vectors what `matvec` gives.
 //!
 //! ## `nonzero`
 //!
@@ -119,17 +128,19 @@
 //!
 //! ## `max`, `largest_magnitude`, `reaching`
 //!
-//! Exact, as comparisons are: of equal zeros `max` may give either. `reaching` keeps `i` unless `x_i + bound_i * norm`,
-//! rounded after each operation, is less than `least`.
+//! Exact, as comparisons are. Of zeros of both signs `max` may give either. `reaching` keeps `i`
+//! unless `x_i + bound_i * norm`, rounded after each operation, is less than `least`.
 //!
 //! ## `sparse_matvec`
 //!
-//! From `y_i = 0`, entries in the order given: `y_i = fma(f32(w_ji), x_j, y_i)`; at the end `y_i = y_i * tensor_scale`.
+//! From `y_i = 0`, with the entries in the order given: `y_i = fma(f32(w_ji), x_j, y_i)`. At the
+//! end `y_i = y_i * tensor_scale`.
 //!
 //! ## `sparse_accumulate` and `sparse_finish`
 //!
-//! With `q = 15` for Int4 and 127 for Int8, `n` the number of entries of the whole vector (at least 1), `largest` and
-//! `bound_g` as given, `s_jg` the scale and `u_ji` the stored code (Int4: the nibble, code + 8):
+//! `q` is 15 for Int4 and 127 for Int8, `n` the number of entries of the whole vector (at least 1),
+//! `s_jg` the scale and `u_ji` the stored code (Int4: the nibble, code + 8). The caller gives
+//! `largest` and `bound_g`.
 //!
 //! ```text
 //! cmax  = min(32767, max(1, floor(floor((2^31 - 1) / q) / n)))
@@ -140,9 +151,10 @@
 //! y_i   = f32(acc_i) * ((m_g / cmax) * tensor_scale)
 //! ```
 //!
-//! The integer sums are exact, so the order of the entries and how they are cut into calls do not matter, and neither
-//! do entries of value 0 as long as `cmax` is 32767. With `largest = top(x_j for all entries j)` and bounds of the
-//! scales no coefficient is clamped but by rounding.
+//! The integer sums are exact (`docs/DESIGN.md`, Exact sparsity in integers). So the order of the
+//! entries does not matter, nor how they are cut into calls, nor entries of value 0 as long as
+//! `cmax` is 32767. With `largest = top(x_j for all entries j)` and `bound_g` not below any
+//! magnitude of a scale, a coefficient is clamped only where rounding took it past `cmax`.
 //!
 //! ## `dequantize_record`
 //!
@@ -150,7 +162,8 @@
 //!
 //! ## `record_dots`
 //!
-//! With `dot` as in `matvec` of Int4, and group `g` in lane `g mod 8`, every lane from 0 and in ascending order:
+//! `dot` is that of `matvec` for Int4. Group `g` belongs to lane `g mod 8`. Every lane starts as 0
+//! and takes its groups in ascending order.
 //!
 //! ```text
 //! lane = fma(f32(s_g) * scale_g, f32(dot_g), lane)
@@ -167,13 +180,14 @@
 //!
 //! ## `norm_shift`
 //!
-//! `layer_norm`, then for each output `lerp(h_prev, h, mix)`, or `lerp(h, h_prev, mix)` if the mix weighs the previous
-//! token, then `quantize`.
+//! `layer_norm`; then for each output `lerp(h_prev, h, mix)`, or `lerp(h, h_prev, mix)` if the mix
+//! weighs the previous token; then `quantize`.
 //!
 //! ## `softmax`
 //!
 //! ```text
-//! max   = max(x_i)                                       16 lanes from -infinity, lane = max(lane, x_i)
+//! max   = max(x_i)                                       16 lanes from -infinity,
+//!                                                        lane = max(lane, x_i)
 //! e_i   = exp(x_i - max)
 //! sum   = sum(e_i)                                       16 lanes from 0
 //! out_i = e_i / sum
@@ -181,8 +195,8 @@
 //!
 //! ## `wkv4`
 //!
-//! For every channel, `factors(d) = (1, exp(-|d|))` if `d >= 0`, else `(exp(-|d|), 1)`, which is also what a NaN
-//! gives:
+//! For every channel. `factors(d)` is `(1, exp(-|d|))` if `d >= 0`, else, as for a NaN,
+//! `(exp(-|d|), 1)`.
 //!
 //! ```text
 //! e1, e2 = factors(pp - (time_first + k))
@@ -196,22 +210,26 @@
 //!
 //! ## Element-wise
 //!
-//! `lerp`: `fma(t, b - a, a)`. `relu_squared`: `m * m` with `m = max(x, 0)`, so
-//! that a NaN gives 0. `add`: `x + y`. `mul`: `a * b`. `silu_mul`: `(gate * sigmoid(gate)) * x`.
-//! `decay6`: `exp(-exp(x))`. `decay7`: `exp(-0.606531 * sigmoid(x))`, the constant being 0xbf1b459e.
+//! `lerp`: `fma(t, b - a, a)`. `relu_squared`: `m * m` with `m = max(x, 0)`, so that a NaN gives 0.
+//! `add`: `x + y`. `mul`: `a * b`. `silu_mul`: `(gate * sigmoid(gate)) * x`. `decay6`:
+//! `exp(-exp(x))`. `decay7`: `exp(-0.606531 * sigmoid(x))`, the constant being 0xbf1b459e.
 //!
 //! ## `wkv6`, `wkv7`, `l2_normalize`, `dot3`
 //!
-//! As written at [`Kernels::wkv6`], [`Kernels::wkv7`], [`Kernels::l2_normalize`] and [`Kernels::dot3`].
+//! As written at [`Kernels::wkv6`], [`Kernels::wkv7`], [`Kernels::l2_normalize`] and
+//! [`Kernels::dot3`].
 //!
 //! # Adding an instruction set
 //!
-//! Add the level to [`Isa`], with its name and its detection, and a table of it to `Kernels::for_isa`: a constant
-//! that takes what it does not improve from the level that it builds on, by struct update. Operations that
-//! compilers vectorise well are the scalar bodies again, compiled with the level's features; the rest is written
-//! by hand, as safe functions whose loads and stores know their lengths by type. The tests compare every available
-//! level with scalar, and scalar with pinned results; set `RWKV_EDGE_EXPECT_ISA` to a level's name to be sure that
-//! they ran on it.
+//! 1. Add the level to [`Isa`], with its name and its detection.
+//! 2. Add its table to `Kernels::for_isa`: a constant that takes, by struct update, what it does
+//!    not improve from the level that it builds on.
+//! 3. Where compilers vectorise an operation well, instantiate the scalar body with the level's
+//!    features. Where a macro of `generic` has the body, invoke it. Write the rest by hand, as safe
+//!    functions whose loads and stores know their lengths by type.
+//!
+//! The tests compare every available level with scalar, and scalar with pinned results. Set
+//! `RWKV_EDGE_EXPECT_ISA` to the name of a level to be sure that they ran on it.
 
 #![deny(unsafe_code)]
 

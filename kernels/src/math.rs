@@ -29,27 +29,27 @@ pub(crate) fn magnitude_bits(x: f32) -> u32 {
     x.to_bits() & 0x7fff_ffff
 }
 
-/// Below this magnitude a group is quantized to zeros, the coefficients of a sparse product are zeros, and an element of
-/// a recurrent state becomes zero.
+/// The threshold below which magnitudes count as zero: those of a group that is quantized, of the
+/// largest product of a sparse vector, and of an element of a recurrent state.
 pub(crate) const ZERO_BELOW: f32 = f32::from_bits((127 - 100) << 23);
 
 /// `x`, or 0 if its magnitude is below 2^-100. A NaN stays.
 ///
-/// What decays would otherwise end as subnormal numbers, with which many processors are slow.
+/// A decaying number would otherwise end as a subnormal one, with which many processors are slow.
 #[inline(always)]
 pub fn settled(x: f32) -> f32 {
     if magnitude_bits(x) < ZERO_BELOW.to_bits() { 0.0 } else { x }
 }
 
-/// The functions built on `fma`, given an implementation of it, and others that processors differ in.
+/// A level's `fma` and `settle`, and the functions built on `fma`.
 ///
-/// The compiler knows the instruction wherever a function's target features have it, but for 32-bit ARM these are
-/// unstable; there a library call is all that it makes of `mul_add`.
+/// The compiler uses the instruction wherever a function's target features have it. For 32-bit ARM
+/// these features are unstable, and `mul_add` becomes a library call.
 pub(crate) trait Fma {
     /// `a * b + c`, rounded once.
     fn fma(a: f32, b: f32, c: f32) -> f32;
 
-    /// Puts [`settled`] in the place of each element.
+    /// Replaces each element by its [`settled`].
     #[inline(always)]
     fn settle(x: &mut [f32]) {
         x.iter_mut().for_each(|x| *x = settled(*x));
@@ -93,7 +93,7 @@ pub(crate) trait Fma {
     }
 }
 
-/// What the compiler makes of `mul_add`.
+/// The `fma` that the compiler makes of `mul_add`.
 pub(crate) struct MulAdd;
 
 impl Fma for MulAdd {
@@ -103,7 +103,8 @@ impl Fma for MulAdd {
     }
 }
 
-/// `e^x` within 1 ulp for `x` in -87..=88; arguments outside are clamped. Exactly 1 at 0; a NaN gives a NaN.
+/// `e^x` within 1 ulp for `x` in -87..=88; arguments outside are clamped. Exactly 1 at 0; a NaN
+/// gives a NaN.
 ///
 /// The crate documentation states the steps: every instruction set gives these bits.
 #[inline(always)]
@@ -119,8 +120,8 @@ pub fn sigmoid(x: f32) -> f32 {
 
 /// The hyperbolic tangent, within 3 ulp; odd, 0 at 0, never beyond 1. A NaN gives a NaN.
 ///
-/// It comes from `m = exp(-2|x|) - 1`, which is computed without cancellation near 0, as `-m / (2 + m)`. The crate
-/// documentation states the steps: every instruction set gives these bits.
+/// It is `-m / (2 + m)` with `m = exp(-2|x|) - 1`, which is computed without cancellation near 0.
+/// The crate documentation states the steps: every instruction set gives these bits.
 #[inline(always)]
 pub fn tanh(x: f32) -> f32 {
     MulAdd::tanh(x)

@@ -1,25 +1,33 @@
-//! From fp32 to the block layouts and back.
+//! Quantization: from fp32 to the block layouts and back.
 //!
-//! Encoding is deterministic: the same values give the same bytes on every platform and instruction set. It
-//! uses IEEE operations in a fixed order and no fused ones.
+//! [`Kernels::encode_block_row`](crate::Kernels::encode_block_row) and
+//! [`Kernels::encode_record`](crate::Kernels::encode_record) encode. The same values give the same
+//! bytes on every platform and instruction set: encoding uses IEEE operations in a fixed order, and
+//! no fused ones.
 //!
 //! # Int8
-//! With `u = w / tensor_scale` and `amax = max|u|` in a group, the scale is `amax / 127` rounded to fp16, or the
-//! next larger fp16 number if `amax` would exceed 127.5 scales, which happens to subnormal scales only. A code is
-//! `u * (1 / scale)` clamped to ±127 and rounded to nearest even. If no `u` exceeds half a scale, scale and codes
-//! are 0.
+//! With `u = w / tensor_scale` and `amax = max|u|` in a group, the scale is `amax / 127` rounded to
+//! fp16, or the next larger fp16 number if `amax` would exceed 127.5 scales, which happens to
+//! subnormal scales only. A code is `u * (1 / scale)` clamped to ±127 and rounded to nearest even.
+//! If no `u` exceeds half a scale, scale and codes are 0.
 //!
 //! # Int4
-//! The scale, of either sign, is searched for the least squared error of the group. Codes
-//! `q = round(clamp(u f, -8, 7))` are tried for `f = i * (0.25 / amax)` with i = 20..=35, then for the negatives of
-//! these. The best scale for given codes is `s = sum(u q) / sum(q q)`; the candidate with the largest
-//! `sum(u q) * s`, the first in a tie, gives its scale. It competes with plain scales: the first value of largest
-//! magnitude divided by -8, and `amax` divided by 7, -7, 6, -6, 5, -5, 4 and -4. All are rounded to fp16, and codes
-//! are `u * (1 / scale)` clamped to -8..=7 and rounded to nearest even. The least squared error wins; in a tie the
-//! plain scales come first, in the order given here. If `amax / 4` rounds to 0 in fp16, scale and codes are 0.
+//! The scale may have either sign. It is the candidate with the least squared error of the group.
+//!
+//! 1. Plain candidates: the first value of largest magnitude divided by -8, and `amax` divided by
+//!    7, -7, 6, -6, 5, -5, 4 and -4.
+//! 2. One candidate is searched. Codes `q = round(clamp(u f, -8, 7))` are tried for
+//!    `f = i * (0.25 / amax)` with i = 20..=35, then for the negatives of these. The best scale for
+//!    given codes is `s = sum(u q) / sum(q q)`. The trial with the largest `sum(u q) * s`, the first
+//!    in a tie, gives its scale.
+//!
+//! All candidates are rounded to fp16. Codes are `u * (1 / scale)` clamped to -8..=7 and rounded to
+//! nearest even. In a tie the first candidate wins, in the order given here. If `amax / 4` rounds
+//! to 0 in fp16, scale and codes are 0.
 //!
 //! # Padding
-//! Padded rows, columns and values have code 0 (the nibble 8 for Int4) and, in whole padded groups, scale 0.
+//! Padded rows, columns and values have code 0 (the nibble 8 for Int4) and, in whole padded groups,
+//! scale 0.
 
 mod decode;
 mod group;
@@ -45,7 +53,7 @@ pub(crate) type EncodeGroupFn = fn(&[f32; GROUP_SIZE]) -> Result<Group, ScaleOve
 /// The tensor scale to try first: fp16 scales then reach from normal numbers of 2^-24 up to 64.
 pub const TENSOR_SCALE: f32 = 1.0 / 1024.0;
 
-/// What encoding did to the values, in sums that add up over a tensor.
+/// The error of encoding, as sums that add up over a tensor.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ErrorSums {
     /// Sum of the squares of `decoded - value`.
@@ -55,7 +63,8 @@ pub struct ErrorSums {
 }
 
 impl ErrorSums {
-    /// The error relative to the values, `sqrt(squared_error / squared_norm)`; 0 if there is no error.
+    /// The error relative to the values, `sqrt(squared_error / squared_norm)`; 0 if there is no
+    /// error.
     pub fn relative(&self) -> f64 {
         if self.squared_error == 0.0 { 0.0 } else { (self.squared_error / self.squared_norm).sqrt() }
     }
@@ -85,10 +94,11 @@ impl AddAssign for ErrorSums {
 
 /// An fp16 number would have become infinite, or an input is not finite.
 ///
-/// If [`largest`](Self::largest) is finite, a larger tensor scale helps.
+/// A larger tensor scale helps if [`largest`](Self::largest) is finite.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ScaleOverflow {
-    /// The largest magnitude in the group that could not be encoded; infinite or NaN if an input was.
+    /// The largest magnitude in the group that could not be encoded; infinite or NaN if an input
+    /// was.
     pub largest: f32,
 }
 

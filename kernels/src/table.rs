@@ -1,4 +1,7 @@
-//! The function table: one entry per operation, resolved once.
+//! The function table: one entry per operation, chosen once for the processor.
+//!
+//! A method checks the shapes of its arguments, in release builds too, and calls the entry. So an
+//! entry meets only shapes that fit together.
 
 mod activation;
 mod encode;
@@ -38,14 +41,14 @@ pub(crate) type InPlaceFn = fn(&mut [f32]);
 pub(crate) type MulFn = fn(&mut [f32], &[f32], &[f32]);
 pub(crate) type Dot3Fn = fn(&[f32], &[f32], &[f32]) -> f32;
 
-/// Most streams of [`Kernels::read`].
+/// The largest number of streams of [`Kernels::read`].
 pub const MAX_READ_STREAMS: usize = 8;
 
-/// Rows that go through all vectors of [`Kernels::matmul`] before the next are read from memory: few enough to stay in
-/// the cache next to a core.
+/// Rows that [`Kernels::matmul`] multiplies with all vectors before it reads the next ones. They
+/// stay in the cache next to a core meanwhile (`docs/DESIGN.md`, Prompts).
 const MATMUL_ROWS: usize = 4 * ROW_INTERLEAVE;
 
-/// What [`Kernels::softmax`] found on the way.
+/// The intermediate results of [`Kernels::softmax`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SoftmaxStats {
     /// The largest input; negative infinity for an empty one.
@@ -56,7 +59,7 @@ pub struct SoftmaxStats {
 
 /// The operations at one level of instructions.
 ///
-/// The crate documentation states what each computes, to the bit.
+/// The crate documentation states the result of each, to the bit.
 #[derive(Clone, Copy)]
 pub struct Kernels {
     pub(crate) isa: Isa,
@@ -65,7 +68,7 @@ pub struct Kernels {
     pub(crate) matvec_f16: MatvecFn,
     pub(crate) matvec_int8: MatvecFn,
     pub(crate) matvec_int4: MatvecFn,
-    /// Products with several vectors, of levels that are faster at it than vector by vector.
+    /// Products with several vectors, where the level has a faster one than vector by vector.
     pub(crate) matmul_int8: Option<MatmulFn>,
     pub(crate) matmul_int4: Option<MatmulFn>,
     pub(crate) nonzero: NonzeroFn,
@@ -118,7 +121,8 @@ impl Kernels {
     /// Quantizes the values of `x` to codes, scales and sums.
     ///
     /// # Panics
-    /// If the lengths in `x` do not fit together or `values` is not a whole number of column blocks.
+    /// If the lengths in `x` do not fit together or `values` is not a whole number of column
+    /// blocks.
     pub fn quantize(&self, x: &mut ActivationMut<'_>) {
         let n = x.values.len();
         assert!(n.is_multiple_of(K_BLOCK), "{n} activations are not whole blocks of {K_BLOCK}");
@@ -131,8 +135,8 @@ impl Kernels {
     /// Float matrices read the values of `x`, quantized ones its codes, scales and sums.
     ///
     /// # Panics
-    /// If `first_row` is not a multiple of [`ROW_INTERLEAVE`], the rows are not all in `w`, or the lengths in
-    /// `x` are not those of `w`'s padded columns.
+    /// If `first_row` is not a multiple of [`ROW_INTERLEAVE`], the rows are not all in `w`, or the
+    /// lengths in `x` are not those of `w`'s padded columns.
     pub fn matvec(&self, out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) {
         assert!(first_row.is_multiple_of(ROW_INTERLEAVE), "row {first_row} does not start a block");
         check_range("rows", first_row, out.len(), w.rows());
@@ -149,8 +153,9 @@ impl Kernels {
         }
     }
 
-    /// The same rows of the products of `w` with several vectors: `outs[i]` is what [`matvec`](Self::matvec) gives for
-    /// `xs[i]`, to the bit, but the weights come from memory once for all.
+    /// The same rows of the products of `w` with several vectors. `outs[i]` has the bits that
+    /// [`matvec`](Self::matvec) gives for `xs[i]`. The weights come from memory once for all
+    /// vectors.
     ///
     /// # Panics
     /// As `matvec`, or if `outs` and `xs` differ in length, or two outputs do.
@@ -194,7 +199,7 @@ impl Kernels {
 
     /// Copies the non-zero elements of `x` and their positions, in order, and returns their number.
     ///
-    /// A NaN counts as non-zero, a negative zero as zero. What the outputs hold past the number returned is
+    /// A NaN counts as non-zero, a negative zero as zero. Past the number returned the outputs are
     /// unspecified.
     ///
     /// # Panics
@@ -216,11 +221,13 @@ impl Kernels {
         (self.max)(x)
     }
 
-    /// Writes the positions at which `x + bounds * norm`, rounded twice, is not below `least`, in order, and returns their
-    /// number. A NaN is not below anything. What `indices` holds past the number returned is unspecified.
+    /// Writes the positions at which `x + bounds * norm`, rounded twice, is not below `least`, in
+    /// order, and returns their number. A NaN is not below anything. Past the number returned
+    /// `indices` is unspecified.
     ///
     /// # Panics
-    /// If there are not as many bounds as elements of `x`, `indices` is shorter, or they are more than 2^32.
+    /// If there are not as many bounds as elements of `x`, `indices` is shorter, or they are more
+    /// than 2^32.
     pub fn reaching(&self, indices: &mut [u32], x: &[f32], bounds: &[f32], norm: f32, least: f32) -> usize {
         let n = x.len();
         check_len("bounds", bounds.len(), n);
@@ -229,14 +236,14 @@ impl Kernels {
         (self.reaching)(&mut indices[..n], x, bounds, norm, least)
     }
 
-    /// Outputs `first..first + out.len()` of the sum of `x_j` times record `j` over the entries of `x`, for F32 and F16
-    /// records.
+    /// Outputs `first..first + out.len()` of the sum of `x_j` times record `j` over the entries of
+    /// `x`, for F32 and F16 records.
     ///
     /// How outputs are cut into calls does not change them.
     ///
     /// # Panics
-    /// If the records are quantized, the outputs are not all in them, `x` has not as many values as indices, or an
-    /// index is no record.
+    /// If the records are quantized, the outputs are not all in them, `x` has not as many values as
+    /// indices, or an index is no record.
     pub fn sparse_matvec(&self, out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) {
         check_range("outputs", first, out.len(), w.record_len());
         check_sparse(x, w);
@@ -248,15 +255,17 @@ impl Kernels {
         kernel(out, w, first, x);
     }
 
-    /// Adds the products of some entries of a sparse vector with Int8 or Int4 records to partial sums, which start
-    /// with zeros and end with [`sparse_finish`](Self::sparse_finish).
+    /// Adds the products of some entries of a sparse vector with Int8 or Int4 records to partial
+    /// sums, which start with zeros and end with [`sparse_finish`](Self::sparse_finish).
     ///
-    /// The sums are exact, so how entries are cut into calls, and which partial sums they are added to, does not matter.
-    /// What the numbers stand for in between is up to the level of instructions.
+    /// The sums are exact. So it does not matter how entries are cut into calls, nor to which
+    /// partial sums a call adds. The order of the partial sums is the level's own: only its
+    /// `sparse_finish` reads them.
     ///
     /// # Panics
-    /// If the records are not quantized, `sums` does not have [`sparse_sums`] integers, `x` has not as many values as
-    /// indices or more than `scale.active`, an index is no record, or `scale` has not a bound for each group.
+    /// If the records are not quantized, `sums` does not have [`sparse_sums`] integers, `x` has not
+    /// as many values as indices or more than `scale.active`, an index is no record, or `scale` has
+    /// not a bound for each group.
     pub fn sparse_accumulate(
         &self,
         sums: &mut [i32],
@@ -276,11 +285,12 @@ impl Kernels {
         kernel(sums, w, x, scale);
     }
 
-    /// The outputs, given one or several partial sums one after the other, and what they were made with.
+    /// The outputs of a product with a sparse vector, from one or several partial sums that lie one
+    /// after the other. They were made with the same `w` and `scale`.
     ///
     /// # Panics
-    /// If the records are not quantized, `out` has another length than a record, `sums` is not a whole number of
-    /// [`sparse_sums`], or `scale` has not a bound for each group.
+    /// If the records are not quantized, `out` has another length than a record, `sums` is not a
+    /// whole number of [`sparse_sums`], or `scale` has not a bound for each group.
     pub fn sparse_finish(&self, out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) {
         check_len("output", out.len(), w.record_len());
         check_len("bounds", scale.bounds.len(), w.record_len().div_ceil(GROUP_SIZE));
@@ -307,8 +317,8 @@ impl Kernels {
     /// The product of `x` with each of the records `indices` of an Int4 tensor.
     ///
     /// # Panics
-    /// If the records are of another type, `out` and `indices` differ in length, an index is no record, or the
-    /// lengths in `x` are not those of a padded record.
+    /// If the records are of another type, `out` and `indices` differ in length, an index is no
+    /// record, or the lengths in `x` are not those of a padded record.
     pub fn record_dots(&self, out: &mut [f32], w: &Records<'_>, indices: &[u32], x: Activation<'_>) {
         assert!(w.dtype() == DType::Int4, "record_dots of {} records", w.dtype());
         check_len("output", out.len(), indices.len());
@@ -317,14 +327,16 @@ impl Kernels {
         (self.record_dots)(out, w, indices, x);
     }
 
-    /// Asks for `x`, which will be read soon, without waiting for it. Levels that cannot ask do nothing.
+    /// Prefetches `x`, which will be read soon. Levels without a prefetch instruction do nothing.
     pub fn prefetch(&self, x: &[f32]) {
         (self.prefetch)(x);
     }
 
-    /// Reads `bytes` as that many streams side by side and returns all 64-bit words xored: nothing but reading, for
-    /// measuring how fast memory can be read with these instructions. Up to `64 * streams` bytes at the end are
-    /// left out.
+    /// Reads `bytes` as `streams` equal parts side by side, and returns the xor of all 64-bit
+    /// words.
+    ///
+    /// It does nothing but read: it measures how fast the instructions of this level read memory.
+    /// Up to `64 * streams` bytes at the end are left out.
     ///
     /// # Panics
     /// If `streams` is not in `1..=MAX_READ_STREAMS`.

@@ -20,8 +20,8 @@ fn load_group(x: &Group<'_>) -> [int8x16_t; 2] {
     [load_codes(&halves[0]), load_codes(&halves[1])]
 }
 
-/// Sums of nibble times code, from -8 times the sum of the codes. Each line is loaded before the one ahead of it is
-/// multiplied, as small cores wait for loads.
+/// Sums of nibble times code. They start as -8 times the sum of the codes. Each line is loaded
+/// before the line ahead of it is multiplied, as small cores wait for loads.
 #[target_feature(enable = "neon,dotprod")]
 #[inline]
 fn int4_dot(lines: &Int4Lines, x: &Group<'_>, later: &Int4Lines) -> Rows<int32x4_t> {
@@ -36,8 +36,8 @@ fn int4_dot(lines: &Int4Lines, x: &Group<'_>, later: &Int4Lines) -> Rows<int32x4
     int4_line::<3, 2, 3>(sums, fourth, b, later)
 }
 
-/// Adds the products of a line's low nibbles with quad `LOW` of `x`, and of its high ones with quad `HIGH`. Asks for
-/// line `LINE` of `later`.
+/// Adds the products of a line's low nibbles with quad `LOW` of `x`, and of its high ones with quad
+/// `HIGH`. Prefetches line `LINE` of `later`.
 #[target_feature(enable = "neon,dotprod")]
 #[inline]
 fn int4_line<const LINE: usize, const LOW: usize, const HIGH: usize>(
@@ -70,7 +70,7 @@ fn int8_dot(lines: &Int8Lines, x: &Group<'_>, later: &Int8Lines) -> Rows<int32x4
     int8_line::<7, 3>(sums, &lines[7], b, later)
 }
 
-/// Adds the products of a line with quad `QUAD` of `x`. Asks for line `LINE` of `later`.
+/// Adds the products of a line with quad `QUAD` of `x`. Prefetches line `LINE` of `later`.
 #[target_feature(enable = "neon,dotprod")]
 #[inline]
 fn int8_line<const LINE: usize, const QUAD: usize>(

@@ -1,9 +1,12 @@
-//! Products of quantized matrices with several vectors by SMMLA, which multiplies two rows with two vectors, eight columns
-//! at a time: twice the products of SDOT in an instruction.
+//! Products of quantized matrices with several vectors by SMMLA.
 //!
-//! Vectors go by in pairs, two pairs at a time so that weights are unpacked once for both, and one that is left by itself.
-//! The weights lie as all kernels have them: of two registers with four columns of four rows each, zipping makes registers
-//! with eight columns of two rows.
+//! SMMLA multiplies two rows with two vectors, eight columns at a time: twice the products of SDOT
+//! in an instruction. Vectors are taken in pairs, two pairs at a time, so that weights are unpacked
+//! once for four vectors. A vector that is left takes the product with one vector.
+//!
+//! The layout of the weights is that of all kernels. A register has four columns of four rows.
+//! Zipping it with the register of the next four columns makes two registers with eight columns of
+//! two rows.
 
 use core::arch::aarch64::*;
 
@@ -18,11 +21,12 @@ use crate::layout::{Activation, DType, LINE_BYTES, Matrix, ROW_INTERLEAVE};
 /// Two rows with two vectors in each register: `[row][vector]`.
 type Pairs<T> = [T; ROW_INTERLEAVE / 2];
 
-/// What a group of a pair of vectors contributes to all rows.
+/// A group of a pair of vectors.
 type GroupPair<'a> = [Group<'a>; 2];
 
-/// Defines the product `$matmul` of 16 rows at a time; `$dot(lines, pairs)` multiplies the `$lines` of a group with a
-/// [`Group`] of each vector of `P` pairs, and `$matvec` is the product with one vector.
+/// Defines the product `$matmul` of 16 rows at a time; `$dot(lines, pairs)` multiplies the `$lines`
+/// of a group with a [`Group`] of each vector of `P` pairs, and `$matvec` is the product with one
+/// vector.
 macro_rules! matmul {
     ($matmul:ident, $pairs:ident, $dtype:expr, $lines:ty, $dot:ident, $matvec:ident) => {
         #[target_feature(enable = "neon,dotprod,i8mm")]
@@ -83,7 +87,7 @@ macro_rules! matmul {
 matmul!(matmul_int4, int4_pairs, DType::Int4, Int4Lines, int4_dot, matvec_int4);
 matmul!(matmul_int8, int8_pairs, DType::Int8, Int8Lines, int8_dot, matvec_int8);
 
-/// Sums of nibble times code, from -8 times the sums of the codes.
+/// Sums of nibble times code. They start as -8 times the sums of the codes.
 #[target_feature(enable = "neon,i8mm")]
 #[inline]
 fn int4_dot<const P: usize>(lines: &Int4Lines, pairs: &[GroupPair<'_>; P]) -> [Pairs<int32x4_t>; P] {
@@ -126,7 +130,7 @@ fn eight_columns<const P: usize>(pairs: &[GroupPair<'_>; P], i: usize) -> [int8x
     codes
 }
 
-/// Adds the products of rows `4 r..4 r + 4`, given four columns of each and the next four.
+/// Adds the products of rows `4 r..4 r + 4`. `low` has four columns of each, `high` the next four.
 #[target_feature(enable = "neon,i8mm")]
 #[inline]
 fn add_rows<const P: usize>(

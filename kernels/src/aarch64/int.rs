@@ -1,4 +1,19 @@
 //! Products of quantized matrices: the loop that all levels share, and its parts for NEON.
+//!
+//! ```text
+//! for each block row
+//!     acc = 0                                        16 rows, a lane for each row
+//!     for each column block                          64 columns: 2 groups
+//!         for each group
+//!             scales = weight scales * scale
+//!             dot = sums of weight * code            integers, in lines of 16 rows x 4 columns,
+//!                                                    with a prefetch of a later line for each
+//!             acc = fma(scales, dot, acc)
+//!     store acc * tensor scale
+//! ```
+//!
+//! A lane belongs to a row, so no sum crosses lanes, and the floats are added in the order of the
+//! numeric contract: group by group. The 16 rows are four registers, whose sums are independent.
 
 use core::arch::aarch64::*;
 
@@ -24,7 +39,8 @@ pub(super) fn groups(x: Activation<'_>) -> impl Iterator<Item = [Group<'_>; GROU
 
 /// Defines the product `$matvec` of a level.
 ///
-/// `$dot(lines, group, later)` multiplies the `$lines` of a group with a [`Group`] and asks for those of a later one.
+/// `$dot(lines, group, later)` multiplies the `$lines` of a group with a [`Group`], and prefetches
+/// the lines of a later group.
 macro_rules! int_matvec {
     ($features:literal, $matvec:ident, $dtype:expr, $lines:ty, $dot:ident) => {
         #[target_feature(enable = $features)]
@@ -60,7 +76,7 @@ pub(super) fn load_line(line: &[u8; LINE_BYTES]) -> Rows<uint8x16_t> {
     [load(&rows[0]), load(&rows[1]), load(&rows[2]), load(&rows[3])]
 }
 
-/// The nibbles of each byte: low ones, and high ones.
+/// The low nibbles of all bytes, and the high ones.
 #[target_feature(enable = "neon")]
 #[inline]
 pub(super) fn nibbles(bytes: uint8x16_t) -> [int8x16_t; 2] {
@@ -68,18 +84,19 @@ pub(super) fn nibbles(bytes: uint8x16_t) -> [int8x16_t; 2] {
     [vreinterpretq_s8_u8(low), vreinterpretq_s8_u8(vshrq_n_u8::<4>(bytes))]
 }
 
-/// `sums` and the products of all lanes, as 16 bits, of the first eight and of the others.
+/// `sums` plus the products of all lanes, in 16 bits: those of the first eight lanes, then of the
+/// others.
 #[target_feature(enable = "neon")]
 #[inline]
 pub(super) fn multiply_add(sums: [int16x8_t; 2], a: int8x16_t, b: int8x16_t) -> [int16x8_t; 2] {
     [vmlal_s8(sums[0], vget_low_s8(a), vget_low_s8(b)), vmlal_high_s8(sums[1], a, b)]
 }
 
-/// Products of 16 rows with four columns, as 16 bits.
+/// Products of 16 rows with four columns, in 16 bits.
 type Products = Rows<[int16x8_t; 2]>;
 
-/// Sums of nibble times code, minus 8 times the sum of the codes. A 16-bit lane sums 8 products, two lanes reach
-/// 16 * 15 * 127 = 30480.
+/// Sums of nibble times code, minus 8 times the sum of the codes. A 16-bit lane sums 8 products,
+/// and two lanes together reach 16 * 15 * 127 = 30480.
 #[target_feature(enable = "neon")]
 #[inline]
 fn int4_dot(lines: &Int4Lines, x: &Group<'_>, later: &Int4Lines) -> Rows<int32x4_t> {
@@ -100,8 +117,8 @@ fn int4_dot(lines: &Int4Lines, x: &Group<'_>, later: &Int4Lines) -> Rows<int32x4
     ]
 }
 
-/// Adds the products of a line's low nibbles with the first quad, and of its high ones with the second. Asks for line
-/// `LINE` of `later`.
+/// Adds the products of a line's low nibbles with the first quad, and of its high ones with the
+/// second. Prefetches line `LINE` of `later`.
 #[target_feature(enable = "neon")]
 #[inline]
 fn int4_line<const LINE: usize>(
@@ -135,8 +152,9 @@ fn int8_dot(lines: &Int8Lines, x: &Group<'_>, later: &Int8Lines) -> Rows<int32x4
     [vpaddq_s32(a[0], a[1]), vpaddq_s32(b[0], b[1]), vpaddq_s32(c[0], c[1]), vpaddq_s32(d[0], d[1])]
 }
 
-/// Adds the products of two lines with a quad each: first in 16 bits, which hold 2 * 128 * 127, then in 32. Asks for
-/// lines `FIRST` and `SECOND` of `later`.
+/// Adds the products of two lines with a quad each: first in 16 bits, which hold 2 * 128 * 127,
+/// then in 32.
+/// Prefetches lines `FIRST` and `SECOND` of `later`.
 #[target_feature(enable = "neon")]
 #[inline]
 fn int8_lines<const FIRST: usize, const SECOND: usize>(

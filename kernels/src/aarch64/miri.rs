@@ -1,4 +1,4 @@
-//! What the instructions of `shim` do, lane by lane, for Miri.
+//! Models of the instructions of `shim`, lane by lane, for Miri.
 
 use core::arch::aarch64::*;
 
@@ -7,7 +7,8 @@ use crate::fp16;
 /// The lanes of a register.
 fn lanes<From, To, const N: usize>(from: From) -> [To; N] {
     const { assert!(size_of::<From>() == size_of::<[To; N]>()) };
-    // SAFETY: vectors and arrays of integers or floats have all bit patterns, and the sizes are equal.
+    // SAFETY: vectors and arrays of integers or floats have all bit patterns, and the sizes are
+    // equal.
     unsafe { core::mem::transmute_copy(&from) }
 }
 

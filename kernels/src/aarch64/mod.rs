@@ -1,11 +1,11 @@
 //! Kernels for 64-bit ARM.
 //!
-//! NEON with fused multiply-add is in the baseline of the target, so the portable bodies are as good here as
-//! anywhere: a table takes them from scalar unless compilers do poorly on them.
+//! NEON with fused multiply-add is in the baseline of the target, so compilers make good code of
+//! most portable bodies. A table takes them from scalar unless compilers do poorly on them.
 //!
-//! The kernels are safe functions over slices. Unsafe are only the loads and stores of `memory`, whose lengths
-//! are in their argument types, the instructions of `shim`, and the calls from the table, which is handed out after
-//! detection.
+//! The kernels are safe functions over slices. Three things are unsafe: the loads and stores of
+//! `memory`, whose lengths are in their argument types; the instructions of `shim`; and the calls
+//! from a table, which is handed out after detection.
 #![allow(
     unsafe_code,
     reason = "vector loads and stores, assembly, and calls of functions with target features"

@@ -1,18 +1,18 @@
-//! Reading and nothing else.
+//! Reading of memory, to measure its speed.
 
 use core::arch::aarch64::veorq_u8 as xor;
 use core::arch::aarch64::*;
 
 use super::memory::load;
-use super::shim::prefetch;
+use super::shim;
 use crate::generic::read;
 use crate::layout::LINE_BYTES;
 
 read!("neon", 4, 1024);
 
 #[inline(always)]
-fn ask(line: &[u8; LINE_BYTES]) {
-    prefetch::<0>(line);
+fn prefetch(line: &[u8; LINE_BYTES]) {
+    shim::prefetch::<0>(line);
 }
 
 #[target_feature(enable = "neon")]

@@ -9,14 +9,14 @@ use crate::layout::{Activation, DType, GROUP_SIZE, Records, record_scale_bytes};
 use crate::scalar::add_groups;
 use crate::scalar::record::{DOT_LANES, dot_of_lanes};
 
-/// How many records ahead one is asked for.
+/// Distance of the prefetch, in records.
 const RECORDS_AHEAD: usize = 4;
 
-/// Groups `0..8`, four in each register: a group of each lane.
+/// A set of 8 groups, four in each register: a lane for each group.
 type Lanes<T> = [T; DOT_LANES / 4];
 
-/// Defines the product `$record_dots` of a level. `$dots(runs, codes, sums)` adds the products of four groups to
-/// `sums`, a group in each lane.
+/// Defines the product `$record_dots` of a level. `$dots(runs, codes, sums)` adds the products of
+/// four groups to `sums`, which has a lane for each group.
 macro_rules! record_dots {
     ($features:literal, $record_dots:ident, $record_dot:ident, $dots:ident) => {
         #[target_feature(enable = $features)]
@@ -33,7 +33,7 @@ macro_rules! record_dots {
         #[inline]
         fn $record_dot(w: &Records<'_>, record: &[u8], x: Activation<'_>) -> f32 {
             let (scales, runs) = record.split_at(record_scale_bytes(DType::Int4, w.record_len()));
-            // Whole sets of groups; what is left has scalar code.
+            // Whole sets of groups. The groups that are left have scalar code.
             let sets = w.record_len().div_ceil(GROUP_SIZE) / DOT_LANES;
             let (scales, _) = scales.as_chunks::<{ 2 * DOT_LANES }>();
             let (runs, _) = runs.as_chunks::<16>().0.as_chunks::<4>().0.as_chunks::<2>();
@@ -63,7 +63,7 @@ macro_rules! record_dots {
 record_dots!("neon", record_dots, record_dot, dots);
 record_dots!("neon,dotprod", record_dots_dotprod, record_dot_dotprod, dots_dotprod);
 
-/// The low half of a group's nibbles belongs to the first half of its codes.
+/// The nibbles and the codes of a group. Low nibbles belong to the first half of the codes.
 #[target_feature(enable = "neon")]
 #[inline]
 fn load_group(run: &[u8; 16], codes: &[i8; GROUP_SIZE]) -> [[int8x16_t; 2]; 2] {

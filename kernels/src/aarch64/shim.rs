@@ -8,7 +8,8 @@ use core::arch::asm;
 use super::miri;
 use crate::layout::LINE_BYTES;
 
-/// Asks for the cache line `LINE` lines behind the start of `bytes`, at this place among the loads.
+/// Prefetches the cache line `LINE` lines after the start of `bytes`. The assembly keeps its place
+/// among the loads.
 #[inline(always)]
 pub(super) fn prefetch<const LINE: usize>(bytes: &[u8]) {
     prefetch_at::<LINE>(bytes.as_ptr());
@@ -26,7 +27,7 @@ fn prefetch_at<const LINE: usize>(at: *const u8) {
     let _ = at;
 }
 
-/// Asks for every cache line of `items`.
+/// Prefetches every cache line of `items`.
 #[inline(always)]
 pub(super) fn prefetch_all<T>(items: &[T]) {
     items.chunks(LINE_BYTES / size_of::<T>()).for_each(|line| prefetch_at::<0>(line.as_ptr().cast()));
@@ -79,10 +80,11 @@ pub(super) fn add_pairs(acc: int32x4_t, x: int16x8_t) -> int32x4_t {
     vpadalq_s16(acc, x)
 }
 
-/// `sums[r][i] + w[r][4i..4i + 4] . x[4 QUAD..4 QUAD + 4]` for the four lanes `i` of four registers `r` (SDOT).
+/// `sums[r][i] + w[r][4i..4i + 4] . x[4 QUAD..4 QUAD + 4]` for the four lanes `i` of four registers
+/// `r` (SDOT).
 ///
-/// One block of assembly, as compilers that do not know how long the instruction takes would put dependent ones next
-/// to each other, and small cores wait for them.
+/// The four are one block of assembly. A compiler that does not know the latency of the instruction
+/// would put dependent ones next to each other, and small cores would wait for them.
 #[target_feature(enable = "neon,dotprod")]
 #[inline]
 pub(super) fn sdot_rows<const QUAD: usize>(
@@ -154,7 +156,8 @@ mod tests {
     /// The lanes of a register.
     fn lanes<From: Copy, To, const N: usize>(from: From) -> [To; N] {
         assert_eq!(size_of::<From>(), size_of::<[To; N]>());
-        // SAFETY: vectors and arrays of integers or floats have all bit patterns, and the sizes are equal.
+        // SAFETY: vectors and arrays of integers or floats have all bit patterns, and the sizes are
+        // equal.
         unsafe { core::mem::transmute_copy(&from) }
     }
 

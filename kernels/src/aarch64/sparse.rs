@@ -1,7 +1,22 @@
 //! Products of quantized records with a sparse vector.
 //!
-//! Records go by in sets of [`SET_SIZE`]: first the coefficients of a set for all groups of a block, then its codes, group by
-//! group, while the sums of a group's outputs are in registers. The codes of the next set are asked for meanwhile.
+//! ```text
+//! accumulate, for each block of up to 128 output groups
+//!     for each set of 8 entries j
+//!         c[j][g] of all groups                      16 bits each, see `sparse_tile`
+//!         for each group g
+//!             load the sums of its 32 outputs
+//!             prefetch a share of the next set's codes
+//!             for each record of the set
+//!                 sums += codes * c[j][g]            widened to 16 bits, added in 32
+//!             store the sums
+//! finish
+//!     add up the partial sums of all threads, subtract the codes' offset, scale
+//! ```
+//!
+//! Sums are integers, so their order is free (`docs/DESIGN.md`, Exact sparsity in integers). A set
+//! has 8 records, so that sums are loaded and stored once for 8 of them, and so that the
+//! coefficients of a group fill one register, whose lanes the multiply-adds take by number.
 
 use core::arch::aarch64::*;
 
@@ -66,8 +81,8 @@ fn finish(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>
     }
 }
 
-/// Defines the product `$accumulate`. `$add(sums, codes, c)` adds the products of a group of each record with
-/// its coefficient.
+/// Defines the product `$accumulate`. `$add(sums, codes, c)` adds the products of a group of each
+/// record with its coefficient.
 macro_rules! accumulate {
     ($accumulate:ident, $run:literal, $largest_code:literal, $add:ident) => {
         #[target_feature(enable = "neon")]

@@ -1,4 +1,9 @@
-//! The coefficients of a sparse vector, for some of the outputs of its product with quantized records.
+//! The coefficients of a sparse vector for a block of outputs of its product with quantized
+//! records.
+//!
+//! They are computed for all groups of a set before its codes are read: the scales of a record lie
+//! together, and the loop over codes is left with integers alone. Eight groups of eight records go
+//! through registers and are transposed, so that the coefficients of a group lie beside each other.
 
 use core::arch::aarch64::*;
 
@@ -9,7 +14,7 @@ use crate::math::ROUNDER;
 use crate::math::ZERO_BELOW;
 use crate::scalar::sparse::cmax;
 
-/// Records that go by together.
+/// Records in a set.
 pub(super) const SET_SIZE: usize = 8;
 /// Output groups in a block.
 pub(super) const BLOCK_GROUPS: usize = 128;
@@ -17,7 +22,7 @@ pub(super) const BLOCK_GROUPS: usize = 128;
 /// Coefficients of a set's records, for every group of a block.
 pub(super) type Coefficients = [[i16; SET_SIZE]; BLOCK_GROUPS];
 
-/// Neighbouring outputs of some entries' product.
+/// A block of neighbouring outputs, for some entries of the vector.
 pub(super) struct OutputBlock<'a> {
     w: &'a Records<'a>,
     x: Sparse<'a>,
@@ -51,7 +56,7 @@ impl<'a> OutputBlock<'a> {
         self.x.indices.len().div_ceil(SET_SIZE)
     }
 
-    /// The records of set `s`, as far as there are any; the last one again in place of others.
+    /// The records of set `s`. Where there are none left, the last one again.
     #[inline(always)]
     fn records(&self, s: usize) -> [&'a [u8]; SET_SIZE] {
         let last = self.x.indices.len() - 1;
@@ -65,8 +70,8 @@ impl<'a> OutputBlock<'a> {
         self.records(s).map(|record| &record[start..].as_chunks().0[self.first_group..][..self.groups])
     }
 
-    /// Sets the coefficients of set `s`, 0 for entries that are not there, and adds them to the sums of each group's.
-    /// Asks for the scales of the next set.
+    /// Sets the coefficients of set `s`, 0 where there are no entries left, and adds them to the
+    /// coefficient sums. Prefetches the scales of the next set.
     #[target_feature(enable = "neon")]
     pub(super) fn coefficients(&self, s: usize, out: &mut Coefficients, sums: &mut [[i32; 8]]) {
         let mut x = [0.0; SET_SIZE];

@@ -1,9 +1,11 @@
-//! The order in which a matvec reads a matrix: block row by block row, as one forward stream.
+//! The order in which a matvec reads a matrix, and the distance of its prefetch: block row by block
+//! row, as one forward stream.
 
 use super::shim::prefetch_all;
 use crate::layout::{Matrix, ROW_INTERLEAVE};
 
-/// How far ahead of its use a weight is asked for: about what a core has in flight while memory answers.
+/// Distance from a block to the one that is prefetched meanwhile: about the bytes that a core has
+/// in flight while memory answers.
 const PREFETCH_BYTES: usize = 1024;
 
 /// The blocks that a call reads.
@@ -16,7 +18,8 @@ pub(super) struct BlockStream<'a, const BLOCK: usize> {
 impl<'a, const BLOCK: usize> BlockStream<'a, BLOCK> {
     const AHEAD: usize = PREFETCH_BYTES.div_ceil(BLOCK);
 
-    /// `n` rows from `first_row` on. Asks for what no block before it has asked for.
+    /// `n` rows from `first_row` on. Prefetches the first blocks, which no block before them
+    /// prefetches.
     #[inline(always)]
     pub(super) fn new(w: &Matrix<'a>, first_row: usize, n: usize) -> Self {
         let (len, first) = (w.col_blocks(), first_row / ROW_INTERLEAVE);
@@ -26,8 +29,8 @@ impl<'a, const BLOCK: usize> BlockStream<'a, BLOCK> {
         Self { blocks, len }
     }
 
-    /// The blocks of each block row, each with the one to ask for meanwhile: [`PREFETCH_BYTES`] behind it or, at the
-    /// end, itself.
+    /// The blocks of each block row, each with the block to prefetch meanwhile. That one lies
+    /// [`PREFETCH_BYTES`] later. At the end it is the block itself.
     #[inline(always)]
     pub(super) fn rows(&self) -> impl Iterator<Item = impl Iterator<Item = [&'a [u8; BLOCK]; 2]>> {
         let blocks = self.blocks;

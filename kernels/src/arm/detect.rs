@@ -9,11 +9,13 @@ cfg_if::cfg_if! {
         const HWCAP_VFPV4: c_ulong = 1 << 16;
 
         unsafe extern "C" {
-            /// An entry of the auxiliary vector, which the system hands to a program at its start, or 0.
+            /// An entry of the auxiliary vector, which the system hands to a program at its start,
+            /// or 0.
             safe fn getauxval(kind: c_ulong) -> c_ulong;
         }
 
-        /// Whether there are NEON and VFPv4, the first VFP with fused multiply-adds. Cortex-A8 and A9 have NEON without.
+        /// Whether there are NEON and VFPv4, the first VFP with fused multiply-adds. Cortex-A8 and
+        /// A9 have NEON without.
         pub(crate) fn is_available() -> bool {
             const NEEDED: c_ulong = HWCAP_NEON | HWCAP_VFPV4;
             !cfg!(miri) && getauxval(AT_HWCAP) & NEEDED == NEEDED

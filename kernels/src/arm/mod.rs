@@ -1,15 +1,16 @@
 //! Kernels for 32-bit ARM.
 //!
-//! NEON's float instructions flush subnormal numbers, so they are used only where none can appear; other floats go
-//! through the VFP unit, which keeps them. The compiler offers neither on its stable channel, hence assembly:
-//! inline for the one instruction that the portable bodies lack, and functions in `.S` files for the inner loops.
+//! NEON's float instructions flush subnormal numbers, so they are used only where none can appear
+//! (`docs/ARM.md`). Other floats go through the VFP unit, which keeps them. The compiler offers
+//! neither on its stable channel, hence assembly: inline for the one instruction that the portable
+//! bodies lack, and functions in `.S` files for the inner loops.
 #![allow(unsafe_code, reason = "assembly")]
 
 pub(crate) mod detect;
 
 cfg_if::cfg_if! {
-    // Linux with floats in VFP registers, which all ARMv7 systems have. ARMv6 passes too, and stays scalar by
-    // detection.
+    // Linux with floats in VFP registers, which all ARMv7 systems have. ARMv6 passes too, and stays
+    // scalar by detection.
     if #[cfg(any(all(target_os = "linux", target_abi = "eabihf"), target_os = "android"))] {
         mod neon;
         mod products;

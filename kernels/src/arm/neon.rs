@@ -1,4 +1,4 @@
-//! The functions in assembly, as safe ones over slices.
+//! Safe functions over slices around those in assembly.
 
 use core::arch::global_asm;
 
@@ -13,7 +13,7 @@ global_asm!(include_str!("read.S"), options(raw));
 global_asm!(include_str!("settle.S"), options(raw));
 global_asm!(include_str!("sparse.S"), options(raw));
 
-/// Records of a sparse product that go by together.
+/// Records in a set of a sparse product.
 pub(super) const SPARSE_SET: usize = 4;
 
 /// A value for each row of a block row.
@@ -78,28 +78,32 @@ unsafe extern "C" {
 
 /// Whether sums of products with these group scales meet no subnormal number.
 ///
-/// The smallest fp16 number is 2^-24. Times a scale of 2^-79 or more that gives, rounded to 24 bits, a multiple of
-/// 2^-126. Dot products are integers, so that all sums are multiples of 2^-126: zero or normal.
+/// The smallest fp16 number is 2^-24. Its product with a scale of 2^-79 or more, rounded to 24
+/// bits, is a multiple of 2^-126. Dot products are integers, so all sums are multiples of 2^-126:
+/// zero or normal.
 pub(super) fn stay_normal(scales: &[f32]) -> bool {
     const SMALLEST: u32 = (127 - 79) << 23;
     scales.iter().all(|&scale| scale == 0.0 || magnitude_bits(scale) >= SMALLEST)
 }
 
-/// The product of a block row of Int4 before the tensor scale; the scales of `x` have to [stay normal](stay_normal).
+/// The product of a block row of Int4 before the tensor scale. The scales of `x` have to
+/// [stay normal](stay_normal).
 pub(super) fn int4_rows(blocks: &[u8], x: Activation<'_>) -> Rows {
-    // SAFETY: what `int_rows` asks for; the processor has the level, as `Kernels::for_isa` sees to.
+    // SAFETY: the contract of `int_rows`; `Kernels::for_isa` sees to it that the processor has the
+    // level.
     unsafe { int_rows(DType::Int4, rwkv_edge_neon32_int4_rows, blocks, x) }
 }
 
 /// The same for Int8.
 pub(super) fn int8_rows(blocks: &[u8], x: Activation<'_>) -> Rows {
-    // SAFETY: what `int_rows` asks for; the processor has the level, as `Kernels::for_isa` sees to.
+    // SAFETY: the contract of `int_rows`; `Kernels::for_isa` sees to it that the processor has the
+    // level.
     unsafe { int_rows(DType::Int8, rwkv_edge_neon32_int8_rows, blocks, x) }
 }
 
 /// # Safety
-/// `kernel` reads the given number of blocks of `dtype` and as many column blocks of the vector, writes the rows,
-/// and the processor can run it.
+/// `kernel` reads the given number of blocks of `dtype` and as many column blocks of the vector,
+/// writes the rows, and the processor can run it.
 #[inline(always)]
 unsafe fn int_rows(dtype: DType, kernel: IntRows, blocks: &[u8], x: Activation<'_>) -> Rows {
     let count = blocks.len() / dtype.block_bytes();
@@ -115,19 +119,21 @@ unsafe fn int_rows(dtype: DType, kernel: IntRows, blocks: &[u8], x: Activation<'
 
 /// The product of a block row of F32 before the tensor scale.
 pub(super) fn f32_rows(blocks: &[u8], values: &[f32]) -> Rows {
-    // SAFETY: what `float_rows` asks for; the processor has the level, as `Kernels::for_isa` sees to.
+    // SAFETY: the contract of `float_rows`; `Kernels::for_isa` sees to it that the processor has
+    // the level.
     unsafe { float_rows(DType::F32, rwkv_edge_neon32_f32_rows, blocks, values) }
 }
 
 /// The same for F16.
 pub(super) fn f16_rows(blocks: &[u8], values: &[f32]) -> Rows {
-    // SAFETY: what `float_rows` asks for; the processor has the level, as `Kernels::for_isa` sees to.
+    // SAFETY: the contract of `float_rows`; `Kernels::for_isa` sees to it that the processor has
+    // the level.
     unsafe { float_rows(DType::F16, rwkv_edge_neon32_f16_rows, blocks, values) }
 }
 
 /// # Safety
-/// `kernel` reads the lines of `dtype` and the values of the given number of groups, writes the rows, and the
-/// processor can run it.
+/// `kernel` reads the lines of `dtype` and the values of the given number of groups, writes the
+/// rows, and the processor can run it.
 #[inline(always)]
 unsafe fn float_rows(dtype: DType, kernel: FloatRows, blocks: &[u8], values: &[f32]) -> Rows {
     let groups = blocks.len() / dtype.block_bytes() * (K_BLOCK / GROUP_SIZE);
@@ -153,14 +159,14 @@ pub(super) fn record_dot(
     if sets > 0 {
         let (runs, weight_scales) = (runs.as_ptr(), weight_scales.as_ptr());
         let (codes, scales, sums) = (x.codes.as_ptr(), x.scales.as_ptr(), x.sums.as_ptr());
-        // SAFETY: reads and writes `groups` groups of what was just checked; the processor has the level, as
-        // `Kernels::for_isa` sees to.
+        // SAFETY: reads and writes `groups` groups of what was just checked; the processor has the
+        // level, as `Kernels::for_isa` sees to.
         unsafe { rwkv_edge_neon32_record_dot(&mut lanes, runs, weight_scales, sets, codes, scales, sums) };
     }
     lanes
 }
 
-/// Entries of a sparse vector, and what a block of outputs needs of their records.
+/// Entries of a sparse vector, and the parts of their records that belong to a block of outputs.
 #[derive(Clone, Copy, Default)]
 pub(super) struct SparseSet<'a> {
     pub(super) scales: [&'a [u8]; SPARSE_SET],
@@ -168,7 +174,7 @@ pub(super) struct SparseSet<'a> {
     pub(super) values: [f32; SPARSE_SET],
 }
 
-/// A set and where the next one is, as `sparse.S` reads it.
+/// A set and the place of the next one, as `sparse.S` reads them.
 #[repr(C)]
 struct SetPointers {
     scales: [*const u8; SPARSE_SET],
@@ -191,8 +197,8 @@ impl SetPointers {
     }
 }
 
-/// The coefficients of a set for as many groups as there are sums, which get them added. Neither values nor inverses
-/// may be subnormal.
+/// Sets the coefficients of a set for as many groups as there are sums, and adds them to the sums.
+/// Neither values nor inverses may be subnormal.
 pub(super) fn sparse_coefficients<const GROUPS: usize>(
     out: &mut [[i16; SPARSE_SET]; GROUPS],
     set: &SparseSet<'_>,
@@ -205,8 +211,8 @@ pub(super) fn sparse_coefficients<const GROUPS: usize>(
     let set = SetPointers::new(set, next);
     if groups > 0 {
         let (inverses, sums) = (inverses.as_ptr(), sums.as_mut_ptr());
-        // SAFETY: `groups` is a multiple of 4 and at most the length of everything; the processor has the level,
-        // as `Kernels::for_isa` sees to.
+        // SAFETY: `groups` is a multiple of 4 and at most the length of everything; the processor
+        // has the level, as `Kernels::for_isa` sees to.
         unsafe {
             rwkv_edge_neon32_coefficients(out.as_mut_ptr(), &set, inverses, sums, groups, cmax.to_bits());
         }
@@ -220,7 +226,8 @@ pub(super) fn sparse_add_int4(
     next: &SparseSet<'_>,
     coefficients: &[[i16; SPARSE_SET]],
 ) {
-    // SAFETY: what `sparse_add` asks for; the processor has the level, as `Kernels::for_isa` sees to.
+    // SAFETY: the contract of `sparse_add`; `Kernels::for_isa` sees to it that the processor has
+    // the level.
     unsafe { sparse_add(rwkv_edge_neon32_add_int4, GROUP_SIZE / 2, sums, set, next, coefficients) };
 }
 
@@ -231,13 +238,14 @@ pub(super) fn sparse_add_int8(
     next: &SparseSet<'_>,
     coefficients: &[[i16; SPARSE_SET]],
 ) {
-    // SAFETY: what `sparse_add` asks for; the processor has the level, as `Kernels::for_isa` sees to.
+    // SAFETY: the contract of `sparse_add`; `Kernels::for_isa` sees to it that the processor has
+    // the level.
     unsafe { sparse_add(rwkv_edge_neon32_add_int8, GROUP_SIZE, sums, set, next, coefficients) };
 }
 
 /// # Safety
-/// `kernel` reads `run` bytes of codes of each record for each of the given number of groups, and as many
-/// coefficients, changes as many sums, and the processor can run it.
+/// `kernel` reads `run` bytes of codes of each record for each of the given number of groups, and
+/// as many coefficients, changes as many sums, and the processor can run it.
 unsafe fn sparse_add(
     kernel: AddCodes,
     run: usize,
@@ -255,20 +263,21 @@ unsafe fn sparse_add(
     }
 }
 
-/// Puts [`settled`] in the place of each element.
+/// Replaces each element by its [`settled`].
 pub(super) fn settle(x: &mut [f32]) {
     let (x, tail) = x.as_chunks_mut::<8>();
     if !x.is_empty() {
-        // SAFETY: changes as many elements as there are; the processor has the level, as `Kernels::for_isa` sees to.
+        // SAFETY: changes as many elements as there are; the processor has the level, as
+        // `Kernels::for_isa` sees to.
         unsafe { rwkv_edge_neon32_settle(x.as_mut_ptr(), x.len()) };
     }
     tail.iter_mut().for_each(|x| *x = settled(*x));
 }
 
-/// The words of `streams` equal parts of `bytes`, xored.
+/// The xor of all words of `streams` equal parts of `bytes`.
 pub(super) fn read(bytes: &[u8], streams: usize) -> u64 {
     let part = bytes.len() / LINE_BYTES / streams;
-    // SAFETY: reads `streams * part` lines, which `bytes` has; `streams` is not 0, or the division would have
-    // panicked; the processor has the level, as `Kernels::for_isa` sees to.
+    // SAFETY: reads `streams * part` lines, which `bytes` has; `streams` is not 0, or the division
+    // would have panicked; the processor has the level, as `Kernels::for_isa` sees to.
     unsafe { rwkv_edge_neon32_read(bytes.as_ptr(), part, streams) }
 }

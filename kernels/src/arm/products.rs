@@ -43,7 +43,7 @@ pub(super) fn record_dots(out: &mut [f32], w: &Records<'_>, indices: &[u32], x: 
     if !stay_normal(x.scales) {
         return record::record_dots::<Vfp4>(out, w, indices, x);
     }
-    // Whole sets of groups; what is left has scalar code.
+    // Whole sets of groups. The groups that are left have scalar code.
     let sets = w.record_len().div_ceil(GROUP_SIZE) / DOT_LANES;
     for (out, &index) in out.iter_mut().zip(indices) {
         let record = w.record(index as usize);

@@ -6,7 +6,7 @@ use crate::math::ZERO_BELOW;
 use crate::math::magnitude_bits;
 use crate::scalar::sparse::{self, cmax, split_sums};
 
-/// Output groups that go by together, so that their sums and coefficients stay in the L1 cache.
+/// Output groups of a block, whose sums and coefficients stay in the L1 cache.
 const BLOCK_GROUPS: usize = 64;
 
 /// Scales of the entries that a set lacks.
@@ -30,7 +30,8 @@ pub(super) fn accumulate_int4(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, 
 
 /// Whether neither an entry nor an inverse of a largest product is subnormal.
 ///
-/// Products of entries and scales may be: their coefficients are 0 with or without them, as inverses are below 2^115.
+/// Products of entries and scales may be subnormal. Their coefficients are 0 either way, as
+/// inverses are below 2^115.
 fn stay_normal(x: Sparse<'_>, scale: SparseScale<'_>) -> bool {
     /// 2^126, the largest number whose inverse is normal.
     const LARGEST: u32 = (127 + 126) << 23;
@@ -38,7 +39,7 @@ fn stay_normal(x: Sparse<'_>, scale: SparseScale<'_>) -> bool {
         && x.values.iter().all(|value| !value.is_subnormal())
 }
 
-/// What the portable functions do, [`SPARSE_SET`] entries at a time.
+/// The steps of the portable functions, with [`SPARSE_SET`] entries at a time.
 fn accumulate(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>, cmax: f32) {
     let (outputs, coefficient_sums) = split_sums(sums);
     let blocks = scale.bounds.chunks(BLOCK_GROUPS);
@@ -53,7 +54,7 @@ fn accumulate(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseSca
         let mut coefficients = [[0; SPARSE_SET]; BLOCK_GROUPS];
         let mut set = set_from(w, x, first, bounds.len(), 0);
         for s in (SPARSE_SET..x.indices.len() + SPARSE_SET).step_by(SPARSE_SET) {
-            // After the last set this one again, which is as good as nothing.
+            // After the last set this one again: its prefetch finds everything in the cache.
             let next = if s < x.indices.len() { set_from(w, x, first, bounds.len(), s) } else { set };
             neon::sparse_coefficients(&mut coefficients, &set, &next, &inverses, coefficient_sums, cmax);
             match w.dtype() {
@@ -65,8 +66,8 @@ fn accumulate(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseSca
     }
 }
 
-/// The entries from `start` on and their records from group `first` on. Those that are not there have value and scales
-/// 0, and the codes of the last one.
+/// The entries from `start` on and their records from group `first` on. Where there are none left,
+/// value and scales are 0, and the codes are those of the last one.
 fn set_from<'a>(w: &Records<'a>, x: Sparse<'_>, first: usize, groups: usize, start: usize) -> SparseSet<'a> {
     let run = if w.dtype() == DType::Int8 { GROUP_SIZE } else { GROUP_SIZE / 2 };
     let codes_start = record_scale_bytes(w.dtype(), w.record_len()) + run * first;

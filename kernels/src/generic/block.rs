@@ -1,4 +1,4 @@
-//! The parts of an interleaved block, and what a vector contributes to them.
+//! The parts of an interleaved block, and the parts of a vector that they are multiplied with.
 
 use crate::layout::{Activation, GROUP_SIZE, K_BLOCK, LINE_BYTES, ROW_INTERLEAVE};
 
@@ -8,10 +8,11 @@ pub(crate) const GROUPS: usize = K_BLOCK / GROUP_SIZE;
 
 /// The weights of a group: 16 rows of 4 columns in each line.
 pub(crate) type Int8Lines = [[u8; LINE_BYTES]; QUADS];
-/// The weights of a group: 16 rows of 4 columns in the low nibbles of each line, and of 4 in the high ones.
+/// The weights of a group: 16 rows of 4 columns in the low nibbles of each line, and of 4 in the
+/// high ones.
 pub(crate) type Int4Lines = [[u8; LINE_BYTES]; QUADS / 2];
 
-/// What a group of the vector contributes to all rows.
+/// A group of the vector, which all rows of a block are multiplied with.
 pub(crate) struct Group<'a> {
     pub(crate) codes: &'a [[i8; 4]; QUADS],
     pub(crate) scale: f32,
@@ -27,7 +28,7 @@ impl<'a> Group<'a> {
     }
 }
 
-/// A block: fp16 scales of 16 rows for each group, then the groups.
+/// A block of quantized weights: fp16 scales of 16 rows for each group, then the groups.
 pub(crate) struct Parts<'a, const LINES: usize> {
     pub(crate) scales: &'a [[u8; 2 * ROW_INTERLEAVE]; GROUPS],
     pub(crate) lines: &'a [[[u8; LINE_BYTES]; LINES]; GROUPS],

@@ -3,19 +3,20 @@
 //! ```text
 //! for each register of entries
 //!     set = the lanes that pass                       a bit for each
-//!     store the register with these lanes in front    all lanes: what follows them is overwritten next
+//!     store the register with these lanes in front    the next store overwrites the others
 //!     n += number of lanes in the set
 //! the entries that are left, one by one
 //! ```
 //!
-//! A table with the order of lanes for every set replaces branches, which random data would mispredict. The outputs are
-//! as long as the input, so that a whole register fits behind any number of entries that passed.
+//! A table has the order of lanes for every set. It replaces branches, which processors mispredict
+//! on random data. The outputs are as long as the input: no more entries pass than were read, so a
+//! whole register always fits behind those that passed.
 
 /// Defines `nonzero` and `reaching` with registers of `$lanes` entries.
 ///
-/// The invoking module has, by these names, `load_f32`, `store_f32`, `store_u32`, `first_positions()`, `advance` of
-/// positions by a register, and the type `LaneSet` with `nonzero`, `reaching`, `count`, `compress_f32` and
-/// `compress_u32`.
+/// The invoking module has, by these names, `load_f32`, `store_f32`, `store_u32`,
+/// `first_positions()`, `advance` of positions by a register, and the type `LaneSet` with
+/// `nonzero`, `reaching`, `count`, `compress_f32` and `compress_u32`.
 macro_rules! compact {
     ($features:literal, $lanes:literal) => {
         #[target_feature(enable = $features)]

@@ -1,9 +1,9 @@
 //! Bodies that several levels of instructions share, written once.
 //!
-//! A body is a macro over names: the module that invokes it brings its registers' intrinsics into scope under the names
-//! that the macro lists. A generic function cannot do this: intrinsics need the target features of the function that
-//! they stand in, and features are no type parameter. What differs by more than names stands in the folder of its
-//! architecture.
+//! A body is a macro over names. The module that invokes it brings the intrinsics of its registers
+//! into scope under the names that the macro lists. A generic function cannot do this: intrinsics
+//! need the target features of the function that they stand in, and features are no type parameter.
+//! Code that differs by more than names stands in the folder of its architecture.
 
 mod block;
 mod compact;

@@ -1,9 +1,9 @@
-//! Reading and nothing else.
+//! Reading of memory, to measure its speed.
 
-/// Defines `read` with lines of `$registers` registers, each of which is asked for `$bytes` bytes ahead.
+/// Defines `read` with lines of `$registers` registers, which are prefetched `$bytes` bytes ahead.
 ///
-/// The invoking module has, by these names, `load`, `zero()`, `xor` and `fold(words)`, the xor of all 64-bit words of a
-/// line's registers, and `ask(line)`, which asks for a line.
+/// The invoking module has, by these names, `load`, `zero()`, `xor`, `prefetch(line)`, and
+/// `fold(words)`, the xor of all 64-bit words of a line's registers.
 macro_rules! read {
     ($features:literal, $registers:literal, $bytes:literal) => {
         #[target_feature(enable = $features)]
@@ -31,7 +31,7 @@ macro_rules! read {
             for i in 0..part {
                 for lines in streams {
                     if let Some(line) = lines.get(i + $bytes / LINE_BYTES) {
-                        ask(line);
+                        prefetch(line);
                     }
                     let (registers, _) = lines[i].as_chunks::<{ LINE_BYTES / $registers }>();
                     for (word, register) in words.iter_mut().zip(registers) {

@@ -8,12 +8,14 @@
 //!         out[i] = acc
 //! ```
 //!
-//! An output is loaded and stored once for a set. Its sum has the order of the numeric contract: that of the entries.
+//! An output is loaded and stored once for a set. Its sum has the order of the numeric contract:
+//! that of the entries.
 
-/// Defines the product `$name` with records of `$bytes` bytes a value: `$load` loads 8 of them, which are `$eight` bytes,
-/// and `$read` reads number `i`.
+/// Defines the product `$name` with records of `$bytes` bytes a value: `$load` loads 8 of them,
+/// which are `$eight` bytes, and `$read` reads number `i`.
 ///
-/// The invoking module has, by these names, `load_f32` and `store_f32` of 8 floats, and `multiply_add(weights, x, acc)`.
+/// The invoking module has, by these names, `load_f32` and `store_f32` of 8 floats, and
+/// `multiply_add(weights, x, acc)`.
 macro_rules! sparse_float {
     ($features:literal, $name:ident, $bytes:literal, $eight:literal, $load:expr, $read:expr) => {
         #[target_feature(enable = $features)]

@@ -3,20 +3,22 @@
 //! ```text
 //! for each strip of values i                         as many registers as there are, up to 8
 //!     y = 0                                          in registers for the whole strip
-//!     for each key j                                 row j of the state, which lies in memory as S[j][i]
+//!     for each key j                                 row j of the state S[j][i]
 //!         broadcast r[j], k[j], ...                  one number for the whole row
 //!         load S[j][strip], add to y, update, store
 //!     store y[strip]
 //! ```
 //!
-//! Keys are the outer loop inside a strip, as rows of the state are contiguous and `y` then needs no memory. The sums
-//! over `j` are those of the numeric contract: one `fma` a key, in ascending order. RWKV-7 has to know what a row
-//! removes before it changes the state, so its strip is read twice; 64 values of 64 keys stay in the cache meanwhile.
+//! Within a strip the keys are the outer loop: rows of the state are contiguous, and `y` stays in
+//! registers. The sums over `j` are those of the numeric contract: one `fma` a key, in ascending
+//! order. RWKV-7 reads a strip twice: a sum over all keys has to be known before the first row
+//! changes. The strip stays in the L1 cache between the two.
 
 /// Defines `wkv6` and `wkv7` with registers of `$lanes` floats.
 ///
-/// The invoking module has, by these names, `load_f32`, `store_f32`, `splat`, `mul`, `fma(a, b, c)`, which is
-/// `a * b + c`, `fms(a, b, c)`, which is `c - a * b`, and `settled`, all for a register.
+/// The invoking module has, by these names, `load_f32`, `store_f32`, `splat`, `mul`,
+/// `fma(a, b, c)`, which is `a * b + c`, `fms(a, b, c)`, which is `c - a * b`, and `settled`, all
+/// for a register.
 macro_rules! wkv {
     ($features:literal, $lanes:literal) => {
         #[target_feature(enable = $features)]
@@ -136,8 +138,9 @@ macro_rules! wkv {
 }
 pub(crate) use wkv;
 
-/// Calls `$strip::<V>(first, ...)` for strips of `V` registers of `$lanes` values, `first` counting registers, as wide
-/// ones as there are, and returns the number of values in them. (A macro, as a generic function could not name `V`.)
+/// Calls `$strip::<V>(first, ...)` for the widest strips that fit, of `V` registers of `$lanes`
+/// values. `first` counts registers. Returns the number of values in all strips. (A macro, as a
+/// generic function could not name `V`.)
 macro_rules! by_strips {
     ($lanes:literal, $strip:ident, $y:expr, $($arg:expr),*) => {{
         let registers = $y.len() / $lanes;

@@ -1,4 +1,4 @@
-//! Plain decoding, value by value, straight from the description of the layouts.
+//! Decoding value by value, straight from the description of the layouts.
 
 use crate::fp16;
 use crate::layout::{
@@ -60,8 +60,8 @@ pub fn decode_record(w: &Records<'_>, index: usize, out: &mut [f32]) {
     }
 }
 
-/// Raises `largest`, one number for each group of a record, to the largest magnitudes of the scales in `w`: the
-/// [`bounds`](crate::layout::SparseScale::bounds) of its sparse products.
+/// Raises `largest`, one number for each group of a record, to the largest magnitudes of the scales
+/// in `w`. These are the [`bounds`](crate::layout::SparseScale::bounds) of its sparse products.
 ///
 /// # Panics
 /// If the records are not quantized or `largest` has another length.

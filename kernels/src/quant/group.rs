@@ -65,7 +65,8 @@ pub(super) fn scale_and_inverse(scale: u16) -> (f32, f32) {
     (s, if s == 0.0 { 0.0 } else { 1.0 / s })
 }
 
-/// Codes and errors of a group with a given scale; a code is `u * (1 / scale)`, clamped and rounded to nearest even.
+/// Codes and errors of a group with a given scale; a code is `u * (1 / scale)`, clamped and rounded
+/// to nearest even.
 #[inline(always)]
 pub(super) fn with_scale(u: &[f32; GROUP_SIZE], scale: u16, lowest: f32, highest: f32) -> Group {
     let (s, inverse) = scale_and_inverse(scale);

@@ -8,12 +8,14 @@ use crate::layout::GROUP_SIZE;
 const LOWEST: f32 = -8.0;
 const HIGHEST: f32 = 7.0;
 
-/// The search gives the value of largest magnitude the codes 5, 5.25 .. 8.75: so many, from this many quarters on.
+/// Number of trials of the search, which give the value of largest magnitude the codes 5, 5.25 ..
+/// 8.75.
 const SPREADS: usize = 16;
+/// The code of the first trial, in quarters.
 const FIRST_SPREAD: usize = 20;
 
-/// Codes that the value of largest magnitude gets from plain scales. With them values that are multiples of some
-/// fp16 scale by codes, such as decoded ones, are met without an error.
+/// Codes that the value of largest magnitude gets from plain scales. With them, values that are an
+/// fp16 scale times codes, such as decoded ones, are encoded without an error.
 const PLAIN_CODES: [f32; 8] = [7.0, -7.0, 6.0, -6.0, 5.0, -5.0, 4.0, -4.0];
 
 /// Encodes a group as Int4.
@@ -65,7 +67,7 @@ fn search(u: &[f32; GROUP_SIZE], amax: f32) -> f32 {
         let fits = fit(u, &inverses);
         for (&dot, &square) in fits.dots.iter().zip(&fits.squares) {
             let scale = dot / square;
-            // What the scale takes off the squared norm of the values.
+            // The scale takes this off the squared norm of the values.
             let explained = dot * scale;
             if explained > best.0 {
                 best = (explained, scale);

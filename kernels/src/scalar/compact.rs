@@ -1,4 +1,5 @@
-//! Stream compaction: the entries of a vector that pass a test, one after the other; and the largest entry.
+//! Stream compaction, which gathers the entries of a vector that pass a test; and the largest
+//! entry.
 
 /// Entries that are compared side by side.
 const LANES: usize = 32;
@@ -41,7 +42,7 @@ pub(crate) fn reaching(indices: &mut [u32], x: &[f32], bounds: &[f32], norm: f32
     n
 }
 
-/// Whether `x` and what bounds its error are surely below `least`; not if any of them is a NaN.
+/// Whether `x` plus the bound of its error is below `least`; false if any of them is a NaN.
 #[inline(always)]
 pub(crate) fn below(x: f32, bound: f32, norm: f32, least: f32) -> bool {
     x + bound * norm < least

@@ -107,7 +107,7 @@ fn int8_dot(lines: &[[u8; LINE_BYTES]], codes: &[i8; GROUP_SIZE]) -> [i32; ROWS]
     add_quads(&sums)
 }
 
-/// The same for nibbles, read as 0..=15. A 16-bit lane sums 8 products of at most 15 * 128.
+/// The same for nibbles as numbers in 0..=15. A 16-bit lane sums 8 products of at most 15 * 128.
 #[inline(always)]
 fn int4_dot(lines: &[[u8; LINE_BYTES]], codes: &[i8; GROUP_SIZE]) -> [i32; ROWS] {
     let mut sums = [0i16; LINE_BYTES];

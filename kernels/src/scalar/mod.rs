@@ -1,7 +1,7 @@
 //! The reference: portable Rust, and the level that is always there.
 //!
-//! The `#[inline(always)]` bodies are also instantiated by the levels above, where the compiler may use more
-//! instructions. It never fuses or reorders float operations, so they give the same bits there.
+//! Other levels instantiate the `#[inline(always)]` bodies again, with instructions of their own.
+//! The compiler never fuses or reorders float operations, so the bits are the same there.
 
 mod activation;
 pub(crate) mod compact;
@@ -33,7 +33,7 @@ use crate::table::{Kernels, SoftmaxStats};
 
 pub(crate) const KERNELS: Kernels = kernels::<MulAdd>(Isa::Scalar);
 
-/// A table of nothing but these bodies, with an `fma` that the processors of `isa` have.
+/// A table of these bodies alone, with an `fma` that the processors of `isa` have.
 pub(crate) const fn kernels<F: Fma>(isa: Isa) -> Kernels {
     Kernels {
         isa,
@@ -80,7 +80,7 @@ pub(crate) const fn kernels<F: Fma>(isa: Isa) -> Kernels {
     }
 }
 
-/// Bodies for levels whose `fma` comes from the target features of the function that they are inlined into.
+/// Bodies for levels whose `fma` comes from the target features of the caller that inlines them.
 macro_rules! with_mul_add {
     ($(fn $name:ident($($arg:ident: $type:ty),*) $(-> $result:ty)? = $module:ident;)*) => {
         $(#[inline(always)]

@@ -38,7 +38,7 @@ fn tree(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
     lanes[0]
 }
 
-/// What a vector is normalised by.
+/// Mean and spread of a vector, for its layer norm.
 #[derive(Clone, Copy)]
 pub(crate) struct Moments {
     pub(crate) mean: f32,
@@ -91,7 +91,7 @@ pub(crate) fn softmax<F: Fma>(out: &mut [f32], x: &[f32]) -> SoftmaxStats {
 #[inline(always)]
 pub(crate) fn l2_normalize<F: Fma>(x: &mut [f32]) {
     let squares = fold_lanes(x, 0.0, |acc, v| F::fma(v, v, acc));
-    // In this order a NaN passes.
+    // In this order of arguments a NaN is the result.
     let norm = max(NORM_FLOOR, tree(squares, |a, b| a + b).sqrt());
     x.iter_mut().for_each(|x| *x /= norm);
 }

@@ -1,8 +1,8 @@
-//! Reading and nothing else.
+//! Reading of memory, to measure its speed.
 
 use crate::layout::LINE_BYTES;
 
-/// The words of `streams` equal parts of `bytes`, xored, taking a line of each part in turn.
+/// The xor of all words of `streams` equal parts of `bytes`. It reads a line of each part in turn.
 pub(crate) fn read(bytes: &[u8], streams: usize) -> u64 {
     let (lines, _) = bytes.as_chunks::<LINE_BYTES>();
     let part = lines.len() / streams;

@@ -39,7 +39,7 @@ pub(crate) fn add_groups<F: Fma>(
     }
 }
 
-/// Lane i and i + 4, then i + 2, then i + 1.
+/// The sum of the lanes: lane i and i + 4, then i + 2, then i + 1.
 #[inline(always)]
 pub(crate) fn dot_of_lanes([a, b, c, d, e, f, g, h]: [f32; DOT_LANES]) -> f32 {
     ((a + e) + (c + g)) + ((b + f) + (d + h))

@@ -5,8 +5,9 @@ use super::norm::layer_norm;
 use crate::layout::{Normed, Shift, Shifted};
 use crate::math::Fma;
 
-/// As [`Kernels::norm_shift`](crate::Kernels::norm_shift), one operation after the other: compilers make more of whole
-/// vectors, which are in the first cache, than of their groups.
+/// One operation after the other. Compilers vectorise passes over whole vectors, which are in the
+/// L1 cache, better than passes over their groups (`docs/DESIGN.md`, Layer norm, token shift and
+/// quantization in one pass).
 pub(super) fn norm_shift<F: Fma>(
     h: &mut [f32],
     x: Normed<'_>,
@@ -22,7 +23,7 @@ pub(super) fn norm_shift<F: Fma>(
     }
 }
 
-/// Where the mixes begin and end.
+/// The ends between which a mix interpolates: at 0 and at 1.
 #[inline(always)]
 pub(crate) fn ends<T>(shift: Shift, h: T, h_prev: T) -> (T, T) {
     match shift {

@@ -5,10 +5,11 @@ use crate::layout::{GROUP_SIZE, Records, Sparse, SparseScale, record_scale_bytes
 use crate::math::ZERO_BELOW;
 use crate::math::{Fma, magnitude_bits, round_clamped};
 
-/// Output groups that go by together.
+/// Output groups of a block, whose sums stay in the L1 cache.
 const BLOCK_GROUPS: usize = 64;
 
-/// The largest coefficient for which `active` products with codes up to `largest_code` fit an `i32`.
+/// The largest coefficient with which `active` products with codes up to `largest_code` fit an
+/// `i32`.
 #[inline(always)]
 pub(crate) fn cmax(active: usize, largest_code: usize) -> f32 {
     let bound = (i32::MAX as usize / largest_code) / active.max(1);
@@ -76,8 +77,8 @@ pub(crate) fn finish_int4(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale:
     finish(out, w, sums, scale, cmax(scale.active, 15), 8);
 }
 
-/// Partial sums: those of the outputs, then those of the coefficients of each group. Codes count as stored. `RUN` bytes
-/// hold the codes of a group; `add` adds `c` times the codes.
+/// Adds to partial sums: those of the outputs, then those of each group's coefficients. Codes count
+/// as stored. `RUN` bytes hold the codes of a group. `add` adds `c` times the codes.
 #[inline(always)]
 fn accumulate<const RUN: usize>(
     sums: &mut [i32],

@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use crate::math::{Fma, max, settled};
 
-/// Values of a head that go by together in [`wkv7_columns`].
+/// Values of a head that [`wkv7_columns`] updates together.
 const STRIP: usize = 64;
 
 /// The factors `e^(a - m)` and `e^(b - m)` for `m` the larger of `a` and `b`, given `d = a - b`.
@@ -54,7 +54,7 @@ pub(crate) fn wkv6<F: Fma>(
     wkv6_columns::<F>(0..y.len(), y, state, r, k, v, u, w);
 }
 
-/// [`wkv6`] for some of the values.
+/// [`wkv6`] for the values in `columns`.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "the recurrence has these operands")]
 pub(crate) fn wkv6_columns<F: Fma>(
@@ -96,7 +96,7 @@ pub(crate) fn wkv7<F: Fma>(
     wkv7_columns::<F>(0..y.len(), y, state, r, w, k, v, kk, a);
 }
 
-/// [`wkv7`] for some of the values.
+/// [`wkv7`] for the values in `columns`.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "the recurrence has these operands")]
 pub(crate) fn wkv7_columns<F: Fma>(

@@ -61,8 +61,9 @@ impl Kernels {
 
     /// The decay of RWKV-6 in place: `exp(-exp(x))`.
     ///
-    /// The error is below 2^-24, and below `x = -4` hardly more than the 2^-25 of rounding a number just below 1.
-    /// From about `x = -17.3` down the decay is 1. It is never 0: the smallest is `exp(-87)`.
+    /// The error is below 2^-24, and below `x = -4` hardly more than the 2^-25 of rounding a number
+    /// just below 1. From about `x = -17.3` down the decay is 1. It is never 0: the smallest is
+    /// `exp(-87)`.
     pub fn decay6(&self, x: &mut [f32]) {
         (self.decay6)(x);
     }

@@ -7,15 +7,16 @@ use crate::quant::{self, ErrorSums, GroupEncoders, ScaleOverflow};
 impl Kernels {
     /// Encodes 1 to 16 rows of `cols` values, row-major, as one block row of an interleaved matrix.
     ///
-    /// `out` takes `matrix_bytes(dtype, 16, cols)` bytes; rows that are not there become padding. Float types store
-    /// `value / tensor_scale`.
+    /// `out` takes `matrix_bytes(dtype, 16, cols)` bytes; rows that are not there become padding.
+    /// Float types store `value / tensor_scale`.
     ///
     /// # Errors
-    /// If a value is not finite, or too large for the dtype and `tensor_scale`. `out` is unspecified then.
+    /// If a value is not finite, or too large for the dtype and `tensor_scale`. `out` is
+    /// unspecified then.
     ///
     /// # Panics
-    /// If `rows` is not a whole number of rows up to 16, `out` has another length, or `tensor_scale` is no positive
-    /// power of two.
+    /// If `rows` is not a whole number of rows up to 16, `out` has another length, or
+    /// `tensor_scale` is no positive power of two.
     pub fn encode_block_row(
         &self,
         dtype: DType,
@@ -29,13 +30,16 @@ impl Kernels {
 
     /// Encodes one record.
     ///
-    /// `out` takes `record_bytes(dtype, values.len())` bytes. Float types store `value / tensor_scale`.
+    /// `out` takes `record_bytes(dtype, values.len())` bytes. Float types store `value /
+    /// tensor_scale`.
     ///
     /// # Errors
-    /// If a value is not finite, or too large for the dtype and `tensor_scale`. `out` is unspecified then.
+    /// If a value is not finite, or too large for the dtype and `tensor_scale`. `out` is
+    /// unspecified then.
     ///
     /// # Panics
-    /// If `values` is empty, `out` has another length, or `tensor_scale` is no positive power of two.
+    /// If `values` is empty, `out` has another length, or `tensor_scale` is no positive power of
+    /// two.
     pub fn encode_record(
         &self,
         dtype: DType,

@@ -16,9 +16,13 @@ impl Kernels {
         (self.layer_norm)(out, x, weight, bias, eps);
     }
 
-    /// Layer norm, token shift and quantization, in one pass where that is faster: `h` becomes [`layer_norm`](Self::layer_norm) of `x`, the
-    /// first elements of each output `h_prev + mix (h - h_prev)`, or `h + mix (h_prev - h)` if the mix weighs the previous
-    /// token, by [`lerp`](Self::lerp), and then each output is [`quantize`](Self::quantize)d with what its padding holds.
+    /// Layer norm, token shift and quantization, in one pass where that is faster
+    /// (`docs/DESIGN.md`, Layer norm, token shift and quantization in one pass).
+    ///
+    /// 1. `h` becomes the [`layer_norm`](Self::layer_norm) of `x`.
+    /// 2. The first elements of each output become `h_prev + mix (h - h_prev)`, or
+    ///    `h + mix (h_prev - h)` if the mix weighs the previous token, by [`lerp`](Self::lerp).
+    /// 3. Each output is [quantized](Self::quantize), together with what its padding holds.
     ///
     /// # Panics
     /// If the lengths differ, or the values of an output are not as many as a padded `x` has.
@@ -42,7 +46,8 @@ impl Kernels {
         (self.norm_shift)(h, x, h_prev, shift, outs);
     }
 
-    /// `exp(x - max) / sum`. Any NaN or positive infinity among the inputs makes every output a NaN.
+    /// `exp(x - max) / sum`. Any NaN or positive infinity among the inputs makes every output a
+    /// NaN.
     ///
     /// # Panics
     /// If the lengths differ.
@@ -51,18 +56,18 @@ impl Kernels {
         (self.softmax)(out, x)
     }
 
-    /// `x / max(norm, 1e-12)` in place, `norm` being the square root of the sum of squares.
+    /// `x / max(norm, 1e-12)` in place. `norm` is the square root of the sum of squares.
     ///
-    /// The sum has 16 lanes: `lane = fma(x, x, lane)` from 0 over every 16th element, then lane `i` plus lane
-    /// `i + 8`, and so on with 4, 2 and 1. A NaN makes every element a NaN.
+    /// The sum has 16 lanes: `lane = fma(x, x, lane)` from 0 over every 16th element, then lane `i`
+    /// plus lane `i + 8`, and so on with 4, 2 and 1. A NaN makes every element a NaN.
     pub fn l2_normalize(&self, x: &mut [f32]) {
         (self.l2_normalize)(x);
     }
 
     /// The sum of `a * b * c`.
     ///
-    /// The sum has 16 lanes: `lane = fma(a * b, c, lane)` from 0 over every 16th element, then lane `i` plus
-    /// lane `i + 8`, and so on with 4, 2 and 1.
+    /// The sum has 16 lanes: `lane = fma(a * b, c, lane)` from 0 over every 16th element, then lane
+    /// `i` plus lane `i + 8`, and so on with 4, 2 and 1.
     ///
     /// # Panics
     /// If the lengths differ.

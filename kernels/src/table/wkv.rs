@@ -5,8 +5,8 @@ use super::{Kernels, check_len};
 impl Kernels {
     /// One step of the RWKV-4 recurrence for every channel.
     ///
-    /// `time_decay` is the logarithm of the decay per step and `time_first` the bonus of the current token.
-    /// The state starts with `aa = bb = 0` and `pp = -1e30`.
+    /// `time_decay` is the logarithm of the decay per step and `time_first` the bonus of the
+    /// current token. The state starts with `aa = bb = 0` and `pp = -1e30`.
     ///
     /// # Panics
     /// If the lengths differ.
@@ -33,11 +33,12 @@ impl Kernels {
         (self.wkv4)(y, k, v, time_first, time_decay, aa, bb, pp);
     }
 
-    /// One step of the RWKV-5 and 6 recurrence for one head of `n` keys and as many values, `n` being the
+    /// One step of the RWKV-5 and 6 recurrence for one head of `n` keys and `n` values. `n` is the
     /// length of `y`.
     ///
-    /// `state[j * n + i]` belongs to key `j` and value `i` and starts as 0. `w` is the decay per step, in 0..1,
-    /// and `u` the bonus of the current token. From `y[i] = 0`, for `j` ascending and all `i`:
+    /// `state[j * n + i]` belongs to key `j` and value `i` and starts as 0. `w` is the decay per
+    /// step, in 0..1, and `u` the bonus of the current token. From `y[i] = 0`, for `j` ascending
+    /// and all `i`:
     ///
     /// ```text
     /// kv      = k[j] * v[i]
@@ -68,12 +69,13 @@ impl Kernels {
         (self.wkv6)(y, state, r, k, v, u, w);
     }
 
-    /// One step of the RWKV-7 recurrence for one head of `n` keys and as many values, `n` being the length of
-    /// `y`.
+    /// One step of the RWKV-7 recurrence for one head of `n` keys and `n` values. `n` is the length
+    /// of `y`.
     ///
-    /// `state[j * n + i]` belongs to key `j` and value `i` and starts as 0. `w` is the decay per step, `kk` the
-    /// normalised key whose value is removed from the state, and `a` how much of it. For all `i`, from
-    /// `s[i] = 0` and `y[i] = 0`, first the one line for `j` ascending, then the others for `j` ascending:
+    /// `state[j * n + i]` belongs to key `j` and value `i` and starts as 0. `w` is the decay per
+    /// step, `kk` the normalised key whose value is removed from the state, and `a` the share of it
+    /// that is removed. For all `i`, from `s[i] = 0` and `y[i] = 0`, the first line runs for `j`
+    /// ascending, then the others run for `j` ascending:
     ///
     /// ```text
     /// s[i]    = fma(S[j][i], kk[j], s[i])

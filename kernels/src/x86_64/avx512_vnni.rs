@@ -1,4 +1,5 @@
-//! Products of quantized matrices with AVX-512 VNNI: a register holds a line, or the sums of 16 rows.
+//! Products of quantized matrices with AVX-512 VNNI. A register holds a line of weights, or the
+//! sums of 16 rows.
 
 use core::arch::x86_64::*;
 
@@ -27,7 +28,8 @@ int_matvec!(
     int8_dot
 );
 
-/// Sums of nibble times code, from -8 times the sum of the codes. High nibbles weigh 16 times as much at first.
+/// Sums of nibble times code. They start as -8 times the sum of the codes. High nibbles count 16
+/// times until the shift at the end.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
 fn int4_dot(lines: &Int4Lines, x: &Group<'_>, before: impl Fn(usize)) -> __m512i {
@@ -43,7 +45,8 @@ fn int4_dot(lines: &Int4Lines, x: &Group<'_>, before: impl Fn(usize)) -> __m512i
     _mm512_add_epi32(sum, _mm512_srai_epi32::<4>(high))
 }
 
-/// Sums of code times code: unsigned, as code + 128, from -128 times the sum of the vector's codes.
+/// Sums of code times code. VPDPBUSD takes one unsigned factor, so weights are code + 128, and the
+/// sums start as -128 times the sum of the vector's codes.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
 fn int8_dot(lines: &Int8Lines, x: &Group<'_>, before: impl Fn(usize)) -> __m512i {

@@ -27,7 +27,8 @@ int_matvec!(
     int8_dot
 );
 
-/// Sums of nibble times code, from -8 times the sum of the codes. High nibbles weigh 16 times as much at first.
+/// Sums of nibble times code. They start as -8 times the sum of the codes. High nibbles count 16
+/// times until the shift at the end.
 #[target_feature(enable = "avx2,avxvnni")]
 #[inline]
 fn int4_dot(lines: &Int4Lines, x: &Group<'_>, before: impl Fn(usize)) -> Rows<__m256i> {
@@ -46,7 +47,8 @@ fn int4_dot(lines: &Int4Lines, x: &Group<'_>, before: impl Fn(usize)) -> Rows<__
     [_mm256_add_epi32(a, _mm256_srai_epi32::<4>(a_high)), _mm256_add_epi32(b, _mm256_srai_epi32::<4>(b_high))]
 }
 
-/// Sums of code times code: unsigned, as code + 128, from -128 times the sum of the vector's codes.
+/// Sums of code times code. VPDPBUSD takes one unsigned factor, so weights are code + 128, and the
+/// sums start as -128 times the sum of the vector's codes.
 #[target_feature(enable = "avx2,avxvnni")]
 #[inline]
 fn int8_dot(lines: &Int8Lines, x: &Group<'_>, before: impl Fn(usize)) -> Rows<__m256i> {

@@ -1,4 +1,7 @@
-//! Products of float matrices, of several block rows at once everywhere: the sums of one wait for each other.
+//! Products of float matrices.
+//!
+//! Several block rows go side by side on every processor. The sums of one row depend on each other,
+//! so one block row alone would wait for the latency of each `fma`.
 
 use core::arch::x86_64::*;
 
@@ -20,7 +23,7 @@ pub(super) fn matvec_f16(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: A
     by_streams!(f16_rows, ReadPattern::SIDE_BY_SIDE, out, w, first_row, x);
 }
 
-/// Defines a kernel, given the bytes of a column of 8 rows and how to load them.
+/// Defines the product `$name`. `$load` loads 8 rows of a column, which are `$bytes` bytes.
 macro_rules! float_rows {
     ($name:ident, $block:expr, $bytes:expr, $load:expr) => {
         #[target_feature(enable = "avx2,fma,f16c")]

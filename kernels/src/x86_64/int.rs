@@ -1,4 +1,27 @@
 //! Products of quantized matrices: the loop that all levels share, and its parts for AVX2.
+//!
+//! ```text
+//! for each run of N block rows                       N is 4 or 1, see `streams`
+//!     acc[N] = 0                                     16 rows each, a lane for each row
+//!     for each column block i                        64 columns: 2 groups
+//!         take both groups of the vector
+//!         for each block row n
+//!             for each group
+//!                 dot = sums of weight * code        integers, in lines of 16 rows x 4 columns,
+//!                                                    with a prefetch before each line
+//!                 acc[n] = fma(weight scale * scale, dot, acc[n])
+//!     store acc * tensor scale
+//! ```
+//!
+//! A lane belongs to a row, so no sum crosses lanes, and the floats are added in the order of the
+//! numeric contract: group by group. Four codes of the vector are broadcast to all lanes. A line
+//! has four weights of each row beside each other, so one instruction multiplies and adds four
+//! pairs in every lane.
+//!
+//! Column blocks are the outer loop, block rows the inner one. So the block rows of a run share the
+//! codes of the vector, and each of them is a stream of its own from memory (`streams`). Sums stay
+//! in registers until the row ends. An integer sum of a group cannot overflow; each `dot` states
+//! its bounds.
 
 use core::arch::x86_64::*;
 
@@ -10,10 +33,11 @@ use crate::layout::{Activation, DType, LINE_BYTES, Matrix, ROW_INTERLEAVE};
 /// 16 rows, 8 in each register.
 pub(super) type Rows<T> = [T; 2];
 
-/// Defines the product `$matvec` of a level: block rows by streams, and of each block both groups.
+/// Defines the product `$matvec` of a level.
 ///
-/// `$dot(lines, group, before)` multiplies the `$lines` of a group with a [`Group`] and calls `before(i)` before it
-/// loads line `i`. `add_group` adds the result to the sums of 16 rows, which start as `$zero`; `finish` stores them.
+/// `$dot(lines, group, before)` multiplies the `$lines` of a group with a [`Group`], and calls
+/// `before(i)` before it loads line `i`. `add_group` adds the result to the sums of 16 rows, which
+/// start as `$zero`. `finish` stores them.
 macro_rules! int_matvec {
     ($features:literal, $matvec:ident, $rows:ident, $dtype:expr, $lines:ty, $zero:expr, $dot:ident) => {
         #[target_feature(enable = $features)]
@@ -70,7 +94,8 @@ int_matvec!(
     int8_dot
 );
 
-/// Sums of nibble times code, minus 8 times the sum of the codes: 16-bit sums reach 8 * 2 * 15 * 127 = 30480.
+/// Sums of nibble times code, minus 8 times the sum of the codes. The 16-bit sums reach
+/// 8 * 2 * 15 * 127 = 30480.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn int4_dot(lines: &Int4Lines, x: &Group<'_>, before: impl Fn(usize)) -> Rows<__m256i> {
@@ -96,8 +121,8 @@ fn int4_dot(lines: &Int4Lines, x: &Group<'_>, before: impl Fn(usize)) -> Rows<__
     ]
 }
 
-/// Sums of code times code. The unsigned factor is `|w|`, at most 128, the signed one the vector's code with the
-/// sign of `w`: two products reach 2 * 128 * 127, which 16 bits hold.
+/// Sums of code times code. The unsigned factor is `|w|`, at most 128. The signed factor is the
+/// vector's code with the sign of `w`. Two products reach 2 * 128 * 127, which 16 bits hold.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn int8_dot(lines: &Int8Lines, x: &Group<'_>, before: impl Fn(usize)) -> Rows<__m256i> {

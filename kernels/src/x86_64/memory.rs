@@ -122,8 +122,10 @@ pub(super) fn broadcast_512(codes: &[i8; 4]) -> __m512i {
     _mm512_set1_epi32(i32::from_ne_bytes(codes.map(|code| code as u8)))
 }
 
-/// Asks for every cache line of `items`, at this place among the loads: compilers would gather what is asked for one
-/// by one, and the processor have more of it in flight than it can hold, then less.
+/// Prefetches every cache line of `items`.
+///
+/// The fence keeps each prefetch between the loads around it. A compiler would group them, and a
+/// group overflows the line-fill buffers.
 #[inline]
 pub(super) fn prefetch<T>(items: &[T]) {
     let start = items.as_ptr().cast::<u8>();

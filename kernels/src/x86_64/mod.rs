@@ -1,7 +1,8 @@
 //! Kernels for x86-64.
 //!
-//! The kernels are safe functions over slices. Unsafe are only the loads and stores of `memory`, whose lengths
-//! are in their argument types, and the calls from the table, which is handed out after detection.
+//! The kernels are safe functions over slices. Two things are unsafe: the loads and stores of
+//! `memory`, whose lengths are in their argument types, and the calls from a table, which is handed
+//! out after detection.
 #![allow(unsafe_code, reason = "vector loads and stores, and calls of functions with target features")]
 
 mod avx512_vnni;

@@ -26,7 +26,7 @@ pub(super) fn quantize_group(values: &[f32; GROUP_SIZE], codes: &mut [i8; GROUP_
     quantize_registers(x, codes)
 }
 
-/// Scale and sum of a group, and its codes.
+/// Stores the codes of a group. Returns its scale and the sum of its codes.
 #[target_feature(enable = "avx2")]
 #[inline]
 pub(super) fn quantize_registers(x: [__m256; GROUP_SIZE / 8], codes: &mut [i8; GROUP_SIZE]) -> (f32, i32) {
@@ -44,7 +44,7 @@ pub(super) fn quantize_registers(x: [__m256; GROUP_SIZE / 8], codes: &mut [i8; G
     (amax / 127.0, fold(sums, |a, b| _mm_add_epi32(a, b)))
 }
 
-/// The bits of the largest magnitude: as integers they order like the magnitudes, and a NaN is above everything.
+/// The bits of the largest magnitude. As integers they order like magnitudes, with NaNs above all.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn top_bits(x: [__m256; GROUP_SIZE / 8]) -> i32 {

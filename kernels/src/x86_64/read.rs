@@ -1,9 +1,9 @@
-//! Reading and nothing else.
+//! Reading of memory, to measure its speed.
 
 use core::arch::x86_64::*;
 use core::arch::x86_64::{_mm256_setzero_si256 as zero, _mm256_xor_si256 as xor};
 
-use super::memory::{load, prefetch as ask};
+use super::memory::{load, prefetch};
 use crate::generic::read;
 
 read!("avx2", 2, 2048);

@@ -1,8 +1,18 @@
 //! Products of single records with a dense vector.
 //!
-//! Two records go by together, a set of 8 groups at a time, so that both use the vector's codes in the order that a
-//! product wants them: those of low nibbles apart from those of high ones, as a register of bytes has the low nibbles
-//! of several groups, and then the high ones.
+//! ```text
+//! for each pair of records                           rows of the head's second plane, in any order
+//!     for each set of 8 groups
+//!         prefetch a part of the pair that is RECORDS_AHEAD ahead
+//!         put the vector's codes in order            once for both records
+//!         dots = nibbles * codes                     8 integer sums, a lane for each group
+//!         acc = fma(scales, dots, acc)
+//!     the groups that are left, and the sum of the lanes
+//! ```
+//!
+//! A register of bytes has the low nibbles of several groups, then the high ones. The codes of the
+//! vector have to be in this order too: those of low nibbles apart from those of high ones. Two
+//! records share that work.
 
 use core::arch::x86_64::*;
 use core::slice::Chunks;
@@ -13,7 +23,7 @@ pub(super) use crate::scalar::add_groups;
 use crate::scalar::record::DOT_LANES;
 pub(super) use crate::scalar::record::dot_of_lanes;
 
-/// How many records ahead one is asked for.
+/// Distance of the prefetch, in records.
 const RECORDS_AHEAD: usize = 12;
 
 /// Lane of each record: `[record][group mod 8]`.
@@ -42,13 +52,14 @@ impl<'a> Sets<'a> {
         }
     }
 
-    /// How many there are in records of `n` values.
+    /// The number of sets in records of `n` values.
     pub(super) fn count(n: usize) -> usize {
         n.div_ceil(GROUP_SIZE) / DOT_LANES
     }
 }
 
-/// The records some way behind entry `i` of `indices`, to be asked for meanwhile; the entry's own where there are none.
+/// The pair of records to prefetch during the one at entry `i` of `indices`: [`RECORDS_AHEAD`]
+/// behind it, or at the end the entry's own.
 #[inline]
 pub(super) fn later<'a>(w: &Records<'a>, indices: &[u32], i: usize) -> [&'a [u8]; 2] {
     [i, i + 1].map(|i| {
@@ -57,10 +68,11 @@ pub(super) fn later<'a>(w: &Records<'a>, indices: &[u32], i: usize) -> [&'a [u8]
     })
 }
 
-/// Asks for two records part by part: the memory takes more of it if it comes between other work.
-pub(super) struct Ask<'a>([Chunks<'a, u8>; 2]);
+/// Prefetches two records part by part. Memory serves prefetches better if they come between other
+/// work.
+pub(super) struct PrefetchInParts<'a>([Chunks<'a, u8>; 2]);
 
-impl<'a> Ask<'a> {
+impl<'a> PrefetchInParts<'a> {
     /// In `parts` parts of whole cache lines.
     #[inline]
     pub(super) fn new(records: [&'a [u8]; 2], parts: usize) -> Self {
@@ -68,14 +80,15 @@ impl<'a> Ask<'a> {
         Self(records.map(|record| record.chunks(part)))
     }
 
-    /// Asks for the next part, if there is one.
+    /// Prefetches the next part, if there is one.
     #[inline]
     pub(super) fn next(&mut self) {
         self.0.iter_mut().filter_map(Chunks::next).for_each(prefetch);
     }
 }
 
-/// Defines `$name`, given `$pair`, which multiplies the whole sets of two records and asks for later ones meanwhile. What is left has scalar code.
+/// Defines `$name`, given `$pair`, which multiplies the whole sets of two records and prefetches
+/// later ones meanwhile. The groups that are left have scalar code.
 macro_rules! record_dots {
     ($features:literal, $name:ident, $pair:expr) => {
         #[target_feature(enable = $features)]
@@ -84,7 +97,7 @@ macro_rules! record_dots {
             for (i, (out, pair)) in out.chunks_mut(2).zip(indices.chunks(2)).enumerate() {
                 let later = later(w, indices, 2 * i);
                 let records = [pair[0], pair[pair.len() - 1]].map(|index| w.record(index as usize));
-                let lanes = $pair(&Sets::new(w, records, x), Ask::new(later, sets), sets);
+                let lanes = $pair(&Sets::new(w, records, x), PrefetchInParts::new(later, sets), sets);
                 for ((out, record), mut lanes) in out.iter_mut().zip(records).zip(lanes) {
                     add_groups(&mut lanes, w, record, DOT_LANES * sets, x);
                     *out = dot_of_lanes(lanes) * w.scale();
@@ -95,16 +108,16 @@ macro_rules! record_dots {
 }
 pub(super) use record_dots;
 
-/// Defines `$pair` for registers of 256 bits, given `$dot`: sums of four products of two groups' low and high nibbles
-/// with codes.
+/// Defines `$pair` for registers of 256 bits, given `$dot`: sums of four products each, of the
+/// nibbles of two groups with codes.
 macro_rules! pair_256 {
     ($features:literal, $pair:ident, $dot:ident) => {
         #[target_feature(enable = $features)]
         #[inline]
-        fn $pair(of: &Sets<'_>, mut ask: Ask<'_>, sets: usize) -> Lanes {
+        fn $pair(of: &Sets<'_>, mut prefetches: PrefetchInParts<'_>, sets: usize) -> Lanes {
             let mut acc = [_mm256_setzero_ps(); 2];
             for i in 0..sets {
-                ask.next();
+                prefetches.next();
                 let mut dots = [[_mm256_setzero_si256(); 4]; 2];
                 for (g, [first, second]) in of.codes[i].as_chunks::<2>().0.iter().enumerate() {
                     let (first, second) = (load_codes(first), load_codes(second));
@@ -159,7 +172,8 @@ fn nibbles(bytes: __m256i) -> (__m256i, __m256i) {
     (_mm256_and_si256(bytes, low), _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), low))
 }
 
-/// The sum of every four lanes: groups 0 to 7, given 0 and 1, 2 and 3 and so on in the halves of a register.
+/// The sum of every four lanes: groups 0 to 7 in order. The halves of the first register have
+/// groups 0 and 1, those of the second 2 and 3, and so on.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn sums_of_fours([a, b, c, d]: [__m256i; 4]) -> __m256i {

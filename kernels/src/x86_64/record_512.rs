@@ -1,21 +1,23 @@
-//! Products of single records with a dense vector, in registers of 512 bits: as in `record`, twice as wide.
+//! Products of single records with a dense vector, in registers of 512 bits. The steps are those of
+//! `record`; a register has the lanes of both records.
 
 use core::arch::x86_64::*;
 
 use super::memory::{load_512, load_codes_512, load_f32, load_half, load_i32, store_f32};
-use super::record::{Ask, Lanes, Sets, add_groups, dot_of_lanes, later, record_dots};
+use super::record::{Lanes, PrefetchInParts, Sets, add_groups, dot_of_lanes, later, record_dots};
 use crate::layout::{Activation, GROUP_SIZE, Records};
 use crate::scalar::record::DOT_LANES;
 
 record_dots!("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c", record_dots, pair);
 
-/// The lanes of the first record are in the low half of a register, those of the second in the high half.
+/// The lanes of the first record are in the low half of a register, those of the second in the high
+/// half.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 #[inline]
-fn pair(of: &Sets<'_>, mut ask: Ask<'_>, sets: usize) -> Lanes {
+fn pair(of: &Sets<'_>, mut prefetches: PrefetchInParts<'_>, sets: usize) -> Lanes {
     let mut acc = _mm512_setzero_ps();
     for i in 0..sets {
-        ask.next();
+        prefetches.next();
         let mut dots = [[_mm512_setzero_si512(); 2]; 2];
         for (half, codes) in of.codes[i].as_chunks::<2>().0.as_chunks::<2>().0.iter().enumerate() {
             let (low, high) = spread(codes);
@@ -62,7 +64,8 @@ fn dot(run: &[u8; 64], low: __m512i, high: __m512i) -> __m512i {
     _mm512_dpbusd_epi32(sums, _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), mask), high)
 }
 
-/// The sum of every four lanes: groups 0 to 7 of each record in turn, given 0 to 3 and 4 to 7.
+/// The sum of every four lanes: groups 0 to 7 of the first record, then of the second. `dots` has
+/// groups 0 to 3 and 4 to 7 of each.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn sums_of_fours(dots: [[__m512i; 2]; 2]) -> __m512i {

@@ -1,4 +1,5 @@
-//! The portable bodies again, compiled for AVX2 and FMA: the compiler vectorises them, and gives the same bits.
+//! The portable bodies again, compiled for AVX2 and FMA. The compiler vectorises them and keeps
+//! their bits.
 
 use crate::layout::{GROUP_SIZE, Records};
 use crate::quant::{self, Group, ScaleOverflow};

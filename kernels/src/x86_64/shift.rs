@@ -1,4 +1,17 @@
-//! Layer norm, token shift and quantization in one pass.
+//! Layer norm, token shift and quantization in one pass (`docs/DESIGN.md`, Layer norm, token shift
+//! and quantization in one pass).
+//!
+//! ```text
+//! mean and spread of x                               a pass of its own
+//! for each group of 32 elements, in registers
+//!     h = normalised x
+//!     for each output
+//!         v = lerp of h and h_prev                   stored as values
+//!         codes, scale, sum = quantized v
+//! ```
+//!
+//! A group is in registers from its load until its codes are stored, and `h - h_prev` is computed
+//! once for all outputs.
 
 use core::arch::x86_64::*;
 
@@ -43,7 +56,7 @@ pub(super) fn norm_shift(
     shift_rest(moments, h, x, h_prev, shift, outs);
 }
 
-/// What is left after whole groups, and the padding.
+/// The elements after the whole groups, and the padding.
 #[target_feature(enable = "avx2,fma,f16c")]
 fn shift_rest(
     moments: Moments,

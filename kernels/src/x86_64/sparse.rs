@@ -1,16 +1,35 @@
-//! Products of quantized records with a sparse vector: what all levels share.
+//! Products of quantized records with a sparse vector: the parts that all levels share.
 //!
-//! Records go by in sets of [`SET_SIZE`]: first the coefficients of a set for all groups of the block, then its codes, one
-//! register of each record at a time, while the sums of its outputs are in registers. The records of a set are from
-//! [`SET_SIZE`] parts of the vector, so that as many places of memory are read side by side, and the codes of the next set
-//! are asked for meanwhile.
+//! ```text
+//! accumulate, for each block of up to 256 output groups
+//!     inverse[g] = cmax / largest product of group g
+//!     for each set of 8 entries j, one of each eighth of the vector
+//!         c[j][g] = round(x[j] * scale[j][g] * inverse[g])     of all groups, 16 bits each
+//!         coefficient sums[g] += c[j][g]
+//!         for each chunk of codes                              a register of each record
+//!             load the sums of the chunk's outputs
+//!             for each pair of records
+//!                 prefetch a share of the next set's codes
+//!                 sums += codes * c                            pairs of 16 bits into 32 bits
+//!             store the sums
+//! finish
+//!     add up the partial sums of all threads, put them in order, subtract the codes' offset, scale
+//! ```
 //!
-//! A 32-bit lane of a coefficient register holds the coefficient of one record in its low half and that of another in
-//! its high half; codes are brought into pairs of 16 bits alike, to be multiplied and added up. Within 128 bits all
-//! codes belong to one group.
+//! Sums are integers, so their order is free: threads take any entries, and a level keeps sums in
+//! any order (`docs/DESIGN.md`, Exact sparsity in integers).
 //!
-//! Partial sums are in the order in which the codes of a chunk come out, those of several codes of a word weighed
-//! together; they can be added up like that, and are taken apart at the end.
+//! - Coefficients come first, for all groups: the scales of a record lie together, and the loop
+//!   over codes is left with integers alone.
+//! - A set has 8 records, so that the sums of an output are loaded and stored once for 8 of them.
+//! - The entries of a set are an eighth of the vector apart. So 8 places of memory are read side by
+//!   side, each in ascending order.
+//! - A multiply-add takes pairs of 16 bits in a 32-bit lane. The low half of a coefficient lane
+//!   belongs to one record, the high half to another. Codes are interleaved alike. Within 128 bits
+//!   all codes belong to one group.
+//! - Partial sums stay in the order in which the codes of a chunk come out of the registers.
+//!   Several codes of a word are added together, the higher ones with a larger weight. `finish`
+//!   takes them apart, once.
 
 use core::arch::x86_64::*;
 
@@ -19,9 +38,10 @@ use crate::layout::{GROUP_SIZE, LINE_BYTES, Records, Sparse, SparseScale, record
 use crate::math::ZERO_BELOW;
 use crate::scalar::sparse::cmax;
 
-/// Records that go by together.
+/// Records in a set.
 pub(super) const SET_SIZE: usize = 8;
-/// Output groups in a block: what fits the stack of a worker easily, and is enough for all known models.
+/// Output groups in a block. Its arrays fit the stack of a worker, and every known model has one
+/// block.
 pub(super) const BLOCK_GROUPS: usize = 256;
 /// Runs of 8 groups in a block.
 const BLOCK_RUNS: usize = BLOCK_GROUPS / 8;
@@ -32,19 +52,19 @@ pub(super) type PerGroup = [[i32; 8]; BLOCK_RUNS];
 /// Coefficients of two records, 16 bits each, for every group of a block.
 pub(super) type PairCoefficients = PerGroup;
 
-/// An entry of the vector, and what a block needs of its record.
+/// An entry of the vector, and the part of its record that belongs to a block.
 #[derive(Clone, Copy)]
 pub(super) struct Member<'a> {
     x: f32,
-    /// Scales, and what follows: a record always has 16 bytes from any of its scales on.
+    /// Scales, and the bytes after them: a record has at least 16 bytes from any of its scales on.
     scales: &'a [u8],
     pub(super) codes: &'a [u8],
 }
 
-/// Entries that go by together.
+/// Entries that are multiplied together.
 pub(super) type Set<'a> = [Member<'a>; SET_SIZE];
 
-/// Neighbouring outputs of some entries' product.
+/// A block of neighbouring outputs, for some entries of the vector.
 pub(super) struct OutputBlock<'a> {
     w: &'a Records<'a>,
     x: Sparse<'a>,
@@ -59,7 +79,7 @@ pub(super) struct OutputBlock<'a> {
 }
 
 impl<'a> OutputBlock<'a> {
-    /// The block of the groups from `first_group` on, of records with `run` bytes of codes in a group.
+    /// The block of the groups from `first_group` on. A group has `run` bytes of codes.
     #[target_feature(enable = "avx2")]
     pub(super) fn new(
         w: &'a Records<'a>,
@@ -81,7 +101,8 @@ impl<'a> OutputBlock<'a> {
         Self { w, x, first_group, groups, run, sets: x.indices.len().div_ceil(SET_SIZE), cmax, inverse }
     }
 
-    /// The entries of set `s`. Those that are not there have coefficients of 0, and the codes of the last one.
+    /// The entries of set `s`. Where there are none left, an entry has coefficients of 0, and the
+    /// codes of the last one.
     #[inline]
     pub(super) fn set(&self, s: usize) -> Set<'a> {
         let last = self.x.indices.len() - 1;
@@ -100,13 +121,13 @@ impl<'a> OutputBlock<'a> {
         members
     }
 
-    /// Asks for the scales of a set.
+    /// Prefetches the scales of a set.
     #[inline]
-    pub(super) fn ask_scales(&self, set: &Set<'a>) {
+    pub(super) fn prefetch_scales(&self, set: &Set<'a>) {
         set.iter().for_each(|member| prefetch(&member.scales[..2 * self.groups]));
     }
 
-    /// Sets the coefficients of a set, and adds them to the sums of each run's.
+    /// Sets the coefficients of a set, and adds them to the coefficient sums.
     #[target_feature(enable = "avx2,f16c")]
     pub(super) fn coefficients(
         &self,
@@ -144,7 +165,7 @@ fn largest_products(largest: f32, bounds: &[f32]) -> __m256 {
     _mm256_mul_ps(_mm256_set1_ps(largest), load_f32(&eight))
 }
 
-/// The bits of what the sums of up to 8 groups are multiplied with.
+/// The factors from sums to outputs of up to 8 groups, as bits.
 #[target_feature(enable = "avx2")]
 #[inline]
 pub(super) fn factors(
@@ -187,7 +208,8 @@ fn round(c: __m256, cmax: f32) -> __m256i {
     _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(c, _mm256_set1_ps(-cmax)), _mm256_set1_ps(cmax)))
 }
 
-/// Stores the values of a chunk: `values[k]` has outputs `4 k..4 k + 4` of every 128 bits' outputs.
+/// Stores the values of a chunk. Run `r` of 128 bits in `values[k]` has outputs `4 k..4 k + 4` of
+/// the `4 SUMS` outputs that begin at `4 SUMS r`.
 #[inline]
 pub(super) fn store_chunk<const REGISTER: usize, const SUMS: usize>(
     out: &mut [f32],
@@ -198,9 +220,10 @@ pub(super) fn store_chunk<const REGISTER: usize, const SUMS: usize>(
     }
 }
 
-/// Asks for the share of chunk `i` and a pair of records in the codes of the next set, so that every line is asked for.
+/// Prefetches the share that chunk `i` and a pair of records have in the codes of the next set. All
+/// shares together cover every line once.
 #[inline]
-pub(super) fn ask_share<const CHUNK: usize>(next: &Set<'_>, pair: usize, i: usize) {
+pub(super) fn prefetch_share<const CHUNK: usize>(next: &Set<'_>, pair: usize, i: usize) {
     let in_line = const { LINE_BYTES / CHUNK };
     for k in [2 * pair, 2 * pair + 1] {
         if k % in_line == i % in_line {
@@ -209,7 +232,7 @@ pub(super) fn ask_share<const CHUNK: usize>(next: &Set<'_>, pair: usize, i: usiz
     }
 }
 
-/// Chunk `i` of `codes`, or `rest`, which is what is left after the whole chunks.
+/// Chunk `i` of `codes`, or `rest`, the codes after the whole chunks.
 #[inline]
 pub(super) fn chunk<'a, const CHUNK: usize>(
     codes: &'a [u8],
@@ -219,7 +242,7 @@ pub(super) fn chunk<'a, const CHUNK: usize>(
     codes.as_chunks().0.get(i).unwrap_or(rest)
 }
 
-/// Copies what is left of the codes after their whole chunks. What `rest` has beyond may be anything.
+/// Copies the codes after the whole chunks. The bytes of `rest` after them may be anything.
 pub(super) fn copy_rest<const CHUNK: usize>(rest: &mut [[u8; CHUNK]; SET_SIZE], set: &Set<'_>) {
     for (rest, member) in rest.iter_mut().zip(set) {
         let (_, last) = member.codes.as_chunks::<CHUNK>();
@@ -231,10 +254,10 @@ pub(super) fn copy_rest<const CHUNK: usize>(rest: &mut [[u8; CHUNK]; SET_SIZE], 
 
 /// Defines the products `$accumulate` and `$finish` of a level.
 ///
-/// Of the level are, by these names, `LANES`, how many times 128 bits a register has, `load_codes`, `load_sums`,
-/// `store_sums`, `add_sums` and `to_values`. `$spread` brings numbers of groups to where a chunk of codes wants them, `$add`
-/// adds such chunks of two records, and `$order` undoes the order in which it left the `$sums` registers of sums, given
-/// the sums of coefficients.
+/// The invoking module has, by these names, `LANES`, the runs of 128 bits in a register,
+/// `load_codes`, `load_sums`, `store_sums`, `add_sums` and `to_values`. `$spread` brings numbers of
+/// groups to the lanes of a chunk of codes. `$add` adds the chunks of two records. `$order` puts
+/// the `$sums` registers of sums in order, given the sums of coefficients.
 macro_rules! sparse_product {
     (
         $features:literal, $accumulate:ident, $finish:ident, $run:literal, $largest_code:literal, $sums:literal,
@@ -256,14 +279,14 @@ macro_rules! sparse_product {
                 let mut set = block.set(0);
                 for s in 0..block.sets {
                     let next = block.set(s + 1);
-                    block.ask_scales(&next);
+                    block.prefetch_scales(&next);
                     block.coefficients(&set, &mut coefficients, sums);
                     copy_rest(&mut rest, &set);
                     let chunks = set[0].codes.len().div_ceil(16 * LANES);
                     for (i, sums) in outputs[..chunks].iter_mut().enumerate() {
                         let mut acc = load_sums(sums);
                         for (pair, c) in coefficients.iter().enumerate() {
-                            ask_share::<{ 16 * LANES }>(&next, pair, i);
+                            prefetch_share::<{ 16 * LANES }>(&next, pair, i);
                             let [a, b] = [2 * pair, 2 * pair + 1];
                             let a = load_codes(chunk(set[a].codes, &rest[a], i));
                             let b = load_codes(chunk(set[b].codes, &rest[b], i));

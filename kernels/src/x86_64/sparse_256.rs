@@ -13,13 +13,13 @@ use core::arch::x86_64::{
 
 use super::memory::{load as load_codes, load_i32, store_f32, store_i32};
 use super::sparse::{
-    BLOCK_GROUPS, OutputBlock, PairCoefficients, PerGroup, SET_SIZE, add_to, ask_share, chunk, copy_rest,
-    factors, sparse_product, split_sums, split_sums_mut, store_chunk,
+    BLOCK_GROUPS, OutputBlock, PairCoefficients, PerGroup, SET_SIZE, add_to, chunk, copy_rest, factors,
+    prefetch_share, sparse_product, split_sums, split_sums_mut, store_chunk,
 };
 use super::sparse_codes::sparse_codes;
 use crate::layout::{GROUP_SIZE, Records, Sparse, SparseScale, sparse_sums};
 
-/// How many times 128 bits a register has.
+/// Runs of 128 bits in a register.
 const LANES: usize = 2;
 
 sparse_codes!("avx2");

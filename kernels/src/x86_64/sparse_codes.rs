@@ -1,10 +1,12 @@
-//! Products of codes and coefficients in registers of any width.
+//! Products of codes and coefficients, for registers of both widths.
 
-/// Defines `load_sums`, `store_sums`, `add_sums`, `to_values`, `add_int4`, `add_int8`, `order_int4` and `order_int8` for
-/// registers of `LANES` times 128 bits, as `sparse_product` asks for them.
+/// Defines `load_sums`, `store_sums`, `add_sums`, `to_values`, `add_int4`, `add_int8`, `order_int4`
+/// and `order_int8` for registers of `LANES` times 128 bits. `sparse_product` takes them by these
+/// names.
 ///
-/// The invoking module has, by these names, the type `Register` and its intrinsics, `load_i32`, `store_i32`, `store_f32`
-/// and `multiply_add(sums, a, b)`, which adds the products of the pairs of 16 bits in every 32-bit lane.
+/// The invoking module has, by these names, the type `Register` and its intrinsics, `load_i32`,
+/// `store_i32`, `store_f32`, and `multiply_add(sums, a, b)`, which adds the products of the pairs
+/// of 16 bits in every 32-bit lane.
 macro_rules! sparse_codes {
     ($features:literal) => {
         #[target_feature(enable = $features)]
@@ -52,11 +54,12 @@ macro_rules! sparse_codes {
             values
         }
 
-        /// Adds four nibbles of every word, of each 128 bits' first words, then of the others: nibble 3 alone, nibbles 2
-        /// and up, 1 and up, and 0 to 2.
+        /// Adds the four nibbles of every word, first of the first four words in each 128 bits,
+        /// then of the last four: nibble 3 alone, 2 and up, 1 and up, and 0 to 2.
         ///
-        /// Weighing higher nibbles along with lower ones saves masks. `order_int4` takes them apart again, which is
-        /// exact, as integers wrap: only the sum of a single nibble has to fit 32 bits.
+        /// A lower nibble keeps the higher ones above it, which saves masks. `order_int4` takes
+        /// them apart again. This is exact, as integers wrap: only the sum of a single nibble has
+        /// to fit 32 bits.
         #[target_feature(enable = $features)]
         #[inline]
         fn add_int4(sums: [Register; 8], a: Register, b: Register, c: Register) -> [Register; 8] {
@@ -71,8 +74,9 @@ macro_rules! sparse_codes {
             sums
         }
 
-        /// Adds both bytes of every word, of each 128 bits' first words, then of the others: the high byte alone, and 256
-        /// times the high byte and 128 more than the low byte.
+        /// Adds both bytes of every word, first of the first four words in each 128 bits, then of
+        /// the last four: the high byte alone, then 256 times the high byte plus the low byte plus
+        /// 128.
         #[target_feature(enable = $features)]
         #[inline]
         fn add_int8(sums: [Register; 4], a: Register, b: Register, c: Register) -> [Register; 4] {
@@ -86,8 +90,8 @@ macro_rules! sparse_codes {
             sums
         }
 
-        /// Takes the nibbles of `add_int4` apart and puts the outputs in order; from each 8 times the sum of coefficients is
-        /// subtracted.
+        /// Takes the nibbles of `add_int4` apart, puts the outputs in order, and subtracts 8 times
+        /// the sum of coefficients from each.
         #[target_feature(enable = $features)]
         #[inline]
         fn order_int4(sums: [Register; 8], coefficients: Register) -> [Register; 8] {
@@ -100,7 +104,8 @@ macro_rules! sparse_codes {
             [l0, l1, l2, l3, h0, h1, h2, h3]
         }
 
-        /// The sums of nibbles 0 to 3, given those of 3, of 2 + 16 * 3, of 1 + 16 * 2 + 256 * 3, and of 0 + 16 * 1 + 256 * 2.
+        /// The sums of nibbles 0 to 3, given those of 3, of 2 + 16 * 3, of 1 + 16 * 2 + 256 * 3,
+        /// and of 0 + 16 * 1 + 256 * 2.
         #[target_feature(enable = $features)]
         #[inline]
         fn split_int4(

@@ -1,5 +1,23 @@
-//! The order in which a matvec reads a matrix: one block row after the other, or several side by side, each a stream of
-//! its own. Rows do not depend on each other, so the pattern changes no bit.
+//! The order in which a matvec reads a matrix, and the distance of its prefetch.
+//!
+//! ```text
+//! prefetch the first blocks of the first run         no block before them did
+//! for each run of N block rows                       N is 4 or 1
+//!     for each column block i
+//!         for each block row n of the run            a stream of its own
+//!             multiply block (n, i)
+//!             prefetch the block that lies prefetch_bytes later in this stream,
+//!                 one line between the loads of two lines
+//! ```
+//!
+//! Decoding reads every weight once, so its speed is that of memory, and memory is fast only while
+//! a core has many lines in flight. Most processors have more of them in flight with several
+//! streams. Others follow a single stream by themselves, and lose it if it is left after every
+//! block. So vendor and family choose the pattern (`docs/DESIGN.md`, One stream or four). Where a
+//! stream ends, its prefetch goes on in the row that the stream reads next, so that no row starts
+//! with a cold cache.
+//!
+//! Rows do not depend on each other, so the pattern changes no bit.
 
 use core::arch::x86_64::__cpuid;
 use std::sync::OnceLock;
@@ -7,28 +25,28 @@ use std::sync::OnceLock;
 use super::memory::prefetch;
 use crate::layout::{LINE_BYTES, Matrix};
 
-/// Most block rows side by side.
+/// The largest number of block rows side by side.
 pub(super) const STREAMS: usize = 4;
 
-/// How a matrix is walked.
+/// How a matvec reads a matrix.
 #[derive(Clone, Copy)]
 pub(super) struct ReadPattern {
     /// Block rows side by side, 1 or [`STREAMS`].
     streams: usize,
-    /// How far ahead of its use a weight is asked for.
+    /// Distance from a block to the one that is prefetched meanwhile.
     prefetch_bytes: usize,
 }
 
 impl ReadPattern {
-    /// Most processors read several streams faster than one.
+    /// For processors that read several streams faster than one: most.
     pub(super) const SIDE_BY_SIDE: Self = Self { streams: STREAMS, prefetch_bytes: 2048 };
-    /// AMD's up to Zen 4 too, if less is asked for at a time.
+    /// For AMD's up to Zen 4, which are faster with a shorter distance.
     const SIDE_BY_SIDE_CLOSE: Self = Self { streams: STREAMS, prefetch_bytes: 1024 };
-    /// AMD's from Zen 5 on fetch ahead of one stream by themselves, and much less so if it is left for another after
-    /// every block.
+    /// For AMD's from Zen 5 on, which prefetch one stream by themselves, and much less if it is
+    /// left for another after every block.
     const ONE_BY_ONE: Self = Self { streams: 1, prefetch_bytes: 4096 };
 
-    /// The pattern that is fastest on this processor if it is bound by memory.
+    /// The pattern that is fastest on this processor when memory is the bound.
     pub(super) fn here() -> Self {
         static FOUND: OnceLock<ReadPattern> = OnceLock::new();
         #[cfg(test)]
@@ -46,7 +64,7 @@ impl ReadPattern {
         self.streams
     }
 
-    /// Asks for the start of the block rows that the pattern begins with, which no block before them has asked for.
+    /// Prefetches the start of the first block rows, which no block before them prefetches.
     pub(super) fn start(self, w: &Matrix<'_>, first: usize, end: usize) {
         let rows: [&[u8]; STREAMS] = core::array::from_fn(|n| {
             if n < self.streams && first + n < end { w.block_row(first + n) } else { &[] }
@@ -62,7 +80,7 @@ impl ReadPattern {
     }
 }
 
-/// The family of a processor of AMD: 0x17 is Zen 1 and 2, 0x19 Zen 3 and 4, 0x1a Zen 5.
+/// The family of an AMD processor: 0x17 is Zen 1 and 2, 0x19 Zen 3 and 4, 0x1a Zen 5.
 fn amd_family() -> Option<u32> {
     if cfg!(miri) {
         return None;
@@ -71,7 +89,7 @@ fn amd_family() -> Option<u32> {
     // SAFETY: every x86-64 processor has CPUID.
     let [vendor, version] = [0, 1].map(|leaf| unsafe { __cpuid(leaf) });
     let name = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes);
-    // The extended family counts if the first is full, as it is since the first processor of 64 bits.
+    // The extended family counts if the base family is 15, as in all AMD processors of 64 bits.
     let family = (version.eax >> 8 & 0xf) + (version.eax >> 20 & 0xff);
     (name.as_flattened() == b"AuthenticAMD").then_some(family)
 }
@@ -82,22 +100,23 @@ pub(super) struct Streams<'a, const N: usize, const BLOCK: usize> {
     blocks: &'a [[u8; BLOCK]],
     /// Blocks in a row.
     len: usize,
-    /// Blocks between one and that to ask for meanwhile.
+    /// Blocks between one and the one to prefetch meanwhile.
     ahead: usize,
 }
 
 impl<'a, const N: usize, const BLOCK: usize> Streams<'a, N, BLOCK> {
-    /// Starts at block row `first`; `end` is the first block row that is not asked for.
+    /// Starts at block row `first`. `end` is the first block row after those of the call.
     pub(super) fn new(w: &Matrix<'a>, pattern: ReadPattern, first: usize, end: usize) -> Self {
         let len = w.col_blocks();
         let ahead = pattern.prefetch_bytes.div_ceil(BLOCK);
         Self { blocks: &w.data().as_chunks().0[first * len..end * len], len, ahead }
     }
 
-    /// Block `i` of stream `n`, and the one to ask for meanwhile: [`ReadPattern::prefetch_bytes`] behind it, going on in the row
-    /// that is the stream's next. Where that is not part of the call, the block itself.
+    /// Block `i` of stream `n`, and the block to prefetch meanwhile. That one lies
+    /// [`ReadPattern::prefetch_bytes`] later, if need be in the stream's next row. Where it is not
+    /// part of the call, it is block `i` itself.
     ///
-    /// The pattern is fastest if the lines of a block are asked for one by one, between the loads of those at hand.
+    /// Prefetching is fastest line by line, between the loads of the block at hand.
     #[inline]
     pub(super) fn block(&self, n: usize, i: usize) -> [&'a [u8; BLOCK]; 2] {
         let at = n * self.len + i;
@@ -107,9 +126,9 @@ impl<'a, const N: usize, const BLOCK: usize> Streams<'a, N, BLOCK> {
     }
 }
 
-/// Cuts rows into runs of as many block rows as `$pattern` has side by side and single ones, and calls
-/// `$kernel::<N>(out, w, pattern, first, end, x)` for each, with `first` and `end` counting block rows. (A macro, as a generic
-/// function could not name `N`.)
+/// Cuts rows into runs of as many block rows as `$pattern` has side by side, and the rest into
+/// single ones. Calls `$kernel::<N>(out, w, pattern, first, end, x)` for each; `first` and `end`
+/// count block rows. (A macro, as a generic function could not name `N`.)
 macro_rules! by_streams {
     ($kernel:ident, $pattern:expr, $out:expr, $w:expr, $first_row:expr, $x:expr) => {{
         let pattern = $pattern;
@@ -140,7 +159,7 @@ mod tests {
     use crate::{Isa, Kernels};
 
     thread_local! {
-        /// The pattern of this thread, instead of what suits the processor.
+        /// The pattern of this thread instead of the processor's.
         pub(super) static FORCED: Cell<Option<ReadPattern>> = const { Cell::new(None) };
     }
 
@@ -157,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn the_walk_changes_no_bit() {
+    fn the_pattern_changes_no_bit() {
         const COLS: usize = 320;
         let (mut values, mut codes) = ([0.0; COLS], [0; COLS]);
         let (mut scales, mut sums) = ([0.0; COLS / GROUP_SIZE], [0; COLS / GROUP_SIZE]);
@@ -165,7 +184,8 @@ mod tests {
         let mut x =
             ActivationMut { values: &mut values, codes: &mut codes, scales: &mut scales, sums: &mut sums };
         Kernels::best().quantize(&mut x);
-        // Any bytes are weights; the scales among them are finite, as no byte has all bits of an exponent.
+        // Any bytes are weights; the scales among them are finite, as no byte has all bits of an
+        // exponent.
         let byte = |i: usize| (i.wrapping_mul(2_654_435_761) >> 16) as u8 & 0xbb;
         let patterns = [ReadPattern::ONE_BY_ONE, ReadPattern::SIDE_BY_SIDE, ReadPattern::SIDE_BY_SIDE_CLOSE];
         for dtype in [DType::Int8, DType::Int4] {

@@ -1,5 +1,5 @@
-//! Element-wise operations, the L2 norm and the product of three vectors on every level against scalar, and their
-//! checks.
+//! Element-wise operations, the L2 norm and the product of three vectors on every level against
+//! scalar, and their checks.
 
 use rwkv_edge_kernels::Kernels;
 

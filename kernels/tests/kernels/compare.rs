@@ -21,8 +21,8 @@ pub(crate) fn check_f32(
     check_part(Part::Base, report, what, shape, start, op);
 }
 
-/// Runs `op` into a guarded output and into one between canaries, for scalar and every other level. Miri checks bounds by
-/// itself, so there is one output for it.
+/// Runs `op` into a guarded output and into one between canaries, for scalar and every other level.
+/// Miri checks bounds by itself, so there is one output for it.
 fn check_part(
     part: Part,
     report: &mut Report,
@@ -640,7 +640,8 @@ fn lerp() {
     report.finish();
 }
 
-/// What one operation after the other makes of the inputs of `norm_shift`: the normalised vector and the outputs.
+/// What one operation after the other makes of the inputs of `norm_shift`: the normalised vector
+/// and the outputs.
 fn norm_shift_in_steps(
     x: Normed<'_>,
     h_prev: &[f32],
@@ -769,7 +770,8 @@ fn wkv4() {
     report.finish();
 }
 
-/// Scales of all finite magnitudes: a share of fp16 subnormals, which tiny vectors turn into fp32 subnormals.
+/// Scales of all finite magnitudes: a share of fp16 subnormals, which tiny vectors turn into fp32
+/// subnormals.
 fn set_wild_scales(scales: &mut [u8], rng: &mut Rng) {
     for scale in scales.chunks_exact_mut(2) {
         let high = [0x03, 0x03, 0x3f, 0x7b][rng.below(4)];

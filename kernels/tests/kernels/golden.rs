@@ -1,7 +1,7 @@
 //! Pinned results: the numeric contract of the crate documentation, as fingerprints of outputs.
 //!
-//! A mismatch on one machine only is a fault of that machine's kernels or compiler. A mismatch on all is a change
-//! of the contract, which breaks the self-tests of model files in the world.
+//! A mismatch on one machine only is a fault of that machine's kernels or compiler. A mismatch on
+//! all is a change of the contract, which breaks the self-tests of model files in the world.
 
 use rwkv_edge_kernels::{DType, Isa, Kernels, Sparse, exp, sigmoid};
 

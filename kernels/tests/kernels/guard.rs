@@ -12,9 +12,11 @@ impl Plain for u32 {}
 impl Plain for i32 {}
 impl Plain for f32 {}
 
-/// A slice whose last element touches an inaccessible page, so that reading or writing past it kills the test.
+/// A slice whose last element touches an inaccessible page, so that reading or writing past it
+/// kills the test.
 ///
-/// Under Miri, which checks bounds by itself, and where there is no `mprotect`, an exact allocation.
+/// Under Miri, which checks bounds by itself, and where there is no `mprotect`, an exact
+/// allocation.
 pub(crate) struct Guarded<T> {
     memory: memory::Memory,
     len: usize,
@@ -34,8 +36,9 @@ impl<T: Plain> Deref for Guarded<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        // SAFETY: `start` points to `len` elements of initialised memory that `self` owns, aligned because the
-        // block ends on a page and its size is a multiple of the element's; `Plain` types have no invalid values.
+        // SAFETY: `start` points to `len` elements of initialised memory that `self` owns, aligned
+        // because the block ends on a page and its size is a multiple of the element's; `Plain`
+        // types have no invalid values.
         unsafe { std::slice::from_raw_parts(self.memory.start().cast(), self.len) }
     }
 }

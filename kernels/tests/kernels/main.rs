@@ -1,5 +1,6 @@
-//! Tests of the kernels: every instruction set against scalar, bit by bit; scalar against independent f64
-//! arithmetic; encoding against its promises; and the checks that guard the unsafe code.
+//! Tests of the kernels: every instruction set against scalar, bit by bit; scalar against
+//! independent f64 arithmetic; encoding against its promises; and the checks that guard the unsafe
+//! code.
 
 mod activation;
 // Only safe code runs in these, too much of it for Miri.

@@ -95,7 +95,8 @@ fn matvec_rejects_inputs_of_another_length() {
     assert!(matvec_panics(40, 0, |x| x.3.push(0)));
 }
 
-/// Whether the product of the rows from `first` on with vectors of `resize`d parts into outputs of these lengths panics.
+/// Whether the product of the rows from `first` on with vectors of `resize`d parts into outputs of
+/// these lengths panics.
 fn matmul_panics(rows: &[usize], first: usize, vectors: usize, resize: fn(&mut Parts)) -> bool {
     with_matrix(|kernels, w| {
         let mut parts = activation();

@@ -26,7 +26,8 @@ impl Rng {
         (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0
     }
 
-    /// About normal, with standard deviation 1. Under Miri, which has to interpret every draw, uniform.
+    /// About normal, with standard deviation 1. Under Miri, which has to interpret every draw,
+    /// uniform.
     pub(crate) fn normal(&mut self) -> f32 {
         if cfg!(miri) { self.uniform() } else { (0..12).map(|_| 0.5 * self.uniform()).sum() }
     }
@@ -123,8 +124,9 @@ impl Part {
 
     /// The levels to hold against scalar.
     ///
-    /// Miri looks for faults of code and not of results, so it interprets the code of each part once. A machine whose level
-    /// is asserted is one of several, the others of which have the weaker levels: it takes what its level adds.
+    /// Miri looks for faults of code and not of results, so it interprets the code of each part
+    /// once. A machine whose level is asserted is one of several, the others of which have the
+    /// weaker levels: it takes what its level adds.
     pub(crate) fn levels(self) -> Vec<&'static Kernels> {
         let wanted = |isa: &Isa| match expected_isa() {
             Some(expected) => isa.name() == expected && self.is_own(*isa),
@@ -148,7 +150,8 @@ pub(crate) fn scalar() -> &'static Kernels {
     Kernels::for_isa(Isa::Scalar).unwrap()
 }
 
-/// The vector lengths worth testing: all short ones, one element around whole lanes and groups, real ones.
+/// The vector lengths worth testing: all short ones, one element around whole lanes and groups,
+/// real ones.
 pub(crate) fn lengths() -> Vec<usize> {
     if cfg!(miri) {
         return vec![0, 1, 8, 17, 67];
@@ -208,7 +211,8 @@ pub(crate) enum Bytes {
     Encoded,
     /// Noise: every scale and code there can be. Wide products are mostly NaNs.
     Hostile,
-    /// Noise with scales, or float weights, of 0.125 to 2 and both signs, so that every code counts.
+    /// Noise with scales, or float weights, of 0.125 to 2 and both signs, so that every code
+    /// counts.
     Finite,
     /// One byte everywhere.
     Constant(u8),
@@ -231,7 +235,8 @@ impl Bytes {
     };
 }
 
-/// `n` bytes of [`Bytes::Finite`], in which every `period` bytes start with `scales` bytes of scales if quantized.
+/// `n` bytes of [`Bytes::Finite`], in which every `period` bytes start with `scales` bytes of
+/// scales if quantized.
 fn finite_bytes(dtype: DType, n: usize, period: usize, scales: usize, rng: &mut Rng) -> Vec<u8> {
     let mut data = rng.bytes(n);
     for part in data.chunks_exact_mut(period) {
@@ -312,8 +317,8 @@ pub(crate) fn encode_records(dtype: DType, values: &[f32], len: usize, tensor_sc
     data
 }
 
-/// The product of records with a sparse vector, of which `cut` entries at a time go to each of two partial sums in turn
-/// if the records are quantized.
+/// The product of records with a sparse vector, of which `cut` entries at a time go to each of two
+/// partial sums in turn if the records are quantized.
 pub(crate) fn sparse_product(kernels: &Kernels, out: &mut [f32], w: &TestRecords, x: Sparse<'_>, cut: usize) {
     if !w.dtype.is_quantized() {
         return kernels.sparse_matvec(out, &w.view(), 0, x);
@@ -431,7 +436,8 @@ impl Report {
         }
     }
 
-    /// Fails with what was collected, or if nothing was compared although there are levels to compare.
+    /// Fails with what was collected, or if nothing was compared although there are levels to
+    /// compare.
     pub(crate) fn finish(self) {
         let shown = self.failures.iter().take(20).map(String::as_str).collect::<Vec<_>>().join("\n");
         assert!(self.failures.is_empty(), "{} failures, the first ones:\n{shown}", self.failures.len());

@@ -16,8 +16,9 @@ fn head_sizes() -> Vec<usize> {
     (1..=67).chain([71, 95, 96, 97, 127, 128, 129]).collect()
 }
 
-/// Runs `step` on heads of every size and content, with `N` vectors, from an output and a state that lie one
-/// after the other: in both orders, so that each of them once ends at the inaccessible page.
+/// Runs `step` on heads of every size and content, with `N` vectors, from an output and a state
+/// that lie one after the other: in both orders, so that each of them once ends at the inaccessible
+/// page.
 fn check_heads<const N: usize>(
     what: &str,
     seed: u64,
@@ -61,7 +62,8 @@ fn wkv7() {
     });
 }
 
-/// Steps after which 2^30 times 0.545^steps, the fastest decay of RWKV-7, would be below the smallest subnormal number.
+/// Steps after which 2^30 times 0.545^steps, the fastest decay of RWKV-7, would be below the
+/// smallest subnormal number.
 const DECAYING_STEPS: usize = 210;
 
 /// A step of `kernels` that adds nothing to a state of 23 keys and values, which decays by `w`.
@@ -115,7 +117,8 @@ fn recurrences_of_no_values_do_nothing() {
     }));
 }
 
-/// Calls a recurrence for a head of 8, with a state of `state` elements and vectors of `lengths`, `y` first.
+/// Calls a recurrence for a head of 8, with a state of `state` elements and vectors of `lengths`,
+/// `y` first.
 fn head_panics(
     state: usize,
     lengths: &[usize],
