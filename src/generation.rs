@@ -66,8 +66,18 @@ pub struct Generation<'s> {
     piece: String,
 }
 
+impl Session {
+    /// Writes on: an iterator of the pieces of text that follow, which ends by `rules` or the model's stop tokens.
+    ///
+    /// # Errors
+    /// If a stop text is empty.
+    pub fn generate<S: AsRef<str>>(&mut self, rules: &StopRules<'_, S>) -> Result<Generation<'_>> {
+        Generation::new(self, rules)
+    }
+}
+
 impl<'s> Generation<'s> {
-    pub(crate) fn new<S: AsRef<str>>(session: &'s mut Session, rules: &StopRules<'_, S>) -> Result<Self> {
+    fn new<S: AsRef<str>>(session: &'s mut Session, rules: &StopRules<'_, S>) -> Result<Self> {
         let stream = TextStream::new(rules.stop_texts)?;
         // A token, the text held back, and a character that was not whole.
         let longest = session.model().tokenizer().max_token_len() * '\u{fffd}'.len_utf8();

@@ -2,23 +2,30 @@
 #![deny(unsafe_code)]
 
 mod engine;
+#[doc(hidden)]
 pub mod env;
 pub mod error;
 pub mod format;
 mod generation;
+#[doc(hidden)]
 pub mod host;
+#[doc(hidden)]
 pub mod input;
 pub mod memory;
 pub mod model;
+#[doc(hidden)]
 pub mod printable;
 pub mod sampler;
 pub mod self_test;
 mod session;
+#[doc(hidden)]
 #[cfg(feature = "programs")]
 pub mod signals;
+#[doc(hidden)]
 #[cfg(feature = "programs")]
 pub mod stdio;
 pub mod text;
+#[doc(hidden)]
 pub mod threads;
 pub mod tokenizer;
 
@@ -27,7 +34,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use format::{Config, SamplingParams, Version};
 pub use generation::{End, Generation, StopRules};
 pub use memory::MemoryPlan;
-pub use model::{LoadOptions, Model, Sequence, Shortcuts, State, Verify};
+pub use model::{LoadOptions, Model, Phase, Profile, Sequence, Shortcuts, State, Traffic, Verify};
 pub use rwkv_edge_kernels as kernels;
 pub use sampler::Sampler;
 pub use session::{Session, SessionOptions, Snapshot};

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use crate::engine::{Engine, EngineOptions};
 use crate::error::Result;
 use crate::format::SamplingParams;
-use crate::generation::{Generation, StopRules};
 use crate::memory::MemoryPlan;
 use crate::model::{Model, State};
 use crate::sampler::Sampler;
@@ -218,14 +217,6 @@ impl Session {
     pub fn next_token(&mut self) -> Result<Option<u32>> {
         let token = self.sample()?;
         Ok((!self.model().chat().stop_tokens.contains(&token)).then_some(token))
-    }
-
-    /// Writes on: an iterator of the pieces of text that follow, which ends by `rules` or the model's stop tokens.
-    ///
-    /// # Errors
-    /// If a stop text is empty.
-    pub fn generate<S: AsRef<str>>(&mut self, rules: &StopRules<'_, S>) -> Result<Generation<'_>> {
-        Generation::new(self, rules)
     }
 
     /// Samples the next token. Unless it is a stop token, it is counted and waits to be fed.

@@ -1,16 +1,25 @@
 //! A fork-join pool for row-partitioned kernels.
 //!
-//! One call hands every thread the same closure and returns when all have finished it. Work is split into
-//! shares of output rows that threads take from a shared counter, so uneven cores balance themselves; since a
-//! row is computed by one thread from start to end, the result does not depend on who took it.
+//! One call hands every thread the same closure and returns when all have finished it. Threads take shares of output
+//! rows from a shared counter, so uneven cores balance themselves. One thread computes a row from start to end, so the
+//! result does not depend on who took it.
 //!
-//! A call never waits for a worker that has not started: the caller takes shares itself, closes the job when none
-//! is left, and waits only for workers in the middle of one. So a worker that the system keeps from running, on
-//! a busy machine, costs its help and nothing more. One that is kept from running in the middle of a share does hold the
-//! job up; after that the caller works alone for a while. Idle threads spin for a short time and then sleep.
+//! The owner (the thread that calls) and the workers meet in one state word: the number of the job, whether it is open,
+//! and how many workers are active in it.
 //!
-//! A process that inherited a pool over `fork` works alone. Only the thread that called `fork` lives on in it: no worker joins
-//! a job, and none was in one, as the pool was at rest. Dropping the pool forgets the workers there.
+//! ```text
+//!  owner:   writes `work`  ->  opens job n  ->  takes shares  ->  closes it  ->  waits until nobody is active
+//!                                  |                                  |
+//!  worker:  spins, sleeps  ->  joins an open job (active + 1)  ->  takes shares  ->  leaves (active - 1)
+//!                              a closed job cannot be joined          the last one wakes the owner
+//! ```
+//!
+//! The owner never waits for a worker that has not joined. A worker that the system keeps from running, on a busy
+//! machine, costs its help and nothing more. A worker that is stopped in the middle of a share does hold the job up;
+//! after that the owner works alone for a while. Idle threads spin for a short time and then sleep.
+//!
+//! A process that inherited a pool over `fork` works alone. Only the thread that called `fork` lives on in it. No worker
+//! was in a job, as the pool was at rest, and none joins one. Dropping the pool forgets the workers there.
 
 #![allow(unsafe_code)]
 
@@ -30,16 +39,16 @@ use crate::kernels::default_float_environment;
 /// Stack of one worker: kernels keep a few KiB of scratch there.
 pub const WORKER_STACK_BYTES: usize = 256 * 1024;
 
-/// How long an idle thread spins before it sleeps: longer than the serial part between two matvecs.
+/// Time that an idle thread spins before it sleeps: longer than the serial part between two matvecs.
 const SPIN: Duration = Duration::from_micros(40);
 
-/// A wait for workers that is longer than this, and than twice the caller's own part of the job, means that the system runs
-/// something else in their place: cores that differ are not that far apart.
+/// Shortest wait for workers that shows that the system runs something else in their place, if it is also longer than
+/// twice the caller's own part of the job. Cores that differ are not that far apart.
 const LATE: Duration = Duration::from_millis(1);
 
-/// Jobs that the caller does alone when workers were late: some tokens' worth. Each time that it happens again soon they
-/// are twice as many, up to the second number.
-const JOBS_ALONE: [u32; 2] = [256, 1 << 16];
+/// Jobs that the caller does alone after workers were late: some tokens' worth. The number doubles each time that it
+/// happens again soon, up to the second one.
+const SERIAL_JOBS: [u32; 2] = [256, 1 << 16];
 
 type Work = dyn Fn() + Sync;
 
@@ -74,7 +83,7 @@ impl<'a> RowsMut<'a> {
 
 /// Keeps what it holds on cache lines of its own, two for CPUs that fetch lines in pairs.
 #[repr(align(128))]
-struct Line<T>(T);
+struct CachePadded<T>(T);
 
 /// The state word: number of the job, whether workers may still join it, and how many are in it.
 mod word {
@@ -92,9 +101,9 @@ mod word {
 }
 
 struct Shared {
-    state: Line<AtomicU64>,
+    state: CachePadded<AtomicU64>,
     /// Threads asleep, or about to be.
-    sleepers: Line<AtomicU32>,
+    sleepers: CachePadded<AtomicU32>,
     /// Workers that are ready for their first job.
     started: AtomicUsize,
     panicked: AtomicBool,
@@ -119,36 +128,36 @@ pub struct Pool {
     workers: Vec<JoinHandle<()>>,
     /// The process that has the workers.
     process: u32,
-    patience: Patience,
+    backoff: Backoff,
 }
 
-/// Whether workers are a help at present.
-struct Patience {
-    /// Jobs that the caller still does alone.
+/// Decides when the caller works alone, because workers were late.
+struct Backoff {
+    /// Jobs that the caller will do alone from here on.
     alone: u32,
-    /// How many they will be the next time.
+    /// Jobs that it will do alone after the next late worker.
     next: u32,
 }
 
-impl Patience {
+impl Backoff {
     const fn new() -> Self {
-        Self { alone: 0, next: JOBS_ALONE[0] }
+        Self { alone: 0, next: SERIAL_JOBS[0] }
     }
 
     /// Whether the caller does the next job alone.
-    fn is_exhausted(&mut self) -> bool {
+    fn takes_job_alone(&mut self) -> bool {
         let exhausted = self.alone > 0;
         self.alone = self.alone.saturating_sub(1);
         exhausted
     }
 
     /// The caller had to wait for workers after its own part of a job.
-    fn has_waited(&mut self, waited: Duration, worked: Duration) {
+    fn record_wait(&mut self, waited: Duration, worked: Duration) {
         if waited > LATE.max(2 * worked) {
             self.alone = self.next;
-            self.next = JOBS_ALONE[1].min(2 * self.next);
+            self.next = SERIAL_JOBS[1].min(2 * self.next);
         } else {
-            self.next = JOBS_ALONE[0].max(self.next - 1);
+            self.next = SERIAL_JOBS[0].max(self.next - 1);
         }
     }
 }
@@ -164,16 +173,15 @@ impl Pool {
 
     fn with_stacks(threads: usize, stack_bytes: usize) -> io::Result<Self> {
         let shared = Arc::new(Shared {
-            state: Line(AtomicU64::new(0)),
-            sleepers: Line(AtomicU32::new(0)),
+            state: CachePadded(AtomicU64::new(0)),
+            sleepers: CachePadded(AtomicU32::new(0)),
             started: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             work: UnsafeCell::new(None),
             owner: UnsafeCell::new(None),
         });
-        let mut pool =
-            Self { shared, workers: Vec::new(), process: process::id(), patience: Patience::new() };
+        let mut pool = Self { shared, workers: Vec::new(), process: process::id(), backoff: Backoff::new() };
         for index in 1..threads {
             let shared = Arc::clone(&pool.shared);
             let worker = thread::Builder::new()
@@ -207,7 +215,7 @@ impl Pool {
     /// # Panics
     /// If `work` panics on any thread.
     pub fn run(&mut self, work: &(dyn Fn() + Sync)) {
-        if self.workers.is_empty() || self.patience.is_exhausted() {
+        if self.workers.is_empty() || self.backoff.takes_job_alone() {
             return work();
         }
         let started = Instant::now();
@@ -230,7 +238,7 @@ impl Pool {
         work();
         let worked = started.elapsed();
         drop(close);
-        self.patience.has_waited(started.elapsed() - worked, worked);
+        self.backoff.record_wait(started.elapsed() - worked, worked);
         assert!(!shared.panicked.swap(false, Ordering::Relaxed), "a worker thread panicked");
     }
 
@@ -660,7 +668,7 @@ mod tests {
     /// Waits in a job until `n` threads are in it.
     fn meet(pool: &mut Pool, n: usize) {
         // Such a job would never end if the caller did it alone.
-        pool.patience = Patience::new();
+        pool.backoff = Backoff::new();
         let arrived = AtomicUsize::new(0);
         pool.run(&|| {
             arrived.fetch_add(1, Ordering::SeqCst);
@@ -681,20 +689,20 @@ mod tests {
     #[test]
     fn the_caller_works_alone_after_workers_were_late() {
         let (late, short) = (Duration::from_millis(5), Duration::from_micros(100));
-        let mut patience = Patience::new();
-        let alone = |patience: &mut Patience| (0..).take_while(|_| patience.is_exhausted()).count();
-        assert_eq!(alone(&mut patience), 0);
+        let mut backoff = Backoff::new();
+        let alone = |backoff: &mut Backoff| (0..).take_while(|_| backoff.takes_job_alone()).count();
+        assert_eq!(alone(&mut backoff), 0);
         // Cores that differ, and workers that are a little late, are waited for.
-        patience.has_waited(late, late);
-        patience.has_waited(short, Duration::ZERO);
-        assert_eq!(alone(&mut patience), 0);
+        backoff.record_wait(late, late);
+        backoff.record_wait(short, Duration::ZERO);
+        assert_eq!(alone(&mut backoff), 0);
         for jobs in [256, 512, 1024] {
-            patience.has_waited(late, short);
-            assert_eq!(alone(&mut patience), jobs);
+            backoff.record_wait(late, short);
+            assert_eq!(alone(&mut backoff), jobs);
         }
-        (0..10_000).for_each(|_| patience.has_waited(short, short));
-        patience.has_waited(late, short);
-        assert_eq!(alone(&mut patience), 256);
+        (0..10_000).for_each(|_| backoff.record_wait(short, short));
+        backoff.record_wait(late, short);
+        assert_eq!(alone(&mut backoff), 256);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 mod batch;
 mod channel_mix;
 mod layer;
+mod layers;
 mod lm_head;
 mod meter;
 pub mod names;
@@ -30,12 +31,12 @@ use rwkv_edge_kernels::Kernels;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{
-    Arch, Chat, Config, ElementType, ModelFile, RecordsHandle, TensorInfo, TensorLayout, VectorHandle,
+    Chat, Config, ElementType, ModelFile, RecordsHandle, TensorInfo, TensorLayout, VectorHandle,
 };
 use crate::memory::Buffers;
 use crate::threads::Pool;
 use crate::tokenizer::Tokenizer;
-use layer::{Layer, TimeMix};
+use layers::Layers;
 use lm_head::LmHead;
 use names::Extras;
 use ops::Ops;
@@ -50,58 +51,6 @@ pub use meter::{Phase, Profile, Traffic};
 pub use options::{LoadOptions, Shortcuts, Verify, choose_kernels};
 pub(crate) use state::NAN;
 pub use state::State;
-
-/// The layers, whose time mixing depends on the version.
-#[derive(Debug)]
-enum Layers {
-    V4(Stack<v4::TimeMix>),
-    V5(Stack<v5::TimeMix>),
-    V6(Stack<v6::TimeMix>),
-    V7(Stack<v7::TimeMix>),
-}
-
-/// Layers of one version, with the hyperparameters that only this version has.
-#[derive(Debug)]
-struct Stack<T: TimeMix> {
-    arch: T::Arch,
-    layers: Vec<Layer<T>>,
-}
-
-/// Evaluates an expression with `$T` standing for the [`layer::TimeMix`] of an architecture, and `$arch` for
-/// its own hyperparameters.
-macro_rules! with_time_mix {
-    ($config:expr, $T:ident, $arch:ident => $body:expr) => {
-        match &$config.arch {
-            Arch::V4 => {
-                type $T = v4::TimeMix;
-                let $arch = &();
-                $body
-            }
-            Arch::V5($arch) => {
-                type $T = v5::TimeMix;
-                $body
-            }
-            Arch::V6($arch) => {
-                type $T = v6::TimeMix;
-                $body
-            }
-            Arch::V7($arch) => {
-                type $T = v7::TimeMix;
-                $body
-            }
-        }
-    };
-}
-
-/// Floats of recurrent state in one layer of a model with hyperparameters `config`.
-fn layer_state_len(config: &Config) -> usize {
-    with_time_mix!(config, T, arch => Layer::<T>::state_len(config, arch))
-}
-
-/// Floats of recurrent state of a model with hyperparameters `config`; `usize::MAX` if they are more than that.
-pub fn state_len(config: &Config) -> usize {
-    config.n_layer.saturating_mul(layer_state_len(config))
-}
 
 /// A model ready to run: immutable, and shareable between threads and engines.
 #[derive(Debug)]
@@ -149,9 +98,7 @@ impl<'a> Workspace<'a> {
 /// Takes the buffers for batches of up to `tokens` tokens, and forgets them: for the memory plan.
 pub(crate) fn measure<'a>(config: &Config, threads: usize, tokens: usize, buffers: &mut impl Buffers<'a>) {
     Workspace::take(buffers, config, tokens);
-    with_time_mix!(config, T, arch => {
-        layer::Scratch::<T>::take(buffers, config, arch, threads, tokens);
-    });
+    layers::measure(config, threads, tokens, buffers);
 }
 
 impl Model {
@@ -247,22 +194,17 @@ impl Model {
     /// # Errors
     /// If there is no memory for it.
     pub fn initial_state(&self) -> Result<State> {
-        let mut state = State::zeroed(self.config(), self.file.model_id())?;
+        let config = self.config();
+        let mut state = State::zeroed(self.file.model_id(), layers::state_len(config), config.n_embd)?;
         self.reset(&mut state);
         Ok(state)
     }
 
     /// Puts a state of this model to what it is before the first token.
     pub(crate) fn reset(&self, state: &mut State) {
-        let config = self.config();
         state.forget_tokens();
-        let mut tuned = self.initial_state.iter();
-        for state in state.recurrent_mut().chunks_exact_mut(layer_state_len(config)) {
-            with_time_mix!(config, T, _arch => Layer::<T>::init_state(state, config));
-            if let Some(&tuned) = tuned.next() {
-                state[2 * config.n_embd..].copy_from_slice(self.file.vector(tuned));
-            }
-        }
+        let tuned = |layer| self.initial_state.get(layer).map(|&tuned| self.file.vector(tuned));
+        layers::init_state(self.config(), state.recurrent_mut(), tuned);
     }
 
     /// Checks all that is left of a file that is [checked while running](Verify::WhileRunning).
@@ -309,16 +251,10 @@ impl Model {
         for (t, token) in batch.ids().enumerate() {
             self.embed(token, x.row_mut(t))?;
         }
-        let state_bytes = (batch.tokens() * state_len(config) * size_of::<f32>()) as u64;
+        let state_bytes = (batch.tokens() * layers::state_len(config) * size_of::<f32>()) as u64;
         ops.meter.traffic.weight_bytes += self.small_bytes;
         ops.meter.traffic.state_bytes += state_bytes;
-        let run = (&mut ops, &mut batch, &mut x);
-        match &self.layers {
-            Layers::V4(stack) => stack.run(run, config, most_tokens, buffers),
-            Layers::V5(stack) => stack.run(run, config, most_tokens, buffers),
-            Layers::V6(stack) => stack.run(run, config, most_tokens, buffers),
-            Layers::V7(stack) => stack.run(run, config, most_tokens, buffers),
-        }
+        self.layers.run((&mut ops, config), &mut batch, &mut x, most_tokens, buffers);
         batch.finish(&x);
         Ok(())
     }
@@ -373,39 +309,6 @@ fn advise(file: &ModelFile, options: &LoadOptions) -> Result<()> {
         file.mapping().random(file.range(file.tensor(names::HEAD_RESIDUAL)?));
     }
     Ok(())
-}
-
-impl Layers {
-    fn load(file: &ModelFile) -> Result<Self> {
-        Ok(match file.config().arch {
-            Arch::V4 => Layers::V4(Stack::load(file, ())?),
-            Arch::V5(arch) => Layers::V5(Stack::load(file, arch)?),
-            Arch::V6(arch) => Layers::V6(Stack::load(file, arch)?),
-            Arch::V7(arch) => Layers::V7(Stack::load(file, arch)?),
-        })
-    }
-}
-
-impl<T: TimeMix> Stack<T> {
-    fn load(file: &ModelFile, arch: T::Arch) -> Result<Self> {
-        let config = file.config();
-        let layers: Result<_> =
-            (0..config.n_layer).map(|index| Layer::load(file, config, &arch, index)).collect();
-        Ok(Self { layers: layers?, arch })
-    }
-
-    /// Runs all layers on the residual streams `x` of a batch, `[tokens, n_embd]`, in buffers for up to `most_tokens`.
-    fn run<'a>(
-        &self,
-        (ops, batch, x): (&mut Ops<'_>, &mut Batch<'_, '_>, &mut Vectors<'_>),
-        config: &Config,
-        most_tokens: usize,
-        buffers: &mut impl Buffers<'a>,
-    ) {
-        let threads = ops.pool.threads();
-        let mut scratch = layer::Scratch::take(buffers, config, &self.arch, threads, most_tokens);
-        self.layers.iter().for_each(|layer| layer.forward(ops, batch, x, &mut scratch));
-    }
 }
 
 /// Bytes of all vectors that every token reads, and of a row of the embedding.

@@ -5,10 +5,7 @@ use std::fmt;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::format::Config;
 use crate::memory::Floats;
-
-use super::state_len;
 
 /// The bits of every NaN that is given out. Sign and payload of a NaN that arithmetic makes depend on the processor.
 pub(crate) const NAN: u32 = 0x7fc0_0000;
@@ -30,19 +27,14 @@ pub struct State {
 }
 
 impl State {
-    /// Bytes of a state of a model with hyperparameters `config`.
-    pub fn bytes(config: &Config) -> usize {
-        state_len(config).saturating_add(config.n_embd).saturating_mul(size_of::<f32>())
-    }
-
     /// A state of zeros of the model `model_id`.
     ///
     /// # Errors
     /// If there is no memory for it.
-    pub(super) fn zeroed(config: &Config, model_id: u64) -> Result<Self> {
-        let no_memory = |_| Error::invalid(format!("no memory for a state of {} bytes", Self::bytes(config)));
-        let recurrent = Floats::zeroed(state_len(config)).map_err(no_memory)?;
-        let residual = vec![0.0; config.n_embd].into();
+    pub(super) fn zeroed(model_id: u64, recurrent_len: usize, n_embd: usize) -> Result<Self> {
+        let no_memory = |_| Error::invalid(format!("no memory for a state of {recurrent_len} floats"));
+        let recurrent = Floats::zeroed(recurrent_len).map_err(no_memory)?;
+        let residual = vec![0.0; n_embd].into();
         Ok(Self { model_id, recurrent, residual, tokens_read: 0, tokens_hash: [0; 32] })
     }
 

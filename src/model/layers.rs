@@ -1,0 +1,138 @@
+//! All layers of a model. Here, and nowhere else, the architecture decides which time mixing runs.
+
+use crate::error::Result;
+use crate::format::{Arch, Config, ModelFile};
+use crate::memory::Buffers;
+
+use super::batch::Batch;
+use super::layer::{Layer, Scratch, TimeMix};
+use super::ops::Ops;
+use super::state::State;
+use super::vectors::Vectors;
+use super::{v4, v5, v6, v7};
+
+/// The layers, whose time mixing depends on the version.
+#[derive(Debug)]
+pub(super) enum Layers {
+    V4(Stack<v4::TimeMix>),
+    V5(Stack<v5::TimeMix>),
+    V6(Stack<v6::TimeMix>),
+    V7(Stack<v7::TimeMix>),
+}
+
+/// Layers of one version, with the hyperparameters that only this version has.
+#[derive(Debug)]
+pub(super) struct Stack<T: TimeMix> {
+    arch: T::Arch,
+    layers: Vec<Layer<T>>,
+}
+
+/// Evaluates an expression with `$T` standing for the [`TimeMix`] of an architecture, and `$arch` for its own
+/// hyperparameters.
+macro_rules! with_time_mix {
+    ($config:expr, $T:ident, $arch:ident => $body:expr) => {
+        match &$config.arch {
+            Arch::V4 => {
+                type $T = v4::TimeMix;
+                let $arch = &();
+                $body
+            }
+            Arch::V5($arch) => {
+                type $T = v5::TimeMix;
+                $body
+            }
+            Arch::V6($arch) => {
+                type $T = v6::TimeMix;
+                $body
+            }
+            Arch::V7($arch) => {
+                type $T = v7::TimeMix;
+                $body
+            }
+        }
+    };
+}
+
+/// Floats of recurrent state in one layer of a model with hyperparameters `config`.
+fn layer_state_len(config: &Config) -> usize {
+    with_time_mix!(config, T, arch => Layer::<T>::state_len(config, arch))
+}
+
+/// Floats of recurrent state of a model with hyperparameters `config`; `usize::MAX` if they are more than that.
+pub(super) fn state_len(config: &Config) -> usize {
+    config.n_layer.saturating_mul(layer_state_len(config))
+}
+
+/// Puts the recurrent state of all layers to its value before the first token. `tuned(layer)` gives the state of time
+/// mixing of a state-tuned model.
+pub(super) fn init_state<'t>(config: &Config, state: &mut [f32], tuned: impl Fn(usize) -> Option<&'t [f32]>) {
+    for (layer, state) in state.chunks_exact_mut(layer_state_len(config)).enumerate() {
+        with_time_mix!(config, T, _arch => Layer::<T>::init_state(state, config));
+        if let Some(tuned) = tuned(layer) {
+            state[2 * config.n_embd..].copy_from_slice(tuned);
+        }
+    }
+}
+
+/// Takes the buffers for batches of up to `tokens` tokens, and forgets them: for the memory plan.
+pub(super) fn measure<'a>(config: &Config, threads: usize, tokens: usize, buffers: &mut impl Buffers<'a>) {
+    with_time_mix!(config, T, arch => {
+        Scratch::<T>::take(buffers, config, arch, threads, tokens);
+    });
+}
+
+impl State {
+    /// Bytes of a state of a model with hyperparameters `config`.
+    pub fn bytes(config: &Config) -> usize {
+        state_len(config).saturating_add(config.n_embd).saturating_mul(size_of::<f32>())
+    }
+}
+
+impl Layers {
+    pub(super) fn load(file: &ModelFile) -> Result<Self> {
+        Ok(match file.config().arch {
+            Arch::V4 => Layers::V4(Stack::load(file, ())?),
+            Arch::V5(arch) => Layers::V5(Stack::load(file, arch)?),
+            Arch::V6(arch) => Layers::V6(Stack::load(file, arch)?),
+            Arch::V7(arch) => Layers::V7(Stack::load(file, arch)?),
+        })
+    }
+
+    /// Runs all layers on the residual streams `x` of a batch, `[tokens, n_embd]`, in buffers for up to `most_tokens`.
+    pub(super) fn run<'a>(
+        &self,
+        (ops, config): (&mut Ops<'_>, &Config),
+        batch: &mut Batch<'_, '_>,
+        x: &mut Vectors<'_>,
+        most_tokens: usize,
+        buffers: &mut impl Buffers<'a>,
+    ) {
+        match self {
+            Layers::V4(stack) => stack.run((ops, config), batch, x, most_tokens, buffers),
+            Layers::V5(stack) => stack.run((ops, config), batch, x, most_tokens, buffers),
+            Layers::V6(stack) => stack.run((ops, config), batch, x, most_tokens, buffers),
+            Layers::V7(stack) => stack.run((ops, config), batch, x, most_tokens, buffers),
+        }
+    }
+}
+
+impl<T: TimeMix> Stack<T> {
+    fn load(file: &ModelFile, arch: T::Arch) -> Result<Self> {
+        let config = file.config();
+        let layers: Result<_> =
+            (0..config.n_layer).map(|index| Layer::load(file, config, &arch, index)).collect();
+        Ok(Self { layers: layers?, arch })
+    }
+
+    fn run<'a>(
+        &self,
+        (ops, config): (&mut Ops<'_>, &Config),
+        batch: &mut Batch<'_, '_>,
+        x: &mut Vectors<'_>,
+        most_tokens: usize,
+        buffers: &mut impl Buffers<'a>,
+    ) {
+        let mut scratch = Scratch::take(buffers, config, &self.arch, ops.pool.threads(), most_tokens);
+        self.layers.iter().for_each(|layer| layer.forward(ops, batch, x, &mut scratch));
+    }
+}
