@@ -108,7 +108,7 @@ cfg_if::cfg_if! {
             }
 
             pub(super) fn set(word: Word) {
-                // SAFETY: writes what the register had before or what Rust assumes.
+                // SAFETY: writes the value of before or the one that Rust assumes.
                 unsafe { asm!("msr fpcr, {}", in(reg) word, options(nostack, preserves_flags)) };
             }
         }
@@ -140,7 +140,7 @@ cfg_if::cfg_if! {
 
             pub(super) fn set(word: Word) {
                 let word = word | read() & FLAGS;
-                // SAFETY: writes what the register had before or what Rust assumes.
+                // SAFETY: writes the value of before or the one that Rust assumes.
                 unsafe { asm!("vmsr fpscr, {}", in(reg) word, options(nostack, preserves_flags)) };
             }
         }

@@ -50,7 +50,8 @@ pub(crate) use int8::encode as encode_int8;
 /// Encodes one group of values that were divided by the tensor scale.
 pub(crate) type EncodeGroupFn = fn(&[f32; GROUP_SIZE]) -> Result<Group, ScaleOverflow>;
 
-/// The tensor scale to try first: fp16 scales then reach from normal numbers of 2^-24 up to 64.
+/// The tensor scale to try first: fp16 scales then reach from normal numbers of 2^-24 up to 64
+/// (`docs/DESIGN.md`, Scales and their tensor scale).
 pub const TENSOR_SCALE: f32 = 1.0 / 1024.0;
 
 /// The error of encoding, as sums that add up over a tensor.

@@ -314,7 +314,8 @@ impl Kernels {
         (self.dequantize_record)(out, w, index);
     }
 
-    /// The product of `x` with each of the records `indices` of an Int4 tensor.
+    /// The product of `x` with each of the records `indices` of an Int4 tensor: rows of the second
+    /// plane of a head (`docs/DESIGN.md`, The head in two planes).
     ///
     /// # Panics
     /// If the records are of another type, `out` and `indices` differ in length, an index is no

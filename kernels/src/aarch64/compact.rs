@@ -37,7 +37,7 @@ const COUNTS: u64 = 0x4332_3221_3221_2110;
 struct LaneSet(usize);
 
 impl LaneSet {
-    /// The lanes that are zero in `others`; in other lanes all bits are set.
+    /// The lanes in which `others` is 0. In the rest it has all bits set.
     #[target_feature(enable = "neon")]
     #[inline]
     fn all_but(others: uint32x4_t) -> Self {
@@ -45,7 +45,7 @@ impl LaneSet {
         Self(vaddvq_u32(vbicq_u32(bits, others)) as usize)
     }
 
-    /// The lanes that are not zero; NaNs are not.
+    /// The lanes that are not zero, NaNs included.
     #[target_feature(enable = "neon")]
     #[inline]
     fn nonzero(x: float32x4_t) -> Self {
@@ -64,7 +64,7 @@ impl LaneSet {
         (COUNTS >> (4 * self.0)) as usize & 15
     }
 
-    /// The lanes of the set one after the other; what follows them may be anything.
+    /// The lanes of the set one after the other. The lanes after them may be anything.
     #[target_feature(enable = "neon")]
     #[inline]
     fn compress(self, lanes: uint8x16_t) -> uint8x16_t {

@@ -8,7 +8,7 @@
 @ the sums before the tensor scale. The multiply-adds of floats run in NEON, so the caller makes sure that no
 @ subnormal number can appear.
 @
-@ A group of 32 columns goes by in two halves of 8 rows, so that its sums leave room for the codes.
+@ A group of 32 columns is multiplied in two halves of 8 rows, so that its sums leave room for the codes.
 @
 @   r0 acc        r1 weight scales, then next block    r2 blocks left     r3 codes     r4 scales    r5 sums
 @   r6 bytes from line to line                         r7, r8 rows 0..3 and 4..7 of the half in the current line
@@ -44,7 +44,7 @@
         .endm
 
         @ Prefetches four lines, `ahead` bytes after the group's first or, once a half of int8 is done, after its end.
-        .macro ask_for ahead
+        .macro prefetch ahead
         pld     [r7, #\ahead]
         pld     [r7, #\ahead + 64]
         pld     [r7, #\ahead + 128]
@@ -122,7 +122,7 @@
         .endm
 
         .macro int4_group
-        ask_for 512
+        prefetch 512
         load_codes
         ldr     r12, [r5], #4
         lsl     r12, r12, #3
@@ -193,10 +193,10 @@ rwkv_edge_neon32_int4_rows:
         .endm
 
         .macro int8_group
-        ask_for 512
+        prefetch 512
         load_codes
         int8_half q12, q13
-        ask_for 256
+        prefetch 256
         sub     r7, r7, #480
         sub     r8, r8, #480
         int8_half q14, q15

@@ -89,15 +89,15 @@ pub(super) fn stay_normal(scales: &[f32]) -> bool {
 /// The product of a block row of Int4 before the tensor scale. The scales of `x` have to
 /// [stay normal](stay_normal).
 pub(super) fn int4_rows(blocks: &[u8], x: Activation<'_>) -> Rows {
-    // SAFETY: the contract of `int_rows`; `Kernels::for_isa` sees to it that the processor has the
-    // level.
+    // SAFETY: the kernel meets the contract of `int_rows`; `Kernels::for_isa` sees to it that the
+    // processor has the level.
     unsafe { int_rows(DType::Int4, rwkv_edge_neon32_int4_rows, blocks, x) }
 }
 
 /// The same for Int8.
 pub(super) fn int8_rows(blocks: &[u8], x: Activation<'_>) -> Rows {
-    // SAFETY: the contract of `int_rows`; `Kernels::for_isa` sees to it that the processor has the
-    // level.
+    // SAFETY: the kernel meets the contract of `int_rows`; `Kernels::for_isa` sees to it that the
+    // processor has the level.
     unsafe { int_rows(DType::Int8, rwkv_edge_neon32_int8_rows, blocks, x) }
 }
 
@@ -119,15 +119,15 @@ unsafe fn int_rows(dtype: DType, kernel: IntRows, blocks: &[u8], x: Activation<'
 
 /// The product of a block row of F32 before the tensor scale.
 pub(super) fn f32_rows(blocks: &[u8], values: &[f32]) -> Rows {
-    // SAFETY: the contract of `float_rows`; `Kernels::for_isa` sees to it that the processor has
-    // the level.
+    // SAFETY: the kernel meets the contract of `float_rows`; `Kernels::for_isa` sees to it that the
+    // processor has the level.
     unsafe { float_rows(DType::F32, rwkv_edge_neon32_f32_rows, blocks, values) }
 }
 
 /// The same for F16.
 pub(super) fn f16_rows(blocks: &[u8], values: &[f32]) -> Rows {
-    // SAFETY: the contract of `float_rows`; `Kernels::for_isa` sees to it that the processor has
-    // the level.
+    // SAFETY: the kernel meets the contract of `float_rows`; `Kernels::for_isa` sees to it that the
+    // processor has the level.
     unsafe { float_rows(DType::F16, rwkv_edge_neon32_f16_rows, blocks, values) }
 }
 
@@ -159,8 +159,8 @@ pub(super) fn record_dot(
     if sets > 0 {
         let (runs, weight_scales) = (runs.as_ptr(), weight_scales.as_ptr());
         let (codes, scales, sums) = (x.codes.as_ptr(), x.scales.as_ptr(), x.sums.as_ptr());
-        // SAFETY: reads and writes `groups` groups of what was just checked; the processor has the
-        // level, as `Kernels::for_isa` sees to.
+        // SAFETY: reads and writes `groups` groups, and the lengths were just checked; the
+        // processor has the level, as `Kernels::for_isa` sees to.
         unsafe { rwkv_edge_neon32_record_dot(&mut lanes, runs, weight_scales, sets, codes, scales, sums) };
     }
     lanes
@@ -226,8 +226,8 @@ pub(super) fn sparse_add_int4(
     next: &SparseSet<'_>,
     coefficients: &[[i16; SPARSE_SET]],
 ) {
-    // SAFETY: the contract of `sparse_add`; `Kernels::for_isa` sees to it that the processor has
-    // the level.
+    // SAFETY: the kernel meets the contract of `sparse_add`; `Kernels::for_isa` sees to it that the
+    // processor has the level.
     unsafe { sparse_add(rwkv_edge_neon32_add_int4, GROUP_SIZE / 2, sums, set, next, coefficients) };
 }
 
@@ -238,8 +238,8 @@ pub(super) fn sparse_add_int8(
     next: &SparseSet<'_>,
     coefficients: &[[i16; SPARSE_SET]],
 ) {
-    // SAFETY: the contract of `sparse_add`; `Kernels::for_isa` sees to it that the processor has
-    // the level.
+    // SAFETY: the kernel meets the contract of `sparse_add`; `Kernels::for_isa` sees to it that the
+    // processor has the level.
     unsafe { sparse_add(rwkv_edge_neon32_add_int8, GROUP_SIZE, sums, set, next, coefficients) };
 }
 

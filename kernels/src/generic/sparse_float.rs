@@ -25,7 +25,7 @@ macro_rules! sparse_float {
             first: usize,
             x: $crate::layout::Sparse<'_>,
         ) {
-            /// Records that go by together.
+            /// Records in a set.
             const SET_SIZE: usize = 4;
             let n = out.len();
             out.fill(0.0);

@@ -30,7 +30,7 @@ const COMPRESS: [[u8; 8]; 256] = {
 struct LaneSet(usize);
 
 impl LaneSet {
-    /// The lanes that are not zero; NaNs are not.
+    /// The lanes that are not zero, NaNs included.
     #[target_feature(enable = "avx2")]
     #[inline]
     fn nonzero(x: __m256) -> Self {

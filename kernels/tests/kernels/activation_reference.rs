@@ -1,4 +1,4 @@
-//! Element-wise operations, the L2 norm and the product of three vectors in scalar, against f64.
+//! Element-wise operations, the L2 norm and the product of three vectors, against f64.
 
 use rwkv_edge_kernels::{Kernels, sigmoid, tanh};
 

@@ -640,7 +640,7 @@ fn lerp() {
     report.finish();
 }
 
-/// What one operation after the other makes of the inputs of `norm_shift`: the normalised vector
+/// The results of `norm_shift`, computed by one operation after the other: the normalised vector
 /// and the outputs.
 fn norm_shift_in_steps(
     x: Normed<'_>,

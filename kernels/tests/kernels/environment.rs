@@ -20,8 +20,8 @@ fn the_environment_of_the_caller_neither_matters_nor_is_lost() {
     let (usual, bits) = (FloatEnvironment::bits(), product_and_sum());
     assert!(f32::from_bits(bits[0]).is_subnormal() && f32::from_bits(bits[1]) > 1.0);
     {
-        // SAFETY: arithmetic only behind `default_float_environment`, or to see what this
-        // environment makes of it.
+        // SAFETY: all arithmetic is behind `default_float_environment`, or shows the effect of this
+        // environment.
         let _environment = unsafe { FloatEnvironment::unusual() };
         let unusual = FloatEnvironment::bits();
         assert_ne!(unusual, usual);

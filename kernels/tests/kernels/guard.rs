@@ -15,8 +15,8 @@ impl Plain for f32 {}
 /// A slice whose last element touches an inaccessible page, so that reading or writing past it
 /// kills the test.
 ///
-/// Under Miri, which checks bounds by itself, and where there is no `mprotect`, an exact
-/// allocation.
+/// It is an exact allocation under Miri, which checks bounds itself, and where there is no
+/// `mprotect`.
 pub(crate) struct Guarded<T> {
     memory: memory::Memory,
     len: usize,

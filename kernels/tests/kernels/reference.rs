@@ -230,7 +230,7 @@ fn sparse_product_of_nothing_is_zero() {
     }
 }
 
-/// What a file says of its scales need not be true: coefficients are clamped then.
+/// A file may claim smaller bounds than its scales have. Coefficients are clamped then.
 #[test]
 fn sparse_product_with_bounds_that_do_not_hold_is_defined() {
     let mut rng = Rng(41);

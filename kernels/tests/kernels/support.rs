@@ -52,7 +52,7 @@ pub(crate) fn fingerprint(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |h, &b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// What a vector is filled with.
+/// The values of a test vector.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Fill {
     Normal,
@@ -95,10 +95,10 @@ impl Fill {
     }
 }
 
-/// What sets some levels apart from the level that they build on.
+/// The operations for which some levels have code of their own, and all others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
-    /// Every operation but these:
+    /// Every operation but the ones below.
     Base,
     /// Quantized products with one vector.
     ByteProducts,
@@ -107,7 +107,7 @@ pub(crate) enum Part {
 }
 
 impl Part {
-    /// The part whose code the product of such a matrix with one vector is.
+    /// The part of the product of a matrix of this type with one vector.
     pub(crate) fn of(dtype: DType) -> Self {
         if dtype.is_quantized() { Part::ByteProducts } else { Part::Base }
     }
@@ -125,8 +125,8 @@ impl Part {
     /// The levels to hold against scalar.
     ///
     /// Miri looks for faults of code and not of results, so it interprets the code of each part
-    /// once. A machine whose level is asserted is one of several, the others of which have the
-    /// weaker levels: it takes what its level adds.
+    /// once. Where `RWKV_EDGE_EXPECT_ISA` names a level, other machines test the weaker levels:
+    /// this one tests the parts that its level adds.
     pub(crate) fn levels(self) -> Vec<&'static Kernels> {
         let wanted = |isa: &Isa| match expected_isa() {
             Some(expected) => isa.name() == expected && self.is_own(*isa),
@@ -204,7 +204,7 @@ impl Input {
     }
 }
 
-/// What the bytes of a tensor are made from.
+/// The bytes of a test tensor.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Bytes {
     /// Encoded normal values.
@@ -317,8 +317,8 @@ pub(crate) fn encode_records(dtype: DType, values: &[f32], len: usize, tensor_sc
     data
 }
 
-/// The product of records with a sparse vector, of which `cut` entries at a time go to each of two
-/// partial sums in turn if the records are quantized.
+/// The product of records with a sparse vector. For quantized records, runs of `cut` entries go to
+/// two partial sums in turn.
 pub(crate) fn sparse_product(kernels: &Kernels, out: &mut [f32], w: &TestRecords, x: Sparse<'_>, cut: usize) {
     if !w.dtype.is_quantized() {
         return kernels.sparse_matvec(out, &w.view(), 0, x);
@@ -436,8 +436,8 @@ impl Report {
         }
     }
 
-    /// Fails with what was collected, or if nothing was compared although there are levels to
-    /// compare.
+    /// Fails with the collected differences, or if nothing was compared although there are levels
+    /// to compare.
     pub(crate) fn finish(self) {
         let shown = self.failures.iter().take(20).map(String::as_str).collect::<Vec<_>>().join("\n");
         assert!(self.failures.is_empty(), "{} failures, the first ones:\n{shown}", self.failures.len());
