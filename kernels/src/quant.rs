@@ -18,8 +18,8 @@
 //!    7, -7, 6, -6, 5, -5, 4 and -4.
 //! 2. One candidate is searched. Codes `q = round(clamp(u f, -8, 7))` are tried for
 //!    `f = i * (0.25 / amax)` with i = 20..=35, then for the negatives of these. The best scale for
-//!    given codes is `s = sum(u q) / sum(q q)`. The trial with the largest `sum(u q) * s`, the first
-//!    in a tie, gives its scale.
+//!    given codes is `s = sum(u q) / sum(q q)`. The trial with the largest `sum(u q) * s`, the
+//!    first in a tie, gives its scale.
 //!
 //! All candidates are rounded to fp16. Codes are `u * (1 / scale)` clamped to -8..=7 and rounded to
 //! nearest even. In a tie the first candidate wins, in the order given here. If `amax / 4` rounds
