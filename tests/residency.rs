@@ -10,8 +10,7 @@ use std::path::Path;
 use common::{convert_checkpoint, open, options, session};
 use rwkv_edge::format::{Arch, Config};
 use rwkv_edge::kernels::DType;
-use rwkv_quantize::source::Checkpoint;
-use rwkv_quantize::synth::Recipe;
+use rwkv_quantize::synth::{self, Recipe};
 
 /// What may be resident of the embedding: twice the largest piece that the system maps at once.
 const MOST: u64 = 2 * (2 << 20);
@@ -49,7 +48,7 @@ fn large_embedding() -> Recipe {
 
 #[test]
 fn of_the_embedding_only_pages_around_the_last_row_are_resident() {
-    let checkpoint = Checkpoint::synthetic(&large_embedding()).unwrap();
+    let checkpoint = synth::checkpoint(&large_embedding()).unwrap();
     let (_folder, path) = convert_checkpoint(checkpoint, &options(DType::F32));
     let model = open(&path, None);
     let mut session = session(&model, 1);

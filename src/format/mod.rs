@@ -10,7 +10,6 @@ mod chat;
 mod config;
 mod fields;
 mod file_layout;
-mod foreign;
 mod handles;
 mod header;
 mod mapping;
@@ -19,6 +18,7 @@ mod output;
 mod reader;
 #[cfg(test)]
 mod round_trip;
+mod sniff;
 mod tensor;
 mod tensor_table;
 #[cfg(test)]
@@ -35,6 +35,7 @@ pub use mapping::{Mapping, MappingKind};
 pub use metadata::{Provenance, SelfTest};
 pub use output::{Output, Published, Replace, Target};
 pub use reader::ModelFile;
+pub use sniff::FileKind;
 pub use tensor::{ElementType, TensorInfo, TensorLayout};
 pub use verifier::Verifier;
 pub use writer::ModelWriter;

@@ -3,8 +3,8 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::foreign::recognise;
 use super::header::{Header, MUST_UNDERSTAND};
+use super::sniff::FileKind;
 use super::tensor_table;
 use super::{Chat, Config, Mapping, Provenance, Section, SectionKind, SelfTest, TensorInfo, Verifier};
 use crate::error::{Error, ErrorKind, Result};
@@ -229,7 +229,7 @@ fn with_path(error: Error, path: Option<PathBuf>) -> Error {
 
 impl Front {
     fn parse(file: &[u8]) -> Result<Self> {
-        if let Some(what) = recognise(file) {
+        if let Some(what) = FileKind::of(file).and_then(FileKind::advice) {
             return Err(ErrorKind::NotAModel(what.into()).into());
         }
         let header = Header::parse(file)?;

@@ -38,7 +38,7 @@ use crate::threads::Pool;
 use crate::tokenizer::Tokenizer;
 use layers::Layers;
 use lm_head::LmHead;
-use names::Extras;
+use names::OptionalTensors;
 use ops::Ops;
 use shortlist::LogitsAndIds;
 use vectors::{SCRATCH, Vectors};
@@ -333,12 +333,12 @@ fn initial_state(file: &ModelFile) -> Result<Vec<VectorHandle>> {
 
 /// Refuses files with tensors that no code reads: they are of an unknown variant.
 fn check_tensors(file: &ModelFile, tuned_state: bool) -> Result<()> {
-    let extras = Extras {
+    let optional = OptionalTensors {
         tuned_state,
         nested_head: lm_head::is_nested(file),
         value_bound: file.tensor(&names::value_bound(0)).is_ok(),
     };
-    let expected = names::tensors(file.config(), extras)?;
+    let expected = names::tensors(file.config(), optional);
     let known: HashSet<&str> = expected.iter().map(|tensor| tensor.name.as_str()).collect();
     let checksums = |name: &str| name.strip_suffix(".crc32").is_some_and(|name| known.contains(name));
     let mut tensors = file.tensors().iter();

@@ -6,7 +6,6 @@
 
 use rwkv_edge_kernels::GROUP_SIZE;
 
-use crate::error::Result;
 use crate::format::{Arch, Config, Rwkv5, Rwkv5Variant, Rwkv6, Rwkv7};
 
 /// What a tensor is for, which decides its precision and layout.
@@ -57,6 +56,9 @@ pub const HEAD_RESIDUAL: &str = "head.residual";
 /// Upper bounds of the Euclidean norms of the residual's rows, `[n_vocab]`.
 pub const HEAD_BOUND: &str = "head.bound";
 
+/// Last part of the names of the second matrices of channel mixing.
+const VALUE: &str = "ffn.value.weight";
+
 /// Last part of the names of `ffn.value`'s bounds.
 const VALUE_BOUND: &str = "ffn.value.bound";
 
@@ -65,14 +67,22 @@ pub fn value_bound(layer: usize) -> String {
     format!("blocks.{layer}.{VALUE_BOUND}")
 }
 
-/// Whether a tensor was made from others of the file, and has no weights of the model.
-pub fn is_derived(name: &str) -> bool {
-    name == HEAD_RESIDUAL || name == HEAD_BOUND || name.ends_with(VALUE_BOUND)
+/// The tensor whose rounding or size a tensor of the file bounds, if it is one of bounds.
+pub fn bounded_by(name: &str) -> Option<String> {
+    match name {
+        HEAD_BOUND => Some(HEAD_RESIDUAL.to_owned()),
+        _ => name.strip_suffix(VALUE_BOUND).map(|layer| format!("{layer}{VALUE}")),
+    }
 }
 
-/// Tensors that a model may have or not.
+/// Whether a tensor was made from others of the file, and has no weights of the model.
+pub fn is_derived(name: &str) -> bool {
+    name == HEAD_RESIDUAL || bounded_by(name).is_some()
+}
+
+/// Tensors that only some models of a version have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Extras {
+pub struct OptionalTensors {
     /// The initial state of a state-tuned model.
     pub tuned_state: bool,
     /// The residual of a head in two planes, and its bound.
@@ -84,11 +94,9 @@ pub struct Extras {
 /// Tensors of one layer, and of the model, in the order in which a token uses them; the embedding comes last,
 /// so that it lies in a range of its own.
 ///
-/// # Errors
-/// If `config` is not valid.
-pub fn tensors(config: &Config, extras: Extras) -> Result<Vec<ModelTensor>> {
-    config.validate()?;
-    let mut list = List { config, extras, block: String::new(), specs: Vec::new() };
+/// `config` must be valid.
+pub fn tensors(config: &Config, optional: OptionalTensors) -> Vec<ModelTensor> {
+    let mut list = List { config, optional, block: String::new(), specs: Vec::new() };
     for layer in 0..config.n_layer {
         list.block = format!("blocks.{layer}.");
         list.norm("ln1", config.n_embd);
@@ -104,17 +112,17 @@ pub fn tensors(config: &Config, extras: Extras) -> Result<Vec<ModelTensor>> {
     list.block.clear();
     list.norm("ln_out", config.n_embd);
     list.add(HEAD, [config.n_vocab, config.n_embd], Role::Head);
-    if extras.nested_head {
+    if optional.nested_head {
         list.add(HEAD_RESIDUAL, [config.n_vocab, config.n_embd], Role::HeadResidual);
         list.add(HEAD_BOUND, [config.n_vocab, 1], Role::HeadBound);
     }
-    if let (true, Some(heads)) = (extras.tuned_state, config.heads()) {
+    if let (true, Some(heads)) = (optional.tuned_state, config.heads()) {
         for layer in 0..config.n_layer {
             list.add(&initial_state(layer), [config.n_att * heads.head_size, 1], Role::State);
         }
     }
     list.add("emb.weight", [config.n_vocab, config.n_embd], Role::Embedding);
-    Ok(list.specs)
+    list.specs
 }
 
 /// Name of the WKV state of `layer` before the first token, `[n_head, head_size keys, head_size values]`.
@@ -124,7 +132,7 @@ pub fn initial_state(layer: usize) -> String {
 
 struct List<'a> {
     config: &'a Config,
-    extras: Extras,
+    optional: OptionalTensors,
     /// Prefix of the names.
     block: String,
     specs: Vec<ModelTensor>,
@@ -233,8 +241,8 @@ impl List<'_> {
         if !matches!(arch, Arch::V7(_)) {
             self.add("ffn.receptance.weight", [n_embd, n_embd], Role::Matrix);
         }
-        self.add("ffn.value.weight", [n_embd, n_ffn], Role::SparseMatrix);
-        if self.extras.value_bound {
+        self.add(VALUE, [n_embd, n_ffn], Role::SparseMatrix);
+        if self.optional.value_bound {
             self.add(VALUE_BOUND, [n_embd.div_ceil(GROUP_SIZE), 1], Role::ScaleBound);
         }
     }

@@ -11,7 +11,8 @@ use std::sync::atomic::AtomicBool;
 use rwkv_edge::format::{Replace, SamplingParams, Target};
 use rwkv_edge::kernels::{DType, Isa};
 use rwkv_edge::{Model, Session};
-use rwkv_quantize::convert::{Conversion, Options, Progress};
+use rwkv_quantize::convert::{Conversion, Options};
+use rwkv_quantize::job::{Job, Progress};
 use rwkv_quantize::source::Checkpoint;
 use tempfile::TempDir;
 
@@ -76,7 +77,7 @@ fn run(conversion: Conversion) -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("model.rwkv");
     conversion
-        .run(Target::new(&output, Replace::Models).unwrap(), &mut Quiet, &AtomicBool::new(false))
+        .run(Target::new(&output, Replace::Models).unwrap(), Job::new(&mut Quiet, &AtomicBool::new(false)))
         .unwrap();
     (folder, output)
 }

@@ -9,7 +9,7 @@ use rwkv_edge::format::SamplingParams;
 use rwkv_edge::kernels::DType;
 use rwkv_edge::model::names;
 use rwkv_edge::{EngineOptions, LoadOptions, Model, Session, SessionOptions, Shortcuts};
-use rwkv_quantize::policy::Wanted;
+use rwkv_quantize::policy::QuantSpec;
 
 /// Greedy, top-k, top-p, all of them, and each with penalties and with rewards for repetition.
 fn samplings() -> Vec<SamplingParams> {
@@ -98,8 +98,8 @@ fn no_logit_is_further_from_its_estimate_than_its_bound() {
 
 #[test]
 fn a_plain_head_is_there_for_those_who_ask() {
-    let wanted = Wanted { dtype: DType::Int4, plain_head: true };
-    let options = rwkv_quantize::convert::Options { wanted, ..options(DType::Int4) };
+    let quant = QuantSpec { dtype: DType::Int4, plain_head: true };
+    let options = rwkv_quantize::convert::Options { quant, ..options(DType::Int4) };
     let (_folder, path) = convert(&fixture("v7-tiny.pth"), &options);
     let plain = open(&path, None);
     assert!(plain.file().tensor(names::HEAD_RESIDUAL).is_err());

@@ -11,13 +11,13 @@ use rwkv_edge::kernels::DType;
 use rwkv_edge::model::names;
 use rwkv_edge::{Engine, EngineOptions, Sampler, State};
 use rwkv_quantize::chat::{self, Template};
-use rwkv_quantize::policy::{self, Wanted};
+use rwkv_quantize::policy::{self, QuantSpec};
 use rwkv_quantize::shapes::RELEASED;
 use rwkv_quantize::vocab;
 
 fn layout(config: Config, dtype: DType) -> Result<FileLayout> {
-    let wanted = Wanted { dtype, plain_head: false };
-    let tensors = names::tensors(&config, wanted.extras(false))?;
+    let quant = QuantSpec { dtype, plain_head: false };
+    let tensors = names::tensors(&config, quant.optional_tensors(false));
     let chat = chat::chat(Template::World, vec![], vec![0], &[])?;
     Ok(FileLayout::new(FileContents {
         tokenizer: vocab::world_builtin(),
@@ -30,7 +30,7 @@ fn layout(config: Config, dtype: DType) -> Result<FileLayout> {
             ..Provenance::default()
         },
         self_test: SelfTest { tokens: vec![1, 2, 3, 4], ..SelfTest::default() },
-        tensors: tensors.iter().map(|tensor| policy::spec(tensor, wanted)).collect(),
+        tensors: tensors.iter().map(|tensor| policy::spec(tensor, quant)).collect(),
         config,
     })?)
 }

@@ -12,9 +12,8 @@ use rwkv_edge::kernels::DType;
 use rwkv_edge::{host, stdio};
 use rwkv_quantize::chat::Template;
 use rwkv_quantize::convert::Options;
-use rwkv_quantize::dims;
-use rwkv_quantize::policy::Wanted;
-use rwkv_quantize::shapes::{RELEASED, Shape};
+use rwkv_quantize::policy::QuantSpec;
+use rwkv_quantize::shapes::{self, RELEASED, Shape};
 use rwkv_quantize::source::{Checkpoint, SourceError};
 use rwkv_quantize::synth::{self, Recipe};
 
@@ -59,7 +58,7 @@ struct Cli {
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
     /// Epsilon of the group norm of RWKV-5 to 7, for checkpoints that were made with another than BlinkDL's
-    #[arg(long, value_name = "EPS", default_value_t = dims::GROUP_NORM_EPS)]
+    #[arg(long, value_name = "EPS", default_value_t = shapes::GROUP_NORM_EPS)]
     group_norm_eps: f32,
     /// Make a model of a released shape with random weights, to measure speed without a download; if
     /// OUTPUT ends in .safetensors, its checkpoint
@@ -140,7 +139,7 @@ impl Source {
     pub(crate) fn open(&self) -> Result<Checkpoint, SourceError> {
         match self {
             Self::File(path) => Checkpoint::open(path),
-            Self::Synthetic(recipe) => Checkpoint::synthetic(recipe),
+            Self::Synthetic(recipe) => synth::checkpoint(recipe),
         }
     }
 }
@@ -195,7 +194,7 @@ impl Cli {
 
     fn options(self) -> Options {
         Options {
-            wanted: Wanted { dtype: self.dtype.into(), plain_head: self.plain_head },
+            quant: QuantSpec { dtype: self.dtype.into(), plain_head: self.plain_head },
             tokenizer: self.tokenizer,
             template: self.chat,
             start_tokens: self.start_tokens,

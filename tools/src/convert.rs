@@ -1,5 +1,6 @@
 //! From a checkpoint to a `.rwkv` file.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -12,17 +13,19 @@ use rwkv_edge::format::{
 use rwkv_edge::kernels::quant::ErrorSums;
 use rwkv_edge::kernels::{DType, Isa, default_float_environment};
 use rwkv_edge::model::choose_kernels;
-use rwkv_edge::model::names::{self, Extras, ModelTensor, Role};
+use rwkv_edge::model::names::{self, ModelTensor, Role};
 use rwkv_edge::{LoadOptions, Model, Tokenizer, Verify, self_test};
 use sha2::{Digest, Sha256};
 
 use crate::chat::{self, Template};
-use crate::dims;
-use crate::encode::{self, Encoder, INTERRUPTED, Stop};
-use crate::origin::{Input, Origin, Sources};
-use crate::policy::{self, Wanted};
+use crate::config;
+use crate::encode::{Encoded, Encoder};
+use crate::job::{self, Job, Progress, Stop};
+use crate::origin::{Input, Origin, Sources, Stored};
+use crate::policy::{self, QuantSpec};
 use crate::report::{Report, Warning};
-use crate::source::{self, Checkpoint};
+use crate::shapes::GROUP_NORM_EPS;
+use crate::source::{self, Checkpoint, LN0};
 use crate::vocab::{self, VocabError};
 
 /// Ids that a model's vocabulary may have beyond the tokenizer's: released models are padded by up to 50, and a
@@ -35,7 +38,7 @@ fn max_unused_ids(n_vocab: usize) -> usize {
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Types of the weights.
-    pub wanted: Wanted,
+    pub quant: QuantSpec,
     /// Vocabulary file; `None` takes the one that the vocabulary size implies.
     pub tokenizer: Option<PathBuf>,
     /// Chat template; `None` takes the one that the vocabulary size implies.
@@ -56,23 +59,16 @@ impl Options {
     /// A checkpoint with all that its shapes imply, as weights of type `dtype`, converted by one thread.
     pub fn new(dtype: DType) -> Self {
         Self {
-            wanted: Wanted { dtype, plain_head: false },
+            quant: QuantSpec { dtype, plain_head: false },
             tokenizer: None,
             template: None,
             start_tokens: vec![],
             sampling: vec![],
             state: None,
-            group_norm_eps: dims::GROUP_NORM_EPS,
+            group_norm_eps: GROUP_NORM_EPS,
             threads: 1,
         }
     }
-}
-
-/// Receives the progress of a conversion.
-pub trait Progress {
-    /// `done` of `total` weights are converted, the last of them in `tensor`. A tensor whose scale turns out too
-    /// small starts again, so `done` may fall.
-    fn update(&mut self, done: u64, total: u64, tensor: &str);
 }
 
 /// A checkpoint that was found fit, and the file it would become.
@@ -82,6 +78,8 @@ pub struct Conversion {
     state: Option<Checkpoint>,
     tokenizer: Option<PathBuf>,
     byte_tokens: bool,
+    /// The tensors of the file.
+    tensors: Vec<(ModelTensor, Origin)>,
     layout: FileLayout,
     threads: usize,
 }
@@ -108,9 +106,9 @@ impl Conversion {
         let input = checkpoint.path();
         let with_path = || input.display().to_string();
         let version = source::detect(&checkpoint)?;
-        let config = dims::config(&checkpoint, version, options.group_norm_eps).with_context(with_path)?;
+        let config = config::read(&checkpoint, version, options.group_norm_eps).with_context(with_path)?;
         let state = options.state.as_deref().map(Checkpoint::open).transpose()?;
-        let tensors = model_tensors(sources(&checkpoint, &state), &config, options.wanted)?;
+        let tensors = model_tensors(sources(&checkpoint, &state), &config, options.quant)?;
         let (tokenizer, error) = match tokenizer(options.tokenizer.as_deref(), config.n_vocab) {
             Ok(tokenizer) => (tokenizer, None),
             Err(error) => (rwkv_edge::tokenizer::compile::bytes(), Some(error)),
@@ -127,13 +125,13 @@ impl Conversion {
                 tokens: self_test_tokens(&config, &options.start_tokens),
                 logits_sha256: [0; 32],
             },
-            tensors: tensors.iter().map(|tensor| policy::spec(tensor, options.wanted)).collect(),
+            tensors: tensors.iter().map(|(tensor, _)| policy::spec(tensor, options.quant)).collect(),
             tokenizer,
             config,
         };
         let layout = FileLayout::new(contents)?;
         let (tokenizer, threads) = (options.tokenizer.clone(), options.threads.max(1));
-        Ok((Self { checkpoint, state, tokenizer, byte_tokens, layout, threads }, error))
+        Ok((Self { checkpoint, state, tokenizer, byte_tokens, tensors, layout, threads }, error))
     }
 
     /// Whether the model gets byte tokens because no built-in vocabulary has its size: of synthetic checkpoints only.
@@ -151,35 +149,32 @@ impl Conversion {
         &self.layout
     }
 
-    /// Writes the file. It appears under its name when it is complete; on an error, or when `interrupted`
-    /// becomes true, nothing is left behind.
+    /// Writes the file. It appears under its name when it is complete; on an error, or when `job` is
+    /// interrupted, nothing is left behind.
     ///
     /// # Errors
     /// If `output` is one of the files that are read, `RWKV_EDGE_ISA` is wrong or there is no room, all before a weight
     /// is read; if reading or writing fails, a weight is not finite or too large, or the run was interrupted.
-    pub fn run(
-        self,
-        output: Target,
-        progress: &mut dyn Progress,
-        interrupted: &AtomicBool,
-    ) -> Result<(Report, Published)> {
+    pub fn run(self, output: Target, job: Job<'_>) -> Result<(Report, Published)> {
         // Threads that start from here on inherit it.
         let _environment = default_float_environment();
         let isa = choose_kernels(None)?.isa();
         self.check_output(&output)?;
-        let Self { checkpoint, state, layout, threads, .. } = self;
+        let Self { checkpoint, state, tensors, layout, threads, .. } = self;
         let sources = sources(&checkpoint, &state);
         let FileContents { mut provenance, mut self_test, config, .. } = layout.contents().clone();
         let mut writer = ModelWriter::create(output, layout)?;
+        let Job { progress, interrupted } = job;
         let ((errors, total), contents) = while_reading(sources, threads, interrupted, |stop| {
-            write_tensors(sources, &mut writer, &config, threads, progress, stop)
+            let encoder = Encoder::new(sources.checkpoint, config.layer_norm_eps, threads, stop)?;
+            write_tensors(sources, &mut writer, &tensors, encoder, progress)
         })?;
         provenance.source_sha256 = contents.sha256;
         provenance.rel_error = total.relative() as f32;
         let report = Report::new(writer.layout(), &errors, provenance.rel_error, contents.warnings);
         writer.finish_data()?;
         self_test.logits_sha256 = logits_digest(writer.model_file()?, isa, &self_test.tokens, threads)?;
-        ensure!(!interrupted.load(Ordering::Relaxed), INTERRUPTED);
+        job::check(&[interrupted])?;
         Ok((report, writer.finish(provenance, self_test)?))
     }
 
@@ -204,54 +199,63 @@ fn sources<'a>(checkpoint: &'a Checkpoint, state: &'a Option<Checkpoint>) -> Sou
     Sources { checkpoint: input(checkpoint), state: state.as_ref().map(input) }
 }
 
-/// The tensors of the file, after checking that the checkpoint has each in the right shape. That it has no
-/// others, [`source::detect`] saw to.
-fn model_tensors(sources: Sources<'_>, config: &Config, wanted: Wanted) -> Result<Vec<ModelTensor>> {
+/// The tensors of the file and where they come from, after checking that the checkpoint has each in the right
+/// shape. That it has no others, [`source::detect`] saw to.
+fn model_tensors(
+    sources: Sources<'_>,
+    config: &Config,
+    quant: QuantSpec,
+) -> Result<Vec<(ModelTensor, Origin)>> {
     sources.check_state(config)?;
-    let tensors = names::tensors(config, wanted.extras(sources.has_state()))?;
-    let ln0 = encode::LN0.map(|name| ModelTensor {
-        name: name.into(),
-        shape: [config.n_embd, 1],
-        role: Role::Vector,
-    });
-    for tensor in ln0.iter().chain(&tensors) {
-        Origin::find(sources, config, tensor)?;
+    for name in LN0 {
+        let ln0 = ModelTensor { name: name.into(), shape: [config.n_embd, 1], role: Role::Vector };
+        Stored::find(sources, config, &ln0)?;
     }
-    Ok(tensors)
+    let tensors = names::tensors(config, quant.optional_tensors(sources.has_state())).into_iter();
+    tensors.map(|tensor| Ok((tensor.clone(), Origin::find(sources, config, &tensor)?))).collect()
 }
 
 /// Encodes every tensor; returns the relative error of each, and the sums over all.
 fn write_tensors(
     sources: Sources<'_>,
     writer: &mut ModelWriter,
-    config: &Config,
-    threads: usize,
+    tensors: &[(ModelTensor, Origin)],
+    mut encoder: Encoder<'_>,
     progress: &mut dyn Progress,
-    stop: Stop<'_>,
 ) -> Result<(Vec<f32>, ErrorSums)> {
     let specs = writer.layout().contents().tensors.clone();
-    let has = |name: &str| specs.iter().any(|spec| spec.name == name);
-    let nested_head = has(names::HEAD_RESIDUAL);
-    let value_bound = has(&names::value_bound(0));
-    let tensors =
-        names::tensors(config, Extras { tuned_state: sources.has_state(), nested_head, value_bound })?;
+    let nested_head = specs.iter().any(|spec| spec.name == names::HEAD_RESIDUAL);
     let total: u64 = specs.iter().map(|spec| spec.shape[0] as u64 * spec.shape[1] as u64).sum();
-    let mut encoder = Encoder::new(sources.checkpoint, config.layer_norm_eps, threads, stop)?;
     let mut sums = ErrorSums::default();
     let mut errors = Vec::with_capacity(specs.len());
+    let mut bounds = HashMap::new();
     let mut done = 0;
-    for (index, (spec, tensor)) in specs.iter().zip(&tensors).enumerate() {
-        let origin = Origin::find(sources, config, tensor)?;
-        let tensor_sums = encoder.tensor(writer, index, spec, tensor.role, &origin, &mut |elements| {
-            progress.update(done + elements as u64, total, &spec.name);
-        })?;
+    for (index, (spec, (tensor, origin))) in specs.iter().zip(tensors).enumerate() {
+        let encoded = match origin {
+            Origin::Stored(stored) => {
+                let from = (sources.of(stored), stored);
+                encoder.tensor(writer, index, spec, from, &mut |elements| {
+                    progress.update(done + elements as u64, total, &spec.name);
+                })?
+            }
+            Origin::BoundsOf(name) => {
+                let bounds: Option<Vec<f32>> = bounds.remove(name.as_str());
+                let bounds = bounds.with_context(|| format!("{}: {name} has no bounds", spec.name))?;
+                Encoder::bounds(writer, index, &bounds)?;
+                progress.update(done + bounds.len() as u64, total, &spec.name);
+                Encoded::default()
+            }
+        };
         done += spec.shape[0] as u64 * spec.shape[1] as u64;
-        // The first plane of a nested head has no error of its own: what it leaves, the residual has.
+        if !encoded.bounds.is_empty() {
+            bounds.insert(spec.name.as_str(), encoded.bounds);
+        }
+        // The first plane of a nested head has no error of its own: its residual has that of both planes.
         if nested_head && tensor.role == Role::Head {
             errors.push(0.0);
         } else {
-            errors.push(tensor_sums.relative() as f32);
-            sums += tensor_sums;
+            errors.push(encoded.sums.relative() as f32);
+            sums += encoded.sums;
         }
     }
     progress.update(total, total, "");
@@ -273,8 +277,8 @@ fn provenance(checkpoint: &Checkpoint, options: &Options, version: Version) -> P
 
 /// The options that change weights, as on the command line.
 fn settings(options: &Options, version: Version) -> String {
-    let mut settings = format!("--type {}", options.wanted.dtype);
-    if options.wanted.plain_head {
+    let mut settings = format!("--type {}", options.quant.dtype);
+    if options.quant.plain_head {
         settings += " --plain-head";
     }
     if version != Version::V4 {
@@ -330,7 +334,7 @@ fn read_contents(sources: Sources<'_>, stop: Stop<'_>) -> Result<Contents> {
     let mut warnings = Vec::new();
     let mut read_through = |input: Input<'_>, digest: &mut Sha256| {
         let runs = input.checkpoint.read_through(|block| {
-            encode::check(stop)?;
+            job::check(&stop)?;
             digest.update(block);
             anyhow::Ok(())
         })?;

@@ -1,23 +1,23 @@
 //! Streams one tensor from the checkpoint into the file: read a slice, transform, quantize, write.
 //!
 //! Memory is bounded by the slice, whatever the tensor's size. Slices are encoded by several threads; every
-//! unit (a block of 16 rows, a row, or a column) is encoded on its own, so bytes and error sums do not depend
+//! chunk (a block of 16 rows, a row, or a column) is encoded on its own, so bytes and error sums do not depend
 //! on how many.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use rwkv_edge::format::{ModelWriter, TensorLayout, WriteSpec};
 use rwkv_edge::kernels::layout::{GROUP_SIZE, ROW_INTERLEAVE, Records, matrix_bytes, record_bytes};
 use rwkv_edge::kernels::quant::{self, ErrorSums, ScaleOverflow, TENSOR_SCALE};
 use rwkv_edge::kernels::{DType, Kernels};
-use rwkv_edge::model::names::{self, Role};
+use rwkv_edge::model::names;
 
-use crate::origin::{Input, Origin};
+use crate::job::{self, Stop};
+use crate::origin::{Input, Stored};
 use crate::residual::BlockRows;
-use crate::source::{SourceError, SourceTensor};
+use crate::source::{LN0, SourceError, SourceTensor};
 
 /// Floats that one thread holds of a slice: 16 MiB, so that a slice of the columns of a large matrix still
 /// reads a few hundred neighbouring values of each row.
@@ -26,21 +26,6 @@ const SLICE_FLOATS: usize = 4 << 20;
 /// Factor on the tensor scale after a group scale did not fit fp16, and how often to try.
 const SCALE_STEP: f32 = 64.0;
 const SCALE_TRIES: usize = 8;
-
-/// The norm that is folded into the embedding.
-pub(crate) const LN0: [&str; 2] = ["blocks.0.ln0.weight", "blocks.0.ln0.bias"];
-
-/// The error of a run that was asked to stop.
-pub(crate) const INTERRUPTED: &str = "interrupted";
-
-/// Flags that end a run when one of them is raised.
-pub(crate) type Stop<'a> = [&'a AtomicBool; 2];
-
-/// Fails if a flag is raised.
-pub(crate) fn check(stop: Stop<'_>) -> Result<()> {
-    ensure!(!stop.iter().any(|flag| flag.load(Ordering::Relaxed)), INTERRUPTED);
-    Ok(())
-}
 
 /// Called with the number of elements of the tensor that are encoded so far; it falls when a tensor is encoded
 /// again.
@@ -55,45 +40,52 @@ pub(crate) struct Encoder<'a> {
     ln0: [Vec<f32>; 2],
     /// One slice of floats per thread.
     slices: Vec<Vec<f32>>,
-    /// What bounds the columns or the residual that was encoded last.
-    bounds: Vec<f32>,
 }
 
-/// A unit could not be encoded.
-enum UnitError {
+/// A tensor that was encoded.
+#[derive(Default)]
+pub(crate) struct Encoded {
+    /// Its error against the checkpoint; that of both planes together for the residual of a nested head.
+    pub(crate) sums: ErrorSums,
+    /// Bounds of a quantized `ffn.value` or of a residual; none of other tensors.
+    pub(crate) bounds: Vec<f32>,
+}
+
+/// A chunk could not be encoded.
+enum ChunkError {
     /// A weight of this magnitude, or the scale of its group, does not fit fp16 at this tensor scale.
     Overflow(f32),
     Other(anyhow::Error),
 }
 
-impl From<anyhow::Error> for UnitError {
+impl From<anyhow::Error> for ChunkError {
     fn from(error: anyhow::Error) -> Self {
-        UnitError::Other(error)
+        ChunkError::Other(error)
     }
 }
 
-impl From<rwkv_edge::Error> for UnitError {
+impl From<rwkv_edge::Error> for ChunkError {
     fn from(error: rwkv_edge::Error) -> Self {
-        UnitError::Other(error.into())
+        ChunkError::Other(error.into())
     }
 }
 
-impl From<SourceError> for UnitError {
+impl From<SourceError> for ChunkError {
     fn from(error: SourceError) -> Self {
-        UnitError::Other(error.into())
+        ChunkError::Other(error.into())
     }
 }
 
 /// A matrix's values, row-major `[out, in]`.
 enum Values<'a> {
     /// As the checkpoint has them.
-    Checkpoint(&'a Origin<'a>),
+    Checkpoint(Input<'a>, &'a Stored),
     /// Turned.
     Memory(Vec<f32>),
 }
 
 /// What a tensor is cut into: `count` pieces that are encoded independently.
-struct Units {
+struct Chunks {
     count: usize,
     /// Source elements of each; the last block of rows may have fewer.
     floats: usize,
@@ -115,61 +107,53 @@ impl<'a> Encoder<'a> {
             layer_norm_eps,
             ln0: [vector(LN0[0])?, vector(LN0[1])?],
             slices: vec![Vec::new(); threads.max(1)],
-            bounds: Vec::new(),
         })
     }
 
-    /// Writes tensor number `index` of the file; returns its error against the checkpoint, in a nested head that of
-    /// both planes together for the residual.
+    /// Writes tensor number `index` of the file.
     pub(crate) fn tensor(
         &mut self,
         writer: &mut ModelWriter,
         index: usize,
         spec: &WriteSpec,
-        role: Role,
-        origin: &Origin<'_>,
+        (input, stored): (Input<'_>, &Stored),
         advance: &mut Advance<'_>,
-    ) -> Result<ErrorSums> {
+    ) -> Result<Encoded> {
         let name = &spec.name;
         if spec.layout == TensorLayout::Vector {
             writer.begin(index, 1.0)?;
-            match role {
-                Role::ScaleBound | Role::HeadBound => writer.write(&bytes_of(&self.bounds))?,
-                _ => self.vector(writer, origin)?,
-            }
+            self.vector(writer, input, stored)?;
             writer.end(0.0)?;
             advance(spec.shape[0]);
-            return Ok(ErrorSums::default());
+            return Ok(Encoded::default());
         }
         let dtype =
             spec.dtype.weight().with_context(|| format!("tensor {name}: {} is no weight", spec.dtype))?;
-        let first_plane = match role {
-            Role::HeadResidual => Some(scale_of(writer, names::HEAD)?),
-            _ => None,
-        };
-        let values = if origin.transposed {
-            Values::Memory(self.transposed(origin, spec.shape)?)
+        let is_residual = name == names::HEAD_RESIDUAL;
+        let first_plane = is_residual.then(|| scale_of(writer, names::HEAD)).transpose()?;
+        let values = if stored.transposed {
+            Values::Memory(self.transposed(input, stored, spec.shape)?)
         } else {
-            Values::Checkpoint(origin)
+            Values::Checkpoint(input, stored)
         };
         let mut scale = if dtype.is_quantized() { TENSOR_SCALE } else { 1.0 };
         let mut tries = if dtype.is_quantized() { SCALE_TRIES } else { 1 };
         loop {
             writer.begin(index, scale)?;
             let target = Target { spec, dtype, scale, first_plane };
-            match self.units(writer, &values, target, advance) {
-                Ok(sums) => {
-                    writer.end(sums.relative() as f32)?;
-                    return Ok(sums);
+            match self.chunks(writer, &values, target, advance) {
+                Ok(encoded) => {
+                    writer.end(encoded.sums.relative() as f32)?;
+                    return Ok(encoded);
                 }
-                Err(UnitError::Other(error)) => return Err(error),
-                Err(UnitError::Overflow(largest)) => {
+                Err(ChunkError::Other(error)) => return Err(error),
+                Err(ChunkError::Overflow(largest)) => {
                     tries -= 1;
                     if tries == 0 {
                         let normed = if spec.layout == TensorLayout::RowRecords { " after ln0" } else { "" };
                         let expected = format!("weights that {dtype} can hold{normed}");
                         let found = format!("one of {largest:?}");
-                        return Err(origin.input.error(&origin.tensor.name, expected, found).into());
+                        return Err(input.error(&stored.tensor.name, expected, found).into());
                     }
                     writer.rewind()?;
                     scale *= SCALE_STEP;
@@ -179,31 +163,31 @@ impl<'a> Encoder<'a> {
     }
 
     /// Writes a vector as it is stored, a slice at a time: a tuned state can be large.
-    fn vector(&self, writer: &mut ModelWriter, origin: &Origin<'_>) -> Result<()> {
-        let Origin { input, tensor, transform, .. } = *origin;
+    fn vector(&self, writer: &mut ModelWriter, input: Input<'_>, stored: &Stored) -> Result<()> {
+        let Stored { tensor, transform, .. } = stored;
         let (elements, unit) = (tensor.elements(), transform.unit());
         let per_slice = (SLICE_FLOATS / unit / transform.repeat()).max(1) * unit;
         for first in (0..elements).step_by(per_slice) {
             let mut values = vec![0.0; per_slice.min(elements - first)];
             read_finite(input, tensor, first, &mut values)?;
-            let stored = transform.apply(&values);
-            if let Some(i) = stored.iter().position(|x| !x.is_finite()) {
+            let transformed = transform.apply(&values);
+            if let Some(i) = transformed.iter().position(|x| !x.is_finite()) {
                 let i = i / transform.repeat();
                 let expected = format!("a number with a finite exponential in element {}", first + i);
                 return Err(input.error(&tensor.name, expected, values[i].to_string()).into());
             }
-            writer.write(&bytes_of(&stored))?;
+            writer.write(&bytes_of(&transformed))?;
         }
         Ok(())
     }
 
     /// A small matrix that the checkpoint has as `[in, out]`, as `[out, in]`.
-    fn transposed(&self, origin: &Origin<'_>, [rows, cols]: [usize; 2]) -> Result<Vec<f32>> {
+    fn transposed(&self, input: Input<'_>, origin: &Stored, [rows, cols]: [usize; 2]) -> Result<Vec<f32>> {
         let mut turned = vec![0.0; rows * cols];
         let per_slice = (SLICE_FLOATS / rows).max(1);
         for first in (0..cols).step_by(per_slice) {
             let mut stored = vec![0.0; per_slice.min(cols - first) * rows];
-            read_finite(origin.input, origin.tensor, origin.start + first * rows, &mut stored)?;
+            read_finite(input, &origin.tensor, origin.start + first * rows, &mut stored)?;
             for (row, turned) in turned.chunks_exact_mut(cols).enumerate() {
                 let column = stored.iter().skip(row).step_by(rows);
                 turned[first..].iter_mut().zip(column).for_each(|(to, &from)| *to = from);
@@ -212,46 +196,46 @@ impl<'a> Encoder<'a> {
         Ok(turned)
     }
 
-    /// Encodes all units of a tensor in order, a slice at a time.
-    fn units(
+    /// Encodes all chunks of a tensor in order, a slice at a time.
+    fn chunks(
         &mut self,
         writer: &mut ModelWriter,
         values: &Values<'_>,
         target: Target<'_>,
         advance: &mut Advance<'_>,
-    ) -> Result<ErrorSums, UnitError> {
+    ) -> Result<Encoded, ChunkError> {
         let [rows, cols] = target.spec.shape;
-        let units = Units::of(target)?;
-        let per_thread = (SLICE_FLOATS / units.floats).clamp(1, units.count.div_ceil(self.slices.len()));
+        let chunks = Chunks::of(target)?;
+        let per_thread = (SLICE_FLOATS / chunks.floats).clamp(1, chunks.count.div_ceil(self.slices.len()));
         let per_slice = per_thread * self.slices.len();
-        let mut bytes = vec![0; per_slice * units.bytes];
+        let mut bytes = vec![0; per_slice * chunks.bytes];
         let mut outcomes = vec![Outcome::default(); per_slice];
         let mut slices = std::mem::take(&mut self.slices);
-        let mut total = ErrorSums::default();
+        let mut sums = ErrorSums::default();
         let mut bounds = Vec::new();
         let bounds_scales = target.spec.layout == TensorLayout::ColumnRecords && target.dtype.is_quantized();
         let mut scales = bounds_scales.then(|| vec![0.0; rows.div_ceil(GROUP_SIZE)]);
         let mut first = 0;
         let mut result = Ok(());
-        while first < units.count && result.is_ok() {
-            if let Err(stopped) = check(self.stop) {
+        while first < chunks.count && result.is_ok() {
+            if let Err(stopped) = job::check(&self.stop) {
                 result = Err(stopped.into());
                 break;
             }
-            let count = per_slice.min(units.count - first);
-            let bytes = &mut bytes[..count * units.bytes];
+            let count = per_slice.min(chunks.count - first);
+            let bytes = &mut bytes[..count * chunks.bytes];
             let outcomes = &mut outcomes[..count];
-            let job = Job { encoder: self, values, target, units: &units };
-            result = job.slice(first, per_thread, bytes, outcomes, &mut slices);
+            let encoding = Encoding { encoder: self, values, target, chunks: &chunks };
+            result = encoding.slice(first, per_thread, bytes, outcomes, &mut slices);
             if result.is_ok() {
-                let done = ((first + count) * units.floats).min(rows * cols);
-                writer.write(&bytes[..units.bytes_of(target, first, count)])?;
+                let done = ((first + count) * chunks.floats).min(rows * cols);
+                writer.write(&bytes[..chunks.bytes_of(target, first, count)])?;
                 if let Some(scales) = &mut scales {
                     let columns = Records::new(target.dtype, count, rows, target.scale, bytes);
                     quant::largest_scales(&columns.expect("as many columns"), scales);
                 }
                 for outcome in outcomes {
-                    total += outcome.sums;
+                    sums += outcome.sums;
                     bounds.extend(outcome.bounds);
                 }
                 advance(done);
@@ -259,14 +243,15 @@ impl<'a> Encoder<'a> {
             first += count;
         }
         self.slices = slices;
-        if target.first_plane.is_some() {
-            bounds.truncate(rows);
-            self.bounds = bounds;
-        }
-        if let Some(scales) = scales {
-            self.bounds = scales;
-        }
-        result.map(|()| total)
+        bounds.truncate(if target.first_plane.is_some() { rows } else { 0 });
+        result.map(|()| Encoded { sums, bounds: scales.unwrap_or(bounds) })
+    }
+
+    /// Writes tensor number `index` of the file, which bounds another.
+    pub(crate) fn bounds(writer: &mut ModelWriter, index: usize, bounds: &[f32]) -> Result<()> {
+        writer.begin(index, 1.0)?;
+        writer.write(&bytes_of(bounds))?;
+        Ok(writer.end(0.0)?)
     }
 }
 
@@ -291,7 +276,7 @@ struct Target<'a> {
     first_plane: Option<f32>,
 }
 
-/// What became of a unit.
+/// What became of a chunk.
 #[derive(Clone, Copy, Default)]
 struct Outcome {
     sums: ErrorSums,
@@ -299,7 +284,7 @@ struct Outcome {
     bounds: [f32; ROW_INTERLEAVE],
 }
 
-impl Units {
+impl Chunks {
     fn of(target: Target<'_>) -> Result<Self> {
         let Target { spec, dtype, .. } = target;
         let [rows, cols] = spec.shape;
@@ -321,11 +306,11 @@ impl Units {
             }),
             TensorLayout::RowRecords => record(rows, cols),
             TensorLayout::ColumnRecords => record(cols, rows),
-            TensorLayout::Vector => bail!("tensor {}: a vector has no units", spec.name),
+            TensorLayout::Vector => bail!("tensor {}: a vector has no chunks", spec.name),
         }
     }
 
-    /// Bytes of `count` units from `first` on. The last of a residual may have fewer rows than the others; the
+    /// Bytes of `count` chunks from `first` on. The last of a residual may have fewer rows than the others; the
     /// blocks of a matrix are whole.
     fn bytes_of(&self, target: Target<'_>, first: usize, count: usize) -> usize {
         let rows = target.spec.shape[0];
@@ -340,15 +325,15 @@ impl Units {
 
 /// One tensor being encoded.
 #[derive(Clone, Copy)]
-struct Job<'a> {
+struct Encoding<'a> {
     encoder: &'a Encoder<'a>,
     values: &'a Values<'a>,
     target: Target<'a>,
-    units: &'a Units,
+    chunks: &'a Chunks,
 }
 
-impl Job<'_> {
-    /// Encodes the units from `first` on that fill `bytes`, in parts of `per_thread`: the calling thread and one more
+impl Encoding<'_> {
+    /// Encodes the chunks from `first` on that fill `bytes`, in parts of `per_thread`: the calling thread and one more
     /// for every further part take them in turn. If threads cannot start, fewer do the same work.
     fn slice(
         self,
@@ -357,9 +342,9 @@ impl Job<'_> {
         bytes: &mut [u8],
         outcomes: &mut [Outcome],
         slices: &mut [Vec<f32>],
-    ) -> Result<(), UnitError> {
-        let bytes = bytes.chunks_mut(per_thread * self.units.bytes);
-        let mut results: Vec<Result<(), UnitError>> = Vec::new();
+    ) -> Result<(), ChunkError> {
+        let bytes = bytes.chunks_mut(per_thread * self.chunks.bytes);
+        let mut results: Vec<Result<(), ChunkError>> = Vec::new();
         results.resize_with(bytes.len(), || Ok(()));
         let more_threads = bytes.len().saturating_sub(1);
         let parts = bytes.zip(outcomes.chunks_mut(per_thread)).zip(slices).zip(&mut results).enumerate();
@@ -382,15 +367,15 @@ impl Job<'_> {
         results.into_iter().collect()
     }
 
-    /// Encodes consecutive units on the calling thread.
+    /// Encodes consecutive chunks on the calling thread.
     fn part(
         self,
         first: usize,
         bytes: &mut [u8],
         outcomes: &mut [Outcome],
         floats: &mut Vec<f32>,
-    ) -> Result<(), UnitError> {
-        let outs = bytes.chunks_mut(self.units.bytes).zip(outcomes.iter_mut());
+    ) -> Result<(), ChunkError> {
+        let outs = bytes.chunks_mut(self.chunks.bytes).zip(outcomes.iter_mut());
         if let Some(first_plane) = self.target.first_plane {
             return self.residual(first, first_plane, outs, floats);
         }
@@ -401,17 +386,17 @@ impl Job<'_> {
         }
     }
 
-    /// Units of `unit_rows` consecutive rows.
+    /// Chunks of `chunk_rows` consecutive rows.
     fn rows<'b>(
         self,
         first: usize,
-        unit_rows: usize,
+        chunk_rows: usize,
         outs: impl Iterator<Item = (&'b mut [u8], &'b mut Outcome)>,
         floats: &mut Vec<f32>,
-    ) -> Result<(), UnitError> {
+    ) -> Result<(), ChunkError> {
         let Target { spec, dtype, scale, .. } = self.target;
-        for (unit, (out, outcome)) in (first..).zip(outs) {
-            self.read_rows(unit * unit_rows, unit_rows, floats)?;
+        for (chunk, (out, outcome)) in (first..).zip(outs) {
+            self.read_rows(chunk * chunk_rows, chunk_rows, floats)?;
             outcome.sums = if spec.layout == TensorLayout::RowRecords {
                 let row = self.normalized_row(floats);
                 self.encoder.kernels.encode_record(dtype, &row, scale, out)
@@ -423,18 +408,18 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Units of a block of rows each: what the first plane leaves of them.
+    /// Chunks of a block of rows each: what the first plane leaves of them.
     fn residual<'b>(
         self,
         first: usize,
         first_plane: f32,
         outs: impl Iterator<Item = (&'b mut [u8], &'b mut Outcome)>,
         floats: &mut Vec<f32>,
-    ) -> Result<(), UnitError> {
+    ) -> Result<(), ChunkError> {
         let cols = self.target.spec.shape[1];
         let mut block = BlockRows::new(self.encoder.kernels, cols, first_plane)?;
-        for (unit, (out, outcome)) in (first..).zip(outs) {
-            self.read_rows(unit * ROW_INTERLEAVE, ROW_INTERLEAVE, floats)?;
+        for (chunk, (out, outcome)) in (first..).zip(outs) {
+            self.read_rows(chunk * ROW_INTERLEAVE, ROW_INTERLEAVE, floats)?;
             let rows = floats.len() / cols;
             let records = out.chunks_exact_mut(out.len() / ROW_INTERLEAVE).take(rows);
             outcome.sums = block
@@ -445,20 +430,22 @@ impl Job<'_> {
     }
 
     /// Reads up to `count` rows from `row` on, as many as there are.
-    fn read_rows(self, row: usize, count: usize, floats: &mut Vec<f32>) -> Result<(), UnitError> {
+    fn read_rows(self, row: usize, count: usize, floats: &mut Vec<f32>) -> Result<(), ChunkError> {
         let [rows, cols] = self.target.spec.shape;
         floats.resize(count.min(rows - row) * cols, 0.0);
         Ok(self.read(row * cols, floats)?)
     }
 
-    fn overflow(self, error: ScaleOverflow) -> UnitError {
-        UnitError::Overflow(error.largest * self.target.scale)
+    fn overflow(self, error: ScaleOverflow) -> ChunkError {
+        ChunkError::Overflow(error.largest * self.target.scale)
     }
 
     /// The matrix's values from `start` on.
     fn read(self, start: usize, out: &mut [f32]) -> Result<(), SourceError> {
         match self.values {
-            Values::Checkpoint(origin) => read_finite(origin.input, origin.tensor, origin.start + start, out),
+            Values::Checkpoint(input, stored) => {
+                read_finite(*input, &stored.tensor, stored.start + start, out)
+            }
             Values::Memory(values) => {
                 out.copy_from_slice(&values[start..start + out.len()]);
                 Ok(())
@@ -474,13 +461,13 @@ impl Job<'_> {
         out
     }
 
-    /// Units of one column each: reads the panel of all their columns, then transposes 16 at a time.
+    /// Chunks of one column each: reads the panel of all their columns, then transposes 16 at a time.
     fn columns(
         self,
         first: usize,
         mut outs: Vec<(&mut [u8], &mut Outcome)>,
         panel: &mut Vec<f32>,
-    ) -> Result<(), UnitError> {
+    ) -> Result<(), ChunkError> {
         let kernels = self.encoder.kernels;
         let Target { spec, dtype, scale, .. } = self.target;
         let [rows, cols] = spec.shape;

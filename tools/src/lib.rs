@@ -1,14 +1,20 @@
 //! Converts RWKV checkpoints to one `.rwkv` file that the runtime maps and runs in place.
 //!
-//! [`source`] reads checkpoints of any size without loading them, [`dims`] finds the hyperparameters in the
-//! tensors' shapes, [`policy`] gives every tensor its precision, and [`convert`] streams one slice of one
-//! tensor after the other into the file. [`vocab`] compiles tokenizers, [`chat`] holds templates and defaults.
-//! [`synth`] makes checkpoints with random weights of the released [`shapes`].
+//! - [`source`] reads checkpoints of any size without loading them.
+//! - [`config`] finds the hyperparameters in the tensors' shapes.
+//! - [`policy`] gives every tensor its precision and layout.
+//! - [`convert`] streams one slice of one tensor after the other into the file, as a [`job`].
+//! - [`vocab`] compiles tokenizers; [`chat`] holds templates and defaults.
+//! - [`synth`] makes checkpoints with random weights of the released [`shapes`].
+//!
+//! Imports go one way: `convert` stands on `encode`, `origin`, `policy` and `vocab`, these on `source`. `synth` gives
+//! `source` bytes to read; `source` does not know it.
 
 pub mod chat;
+pub mod config;
 pub mod convert;
-pub mod dims;
 mod encode;
+pub mod job;
 mod origin;
 pub mod policy;
 pub mod report;

@@ -5,14 +5,14 @@ mod cli;
 use std::fmt::Display;
 use std::io::Write;
 use std::process::ExitCode;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use rwkv_edge::printable::Printable;
 use rwkv_edge::stdio::StatusLine;
 use rwkv_edge::{signals, stdio};
-use rwkv_quantize::convert::{Conversion, Options, Progress};
+use rwkv_quantize::convert::{Conversion, Options};
+use rwkv_quantize::job::{Job, Progress};
 use rwkv_quantize::report;
 use rwkv_quantize::synth::{self, Recipe};
 
@@ -45,8 +45,7 @@ fn convert(source: &cli::Source, options: &Options, output: &cli::Output) -> Res
         ));
     }
     let source_bytes = conversion.checkpoint().file_len();
-    let ((report, published), seconds) =
-        timed(|progress, interrupted| conversion.run(target, progress, interrupted))?;
+    let ((report, published), seconds) = timed(|job| conversion.run(target, job))?;
     report.warnings.iter().for_each(|warning| warn(warning));
     published.warning().iter().for_each(|warning| warn(warning));
     report.to_string().lines().for_each(|line| stdio::eprint_line(format_args!("{line}")));
@@ -60,8 +59,7 @@ fn convert(source: &cli::Source, options: &Options, output: &cli::Output) -> Res
 
 fn synthesize(recipe: &Recipe, output: &cli::Output) -> Result<()> {
     let target = output.target()?;
-    let ((bytes, published), seconds) =
-        timed(|progress, interrupted| synth::write(recipe, target, progress, interrupted))?;
+    let ((bytes, published), seconds) = timed(|job| synth::write(recipe, target, job))?;
     published.warning().iter().for_each(|warning| warn(warning));
     let speed = bytes as f64 / 1e6 / seconds;
     stdio::eprint_line(format_args!("{recipe}: {bytes} bytes, {seconds:.1} s, {speed:.0} MB/s"));
@@ -74,11 +72,11 @@ fn warn(warning: &dyn Display) {
 }
 
 /// Runs a job that shows its progress and ends on signals; returns how many seconds it took.
-fn timed<T>(job: impl FnOnce(&mut Meter, &AtomicBool) -> Result<T>) -> Result<(T, f64)> {
+fn timed<T>(work: impl FnOnce(Job<'_>) -> Result<T>) -> Result<(T, f64)> {
     let interrupted = signals::catch(signals::ENDING)?;
     let started = Instant::now();
     let mut progress = Meter::new();
-    let result = job(&mut progress, interrupted);
+    let result = work(Job::new(&mut progress, interrupted));
     drop(progress);
     Ok((result?, started.elapsed().as_secs_f64()))
 }

@@ -1,4 +1,4 @@
-//! Where each tensor of a `.rwkv` file comes from in the checkpoint, and what is done to it on the way.
+//! Where each tensor of a `.rwkv` file comes from in the checkpoint, and the transform on the way.
 
 use std::iter;
 use std::path::Path;
@@ -6,8 +6,8 @@ use std::path::Path;
 use rwkv_edge::format::{Arch, Config, Heads, Rwkv5, Rwkv5Variant};
 use rwkv_edge::model::names::{self, ModelTensor, Role, V6_MIXES};
 
-use crate::dims;
-use crate::source::{Checkpoint, Container, SourceError, SourceTensor};
+use crate::config;
+use crate::source::{Checkpoint, Container, SourceError, SourceTensor, stored_names};
 
 /// Most values of a matrix that is turned in memory, 128 MiB of them. The largest of released models have 2 million.
 const MAX_TURNED: usize = 1 << 25;
@@ -36,13 +36,22 @@ impl<'a> Input<'a> {
     }
 }
 
-/// The source of one tensor of the file.
+/// Where the values of a tensor of the file come from.
 #[derive(Clone, Debug)]
-pub(crate) struct Origin<'a> {
-    /// The checkpoint that has it.
-    pub(crate) input: Input<'a>,
+pub(crate) enum Origin {
+    /// From a tensor of the checkpoint.
+    Stored(Stored),
+    /// They bound the tensor of this name, and come from its encoding.
+    BoundsOf(String),
+}
+
+/// A tensor of a checkpoint, or a slice of one, that becomes a tensor of the file.
+#[derive(Clone, Debug)]
+pub(crate) struct Stored {
+    /// Whether it is in the file of a tuned state.
+    in_state: bool,
     /// The tensor of the checkpoint.
-    pub(crate) tensor: &'a SourceTensor,
+    pub(crate) tensor: SourceTensor,
     /// First element, for tensors that are slices of another.
     pub(crate) start: usize,
     /// Whether the matrix is stored `[in, out]`.
@@ -57,7 +66,15 @@ pub(crate) struct Sources<'a> {
     pub(crate) state: Option<Input<'a>>,
 }
 
-impl Sources<'_> {
+impl<'a> Sources<'a> {
+    /// The checkpoint that has `stored`.
+    pub(crate) fn of(self, stored: &Stored) -> Input<'a> {
+        match self.state {
+            Some(state) if stored.in_state => state,
+            _ => self.checkpoint,
+        }
+    }
+
     /// Whether there is a tuned state.
     pub(crate) fn has_state(&self) -> bool {
         let tensors = self.checkpoint.checkpoint.tensors();
@@ -135,57 +152,75 @@ impl Transform {
     }
 }
 
-impl<'a> Origin<'a> {
-    /// Finds the source of `wanted` and checks its shape.
+impl Origin {
+    /// Finds where `wanted` comes from and checks its shape.
     ///
     /// # Errors
     /// Naming the tensor, what was expected and what was found.
     pub(crate) fn find(
-        sources: Sources<'a>,
+        sources: Sources<'_>,
         config: &Config,
         wanted: &ModelTensor,
     ) -> Result<Self, SourceError> {
-        let input = match (wanted.role, sources.state) {
-            (Role::State, Some(state)) => state,
-            _ => sources.checkpoint,
-        };
-        let (tensor, transform) = vector_source(input, config, &wanted.name)?;
-        let mut origin = Self { input, tensor, start: 0, transposed: false, transform };
+        match names::bounded_by(&wanted.name) {
+            Some(bounded) => Ok(Self::BoundsOf(bounded)),
+            None => Stored::find(sources, config, wanted).map(Self::Stored),
+        }
+    }
+}
+
+impl Stored {
+    /// Finds the tensor of the checkpoint and checks its shape.
+    ///
+    /// # Errors
+    /// Naming the tensor, what was expected and what was found.
+    pub(crate) fn find(
+        sources: Sources<'_>,
+        config: &Config,
+        wanted: &ModelTensor,
+    ) -> Result<Self, SourceError> {
+        let in_state = wanted.role == Role::State && sources.state.is_some();
+        let input = if in_state { sources.state.unwrap_or(sources.checkpoint) } else { sources.checkpoint };
+        let tensor = stored(input, config, &wanted.name)?.clone();
+        let transform = transform(input.checkpoint.container(), config, &tensor);
+        let mut origin = Self { in_state, tensor, start: 0, transposed: false, transform };
         let (fits, expected) = match (wanted.role, config.heads()) {
             (Role::Vector, _) => origin.fits_vector(config, wanted.shape[0] / transform.repeat()),
             (Role::State, Some(heads)) => origin.fits_state(heads),
-            // What they bound is checked.
-            (Role::ScaleBound | Role::HeadBound, _) => (true, String::new()),
             _ => origin.fits_matrix(wanted),
         };
         let [rows, cols] = wanted.shape;
         if fits && origin.transposed && rows.saturating_mul(cols) > MAX_TURNED {
             let expected = format!("at most {MAX_TURNED} values in a low-rank matrix");
-            return Err(input.error(&tensor.name, expected, format!("shape {:?}", tensor.shape)));
+            return Err(origin.misshapen(input, expected));
         }
         if fits {
             return Ok(origin);
         }
         let shape_of =
             |name: String| Some(format!("{name} {:?}", sources.checkpoint.checkpoint.get(&name)?.shape));
-        let references = dims::references(config.version(), &tensor.name);
+        let references = config::references(config.version(), &origin.tensor.name);
         let references: Vec<_> = references.into_iter().filter_map(shape_of).collect();
         let expected = match &references[..] {
             [] => expected,
             _ => format!("{expected} (given by {})", references.join(", ")),
         };
-        Err(input.error(&tensor.name, expected, format!("shape {:?}", tensor.shape)))
+        Err(origin.misshapen(input, expected))
+    }
+
+    fn misshapen(&self, input: Input<'_>, expected: String) -> SourceError {
+        input.error(&self.tensor.name, expected, format!("shape {:?}", self.tensor.shape))
     }
 
     /// Whether there are `len` values in one dimension or by head, and what is expected.
     fn fits_vector(&self, config: &Config, len: usize) -> (bool, String) {
-        let mut fits = has_shape(self.tensor, &[len]);
+        let mut fits = has_shape(&self.tensor, &[len]);
         let mut expected = format!("{len} values");
         if let Some(&Heads { n_head, head_size, .. }) = config.heads()
             && len == config.n_att
             && self.tensor.name.contains(".att.")
         {
-            fits |= has_shape(self.tensor, &[n_head, head_size]);
+            fits |= has_shape(&self.tensor, &[n_head, head_size]);
             expected += &format!(" or shape [{n_head}, {head_size}]");
         }
         (fits, expected)
@@ -198,7 +233,7 @@ impl<'a> Origin<'a> {
             self.transform = Transform::TurnHeads(size);
         }
         let shape = [n_head, size, size];
-        (has_shape(self.tensor, &shape), format!("shape {shape:?}"))
+        (has_shape(&self.tensor, &shape), format!("shape {shape:?}"))
     }
 
     fn fits_matrix(&mut self, wanted: &ModelTensor) -> (bool, String) {
@@ -230,50 +265,34 @@ fn mix_index(name: &str) -> Option<usize> {
     V6_MIXES.iter().position(|&name| name == mix)
 }
 
-/// The checkpoint's tensor for one of the file, and the transform of decays and bonuses.
-fn vector_source<'a>(
-    input: Input<'a>,
-    config: &Config,
-    name: &str,
-) -> Result<(&'a SourceTensor, Transform), SourceError> {
-    if name == names::HEAD_RESIDUAL {
-        return Ok((input.get(names::HEAD)?, Transform::None));
-    }
-    if let Some(bounded) = name.strip_suffix(".bound") {
-        return Ok((input.get(&format!("{bounded}.weight"))?, Transform::None));
-    }
-    if let Some((block, _)) = name.split_once(".att.time_maa_w2.") {
-        return Ok((input.get(&format!("{block}.att.time_maa_w2"))?, Transform::None));
-    }
-    let raw = input.checkpoint.container() != Container::RwkvCpp;
-    match &config.arch {
-        Arch::V4 if raw && name.ends_with(".att.time_decay") => Ok((input.get(name)?, Transform::NegExp)),
-        Arch::V5(arch) => v5_source(input, config.n_att, arch, name, raw),
-        _ => Ok((input.get(name)?, Transform::None)),
-    }
+/// The checkpoint's tensor for that of the file with this name.
+fn stored<'a>(input: Input<'a>, config: &Config, name: &str) -> Result<&'a SourceTensor, SourceError> {
+    let names = stored_names(config.version(), name);
+    let found = names.iter().find_map(|name| input.checkpoint.get(name));
+    found.map_or_else(|| input.get(names.first().map_or(name, String::as_str)), Ok)
 }
 
-/// The same for RWKV-5, whose decay and bonus have a value for each channel or for each head.
-fn v5_source<'a>(
-    input: Input<'a>,
-    n_att: usize,
-    arch: &Rwkv5,
-    name: &str,
-    raw: bool,
-) -> Result<(&'a SourceTensor, Transform), SourceError> {
-    let head_size = arch.heads.head_size;
-    let repeat = |tensor: &SourceTensor| if tensor.elements() == n_att { 1 } else { head_size };
-    if name.ends_with(".att.time_decay") {
-        let tensor = input.get(name)?;
-        let repeat = if arch.variant == Rwkv5Variant::V5_2 { 1 } else { repeat(tensor) };
-        return Ok((tensor, if raw { Transform::Decay(repeat) } else { Transform::Repeat(repeat) }));
+/// What is done to a decay or a bonus. rwkv.cpp stores both transformed already.
+fn transform(container: Container, config: &Config, tensor: &SourceTensor) -> Transform {
+    let raw = container != Container::RwkvCpp;
+    let is_decay = tensor.name.ends_with(".att.time_decay");
+    match &config.arch {
+        Arch::V4 if is_decay && raw => Transform::NegExp,
+        Arch::V5(Rwkv5 { variant, heads }) => {
+            // There is a value for each channel or for each head.
+            let by_channel = tensor.elements() == config.n_att;
+            let repeat = if by_channel { 1 } else { heads.head_size };
+            if is_decay {
+                let repeat = if *variant == Rwkv5Variant::V5_2 { 1 } else { repeat };
+                if raw { Transform::Decay(repeat) } else { Transform::Repeat(repeat) }
+            } else if tensor.name.ends_with(".att.time_faaaa") {
+                Transform::Repeat(repeat)
+            } else if tensor.name.ends_with(".att.time_first") {
+                if raw { Transform::Exp(heads.head_size) } else { Transform::Repeat(heads.head_size) }
+            } else {
+                Transform::None
+            }
+        }
+        _ => Transform::None,
     }
-    let Some(block) = name.strip_suffix("time_faaaa") else {
-        return Ok((input.get(name)?, Transform::None));
-    };
-    if let Some(tensor) = input.checkpoint.get(name) {
-        return Ok((tensor, Transform::Repeat(repeat(tensor))));
-    }
-    let transform = if raw { Transform::Exp(head_size) } else { Transform::Repeat(head_size) };
-    Ok((input.get(&format!("{block}time_first"))?, transform))
 }

@@ -17,21 +17,25 @@
 
 use rwkv_edge::format::{TensorLayout, WriteSpec};
 use rwkv_edge::kernels::DType;
-use rwkv_edge::model::names::{Extras, ModelTensor, Role};
+use rwkv_edge::model::names::{ModelTensor, OptionalTensors, Role};
 
-/// What is asked of a file.
+/// The quantization that is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wanted {
+pub struct QuantSpec {
     /// Type of the projections.
     pub dtype: DType,
     /// Keep a quantized head in one plane.
     pub plain_head: bool,
 }
 
-impl Wanted {
+impl QuantSpec {
     /// The tensors that this adds to a model of tuned states or not.
-    pub fn extras(self, tuned_state: bool) -> Extras {
-        Extras { tuned_state, nested_head: self.nested_head(), value_bound: self.dtype.is_quantized() }
+    pub fn optional_tensors(self, tuned_state: bool) -> OptionalTensors {
+        OptionalTensors {
+            tuned_state,
+            nested_head: self.nested_head(),
+            value_bound: self.dtype.is_quantized(),
+        }
     }
 
     /// Whether the head has two planes.
@@ -41,13 +45,13 @@ impl Wanted {
 }
 
 /// Element type of a tensor with `role`.
-pub fn dtype(role: Role, wanted: Wanted) -> DType {
+pub fn dtype(role: Role, quant: QuantSpec) -> DType {
     match role {
         Role::Vector | Role::State | Role::ScaleBound | Role::HeadBound => DType::F32,
         Role::HeadResidual => DType::Int4,
-        Role::Head if wanted.nested_head() => DType::Int4,
-        Role::LowRank | Role::Head | Role::Embedding if wanted.dtype == DType::Int4 => DType::Int8,
-        Role::Matrix | Role::SparseMatrix | Role::LowRank | Role::Head | Role::Embedding => wanted.dtype,
+        Role::Head if quant.nested_head() => DType::Int4,
+        Role::LowRank | Role::Head | Role::Embedding if quant.dtype == DType::Int4 => DType::Int8,
+        Role::Matrix | Role::SparseMatrix | Role::LowRank | Role::Head | Role::Embedding => quant.dtype,
     }
 }
 
@@ -62,8 +66,8 @@ pub fn layout(role: Role) -> TensorLayout {
 }
 
 /// What the file stores for `tensor`.
-pub fn spec(tensor: &ModelTensor, wanted: Wanted) -> WriteSpec {
-    let dtype = dtype(tensor.role, wanted);
+pub fn spec(tensor: &ModelTensor, quant: QuantSpec) -> WriteSpec {
+    let dtype = dtype(tensor.role, quant);
     let spec = WriteSpec::weight(&tensor.name, dtype, layout(tensor.role), tensor.shape);
     WriteSpec { checked_by_record: tensor.role == Role::Embedding, ..spec }
 }

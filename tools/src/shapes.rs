@@ -2,7 +2,11 @@
 
 use rwkv_edge::format::{Arch, Config, Heads, Rwkv5, Rwkv5Variant, Rwkv6, Rwkv7, Version};
 
-use crate::dims::{GROUP_NORM_EPS, LAYER_NORM_EPS};
+/// Epsilon of every layer norm of every released model.
+pub(crate) const LAYER_NORM_EPS: f32 = 1e-5;
+
+/// Epsilon of the group norm of RWKV-5 to 7 as BlinkDL trains and runs them: 1e-5 times 8 squared.
+pub const GROUP_NORM_EPS: f32 = 64e-5;
 
 /// Channels of a head in every released model that has heads.
 const HEAD_SIZE: usize = 64;
@@ -72,28 +76,31 @@ impl Shape {
 
     /// All hyperparameters.
     pub fn config(&self) -> Config {
-        let Self { version, n_layer, n_embd, n_vocab, .. } = *self;
-        let heads =
-            Heads { n_head: n_embd / HEAD_SIZE, head_size: HEAD_SIZE, group_norm_eps: GROUP_NORM_EPS };
-        let v5 = |variant| Arch::V5(Rwkv5 { variant, heads });
-        let arch = match version {
-            Version::V4 => Arch::V4,
-            Version::V5_0 => v5(Rwkv5Variant::V5_0),
-            Version::V5_1 => v5(Rwkv5Variant::V5_1),
-            Version::V5_2 => v5(Rwkv5Variant::V5_2),
-            Version::V6 => {
-                let (mix_rank, decay_rank) = if n_embd < 4096 { (32, 64) } else { (64, 128) };
-                Arch::V6(Rwkv6 { heads, mix_rank, decay_rank })
-            }
-            Version::V7 => {
-                let [decay_rank, iclr_rank, value_rank, gate_rank] = ranks_v7(n_embd);
-                Arch::V7(Rwkv7 { heads, decay_rank, iclr_rank, value_rank: Some(value_rank), gate_rank })
-            }
-        };
-        let short_ffn = matches!(version, Version::V5_1 | Version::V5_2 | Version::V6);
-        let n_ffn = if short_ffn { n_embd * 7 / 2 / 32 * 32 } else { 4 * n_embd };
-        Config { n_layer, n_embd, n_att: n_embd, n_ffn, n_vocab, layer_norm_eps: LAYER_NORM_EPS, arch }
+        config(self.version, [self.n_layer, self.n_embd, self.n_vocab])
     }
+}
+
+/// The hyperparameters that a released model of this version would have with so many layers, channels and tokens.
+pub(crate) fn config(version: Version, [n_layer, n_embd, n_vocab]: [usize; 3]) -> Config {
+    let heads = Heads { n_head: n_embd / HEAD_SIZE, head_size: HEAD_SIZE, group_norm_eps: GROUP_NORM_EPS };
+    let v5 = |variant| Arch::V5(Rwkv5 { variant, heads });
+    let arch = match version {
+        Version::V4 => Arch::V4,
+        Version::V5_0 => v5(Rwkv5Variant::V5_0),
+        Version::V5_1 => v5(Rwkv5Variant::V5_1),
+        Version::V5_2 => v5(Rwkv5Variant::V5_2),
+        Version::V6 => {
+            let (mix_rank, decay_rank) = if n_embd < 4096 { (32, 64) } else { (64, 128) };
+            Arch::V6(Rwkv6 { heads, mix_rank, decay_rank })
+        }
+        Version::V7 => {
+            let [decay_rank, iclr_rank, value_rank, gate_rank] = ranks_v7(n_embd);
+            Arch::V7(Rwkv7 { heads, decay_rank, iclr_rank, value_rank: Some(value_rank), gate_rank })
+        }
+    };
+    let short_ffn = matches!(version, Version::V5_1 | Version::V5_2 | Version::V6);
+    let n_ffn = if short_ffn { n_embd * 7 / 2 / 32 * 32 } else { 4 * n_embd };
+    Config { n_layer, n_embd, n_att: n_embd, n_ffn, n_vocab, layer_norm_eps: LAYER_NORM_EPS, arch }
 }
 
 /// Inner sizes of decay, in-context learning rate, value residual and gate of an RWKV-7.

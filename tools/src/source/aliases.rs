@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use super::SourceTensor;
-use super::inventory::{split_layer, split_numbered};
+use super::names::{split_layer, split_numbered};
+use super::tensor::SourceTensor;
 
 /// Whose names the tensors of a file have. A [`Checkpoint`](super::Checkpoint) shows BlinkDL's for all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -13,11 +13,11 @@
 //! them; where the program is not known, as the other factors of the file are, or else as BlinkDL does.
 
 use super::aliases::{Naming, blinkdl_name, naming};
+use super::error::SourceError;
 use super::file::Source;
-use super::inventory::split_layer;
 use super::location::Location;
-use super::names::{self, find};
-use super::{Container, SourceError, SourceTensor};
+use super::names::{self, find, split_layer};
+use super::tensor::{Container, SourceTensor};
 
 /// The mixes of RWKV-7 in the order in which one tensor holds them.
 const MIXES: [&str; 6] = ["x_r", "x_w", "x_k", "x_v", "x_a", "x_g"];

@@ -3,7 +3,7 @@
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
-use super::SourceDType;
+use super::tensor::SourceDType;
 
 /// Decodes `out.len()` elements; `bytes` holds exactly that many.
 ///

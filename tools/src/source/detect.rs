@@ -2,8 +2,10 @@
 
 use rwkv_edge::format::Version;
 
-use super::{Checkpoint, Naming, SourceError};
-use super::{inventory, shards};
+use super::aliases::Naming;
+use super::checkpoint::Checkpoint;
+use super::error::SourceError;
+use super::{inventory, names, shards};
 
 /// A variant that is refused: beginnings of names that mark it, in a layer or beside the layers, and the reason.
 struct Variant {
@@ -95,11 +97,11 @@ fn whole_model(checkpoint: &Checkpoint) -> Result<Version, SourceError> {
 }
 
 fn refuse_variants(checkpoint: &Checkpoint) -> Result<(), SourceError> {
-    let tensors = checkpoint.tensors.iter().map(|tensor| tensor.name.as_str());
-    let names = tensors.chain(checkpoint.other_entries.iter().map(String::as_str));
+    let tensors = checkpoint.tensors().iter().map(|tensor| tensor.name.as_str());
+    let names = tensors.chain(checkpoint.other_entries().iter().map(String::as_str));
     for variant in VARIANTS {
         let marked = names.clone().find(|name| {
-            let (marks, local) = match inventory::split_layer(name) {
+            let (marks, local) = match names::split_layer(name) {
                 Some((_, local)) => (variant.in_layer, local),
                 None => (variant.beside, *name),
             };
@@ -154,9 +156,9 @@ fn gated_v5(checkpoint: &Checkpoint) -> Result<Version, SourceError> {
 
 /// No version fits: lists the first names, and says which other naming they follow if that is known.
 fn not_rwkv(checkpoint: &Checkpoint) -> SourceError {
-    let tensors = &checkpoint.tensors;
+    let tensors = checkpoint.tensors();
     let starts = |prefix: &str| tensors.iter().any(|tensor| tensor.name.starts_with(prefix));
-    let naming = match checkpoint.naming {
+    let naming = match checkpoint.naming() {
         Naming::BlinkDl if starts("layers.") || starts("embeddings.") => {
             "the names are not those of RWKV-7 in flash-linear-attention, but of another architecture; "
                 .to_owned()

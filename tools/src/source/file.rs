@@ -1,26 +1,39 @@
-//! The opened checkpoint file, or one that is computed: positioned reads, and errors that name it.
+//! The opened checkpoint file: positioned reads, and errors that name it.
 
+use std::fmt::Debug;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::SourceError;
-use crate::synth::{Image, Recipe};
+use super::error::SourceError;
 
-/// An opened file with its length at opening.
+/// Bytes that can be read at any place, by several threads at once.
+pub(crate) trait ReadAt: Debug + Send + Sync {
+    /// How many there are.
+    fn len(&self) -> u64;
+
+    /// Fills `buffer` from byte `offset`.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::UnexpectedEof`] where the bytes end before.
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+}
+
+/// A file with its length at opening.
 #[derive(Debug)]
-pub(super) struct Source {
-    bytes: Bytes,
-    path: PathBuf,
+struct OnDisk {
+    file: File,
     len: u64,
 }
 
-/// Where bytes come from.
+/// An opened file.
 #[derive(Debug)]
-enum Bytes {
-    File(File),
-    /// They are computed; the path is a description.
-    Synthetic(Image),
+pub(super) struct Source {
+    bytes: Box<dyn ReadAt>,
+    /// A description of a file that is computed.
+    path: PathBuf,
+    is_computed: bool,
 }
 
 impl Source {
@@ -41,21 +54,17 @@ impl Source {
         if len == 0 {
             return refuse("the file is empty; the download did not start or was interrupted");
         }
-        Ok(Self { bytes: Bytes::File(file), path: path.to_owned(), len })
+        Ok(Self { bytes: Box::new(OnDisk { file, len }), path: path.to_owned(), is_computed: false })
     }
 
-    /// The file that a recipe describes.
-    pub(super) fn synthetic(recipe: &Recipe) -> Result<Self, SourceError> {
-        let path = PathBuf::from(recipe.to_string());
-        match Image::new(recipe) {
-            Ok(image) => Ok(Self { len: image.len(), bytes: Bytes::Synthetic(image), path }),
-            Err(what) => Err(SourceError::Unsupported { file: path, what }),
-        }
+    /// A file that is computed where it is read.
+    pub(super) fn computed(description: PathBuf, bytes: Box<dyn ReadAt>) -> Self {
+        Self { bytes, path: description, is_computed: true }
     }
 
     /// Whether the file is computed.
-    pub(super) fn is_synthetic(&self) -> bool {
-        matches!(self.bytes, Bytes::Synthetic(_))
+    pub(super) fn is_computed(&self) -> bool {
+        self.is_computed
     }
 
     /// The path the file was opened by.
@@ -65,32 +74,21 @@ impl Source {
 
     /// Bytes in the file.
     pub(super) fn len(&self) -> u64 {
-        self.len
-    }
-
-    /// A second handle for readers that seek. Both share one cursor, which positioned reads may move on Windows.
-    pub(super) fn cursor(&self) -> Result<File, SourceError> {
-        match &self.bytes {
-            Bytes::File(file) => file.try_clone().map_err(|error| self.io(error)),
-            Bytes::Synthetic(_) => Err(self.unsupported("a synthetic checkpoint of this format")),
-        }
+        self.bytes.len()
     }
 
     /// Fills `buffer` from byte `offset`.
     pub(super) fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), SourceError> {
         let end = offset.saturating_add(buffer.len() as u64);
-        let result = match &self.bytes {
-            Bytes::File(file) => read_exact_at(file, buffer, offset),
-            Bytes::Synthetic(_) if end > self.len => Err(io::ErrorKind::UnexpectedEof.into()),
-            Bytes::Synthetic(image) => {
-                image.read_at(buffer, offset);
-                Ok(())
-            }
-        };
-        result.map_err(|error| match error.kind() {
+        self.read_exact_at(buffer, offset).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => self.malformed(format!("it ends before byte {end}")),
             _ => self.io(error),
         })
+    }
+
+    /// The same, with the system's error.
+    pub(super) fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.bytes.read_exact_at(buffer, offset)
     }
 
     /// An error of the operating system.
@@ -134,23 +132,29 @@ impl Source {
     }
 }
 
-#[cfg(unix)]
-fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset)
-}
-
-#[cfg(windows)]
-fn read_exact_at(file: &File, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
-    while !buffer.is_empty() {
-        match std::os::windows::fs::FileExt::seek_read(file, buffer, offset) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(n) => {
-                buffer = &mut buffer[n..];
-                offset += n as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
+impl ReadAt for OnDisk {
+    fn len(&self) -> u64 {
+        self.len
     }
-    Ok(())
+
+    #[cfg(unix)]
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        std::os::unix::fs::FileExt::read_exact_at(&self.file, buffer, offset)
+    }
+
+    #[cfg(windows)]
+    fn read_exact_at(&self, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
+        while !buffer.is_empty() {
+            match std::os::windows::fs::FileExt::seek_read(&self.file, buffer, offset) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(n) => {
+                    buffer = &mut buffer[n..];
+                    offset += n as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
 }

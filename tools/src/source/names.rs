@@ -2,8 +2,9 @@
 
 use std::cmp::Ordering;
 
+use super::error::SourceError;
 use super::file::Source;
-use super::{SourceError, SourceTensor};
+use super::tensor::SourceTensor;
 
 /// What `torch.compile`, data-parallel wrappers and trainers put in front of every name.
 const PREFIXES: [&str; 3] = ["_orig_mod.", "module.", "model."];
@@ -78,6 +79,24 @@ fn is_lora(name: &str) -> bool {
 pub(super) fn find<'a>(tensors: &'a [SourceTensor], name: &str) -> Option<&'a SourceTensor> {
     let index = tensors.binary_search_by(|tensor| natural_cmp(&tensor.name, name)).ok()?;
     tensors.get(index)
+}
+
+/// Splits `blocks.7.att.key.weight` into the layer's number and the name inside the layer.
+pub(super) fn split_layer(name: &str) -> Option<(usize, &str)> {
+    split_numbered(name, "blocks.")
+}
+
+/// The same for layers of another name; `prefix` ends with a dot.
+pub(super) fn split_numbered<'a>(name: &'a str, prefix: &str) -> Option<(usize, &'a str)> {
+    let (number, local) = name.strip_prefix(prefix)?.split_once('.')?;
+    let canonical =
+        number == "0" || (!number.starts_with('0') && number.bytes().all(|byte| byte.is_ascii_digit()));
+    canonical.then_some((number.parse().ok()?, local))
+}
+
+/// Number of layers: one more than the largest number in a name.
+pub(super) fn layers<'a>(names: impl Iterator<Item = &'a str>) -> usize {
+    names.filter_map(|name| split_layer(name)).map(|(layer, _)| layer.saturating_add(1)).max().unwrap_or(0)
 }
 
 /// Orders runs of digits by value and everything else by bytes; equal only for equal names.

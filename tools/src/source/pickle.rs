@@ -5,8 +5,8 @@
 //! bounded by the limits below.
 
 use super::names::MAX_STORED_NAME;
-use super::pickle_globals::{self, Global};
-use super::pickle_values::{Object, Pickle, PickleError, Result, Value};
+use super::pickle_globals;
+use super::pickle_values::{Global, Object, Pickle, PickleError, Result, Value};
 
 /// Largest `data.pkl`. The one of a 61-layer model has 0.3 MB.
 pub(super) const MAX_PICKLE: u64 = 16 << 20;

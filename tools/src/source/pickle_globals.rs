@@ -1,21 +1,8 @@
 //! The globals that the pickle of a dict of tensors needs, and what they build.
 
-use super::SourceDType;
 use super::names::{MAX_DIMENSIONS, MAX_NAME};
-use super::pickle_values::{Object, PickleError, Result, Storage, Tensor, Value};
-
-/// A global that may appear.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Global {
-    /// `collections.OrderedDict`: a state dict, and the always empty hooks of a tensor.
-    OrderedDict,
-    /// `torch._utils._rebuild_tensor_v2`.
-    RebuildTensor,
-    /// `torch._utils._rebuild_parameter`.
-    RebuildParameter,
-    /// `torch.BFloat16Storage` and its relatives.
-    Storage(SourceDType),
-}
+use super::pickle_values::{Global, Object, PickleError, Result, Storage, Tensor, Value};
+use super::tensor::SourceDType;
 
 /// Finds a global on the list; the error names any other one.
 pub(super) fn resolve(module: &str, name: &str) -> Result<Global> {

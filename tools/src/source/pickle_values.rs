@@ -1,7 +1,6 @@
 //! What a pickle is made of here: values without parts, objects with parts, and tensors.
 
-use super::SourceDType;
-use super::pickle_globals::Global;
+use super::tensor::SourceDType;
 
 /// Why a pickle is refused.
 #[derive(Debug)]
@@ -20,6 +19,19 @@ pub(super) enum PickleError {
 }
 
 pub(super) type Result<T> = std::result::Result<T, PickleError>;
+
+/// A global that may appear.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Global {
+    /// `collections.OrderedDict`: a state dict, and the always empty hooks of a tensor.
+    OrderedDict,
+    /// `torch._utils._rebuild_tensor_v2`.
+    RebuildTensor,
+    /// `torch._utils._rebuild_parameter`.
+    RebuildParameter,
+    /// `torch.BFloat16Storage` and its relatives.
+    Storage(SourceDType),
+}
 
 /// One value. Everything with parts is in the machine's table of objects.
 #[derive(Debug, Clone, Copy)]

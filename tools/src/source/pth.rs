@@ -1,7 +1,6 @@
 //! Torch zip files: the central directory says where the storages are, the pickle says what they mean.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 
 use byteorder::{ByteOrder, LittleEndian};
@@ -9,13 +8,14 @@ use zip::read::{ArchiveOffset, Config};
 use zip::result::ZipError;
 use zip::{CompressionMethod, ZipArchive};
 
+use super::error::SourceError;
 use super::file::Source;
 use super::location::Location;
 use super::names;
 use super::pickle::{self, MAX_PICKLE};
 use super::pickle_values::{Object, Pickle, PickleError, Tensor, Value};
 use super::records::{self, Record};
-use super::{Index, SourceError, SourceTensor};
+use super::tensor::{Index, SourceTensor};
 
 /// Keys under which trainers keep the weights.
 const WRAPPERS: [&str; 3] = ["state_dict", "model", "module"];
@@ -29,35 +29,42 @@ const MAX_BYTE_ORDER: u64 = 64;
 /// Most bytes that opening reads, of which the zip file's directory is nearly all: that of a 61-layer model has 0.2 MB.
 const MAX_DIRECTORY: u64 = 16 << 20;
 
-type Archive = ZipArchive<BufReader<Bounded>>;
+type Archive<'a> = ZipArchive<BufReader<Bounded<'a>>>;
 
-/// A file of which only so many bytes are read.
-struct Bounded {
-    file: File,
+/// A reader that seeks in a file, of which it reads only so many bytes.
+struct Bounded<'a> {
+    source: &'a Source,
+    at: u64,
     left: u64,
 }
 
-impl Read for Bounded {
+impl Read for Bounded<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.file.read(buffer)?;
-        match self.left.checked_sub(count as u64) {
-            Some(left) => self.left = left,
-            None => return Err(io::ErrorKind::FileTooLarge.into()),
-        }
-        Ok(count)
+        let rest = self.source.len().saturating_sub(self.at);
+        let count = rest.min(buffer.len() as u64);
+        self.source.read_exact_at(&mut buffer[..count as usize], self.at)?;
+        self.left = self.left.checked_sub(count).ok_or(io::ErrorKind::FileTooLarge)?;
+        self.at += count;
+        Ok(count as usize)
     }
 }
 
-impl Seek for Bounded {
+impl Seek for Bounded<'_> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        self.file.seek(to)
+        let at = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::End(distance) => self.source.len().checked_add_signed(distance),
+            SeekFrom::Current(distance) => self.at.checked_add_signed(distance),
+        };
+        self.at = at.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.at)
     }
 }
 
 /// Reads the index of a torch zip file.
 pub(super) fn index(source: &Source) -> Result<Index, SourceError> {
     let config = Config { archive_offset: ArchiveOffset::Known(0) };
-    let file = Bounded { file: source.cursor()?, left: MAX_DIRECTORY };
+    let file = Bounded { source, at: 0, left: MAX_DIRECTORY };
     let archive =
         Archive::with_config(config, BufReader::new(file)).map_err(|error| zip_error(source, error))?;
     if archive.has_duplicate_names() {
@@ -92,7 +99,7 @@ fn pickle_error(source: &Source, error: PickleError) -> SourceError {
 }
 
 /// The folder of the only `data.pkl`, with its slash.
-fn top_folder(source: &Source, archive: &Archive) -> Result<Vec<u8>, SourceError> {
+fn top_folder(source: &Source, archive: &Archive<'_>) -> Result<Vec<u8>, SourceError> {
     let mut tops = archive.file_names_raw().filter_map(|name| {
         let top = name.strip_suffix(b"data.pkl")?;
         (top.is_empty() || top.ends_with(b"/")).then_some(top)
@@ -118,7 +125,7 @@ struct Entry {
 /// The zip entries below the top folder.
 struct Entries<'s> {
     source: &'s Source,
-    archive: Archive,
+    archive: Archive<'s>,
     top: Vec<u8>,
     known: HashMap<String, Entry>,
     /// The checksums of the tensors' entries, by place.

@@ -1,6 +1,6 @@
 //! Checksums of the records of a file, compared while the file is read from beginning to end.
 
-use super::SourceError;
+use super::error::SourceError;
 use super::file::Source;
 
 /// Bytes of a file whose CRC-32 the file knows.

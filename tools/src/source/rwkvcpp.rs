@@ -2,13 +2,11 @@
 
 use byteorder::{ByteOrder, LittleEndian};
 
+use super::error::SourceError;
 use super::file::Source;
 use super::location::Location;
 use super::names::{self, MAX_NAME};
-use super::{Index, SourceDType, SourceError, SourceTensor, inventory};
-
-/// First bytes of the file.
-pub(super) const MAGIC: [u8; 4] = *b"fmgg";
+use super::tensor::{Index, SourceDType, SourceTensor};
 
 /// Bytes of the header: magic, version, vocabulary, width, layers, element type.
 const HEADER: u64 = 24;
@@ -149,7 +147,7 @@ fn check_header(source: &Source, header: &Header, tensors: &[SourceTensor]) -> R
             ));
         }
     }
-    let layers = inventory::layers(tensors.iter().map(|tensor| tensor.name.as_str()));
+    let layers = names::layers(tensors.iter().map(|tensor| tensor.name.as_str()));
     if layers != n_layer {
         return Err(source.malformed(format!("its header says {n_layer} layers, its tensors make {layers}")));
     }

@@ -6,10 +6,11 @@ use byteorder::{ByteOrder, LittleEndian};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use super::error::SourceError;
 use super::file::Source;
 use super::location::Location;
 use super::names::{MAX_DIMENSIONS, MAX_ENTRIES, MAX_STORED_NAME};
-use super::{Index, SourceDType, SourceError, SourceTensor};
+use super::tensor::{Index, SourceDType, SourceTensor};
 
 /// Largest header, as in the reference implementation.
 const MAX_HEADER: u64 = 100_000_000;

@@ -7,10 +7,12 @@ use std::path::{Component, Path, PathBuf};
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
+use super::error::SourceError;
 use super::file::Source;
+use super::index;
 use super::names::{self, MAX_ENTRIES};
 use super::sniff::{self, Kind};
-use super::{Container, Index, SourceError};
+use super::tensor::{Container, Index};
 
 /// Longest index.
 const MAX_INDEX: u64 = 32 << 20;
@@ -76,7 +78,7 @@ pub(super) fn open(source: &Source) -> Result<Shards, SourceError> {
         if *found.get_or_insert(container) != container {
             return Err(file.malformed("the files of one checkpoint have different formats"));
         }
-        let mut part = super::read_index(&file, container)?;
+        let mut part = index::read(&file, container)?;
         part.tensors.iter_mut().for_each(|tensor| tensor.location.shard = files.len());
         part.records.iter_mut().for_each(|record| record.shard = files.len());
         check_complete(&file, name, &map, &part)?;

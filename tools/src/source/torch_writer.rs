@@ -8,7 +8,7 @@ use std::io::{self, Write};
 
 use byteorder::{LittleEndian as LE, WriteBytesExt};
 
-use super::SourceDType;
+use super::tensor::SourceDType;
 
 /// Boundary on which the data of an entry begins.
 const ALIGNMENT: u64 = 64;

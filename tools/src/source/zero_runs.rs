@@ -4,7 +4,7 @@
 //! and ends inside rows of the matrices there, apart from chance. Honest zeros do not: tokens that no text had leave
 //! whole rows, matrices that were never trained are zero as a whole, and single weights that became zero are no run.
 
-use super::SourceTensor;
+use super::tensor::SourceTensor;
 
 /// Bytes of a hole's unit: a page, and a block of most file systems.
 const BLOCK: usize = 4096;
@@ -123,8 +123,8 @@ impl<'a> Matrix<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::SourceDType;
     use super::super::location::Location;
+    use super::super::tensor::SourceDType;
     use super::*;
 
     const ROW: usize = 640;

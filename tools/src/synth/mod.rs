@@ -10,20 +10,18 @@
 mod fill;
 mod model;
 mod random;
-mod time_mix;
 
 use std::fmt;
-use std::io::Write;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::io::{self, Write};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use rwkv_edge::format::{Config, Output, Published, Target};
 use rwkv_edge::kernels::default_float_environment;
 use serde_json::{Map, Value, json};
 
-use crate::convert::Progress;
-use crate::encode::INTERRUPTED;
-use crate::source::SourceDType;
+use crate::job::Job;
+use crate::source::{Checkpoint, ReadAt, SourceDType, SourceError};
 use fill::{Elements, Tables};
 use model::Planned;
 
@@ -57,14 +55,14 @@ impl fmt::Display for Recipe {
 
 /// The bytes of a safetensors file with BF16 tensors, computed where they are read.
 #[derive(Debug)]
-pub(crate) struct Image {
+struct VirtualFile {
     header: Vec<u8>,
     /// In the order of the file.
     tensors: Vec<Tensor>,
     len: u64,
 }
 
-/// A tensor of an image.
+/// A tensor of a virtual file.
 #[derive(Debug)]
 struct Tensor {
     name: String,
@@ -73,10 +71,10 @@ struct Tensor {
     elements: Elements,
 }
 
-impl Image {
+impl VirtualFile {
     /// # Errors
     /// Says what is wrong with the recipe.
-    pub(crate) fn new(recipe: &Recipe) -> Result<Self, String> {
+    fn new(recipe: &Recipe) -> Result<Self, String> {
         recipe.config.validate().map_err(|error| error.to_string())?;
         if !(0.01..=0.99).contains(&recipe.ffn_sparsity) {
             return Err(format!("a share of zeros of {}; it must be 0.01 to 0.99", recipe.ffn_sparsity));
@@ -94,13 +92,8 @@ impl Image {
         Ok(Self { header, tensors, len: base + ends.last().copied().unwrap_or(0) })
     }
 
-    /// Bytes of the file.
-    pub(crate) fn len(&self) -> u64 {
-        self.len
-    }
-
     /// Computes the bytes from `offset` on, which must be inside the file.
-    pub(crate) fn read_at(&self, mut buffer: &mut [u8], mut offset: u64) {
+    fn read_at(&self, mut buffer: &mut [u8], mut offset: u64) {
         while !buffer.is_empty() {
             let header = usize::try_from(offset).ok().and_then(|offset| self.header.get(offset..));
             let (bytes, rest) = match header {
@@ -126,6 +119,32 @@ impl Image {
     /// The tensor with the byte at `offset`, which is behind the header.
     fn tensor_at(&self, offset: u64) -> usize {
         self.tensors.partition_point(|tensor| tensor.start <= offset).saturating_sub(1)
+    }
+}
+
+impl ReadAt for VirtualFile {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        if offset.saturating_add(buffer.len() as u64) > self.len {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.read_at(buffer, offset);
+        Ok(())
+    }
+}
+
+/// Opens the checkpoint that a recipe describes. It takes no space: values are computed where they are read.
+///
+/// # Errors
+/// If the recipe's shape or share of zeros is not possible.
+pub fn checkpoint(recipe: &Recipe) -> Result<Checkpoint, SourceError> {
+    let description = PathBuf::from(recipe.to_string());
+    match VirtualFile::new(recipe) {
+        Ok(file) => Checkpoint::computed(description, Box::new(file)),
+        Err(what) => Err(SourceError::Unsupported { file: description, what }),
     }
 }
 
@@ -174,33 +193,28 @@ fn header(recipe: &Recipe, tensors: &[Planned]) -> (Vec<u8>, Vec<u64>) {
 }
 
 /// Writes the checkpoint itself as safetensors with BF16 tensors. It appears under its name when it is complete; on an
-/// error, or when `interrupted` becomes true, nothing is left behind.
+/// error, or when `job` is interrupted, nothing is left behind.
 ///
 /// # Errors
 /// If the recipe is wrong, there is no room, writing fails or the run was interrupted.
-pub fn write(
-    recipe: &Recipe,
-    output: Target,
-    progress: &mut dyn Progress,
-    interrupted: &AtomicBool,
-) -> Result<(u64, Published)> {
+pub fn write(recipe: &Recipe, output: Target, job: Job<'_>) -> Result<(u64, Published)> {
     let _environment = default_float_environment();
-    let image = Image::new(recipe).map_err(anyhow::Error::msg).with_context(|| recipe.to_string())?;
+    let file = VirtualFile::new(recipe).map_err(anyhow::Error::msg).with_context(|| recipe.to_string())?;
     let path = output.path().display().to_string();
-    let mut output = Output::create(output, image.len)?;
+    let mut output = Output::create(output, file.len)?;
     let mut buffer = vec![0; WRITE_BYTES];
     let mut offset = 0;
-    while offset < image.len {
-        ensure!(!interrupted.load(Ordering::Relaxed), INTERRUPTED);
-        let tensor = &image.tensors[image.tensor_at(offset)];
-        progress.update(offset, image.len, &tensor.name);
-        let block = &mut buffer[..(image.len - offset).min(WRITE_BYTES as u64) as usize];
-        image.read_at(block, offset);
+    while offset < file.len {
+        job.check()?;
+        let tensor = &file.tensors[file.tensor_at(offset)];
+        job.progress.update(offset, file.len, &tensor.name);
+        let block = &mut buffer[..(file.len - offset).min(WRITE_BYTES as u64) as usize];
+        file.read_at(block, offset);
         output.write_all(block).with_context(|| path.clone())?;
         offset += block.len() as u64;
     }
-    progress.update(offset, image.len, "");
-    Ok((image.len, output.publish()?))
+    job.progress.update(offset, file.len, "");
+    Ok((file.len, output.publish()?))
 }
 
 #[cfg(test)]
@@ -213,13 +227,13 @@ mod tests {
         let mut config = Shape::find("rwkv4-169m").unwrap().config();
         (config.n_layer, config.n_embd, config.n_att, config.n_ffn, config.n_vocab) = (1, 9, 9, 11, 500);
         let recipe = Recipe { name: "tiny".into(), config, ffn_sparsity: DENSE, seed: 0 };
-        let image = Image::new(&recipe).unwrap();
-        let mut whole = vec![0; image.len() as usize];
-        image.read_at(&mut whole, 0);
+        let file = VirtualFile::new(&recipe).unwrap();
+        let mut whole = vec![0; file.len() as usize];
+        file.read_at(&mut whole, 0);
         for len in [1, 2, 3, 16, 101, 5000] {
             let mut part = vec![0; len];
             for start in (0..=whole.len() - len).step_by(1 + len / 3) {
-                image.read_at(&mut part, start as u64);
+                file.read_at(&mut part, start as u64);
                 assert!(part == whole[start..][..len], "{len} bytes from {start}");
             }
         }

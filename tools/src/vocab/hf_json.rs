@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use rwkv_edge::tokenizer::compile::{AddedToken, BpeSource, MAX_TOKENS, Merge};
 use serde_json::{Map, Value};
 
-use super::{Result, VocabError};
+use super::error::{Result, VocabError};
 
 /// Most memory that the parsed text may take, in values of 32 bytes: 640 MB. One of 250,000 tokens takes a sixth.
 const MAX_COST: usize = 20 << 20;

@@ -1,11 +1,13 @@
 //! Vocabulary files, and the tokenizer sections made of them.
 
+mod error;
 mod hf_json;
 mod literal;
 mod world;
 
 use std::path::Path;
 
+pub use error::{Result, VocabError};
 pub use hf_json::hf_json;
 use rwkv_edge::input;
 use rwkv_edge::tokenizer::compile;
@@ -13,46 +15,6 @@ pub use world::{pack, world_builtin, world_file};
 
 /// Longest vocabulary file; those of 250,000 tokens have 20 MB.
 const MAX_FILE: u64 = 64 << 20;
-
-/// Why a vocabulary cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum VocabError {
-    /// The file cannot be read; says its path.
-    #[error(transparent)]
-    File(rwkv_edge::Error),
-    /// A line of a World vocabulary is wrong.
-    #[error("line {line}: {problem}")]
-    Line {
-        /// Number of the line, from 1.
-        line: usize,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// A tokenizer.json is not JSON.
-    #[error("not a usable tokenizer.json: {error}")]
-    Json {
-        /// Where and why.
-        error: serde_json::Error,
-    },
-    /// A tokenizer.json lacks a part, or has one of the wrong type.
-    #[error("not a usable tokenizer.json: {0}")]
-    Malformed(String),
-    /// A tokenizer.json asks for something else than byte-level BPE as GPT-NeoX 20B uses it.
-    #[error(
-        "not a usable tokenizer.json: {0} is not supported; only byte-level BPE with the pattern of GPT-2 is"
-    )]
-    Unsupported(String),
-    /// The file is no vocabulary.
-    #[error("{0}")]
-    Unrecognised(String),
-    /// The tokens contradict each other.
-    #[error(transparent)]
-    Compile(#[from] rwkv_edge::Error),
-}
-
-/// Result with a [`VocabError`].
-pub type Result<T, E = VocabError> = std::result::Result<T, E>;
 
 /// Reads a vocabulary file and makes the tokenizer section of it.
 ///

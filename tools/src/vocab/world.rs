@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use rwkv_edge::tokenizer::compile::{self, MAX_TOKENS};
 
-use super::{Result, VocabError, literal};
+use super::error::{Result, VocabError};
+use super::literal;
 
 /// The World vocabulary as [`pack`] writes it. `data/README.md` tells where it comes from.
 static WORLD: &[u8] = include_bytes!("../../data/world_vocab.bin");

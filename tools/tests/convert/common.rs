@@ -7,7 +7,8 @@ use std::sync::atomic::AtomicBool;
 use rwkv_edge::format::{ModelFile, Replace, Target, TensorInfo, TensorLayout};
 use rwkv_edge::kernels::DType;
 use rwkv_edge::kernels::quant::{decode_matrix_row, decode_record};
-use rwkv_quantize::convert::{Conversion, Options, Progress};
+use rwkv_quantize::convert::{Conversion, Options};
+use rwkv_quantize::job::{Job, Progress};
 use rwkv_quantize::report::Report;
 use rwkv_quantize::source::torch_writer::{TensorSpec, TorchWriter};
 use rwkv_quantize::source::{Checkpoint, SourceDType};
@@ -258,7 +259,7 @@ impl Desk {
     /// Converts what [`put`](Self::put) wrote.
     pub(crate) fn try_convert(&self, options: &Options) -> anyhow::Result<Report> {
         let conversion = Conversion::prepare(&self.input(), options)?;
-        Ok(conversion.run(self.target(), &mut Quiet, &AtomicBool::new(false))?.0)
+        Ok(conversion.run(self.target(), Job::new(&mut Quiet, &AtomicBool::new(false)))?.0)
     }
 
     /// Converts a checkpoint and opens the result.

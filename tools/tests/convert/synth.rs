@@ -10,13 +10,14 @@ use rwkv_edge::format::{Arch, Config, Heads, Replace, Rwkv5, Rwkv5Variant, Rwkv6
 use rwkv_edge::kernels::DType;
 use rwkv_edge::{LoadOptions, Session, SessionOptions, Version};
 use rwkv_quantize::convert::Conversion;
-use rwkv_quantize::dims;
+use rwkv_quantize::job::Job;
+use rwkv_quantize::shapes::GROUP_NORM_EPS;
 use rwkv_quantize::source::{Checkpoint, SourceDType};
 use rwkv_quantize::synth::{self, Recipe};
 
 /// A small model with different widths everywhere.
 fn small(version: Version) -> Recipe {
-    let heads = Heads { n_head: 4, head_size: 48, group_norm_eps: dims::GROUP_NORM_EPS };
+    let heads = Heads { n_head: 4, head_size: 48, group_norm_eps: GROUP_NORM_EPS };
     let v5 = |variant| Arch::V5(Rwkv5 { variant, heads });
     let arch = match version {
         Version::V4 => Arch::V4,
@@ -37,12 +38,12 @@ fn small(version: Version) -> Recipe {
 fn convert(checkpoint: Checkpoint, dtype: DType, output: &Path) -> Model {
     let (conversion, tokenizer_error) = Conversion::of(checkpoint, &options(dtype)).unwrap();
     assert!(tokenizer_error.is_none());
-    conversion.run(target(output), &mut Quiet, &AtomicBool::new(false)).unwrap();
+    conversion.run(target(output), Job::new(&mut Quiet, &AtomicBool::new(false))).unwrap();
     Model::open(output)
 }
 
 fn run(recipe: &Recipe, dtype: DType, desk: &Desk) -> Session {
-    convert(Checkpoint::synthetic(recipe).unwrap(), dtype, &desk.output());
+    convert(synth::checkpoint(recipe).unwrap(), dtype, &desk.output());
     let model = rwkv_edge::Model::open(desk.output(), &LoadOptions::default()).unwrap();
     Session::new(model, &SessionOptions::with_threads(Some(2))).unwrap()
 }
@@ -88,7 +89,7 @@ fn a_long_text_leaves_logits_of_the_usual_size_and_bounded_states() {
 #[test]
 fn values_are_exact_in_both_half_types_and_distributed_as_planned() {
     for version in Version::ALL {
-        let checkpoint = Checkpoint::synthetic(&small(version)).unwrap();
+        let checkpoint = synth::checkpoint(&small(version)).unwrap();
         for tensor in checkpoint.tensors() {
             let mut values = vec![0.0; tensor.elements()];
             checkpoint.read(tensor, 0, &mut values).unwrap();
@@ -111,7 +112,7 @@ fn values_are_exact_in_both_half_types_and_distributed_as_planned() {
 
 #[test]
 fn values_do_not_depend_on_how_they_are_read() {
-    let checkpoint = Checkpoint::synthetic(&small(Version::V7)).unwrap();
+    let checkpoint = synth::checkpoint(&small(Version::V7)).unwrap();
     for tensor in checkpoint.tensors().iter().filter(|tensor| tensor.name.starts_with("blocks.1.")) {
         let mut whole = vec![0.0; tensor.elements()];
         checkpoint.read(tensor, 0, &mut whole).unwrap();
@@ -132,10 +133,11 @@ fn the_written_checkpoint_gives_the_same_model() {
     for version in Version::ALL {
         let recipe = small(version);
         let checkpoint = || Target::new(&path, Replace::Any).unwrap();
-        let (bytes, _) = synth::write(&recipe, checkpoint(), &mut Quiet, &AtomicBool::new(false)).unwrap();
+        let (bytes, _) =
+            synth::write(&recipe, checkpoint(), Job::new(&mut Quiet, &AtomicBool::new(false))).unwrap();
         assert_eq!(bytes, fs::metadata(&path).unwrap().len());
         for dtype in DTYPES {
-            let direct = convert(Checkpoint::synthetic(&recipe).unwrap(), dtype, &desk.path("direct.rwkv"));
+            let direct = convert(synth::checkpoint(&recipe).unwrap(), dtype, &desk.path("direct.rwkv"));
             let file = convert(Checkpoint::open(&path).unwrap(), dtype, &desk.path("file.rwkv"));
             assert!(direct.tensors() == file.tensors(), "{version} {dtype}");
             assert_eq!(direct.0.config(), &recipe.config);
@@ -158,7 +160,7 @@ fn a_seed_gives_its_own_weights_every_time() {
         let recipe = Recipe { seed, ..small(Version::V5_2) };
         let write = || {
             let checkpoint = Target::new(&path, Replace::Any).unwrap();
-            synth::write(&recipe, checkpoint, &mut Quiet, &AtomicBool::new(false)).unwrap();
+            synth::write(&recipe, checkpoint, Job::new(&mut Quiet, &AtomicBool::new(false))).unwrap();
             fs::read(&path).unwrap()
         };
         let bytes = write();
@@ -174,11 +176,11 @@ fn an_interrupted_run_leaves_nothing() {
     for output in ["checkpoint.safetensors", "model.rwkv"] {
         let (recipe, flag, output) = (small(Version::V4), AtomicBool::new(true), desk.path(output));
         let result = if output.extension().is_some_and(|extension| extension == "rwkv") {
-            let checkpoint = Checkpoint::synthetic(&recipe).unwrap();
+            let checkpoint = synth::checkpoint(&recipe).unwrap();
             let (conversion, _) = Conversion::of(checkpoint, &options(DType::Int8)).unwrap();
-            conversion.run(target(&output), &mut Quiet, &flag).map(drop)
+            conversion.run(target(&output), Job::new(&mut Quiet, &flag)).map(drop)
         } else {
-            synth::write(&recipe, target(&output), &mut Quiet, &flag).map(drop)
+            synth::write(&recipe, target(&output), Job::new(&mut Quiet, &flag)).map(drop)
         };
         assert_eq!(result.unwrap_err().to_string(), "interrupted");
         assert!(desk.files().is_empty());
@@ -194,9 +196,12 @@ fn impossible_recipes_are_refused_in_one_line() {
     for (recipe, part) in
         [(sparse(0.0), "0.01"), (sparse(1.0), "0.99"), (sparse(f64::NAN), "NaN"), (narrow, "n_embd")]
     {
-        let opened = Checkpoint::synthetic(&recipe).unwrap_err().to_string();
-        let written =
-            synth::write(&recipe, target(&desk.path("x.safetensors")), &mut Quiet, &AtomicBool::new(false));
+        let opened = synth::checkpoint(&recipe).unwrap_err().to_string();
+        let written = synth::write(
+            &recipe,
+            target(&desk.path("x.safetensors")),
+            Job::new(&mut Quiet, &AtomicBool::new(false)),
+        );
         for message in [opened, format!("{:#}", written.unwrap_err())] {
             assert!(message.starts_with("synth small seed 7") && message.contains(part), "{message}");
             assert_eq!(message.lines().count(), 1, "{message}");
@@ -211,9 +216,9 @@ fn a_model_of_a_vocabulary_that_is_not_built_in_gets_byte_tokens() {
     let mut recipe = small(Version::V4);
     recipe.config.n_vocab = 1000;
     let (conversion, error) =
-        Conversion::of(Checkpoint::synthetic(&recipe).unwrap(), &options(DType::Int8)).unwrap();
+        Conversion::of(synth::checkpoint(&recipe).unwrap(), &options(DType::Int8)).unwrap();
     assert!(error.is_none() && conversion.has_byte_tokens());
-    conversion.run(desk.target(), &mut Quiet, &AtomicBool::new(false)).unwrap();
+    conversion.run(desk.target(), Job::new(&mut Quiet, &AtomicBool::new(false))).unwrap();
     let model = rwkv_edge::Model::open(desk.output(), &LoadOptions::default()).unwrap();
     assert_eq!(model.tokenizer().n_tokens(), 256);
     assert!(model.tokenizer().token(999).is_empty());

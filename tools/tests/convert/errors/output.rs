@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rwkv_edge::format::{Replace, Target};
 use rwkv_edge::kernels::DType;
-use rwkv_quantize::convert::{Conversion, Options, Progress};
+use rwkv_quantize::convert::{Conversion, Options};
+use rwkv_quantize::job::{Job, Progress};
 
 use crate::common::{Desk, Model, Parts, Quiet, fixture, options};
 
@@ -17,7 +18,7 @@ fn refusal(desk: &Desk, output: &Path, options: &Options) -> String {
         || desk.files().into_iter().map(|name| fs::read(desk.path(&name)).ok()).collect::<Vec<_>>();
     let (names, before) = (desk.files(), contents());
     let conversion = Conversion::prepare(&desk.input(), options).unwrap();
-    let run = |target| conversion.run(target, &mut Quiet, &AtomicBool::new(false));
+    let run = |target| conversion.run(target, Job::new(&mut Quiet, &AtomicBool::new(false)));
     let target = Target::new(output, Replace::Any).map_err(anyhow::Error::from);
     let Err(error) = target.and_then(run) else { panic!("{} was written", output.display()) };
     let message = format!("{error:#}");
@@ -50,7 +51,7 @@ fn an_output_that_is_an_input_is_refused_and_the_input_survives() {
     }
     // Another file in place of the input is fine.
     let conversion = Conversion::prepare(&desk.input(), &options).unwrap();
-    conversion.run(desk.target(), &mut Quiet, &AtomicBool::new(false)).unwrap();
+    conversion.run(desk.target(), Job::new(&mut Quiet, &AtomicBool::new(false))).unwrap();
 }
 
 #[cfg(unix)]
@@ -65,7 +66,7 @@ fn links_between_input_and_output_are_refused() {
     for output in [desk.input(), link.clone(), desk.path("hard.pth")] {
         let conversion = Conversion::prepare(&link, &options).unwrap();
         let target = Target::new(&output, Replace::Any).unwrap();
-        assert!(conversion.run(target, &mut Quiet, &AtomicBool::new(false)).is_err());
+        assert!(conversion.run(target, Job::new(&mut Quiet, &AtomicBool::new(false))).is_err());
     }
     assert_eq!(fs::read(desk.input()).unwrap(), Parts::of("v4").torch());
     // A hard link of a file that is read counts as that file.
@@ -155,7 +156,7 @@ fn an_interruption_at_any_time_leaves_nothing_behind() {
         let flag = AtomicBool::new(at.is_none());
         let mut progress = StopAt { updates: 0, at: at.unwrap_or(usize::MAX), flag: &flag };
         let conversion = Conversion::prepare(&desk.input(), &options(DType::Int8)).unwrap();
-        let result = conversion.run(desk.target(), &mut progress, &flag);
+        let result = conversion.run(desk.target(), Job::new(&mut progress, &flag));
         (result, progress.updates)
     };
     let (result, updates) = run(Some(usize::MAX));
@@ -177,7 +178,7 @@ fn a_failed_run_does_not_raise_the_flag_of_the_caller() {
     desk.put(&parts.torch());
     let flag = AtomicBool::new(false);
     let conversion = Conversion::prepare(&desk.input(), &options(DType::Int8)).unwrap();
-    conversion.run(desk.target(), &mut Quiet, &flag).unwrap_err();
+    conversion.run(desk.target(), Job::new(&mut Quiet, &flag)).unwrap_err();
     assert!(!flag.load(Ordering::Relaxed));
 }
 
@@ -200,7 +201,7 @@ fn progress_counts_every_weight_once_even_if_a_tensor_is_encoded_twice() {
     desk.put(&parts.torch());
     let conversion = Conversion::prepare(&desk.input(), &options(DType::Int8)).unwrap();
     let mut record = Record(Vec::new());
-    conversion.run(desk.target(), &mut record, &AtomicBool::new(false)).unwrap();
+    conversion.run(desk.target(), Job::new(&mut record, &AtomicBool::new(false))).unwrap();
     let last = record.0.pop().unwrap();
     assert_eq!(last.0, last.1);
     let before_emb = last.1 - 256 * 64;
@@ -213,7 +214,7 @@ fn an_input_that_shrinks_before_it_is_read_is_refused() {
     let conversion = Conversion::prepare(&desk.input(), &options(DType::Int8)).unwrap();
     let file = fs::OpenOptions::new().write(true).open(desk.input()).unwrap();
     file.set_len(50_000).unwrap();
-    let error = conversion.run(desk.target(), &mut Quiet, &AtomicBool::new(false)).unwrap_err();
+    let error = conversion.run(desk.target(), Job::new(&mut Quiet, &AtomicBool::new(false))).unwrap_err();
     let message = format!("{error:#}");
     assert_eq!(message.matches("input.pth").count(), 1, "{message}");
     assert_eq!(desk.files(), ["input.pth"]);
@@ -225,6 +226,6 @@ fn an_odd_name_of_the_input_is_no_obstacle() {
     let odd = desk.path(if cfg!(windows) { "a b.pth" } else { "a\\b\u{1b}.pth" });
     fs::rename(desk.input(), &odd).unwrap();
     let conversion = Conversion::prepare(&odd, &options(DType::Int8)).unwrap();
-    conversion.run(desk.target(), &mut Quiet, &AtomicBool::new(false)).unwrap();
+    conversion.run(desk.target(), Job::new(&mut Quiet, &AtomicBool::new(false))).unwrap();
     Model::open(&desk.output());
 }

@@ -4,13 +4,8 @@ use anyhow::{Context, Result, bail, ensure};
 use rwkv_edge::format::{Arch, Config, Heads, Rwkv5, Rwkv5Variant, Rwkv6, Rwkv7, Version};
 use rwkv_edge::model::names::V6_MIXES;
 
+use crate::shapes::LAYER_NORM_EPS;
 use crate::source::{Checkpoint, SourceTensor};
-
-/// Epsilon of every layer norm of every released model.
-pub(crate) const LAYER_NORM_EPS: f32 = 1e-5;
-
-/// Epsilon of the group norm of RWKV-5 to 7 as BlinkDL trains and runs them: 1e-5 times 8 squared.
-pub const GROUP_NORM_EPS: f32 = 64e-5;
 
 /// States n_vocab and n_embd.
 const EMBEDDING: &str = "emb.weight";
@@ -30,7 +25,7 @@ const HEADS_V7: &str = "blocks.0.att.r_k";
 ///
 /// # Errors
 /// If a tensor that states a dimension is missing or has the wrong rank.
-pub fn config(checkpoint: &Checkpoint, version: Version, group_norm_eps: f32) -> Result<Config> {
+pub fn read(checkpoint: &Checkpoint, version: Version, group_norm_eps: f32) -> Result<Config> {
     let [n_vocab, n_embd] = matrix_shape(checkpoint, EMBEDDING)?;
     let att_key = matrix_shape(checkpoint, ATT_KEY)?;
     let [n_att, _] = att_key;

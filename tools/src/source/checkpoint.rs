@@ -1,0 +1,216 @@
+//! An opened checkpoint: its tensors under BlinkDL's names, and their values.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use super::aliases::Naming;
+use super::error::SourceError;
+use super::file::{ReadAt, Source};
+use super::location::Location;
+use super::records::Record;
+use super::shards::Shards;
+use super::sniff::Kind;
+use super::tensor::{Container, SourceTensor};
+use super::zero_runs::ZeroRun;
+use super::{canonical, decode, index, names, records, shards, sniff, zero_runs};
+
+/// Bytes of one scratch buffer: it stays in the second-level cache between reading and decoding.
+const SCRATCH: usize = 256 * 1024;
+
+/// Scratch buffers kept for reuse, at most 4 MiB together; one per thread that reads at the same time.
+const KEPT_SCRATCH: usize = 16;
+
+/// An opened checkpoint: the file and the index of its tensors.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// The file that was opened: the checkpoint, or the index of several files.
+    pub(super) source: Source,
+    /// The files that such an index names.
+    shards: Vec<Source>,
+    container: Container,
+    naming: Naming,
+    tensors: Vec<SourceTensor>,
+    other_entries: Vec<String>,
+    /// By file and place.
+    records: Vec<Record>,
+    scratch: Mutex<Vec<Vec<u8>>>,
+}
+
+impl Checkpoint {
+    /// Opens a checkpoint and reads its index.
+    ///
+    /// `path` is the file with the tensors or, where several files hold them, the `.index.json` beside these.
+    ///
+    /// # Errors
+    ///
+    /// When a file cannot be read, is no checkpoint, or breaks a rule of its container.
+    pub fn open(path: &Path) -> Result<Self, SourceError> {
+        Self::of(Source::open(path)?)
+    }
+
+    /// A checkpoint whose bytes are computed where they are read; `description` stands for its path.
+    pub(crate) fn computed(description: PathBuf, bytes: Box<dyn ReadAt>) -> Result<Self, SourceError> {
+        Self::of(Source::computed(description, bytes))
+    }
+
+    fn of(source: Source) -> Result<Self, SourceError> {
+        let (shards, container, mut index) = match sniff::kind(&source)? {
+            Kind::Container(container) => (Vec::new(), container, index::read(&source, container)?),
+            Kind::Json => {
+                let Shards { files, container, index } = shards::open(&source)?;
+                (files, container, index)
+            }
+        };
+        names::clean(&source, &mut index.tensors)?;
+        let naming = canonical::canonicalize(&source, container, &mut index.tensors)?;
+        Ok(Self {
+            source,
+            shards,
+            container,
+            naming,
+            tensors: index.tensors,
+            other_entries: index.other_entries,
+            records: index.records,
+            scratch: Mutex::default(),
+        })
+    }
+
+    /// Format of the file, or of each of several files.
+    pub fn container(&self) -> Container {
+        self.container
+    }
+
+    /// Whose names the tensors have in the file.
+    pub fn naming(&self) -> Naming {
+        self.naming
+    }
+
+    /// All tensors, in natural order of their names (`blocks.2` before `blocks.10`), each name once.
+    pub fn tensors(&self) -> &[SourceTensor] {
+        &self.tensors
+    }
+
+    /// The tensor of that name.
+    pub fn get(&self, name: &str) -> Option<&SourceTensor> {
+        names::find(&self.tensors, name)
+    }
+
+    /// Names of the entries beside the tensors, such as a trainer's step count. They are not read.
+    pub fn other_entries(&self) -> &[String] {
+        &self.other_entries
+    }
+
+    /// Whether the checkpoint has random weights that are computed, and is no file.
+    pub fn is_synthetic(&self) -> bool {
+        self.source.is_computed()
+    }
+
+    /// The path of the file that was opened; a description of a checkpoint that is no file.
+    pub fn path(&self) -> &Path {
+        self.source.path()
+    }
+
+    /// The files with the tensors, in the order of their names.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.files().iter().filter(|file| !file.is_computed()).map(Source::path)
+    }
+
+    /// Passes all bytes of the files with the tensors to `take`, in order, until it fails. On the way compares what
+    /// the files have checksums of, and returns where matrices without one look as if a piece were missing.
+    pub(crate) fn read_through<E: From<SourceError>>(
+        &self,
+        mut take: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<Vec<ZeroRun>, E> {
+        const BLOCK: u64 = 1 << 20;
+        let mut buffer = vec![0; BLOCK as usize];
+        let mut zero_runs = Vec::new();
+        for (shard, file) in self.files().iter().enumerate() {
+            let records = self.records.partition_point(|record| record.shard < shard)
+                ..self.records.partition_point(|record| record.shard <= shard);
+            let mut check = records::Check::new(file, &self.records[records]);
+            let has_checksums = self.container == Container::TorchZip || file.is_computed();
+            let unchecked =
+                self.tensors.iter().filter(|tensor| !has_checksums && tensor.location.shard == shard);
+            let mut scan = zero_runs::Scan::new(unchecked);
+            for offset in (0..file.len()).step_by(BLOCK as usize) {
+                let block = &mut buffer[..BLOCK.min(file.len() - offset) as usize];
+                file.read_at(block, offset)?;
+                check.take(offset, block)?;
+                scan.take(offset, block);
+                take(block)?;
+            }
+            zero_runs.append(&mut scan.finish(file.len()));
+        }
+        Ok(zero_runs)
+    }
+
+    fn files(&self) -> &[Source] {
+        if self.shards.is_empty() { std::slice::from_ref(&self.source) } else { &self.shards }
+    }
+
+    /// Length in bytes of the files with the tensors together.
+    pub fn file_len(&self) -> u64 {
+        self.files().iter().map(Source::len).sum()
+    }
+
+    /// Name of the file that was opened, without its folder.
+    pub fn file_name(&self) -> String {
+        let path = self.source.path();
+        path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+    }
+
+    /// Decodes elements `start .. start + out.len()` of `tensor`, counted in row-major order.
+    ///
+    /// # Errors
+    ///
+    /// When the range is not inside the tensor, or the file cannot be read any more.
+    pub fn read(&self, tensor: &SourceTensor, start: usize, out: &mut [f32]) -> Result<(), SourceError> {
+        let elements = tensor.elements();
+        if start.checked_add(out.len()).is_none_or(|end| end > elements) {
+            return Err(self.source.tensor(
+                &tensor.name,
+                format!("a range inside its {elements} elements"),
+                format!("{} elements from {start}", out.len()),
+            ));
+        }
+        let mut scratch = self.take_scratch();
+        let result = self.read_rows(tensor, start, out, &mut scratch);
+        self.keep_scratch(scratch);
+        result
+    }
+
+    fn read_rows(
+        &self,
+        tensor: &SourceTensor,
+        mut start: usize,
+        mut out: &mut [f32],
+        scratch: &mut [u8],
+    ) -> Result<(), SourceError> {
+        let Location { shard, offset, row_len, row_stride } = tensor.location;
+        let file = self.shards.get(shard).unwrap_or(&self.source);
+        let size = tensor.dtype.size();
+        while !out.is_empty() {
+            let (row, column) = (start / row_len, start % row_len);
+            let count = out.len().min(row_len - column).min(scratch.len() / size);
+            let (values, rest) = out.split_at_mut(count);
+            let bytes = &mut scratch[..count * size];
+            file.read_at(bytes, offset + row as u64 * row_stride + (column * size) as u64)?;
+            decode::decode(tensor.dtype, bytes, values);
+            start += count;
+            out = rest;
+        }
+        Ok(())
+    }
+
+    fn take_scratch(&self) -> Vec<u8> {
+        let kept = self.scratch.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        kept.unwrap_or_else(|| vec![0; SCRATCH])
+    }
+
+    fn keep_scratch(&self, buffer: Vec<u8>) {
+        let mut kept = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() < KEPT_SCRATCH {
+            kept.push(buffer);
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! The tensors of a checkpoint: container, element type, name, shape and place.
+
+use std::fmt;
+
+use super::location::Location;
+use super::records::Record;
+
+/// File format of a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Container {
+    /// What `torch.save` writes: a zip file with a pickle and one entry per storage.
+    TorchZip,
+    /// A JSON header and the tensors after it.
+    Safetensors,
+    /// FP32 or FP16 `.bin` of rwkv.cpp, version 100 or 101. Some of its tensors are stored already transformed.
+    RwkvCpp,
+}
+
+impl fmt::Display for Container {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TorchZip => "pth",
+            Self::Safetensors => "safetensors",
+            Self::RwkvCpp => "rwkv.cpp",
+        })
+    }
+}
+
+/// Element type of a tensor in a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SourceDType {
+    /// IEEE double.
+    F64,
+    /// IEEE single.
+    F32,
+    /// IEEE half.
+    F16,
+    /// The upper half of an IEEE single.
+    BF16,
+}
+
+impl SourceDType {
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F64 => 8,
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+        }
+    }
+}
+
+impl fmt::Display for SourceDType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F64 => "F64",
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::BF16 => "BF16",
+        })
+    }
+}
+
+/// A tensor of a checkpoint: its description, not its data.
+#[derive(Debug, Clone)]
+pub struct SourceTensor {
+    /// BlinkDL's name.
+    pub name: String,
+    /// Shape as stored, row-major: where `transposed` is set, BlinkDL's has the last two dimensions swapped.
+    pub shape: Vec<usize>,
+    /// Element type.
+    pub dtype: SourceDType,
+    /// The last two dimensions are swapped against BlinkDL's checkpoint.
+    ///
+    /// BlinkDL has low-rank factors as `[in, out]` and tuned states as `[head, value, key]`.
+    pub transposed: bool,
+    pub(super) location: Location,
+}
+
+impl SourceTensor {
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        // Opening checked that the product fits.
+        self.shape.iter().product()
+    }
+}
+
+/// What a container's reader finds: tensors, the names of entries that are no tensors, and checksums.
+#[derive(Default)]
+pub(super) struct Index {
+    pub(super) tensors: Vec<SourceTensor>,
+    pub(super) other_entries: Vec<String>,
+    /// By place.
+    pub(super) records: Vec<Record>,
+}
