@@ -11,7 +11,7 @@ use rwkv_edge::{LoadOptions, Model, Session, SessionOptions};
 
 fn decode(c: &mut Criterion) {
     let mut group = c.benchmark_group("decode");
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/fairy-int8.rwkv");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/fairy7-int8.rwkv");
     for isa in Isa::ALL.iter().copied().filter(|isa| isa.is_available()) {
         let options = LoadOptions { isa: Some(isa), ..LoadOptions::default() };
         let Ok(model) = Model::open(&path, &options) else { continue };

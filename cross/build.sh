@@ -3,7 +3,7 @@
 #
 #   cross/build.sh TARGET [--builtin-model] [--quantize]
 #
-# --builtin-model   with the model of models/ inside (8.8 MB more)
+# --builtin-model   with the model of models/ inside (9.2 MB more)
 # --quantize        rwkv-quantize too
 #
 # Android targets use the NDK of ANDROID_NDK_HOME. Without one, android-sysroot.sh makes what the linker needs.

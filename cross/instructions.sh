@@ -20,7 +20,7 @@ case $target in
     armv7-*) cpu=${2:-cortex-a7} emulator=qemu-arm ;;
     *) echo "cross/instructions.sh: no emulator for $target" >&2; exit 2 ;;
 esac
-model=${3:-models/fairy-int8.rwkv}
+model=${3:-models/fairy7-int8.rwkv}
 folder=${CARGO_TARGET_DIR:-target}
 mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)

@@ -50,7 +50,7 @@ convert() {
 # The models, what this machine computes of them, and the text that it prints.
 prepare() {
     cargo build --quiet --locked --release -p rwkv-quantize
-    cp models/fairy-int8.rwkv "$work/models"
+    cp models/fairy7-int8.rwkv "$work/models"
     local version dtype
     for version in v4 v5.0 v5.1 v5.2 v6 v7; do
         for dtype in f32 f16 int8 int4; do
@@ -61,7 +61,7 @@ prepare() {
     # The digests in the repository stand in lines `VERSION TYPE DIGEST`.
     diff <(awk '{ sub("-", " ", $1); print $1, $2 }' "$work/expected" | sort) <(sort tests/fixtures/digests.txt) ||
         fail "this machine does not compute the digests of tests/fixtures/digests.txt"
-    text=$(host -- run models/fairy-int8.rwkv "${prompt[@]}" 2>/dev/null)
+    text=$(host -- run models/fairy7-int8.rwkv "${prompt[@]}" 2>/dev/null)
 }
 
 # Compiles everything at once, so that the rows only run.
@@ -80,13 +80,13 @@ cross() {
 binary_alone() {
     local info found
     rm -rf "$work"/alone/*
-    cp "$binary" models/fairy-int8.rwkv "$work/alone"
+    cp "$binary" models/fairy7-int8.rwkv "$work/alone"
     # shellcheck disable=SC2086
-    info=$(cd "$work/alone" && $runner ./rwkv-edge info fairy-int8.rwkv --verify)
+    info=$(cd "$work/alone" && $runner ./rwkv-edge info fairy7-int8.rwkv --verify)
     grep -q '^self-test  *ok$' <<<"$info" || fail "$target on $cpu: the self-test failed"
     grep -Eq "^kernels +$level\b" <<<"$info" || fail "$target on $cpu: $(grep '^kernels' <<<"$info"), expected $level"
     # shellcheck disable=SC2086
-    found=$(cd "$work/alone" && $runner ./rwkv-edge run fairy-int8.rwkv "${prompt[@]}" 2>/dev/null)
+    found=$(cd "$work/alone" && $runner ./rwkv-edge run fairy7-int8.rwkv "${prompt[@]}" 2>/dev/null)
     [ "$found" = "$text" ] || fail "$target on $cpu prints \"$found\", this machine \"$text\""
 }
 

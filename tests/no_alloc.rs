@@ -15,7 +15,7 @@ use rwkv_edge::{LoadOptions, Model};
 const TOKENS: usize = 1000;
 
 fn main() {
-    let path = root().join("models/fairy-int8.rwkv");
+    let path = root().join("models/fairy7-int8.rwkv");
     generate_without_allocating(&Model::open(&path, &LoadOptions::default()).unwrap(), TOKENS);
     for (version, dtype) in VERSIONS.iter().flat_map(|version| DType::ALL.map(|dtype| (version, dtype))) {
         let model = model(&fixture(&format!("{version}-tiny.pth")), dtype, None);

@@ -32,7 +32,7 @@ fn logits_have_the_same_bits_on_every_isa_and_thread_count() {
 
 #[test]
 fn the_shipped_model_has_the_same_bits_on_every_isa_and_thread_count() {
-    let path = root().join("models/fairy-int8.rwkv");
+    let path = root().join("models/fairy7-int8.rwkv");
     let model = |isa| open(&path, Some(isa));
     let tokens = token_walk(8, 4096);
     let expected = bits(&all_logits(&mut session(&model(Isa::Scalar), 1), &tokens));
@@ -50,7 +50,7 @@ fn the_shipped_model_has_the_same_bits_on_every_isa_and_thread_count() {
 fn the_recorded_self_test_passes_on_every_isa() {
     for isa in levels() {
         let options = LoadOptions { isa: Some(isa), ..Default::default() };
-        let model = Model::open(root().join("models/fairy-int8.rwkv"), &options).unwrap();
+        let model = Model::open(root().join("models/fairy7-int8.rwkv"), &options).unwrap();
         self_test::run(&model, Some(2)).unwrap();
     }
 }

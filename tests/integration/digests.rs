@@ -14,7 +14,7 @@ const TOKENS: usize = 50;
 #[test]
 fn logits_have_the_stored_bits() {
     let mut found =
-        format!("fairy int8 {}\n", digest(&root().join("models/fairy-int8.rwkv"), TOKENS, levels()));
+        format!("fairy7 int8 {}\n", digest(&root().join("models/fairy7-int8.rwkv"), TOKENS, levels()));
     for (version, dtype) in VERSIONS.iter().flat_map(|version| DType::ALL.map(|dtype| (version, dtype))) {
         let (_folder, path) = convert(&fixture(&format!("{version}-tiny.pth")), &options(dtype));
         found += &format!("{version} {dtype} {}\n", digest(&path, TOKENS, levels()));

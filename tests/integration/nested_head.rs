@@ -51,7 +51,7 @@ fn sample(model: &Arc<Model>, sampling: SamplingParams, shortlist: bool, threads
 
 #[test]
 fn a_shortlist_gives_the_tokens_that_all_logits_give() {
-    let fairy = Model::open(root().join("models/fairy-int8.rwkv"), &LoadOptions::default()).unwrap();
+    let fairy = Model::open(root().join("models/fairy7-int8.rwkv"), &LoadOptions::default()).unwrap();
     let fixtures = VERSIONS.map(|version| model(&fixture(&format!("{version}-tiny.pth")), DType::Int4, None));
     for model in fixtures.iter().chain([&fairy]) {
         assert!(model.file().tensor(names::HEAD_RESIDUAL).is_ok());
@@ -67,7 +67,7 @@ fn a_shortlist_gives_the_tokens_that_all_logits_give() {
 
 #[test]
 fn of_the_shipped_model_few_rows_are_read() {
-    let fairy = Model::open(root().join("models/fairy-int8.rwkv"), &LoadOptions::default()).unwrap();
+    let fairy = Model::open(root().join("models/fairy7-int8.rwkv"), &LoadOptions::default()).unwrap();
     let (_, greedy) = sample(&fairy, SamplingParams { temperature: 0.0, ..PLAIN }, true, 1);
     assert!(greedy < 0.1, "{greedy}");
     let (_, top_k) = sample(&fairy, SamplingParams { top_k: 20, ..PLAIN }, true, 1);

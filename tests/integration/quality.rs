@@ -17,7 +17,7 @@ fn fairy(dtype: DType) -> Arc<Model> {
         start_tokens: vec![0],
         ..options(dtype)
     };
-    let (_folder, path) = convert(&root().join("models/fairy.pth"), &options);
+    let (_folder, path) = convert(&root().join("models/fairy7.pth"), &options);
     open(&path, None)
 }
 

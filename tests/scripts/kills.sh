@@ -30,7 +30,7 @@ fail() {
     exit 1
 }
 
-int8=(models/fairy.pth --type int8 --tokenizer models/fairy_vocab.txt --start-token 0 --threads 1)
+int8=(models/fairy7.pth --type int8 --tokenizer models/fairy_vocab.txt --start-token 0 --threads 1)
 
 microseconds() {
     echo $(($(date +%s%N) / 1000))

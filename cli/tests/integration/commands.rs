@@ -19,7 +19,7 @@ fn run_without_a_model_tells_a_story_and_a_summary() {
     let text = stdout(&output);
     assert!(text.split_whitespace().count() >= 20, "{text}");
     let summary = String::from_utf8(output.stderr).unwrap();
-    for part in ["prompt:", "generation: 40 tokens", "tokens/s", "built-in", "RWKV-4", "threads:", "peak RSS"]
+    for part in ["prompt:", "generation: 40 tokens", "tokens/s", "built-in", "RWKV-7", "threads:", "peak RSS"]
     {
         assert!(summary.contains(part), "{part:?} missing in {summary}");
     }

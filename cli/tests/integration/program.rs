@@ -29,7 +29,7 @@ pub(crate) fn is_emulated() -> bool {
 }
 
 /// The shipped model, for what a binary without a built-in one does too.
-pub(crate) const FAIRY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/fairy-int8.rwkv");
+pub(crate) const FAIRY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/fairy7-int8.rwkv");
 
 pub(crate) fn run(args: &[&str]) -> Output {
     command().args(args).output().unwrap()
