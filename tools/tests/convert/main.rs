@@ -4,5 +4,6 @@ mod cli;
 mod common;
 mod damage;
 mod errors;
+mod library;
 mod limits;
 mod synth;
