@@ -34,7 +34,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
-use crate::kernels::default_float_environment;
+use rwkv_edge_kernels::default_float_environment;
 
 /// Stack of one worker: kernels keep a few KiB of scratch there.
 pub const WORKER_STACK_BYTES: usize = 256 * 1024;

@@ -14,7 +14,7 @@ use rwkv_edge::model::{Phase, Profile, Traffic};
 use rwkv_edge::threads::Pool;
 use rwkv_edge::{Engine, EngineOptions, Model, Shortcuts, Snapshot, State, Verify, host, stdio};
 
-use super::{KernelArgs, load, model_name};
+use crate::args::{KernelArgs, load, model_name};
 
 #[derive(Args)]
 pub(super) struct BenchArgs {

@@ -13,7 +13,8 @@ use clap::Args;
 use rwkv_edge::stdio::StatusLine;
 use rwkv_edge::{Model, Session, SessionOptions, Verify, input, stdio};
 
-use super::{ModelArgs, hint_at_utf16, load};
+use crate::args::{ModelArgs, load};
+use crate::utf16::hint_at_utf16;
 
 #[derive(Args)]
 pub(super) struct EvalArgs {

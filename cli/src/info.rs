@@ -10,7 +10,7 @@ use rwkv_edge::kernels::Isa;
 use rwkv_edge::printable::Printable;
 use rwkv_edge::{Session, SessionOptions, Verify, self_test, stdio};
 
-use super::ModelArgs;
+use crate::args::ModelArgs;
 
 #[derive(Args)]
 pub(super) struct InfoArgs {

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use rwkv_edge::{Engine, Verify, stdio};
 
-use super::ModelArgs;
+use crate::args::ModelArgs;
 
 #[derive(Args)]
 pub(super) struct LogitsArgs {

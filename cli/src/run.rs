@@ -12,7 +12,8 @@ use rwkv_edge::{
     End, Model, SamplingParams, Session, SessionOptions, StopRules, Verify, input, signals, stdio,
 };
 
-use super::{ModelArgs, hint_at_utf16};
+use crate::args::ModelArgs;
+use crate::utf16::hint_at_utf16;
 
 #[derive(Args)]
 pub(super) struct RunArgs {

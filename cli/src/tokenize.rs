@@ -6,7 +6,8 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use rwkv_edge::{Verify, input, stdio};
 
-use super::{ModelArgs, hint_at_utf16};
+use crate::args::ModelArgs;
+use crate::utf16::hint_at_utf16;
 
 #[derive(Args)]
 pub(super) struct TokenizeArgs {
