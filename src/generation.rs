@@ -79,9 +79,9 @@ impl Session {
 impl<'s> Generation<'s> {
     fn new<S: AsRef<str>>(session: &'s mut Session, rules: &StopRules<'_, S>) -> Result<Self> {
         let stream = TextStream::new(rules.stop_texts)?;
-        // A token, the text held back, and a character that was not whole.
-        let longest = session.model().tokenizer().max_token_len() * '\u{fffd}'.len_utf8();
-        let piece = String::with_capacity(longest + stream.most_held());
+        // The bytes of a token and of a character that was not whole, each as U+FFFD at worst, and the text held back.
+        let bytes = session.model().tokenizer().max_token_len() + 3;
+        let piece = String::with_capacity(bytes * '\u{fffd}'.len_utf8() + stream.most_held());
         let max_tokens = rules.max_tokens;
         Ok(Self { session, stream, max_tokens, tokens: 0, end: None, finished: false, piece })
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rwkv_edge::format::SamplingParams;
 use rwkv_edge::text::TextStream;
-use rwkv_edge::{Model, Session, SessionOptions};
+use rwkv_edge::{Model, Sequence, Session, SessionOptions, StopRules};
 
 /// Counts what is allocated by any thread.
 struct Counting;
@@ -68,4 +68,25 @@ pub(crate) fn generate_without_allocating(model: &Arc<Model>, n: usize) {
         }
     }
     assert_eq!(ALLOCATIONS.load(Ordering::Relaxed) - before, 0, "allocations during {n} tokens");
+
+    let snapshot = session.snapshot();
+    let mut story = session.generate(&StopRules::max_tokens(50)).unwrap();
+    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    while story.next_piece().unwrap().is_some() {}
+    session.restore(&snapshot).unwrap();
+    session.set_sampling(SamplingParams { temperature: 0.5, ..sampling }).unwrap();
+    session.begin_reply();
+    session.reset();
+    assert_eq!(
+        ALLOCATIONS.load(Ordering::Relaxed) - before,
+        0,
+        "allocations for a reply and what comes after it"
+    );
+
+    let mut states = [(); 3].map(|()| model.initial_state().unwrap());
+    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    let mut batch = states.each_mut().map(|state| Sequence::new(state, &[1, 2, 3, 4, 5]));
+    session.engine_mut().feed_batch(&mut batch).unwrap();
+    session.engine_mut().logits(&states[1]).unwrap();
+    assert_eq!(ALLOCATIONS.load(Ordering::Relaxed) - before, 0, "allocations for a batch of three texts");
 }
