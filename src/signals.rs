@@ -1,13 +1,14 @@
-//! What both programs do about signals.
+//! Signals, as both programs treat them.
 //!
-//! A signal that a program waits for is [caught](catch): the first one sets a flag, the work ends in good order,
-//! and then the process [dies by that signal](die_if_caught), so that a script sees why it ended. A second one,
-//! [later](SECOND_AFTER) than a copy of the first can be, ends the process at once. Signals that the parent
-//! ignores (`nohup`, `trap ''`, a script's job in the background) stay ignored.
+//! A program [catches](catch) the signals that end it. The first one sets a flag and the work ends in
+//! good order. Then the process [dies by that signal](die_if_caught), so that a script sees why it
+//! ended. A second one ends the process at once; one that follows within [`SECOND_AFTER`] counts as a
+//! copy of the first. Signals that the parent ignores (`nohup`, `trap ''`, a background job of a
+//! script) stay ignored.
 //!
-//! Process 1 of a container is different: Linux takes no default action for it, and ignores what is not caught. It
-//! catches all signals that end other processes, whatever its parent ignores, and exits with the status that a
-//! shell gives for a death by signal.
+//! Process 1 of a container is different. Linux takes no default action for it, so an uncaught signal
+//! does nothing. There the program catches all signals that end other processes, whatever its parent
+//! ignores, and exits with the status that a shell gives for a death by signal.
 
 use std::io;
 use std::process;
@@ -34,8 +35,9 @@ pub const STOPPING: &[i32] = &[SIGINT, SIGTERM, SIGHUP];
 #[cfg(not(unix))]
 pub const STOPPING: &[i32] = &[SIGINT, SIGTERM];
 
-/// Signals that end a process by default, come from outside and can be caught. SIGPIPE is not among them: writing to
-/// a closed pipe is an error of that write. Nor is SIGXFSZ, of which [`prepare`] makes one.
+/// Signals that end a process by default, come from outside and can be caught. SIGPIPE is not among
+/// them: writing to a closed pipe is an error of that write. Nor is SIGXFSZ: [`prepare`] turns it into
+/// an error of the write.
 #[cfg(unix)]
 pub const ENDING: &[i32] =
     &[SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGXCPU, SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF, SIGIO];
@@ -43,8 +45,8 @@ pub const ENDING: &[i32] =
 #[cfg(not(unix))]
 pub const ENDING: &[i32] = STOPPING;
 
-/// What comes earlier after a first signal is a copy of it: `timeout` and closed terminals send a signal to the
-/// process and to its group.
+/// A signal that comes earlier after the first one is a copy of it: `timeout` and closed terminals send
+/// a signal to the process and to its group.
 pub const SECOND_AFTER: Duration = Duration::from_millis(200);
 
 /// Whether a signal was caught.
@@ -54,8 +56,8 @@ static SIGNAL: AtomicUsize = AtomicUsize::new(0);
 /// Whether a signal ends process 1 at once.
 static AT_ONCE: AtomicBool = AtomicBool::new(true);
 
-/// To be called first in a program. A write beyond the limit of a file's size becomes an error; process 1 ends by
-/// signals as other processes do.
+/// Prepares a program for signals; `main` calls it first. A write beyond the limit of a file's size
+/// becomes an error. Process 1 ends by signals as other processes do.
 ///
 /// # Errors
 /// If the system refuses a handler.
@@ -74,7 +76,7 @@ pub fn prepare() -> io::Result<()> {
     Ok(())
 }
 
-/// Catches `signals`, but for those that the parent ignores: the first one sets the flag that is returned.
+/// Catches `signals` except those that the parent ignores. The first one sets the returned flag.
 ///
 /// # Errors
 /// If the system refuses a handler.

@@ -12,15 +12,15 @@ use std::thread;
 
 use topology::{CpuList, FastCores};
 
-/// Most threads used without being asked for: decoding is bound by memory, not by cores.
+/// Most threads by default: decoding is bound by memory, not by cores.
 const MAX_DEFAULT_THREADS: usize = 4;
 
-/// Threads to use without being asked for, and what that is based on.
+/// How many threads to use by default, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DefaultThreads {
     /// At least 1.
     pub count: usize,
-    /// Unless the system tells no more than how many threads may run.
+    /// The chosen cores; `None` where the system only tells how many threads may run.
     cores: Option<FastCores>,
 }
 
@@ -32,10 +32,10 @@ pub fn default_threads() -> usize {
 impl DefaultThreads {
     /// One thread for each physical performance core that this process may use, at most 4.
     ///
-    /// Only CPUs in the affinity mask count. Of these, performance cores are those whose capacity (or, where the
-    /// kernel does not state it, top frequency) is at least half of the largest; of hyper-threads that share a core
-    /// one counts. Quotas of control groups are honoured. Where Linux does not show its CPUs, and on other systems, it
-    /// is the number of threads that may run.
+    /// Only CPUs in the affinity mask count. A performance core has at least half the capacity of the
+    /// largest one; where the kernel states no capacity, the top frequency decides. Hyper-threads of one
+    /// core count once. The quota of a control group is honoured. Where Linux does not show its CPUs, and
+    /// on other systems, the count is the number of threads that may run, at most 4.
     pub fn detect() -> Self {
         let allowed = status_field("Cpus_allowed_list:").and_then(|list| CpuList::parse(&list));
         let cpus = topology::online_cpus(Path::new("/sys/devices/system/cpu"), allowed.as_ref());
@@ -43,9 +43,9 @@ impl DefaultThreads {
         Self::new(topology::fast_cores(cpus, MAX_DEFAULT_THREADS), may_run)
     }
 
-    /// Keeps the calling thread, and threads that it starts from then on, to the CPUs that are as fast as the
-    /// chosen ones, if there are slower ones: fast cores would wait for a slow one's share of the work. Failure is
-    /// ignored.
+    /// Keeps the calling thread, and threads that it starts from then on, to the CPUs that are as fast as
+    /// the chosen ones, if there are slower ones. Otherwise fast cores would wait for a slow one's share
+    /// of the work. Failure is ignored.
     pub fn keep_to_fast_cores(&self) {
         if let Some(cpus) = self.cores.as_ref().and_then(|cores| cores.apart.as_ref()) {
             let _ = affinity::bind(cpus);
@@ -70,16 +70,16 @@ impl fmt::Display for DefaultThreads {
     }
 }
 
-/// Largest resident set of this process so far, in bytes, mapped pages included; `None` where the system
-/// does not tell. Linux counts per core and sums late, so that a later answer may be some pages less than
-/// an earlier one.
+/// Largest resident set of this process so far, in bytes, mapped pages included; `None` where the
+/// system does not tell. Linux counts per core and sums late: a later answer may be some pages less
+/// than an earlier one.
 pub fn peak_rss_bytes() -> Option<u64> {
     let peak = status_field("VmHWM:")?;
     let kib: u64 = peak.strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
 }
 
-/// A line of what Linux says about this process.
+/// A field of `/proc/self/status`.
 pub(crate) fn status_field(field: &str) -> Option<String> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(field))?;
