@@ -43,7 +43,7 @@ fn large_embedding() -> Recipe {
         layer_norm_eps: 1e-5,
         arch: Arch::V4,
     };
-    Recipe { name: "wide vocabulary".into(), config, ffn_sparsity: 0.5, seed: 1 }
+    Recipe { name: "wide vocabulary".into(), config, ffn_sparsity: 0.5, outlier: None, seed: 1 }
 }
 
 #[test]

@@ -436,8 +436,8 @@ mod tests {
     const V7: Rwkv7 =
         Rwkv7 { heads: HEADS, decay_rank: 64, iclr_rank: 64, value_rank: Some(32), gate_rank: 128 };
 
-    /// The error of a CONF section that has the fields of a `version`, with the field `spec` left out if it
-    /// is there, or else put in.
+    /// The error of a CONF section that has the fields of a `version`, with the field `spec` left
+    /// out if it is there, or else put in.
     fn error_without_or_with(version: Version, spec: &FieldSpec) -> String {
         let section = config(version).emit();
         let fields = Fields::parse("CONF", &section, &SCHEMA).unwrap();

@@ -57,7 +57,8 @@ impl FileKind {
         }
     }
 
-    /// What such a file is and what to do with it, for somebody who wanted to run a model; nothing for a model.
+    /// What such a file is and what to do with it, for somebody who wanted to run a model; nothing
+    /// for a model.
     pub(super) fn advice(self) -> Option<&'static str> {
         match self {
             Self::Empty => Some("the file is empty"),

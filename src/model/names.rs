@@ -1,8 +1,8 @@
 //! The tensors of each RWKV version: names, shapes and roles, in execution order.
 //!
-//! The converter writes this list and the loader expects it, so the two cannot disagree. Names are those of
-//! BlinkDL's checkpoints; where a file stores a transformed value, [`ModelTensor::name`]'s meaning is given in
-//! `docs/FORMAT.md`.
+//! The converter writes this list and the loader expects it, so the two cannot disagree. Names are
+//! those of BlinkDL's checkpoints; where a file stores a transformed value, [`ModelTensor::name`]'s
+//! meaning is given in `docs/FORMAT.md`.
 
 use rwkv_edge_kernels::GROUP_SIZE;
 
@@ -15,9 +15,13 @@ pub enum Role {
     Vector,
     /// A projection, read whole for every token.
     Matrix,
+    /// `att.output` of layer 0. One channel of its input is thousands of times as large as the others
+    /// in some models of RWKV-7, so that rounding its column ruins all outputs.
+    FirstOutput,
     /// `ffn.value`, of which only the columns with a non-zero input are read.
     SparseMatrix,
-    /// The largest scale of each group of rows of a quantized `ffn.value`, which bounds their products: f32.
+    /// The largest scale of each group of rows of a quantized `ffn.value`, which bounds their
+    /// products: f32.
     ScaleBound,
     /// A factor of a low-rank matrix of RWKV-6 and 7: small, and fragile in few bits.
     LowRank,
@@ -25,7 +29,8 @@ pub enum Role {
     State,
     /// The output head; in a nested head the first of its two planes, read whole for every token.
     Head,
-    /// What the first plane of a nested head leaves: rows of which those are read that may still be sampled.
+    /// What the first plane of a nested head leaves: rows of which those are read that may still be
+    /// sampled.
     HeadResidual,
     /// The norm of each row of the residual, which bounds what it can add: f32.
     HeadBound,
@@ -91,20 +96,21 @@ pub struct OptionalTensors {
     pub value_bound: bool,
 }
 
-/// Tensors of one layer, and of the model, in the order in which a token uses them; the embedding comes last,
-/// so that it lies in a range of its own.
+/// Tensors of one layer, and of the model, in the order in which a token uses them; the embedding
+/// comes last, so that it lies in a range of its own.
 ///
 /// `config` must be valid.
 pub fn tensors(config: &Config, optional: OptionalTensors) -> Vec<ModelTensor> {
-    let mut list = List { config, optional, block: String::new(), specs: Vec::new() };
+    let mut list = List { config, optional, layer: 0, block: String::new(), specs: Vec::new() };
     for layer in 0..config.n_layer {
+        list.layer = layer;
         list.block = format!("blocks.{layer}.");
         list.norm("ln1", config.n_embd);
         match &config.arch {
             Arch::V4 => list.time_mix_v4(),
             Arch::V5(arch) => list.time_mix_v5(arch),
             Arch::V6(arch) => list.time_mix_v6(arch),
-            Arch::V7(arch) => list.time_mix_v7(arch, layer),
+            Arch::V7(arch) => list.time_mix_v7(arch),
         }
         list.norm("ln2", config.n_embd);
         list.channel_mix();
@@ -125,7 +131,8 @@ pub fn tensors(config: &Config, optional: OptionalTensors) -> Vec<ModelTensor> {
     list.specs
 }
 
-/// Name of the WKV state of `layer` before the first token, `[n_head, head_size keys, head_size values]`.
+/// Name of the WKV state of `layer` before the first token, `[n_head, head_size keys, head_size
+/// values]`.
 pub fn initial_state(layer: usize) -> String {
     format!("blocks.{layer}.att.time_state")
 }
@@ -133,6 +140,7 @@ pub fn initial_state(layer: usize) -> String {
 struct List<'a> {
     config: &'a Config,
     optional: OptionalTensors,
+    layer: usize,
     /// Prefix of the names.
     block: String,
     specs: Vec<ModelTensor>,
@@ -164,7 +172,8 @@ impl List<'_> {
     /// The projection out of time mixing.
     fn output(&mut self) {
         let Config { n_embd, n_att, .. } = *self.config;
-        self.add("att.output.weight", [n_embd, n_att], Role::Matrix);
+        let role = if self.layer == 0 { Role::FirstOutput } else { Role::Matrix };
+        self.add("att.output.weight", [n_embd, n_att], role);
     }
 
     /// Both factors of a low-rank matrix: `[rank, n_embd]`, then `[n_out, rank]`.
@@ -212,7 +221,7 @@ impl List<'_> {
         self.output();
     }
 
-    fn time_mix_v7(&mut self, arch: &Rwkv7, layer: usize) {
+    fn time_mix_v7(&mut self, arch: &Rwkv7) {
         let Config { n_embd, n_att, .. } = *self.config;
         let Rwkv7 { decay_rank, iclr_rank, value_rank, gate_rank, .. } = *arch;
         self.vectors("att.x_", &["r", "w", "k", "v", "a", "g"], n_embd);
@@ -220,7 +229,7 @@ impl List<'_> {
         self.norm("att.ln_x", n_att);
         self.low_rank(["w1", "w2"], decay_rank, n_att);
         self.low_rank(["a1", "a2"], iclr_rank, n_att);
-        if let (1.., Some(value_rank)) = (layer, value_rank) {
+        if let (1.., Some(value_rank)) = (self.layer, value_rank) {
             self.vectors("att.", &["v0"], n_att);
             self.low_rank(["v1", "v2"], value_rank, n_att);
         }

@@ -10,6 +10,7 @@ mod format_corrupt;
 mod golden;
 mod model_tensors;
 mod nested_head;
+mod outlier;
 mod quality;
 mod sampler;
 mod session;

@@ -98,7 +98,7 @@ fn no_logit_is_further_from_its_estimate_than_its_bound() {
 
 #[test]
 fn a_plain_head_is_there_for_those_who_ask() {
-    let quant = QuantSpec { dtype: DType::Int4, plain_head: true };
+    let quant = QuantSpec { plain_head: true, ..QuantSpec::new(DType::Int4) };
     let options = rwkv_quantize::convert::Options { quant, ..options(DType::Int4) };
     let (_folder, path) = convert(&fixture("v7-tiny.pth"), &options);
     let plain = open(&path, None);

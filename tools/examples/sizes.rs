@@ -16,7 +16,7 @@ use rwkv_quantize::shapes::RELEASED;
 use rwkv_quantize::vocab;
 
 fn layout(config: Config, dtype: DType) -> Result<FileLayout> {
-    let quant = QuantSpec { dtype, plain_head: false };
+    let quant = QuantSpec::new(dtype);
     let tensors = names::tensors(&config, quant.optional_tensors(false));
     let chat = chat::chat(Template::World, vec![], vec![0], &[])?;
     Ok(FileLayout::new(FileContents {

@@ -29,11 +29,11 @@ impl Template {
     }
 }
 
-/// The CHAT section for `template`. Sampling defaults are those of ChatRWKV's chat for chat templates and of
-/// its text pipeline otherwise.
+/// The CHAT section for `template`. Sampling defaults are those of ChatRWKV's chat for chat
+/// templates and of its text pipeline otherwise.
 ///
-/// A reply ends at an empty line: models separate turns with one, and every blank line in a reply of a chat
-/// without code is the start of the next turn.
+/// A reply ends at an empty line: models separate turns with one, and every blank line in a reply
+/// of a chat without code is the start of the next turn.
 pub fn chat(
     template: Template,
     start_tokens: Vec<u32>,

@@ -35,10 +35,12 @@ struct Cli {
     /// File to write; it appears under this name when it is complete
     #[arg(value_name = "OUTPUT")]
     second: Option<PathBuf>,
-    /// Type of the projections; head and embedding have 8 bits in int4 files, vectors are always f32
+    /// Type of the projections; head and embedding have 8 bits in int4 files, the first att.output
+    /// f16 in quantized ones, and vectors are always f32
     #[arg(long = "type", value_name = "TYPE", value_enum, default_value_t = Type::Int8)]
     dtype: Type,
-    /// Keep an int8 head in one plane, instead of two of int4 of which decoding reads the second only in part
+    /// Keep an int8 head in one plane, instead of two of int4 of which decoding reads the second
+    /// only in part
     #[arg(long)]
     plain_head: bool,
     /// Vocabulary: World format (`id literal length` lines) or tokenizer.json of a byte-level BPE
@@ -57,16 +59,21 @@ struct Cli {
     /// State-tuned model: file with the `time_state` tensors, if they are not in the checkpoint
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
-    /// Epsilon of the group norm of RWKV-5 to 7, for checkpoints that were made with another than BlinkDL's
+    /// Epsilon of the group norm of RWKV-5 to 7, for checkpoints that were made with another than
+    /// BlinkDL's
     #[arg(long, value_name = "EPS", default_value_t = shapes::GROUP_NORM_EPS)]
     group_norm_eps: f32,
-    /// Make a model of a released shape with random weights, to measure speed without a download; if
-    /// OUTPUT ends in .safetensors, its checkpoint
+    /// Make a model of a released shape with random weights, to measure speed without a download;
+    /// if OUTPUT ends in .safetensors, its checkpoint
     #[arg(long, value_name = "SHAPE", value_parser = shape_parser())]
     synth: Option<&'static Shape>,
     /// With --synth: share of exact zeros after the squared relu of channel mixing, 0.01 to 0.99
     #[arg(long, value_name = "SHARE", requires = "synth", default_value_t = synth::DENSE)]
     ffn_sparsity: f64,
+    /// With --synth: how many times as large as the others one channel of the input of att.output
+    /// is in layer 0, as in released models of RWKV-7, 1 to 10000
+    #[arg(long, value_name = "FACTOR", requires = "synth")]
+    outlier: Option<f64>,
     /// With --synth: seed of the weights
     #[arg(long, value_name = "N", requires = "synth", default_value_t = 0)]
     seed: u64,
@@ -189,12 +196,12 @@ impl Cli {
 
     fn recipe(&self, shape: &Shape) -> Recipe {
         let (name, config) = (shape.name.to_owned(), shape.config());
-        Recipe { name, config, ffn_sparsity: self.ffn_sparsity, seed: self.seed }
+        Recipe { name, config, ffn_sparsity: self.ffn_sparsity, outlier: self.outlier, seed: self.seed }
     }
 
     fn options(self) -> Options {
         Options {
-            quant: QuantSpec { dtype: self.dtype.into(), plain_head: self.plain_head },
+            quant: QuantSpec { plain_head: self.plain_head, ..QuantSpec::new(self.dtype.into()) },
             tokenizer: self.tokenizer,
             template: self.chat,
             start_tokens: self.start_tokens,

@@ -1,4 +1,5 @@
-//! Hyperparameters from the shapes of a checkpoint's tensors; nothing is derived from another dimension.
+//! Hyperparameters from the shapes of a checkpoint's tensors; nothing is derived from another
+//! dimension.
 
 use anyhow::{Context, Result, bail, ensure};
 use rwkv_edge::format::{Arch, Config, Heads, Rwkv5, Rwkv5Variant, Rwkv6, Rwkv7, Version};
@@ -88,8 +89,8 @@ fn heads_tensor(version: Version) -> Option<&'static str> {
     }
 }
 
-/// The number of heads, from a tensor with a value for each channel, as `[heads, head size]`, or in RWKV-5.0 and
-/// 5.1 for each head. It divides the rows of `att_key`, the channels.
+/// The number of heads, from a tensor with a value for each channel, as `[heads, head size]`, or in
+/// RWKV-5.0 and 5.1 for each head. It divides the rows of `att_key`, the channels.
 fn heads(tensor: &SourceTensor, version: Version, att_key: [usize; 2]) -> Result<usize> {
     let [n_att, _] = att_key;
     let SourceTensor { name, shape, .. } = tensor;

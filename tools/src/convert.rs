@@ -28,8 +28,8 @@ use crate::shapes::GROUP_NORM_EPS;
 use crate::source::{self, Checkpoint, LN0};
 use crate::vocab::{self, VocabError};
 
-/// Ids that a model's vocabulary may have beyond the tokenizer's: released models are padded by up to 50, and a
-/// tokenizer that knows much less belongs to another model.
+/// Ids that a model's vocabulary may have beyond the tokenizer's: released models are padded by up
+/// to 50, and a tokenizer that knows much less belongs to another model.
 fn max_unused_ids(n_vocab: usize) -> usize {
     (n_vocab / 16).min(256)
 }
@@ -56,10 +56,11 @@ pub struct Options {
 }
 
 impl Options {
-    /// A checkpoint with all that its shapes imply, as weights of type `dtype`, converted by one thread.
+    /// A checkpoint with all that its shapes imply, as weights of type `dtype`, converted by one
+    /// thread.
     pub fn new(dtype: DType) -> Self {
         Self {
-            quant: QuantSpec { dtype, plain_head: false },
+            quant: QuantSpec::new(dtype),
             tokenizer: None,
             template: None,
             start_tokens: vec![],
@@ -88,8 +89,8 @@ impl Conversion {
     /// Opens `input`, checks every name and shape, and lays out the file. Reads no weights.
     ///
     /// # Errors
-    /// If the checkpoint cannot be read, is of an unsupported kind, or does not have exactly the tensors that
-    /// its version has; or if the tokenizer is missing or another model's.
+    /// If the checkpoint cannot be read, is of an unsupported kind, or does not have exactly the
+    /// tensors that its version has; or if the tokenizer is missing or another model's.
     pub fn prepare(input: &Path, options: &Options) -> Result<Self> {
         match Self::of(Checkpoint::open(input)?, options)? {
             (conversion, None) => Ok(conversion),
@@ -97,8 +98,8 @@ impl Conversion {
         }
     }
 
-    /// As [`prepare`](Self::prepare) for an opened checkpoint, but a missing or wrong tokenizer is not the end: the
-    /// error comes back with a layout that has byte tokens instead.
+    /// As [`prepare`](Self::prepare) for an opened checkpoint, but a missing or wrong tokenizer is
+    /// not the end: the error comes back with a layout that has byte tokens instead.
     ///
     /// # Errors
     /// As [`prepare`](Self::prepare), apart from the tokenizer.
@@ -134,7 +135,8 @@ impl Conversion {
         Ok((Self { checkpoint, state, tokenizer, byte_tokens, tensors, layout, threads }, error))
     }
 
-    /// Whether the model gets byte tokens because no built-in vocabulary has its size: of synthetic checkpoints only.
+    /// Whether the model gets byte tokens because no built-in vocabulary has its size: of synthetic
+    /// checkpoints only.
     pub fn has_byte_tokens(&self) -> bool {
         self.byte_tokens
     }
@@ -149,12 +151,13 @@ impl Conversion {
         &self.layout
     }
 
-    /// Writes the file. It appears under its name when it is complete; on an error, or when `job` is
-    /// interrupted, nothing is left behind.
+    /// Writes the file. It appears under its name when it is complete; on an error, or when `job`
+    /// is interrupted, nothing is left behind.
     ///
     /// # Errors
-    /// If `output` is one of the files that are read, `RWKV_EDGE_ISA` is wrong or there is no room, all before a weight
-    /// is read; if reading or writing fails, a weight is not finite or too large, or the run was interrupted.
+    /// If `output` is one of the files that are read, `RWKV_EDGE_ISA` is wrong or there is no room,
+    /// all before a weight is read; if reading or writing fails, a weight is not finite or too
+    /// large, or the run was interrupted.
     pub fn run(self, output: Target, job: Job<'_>) -> Result<(Report, Published)> {
         // Threads that start from here on inherit it.
         let _environment = default_float_environment();
@@ -199,8 +202,8 @@ fn sources<'a>(checkpoint: &'a Checkpoint, state: &'a Option<Checkpoint>) -> Sou
     Sources { checkpoint: input(checkpoint), state: state.as_ref().map(input) }
 }
 
-/// The tensors of the file and where they come from, after checking that the checkpoint has each in the right
-/// shape. That it has no others, [`source::detect`] saw to.
+/// The tensors of the file and where they come from, after checking that the checkpoint has each in
+/// the right shape. That it has no others, [`source::detect`] saw to.
 fn model_tensors(
     sources: Sources<'_>,
     config: &Config,
@@ -250,7 +253,8 @@ fn write_tensors(
         if !encoded.bounds.is_empty() {
             bounds.insert(spec.name.as_str(), encoded.bounds);
         }
-        // The first plane of a nested head has no error of its own: its residual has that of both planes.
+        // The first plane of a nested head has no error of its own: its residual has that of both
+        // planes.
         if nested_head && tensor.role == Role::Head {
             errors.push(0.0);
         } else {
@@ -301,8 +305,8 @@ struct Contents {
     warnings: Vec<Warning>,
 }
 
-/// Does `work`, and reads the input from beginning to end: at the same time if there may be several threads and
-/// another one starts, or else before. Where one of both fails, the other stops.
+/// Does `work`, and reads the input from beginning to end: at the same time if there may be several
+/// threads and another one starts, or else before. Where one of both fails, the other stops.
 fn while_reading<T>(
     sources: Sources<'_>,
     threads: usize,
@@ -329,7 +333,8 @@ fn while_reading<T>(
     })
 }
 
-/// Hashes the files with the tensors, one after the other, and looks for damage in all that is read.
+/// Hashes the files with the tensors, one after the other, and looks for damage in all that is
+/// read.
 fn read_contents(sources: Sources<'_>, stop: Stop<'_>) -> Result<Contents> {
     let mut warnings = Vec::new();
     let mut read_through = |input: Input<'_>, digest: &mut Sha256| {

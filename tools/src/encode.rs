@@ -1,8 +1,8 @@
 //! Streams one tensor from the checkpoint into the file: read a slice, transform, quantize, write.
 //!
-//! Memory is bounded by the slice, whatever the tensor's size. Slices are encoded by several threads; every
-//! chunk (a block of 16 rows, a row, or a column) is encoded on its own, so bytes and error sums do not depend
-//! on how many.
+//! Memory is bounded by the slice, whatever the tensor's size. Slices are encoded by several
+//! threads; every chunk (a block of 16 rows, a row, or a column) is encoded on its own, so bytes
+//! and error sums do not depend on how many.
 
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -19,16 +19,16 @@ use crate::origin::{Input, Stored};
 use crate::residual::BlockRows;
 use crate::source::{LN0, SourceError, SourceTensor};
 
-/// Floats that one thread holds of a slice: 16 MiB, so that a slice of the columns of a large matrix still
-/// reads a few hundred neighbouring values of each row.
+/// Floats that one thread holds of a slice: 16 MiB, so that a slice of the columns of a large
+/// matrix still reads a few hundred neighbouring values of each row.
 const SLICE_FLOATS: usize = 4 << 20;
 
 /// Factor on the tensor scale after a group scale did not fit fp16, and how often to try.
 const SCALE_STEP: f32 = 64.0;
 const SCALE_TRIES: usize = 8;
 
-/// Called with the number of elements of the tensor that are encoded so far; it falls when a tensor is encoded
-/// again.
+/// Called with the number of elements of the tensor that are encoded so far; it falls when a tensor
+/// is encoded again.
 pub(crate) type Advance<'a> = dyn FnMut(usize) + 'a;
 
 /// Encodes the tensors of a file.
@@ -45,7 +45,8 @@ pub(crate) struct Encoder<'a> {
 /// A tensor that was encoded.
 #[derive(Default)]
 pub(crate) struct Encoded {
-    /// Its error against the checkpoint; that of both planes together for the residual of a nested head.
+    /// Its error against the checkpoint; that of both planes together for the residual of a nested
+    /// head.
     pub(crate) sums: ErrorSums,
     /// Bounds of a quantized `ffn.value` or of a residual; none of other tensors.
     pub(crate) bounds: Vec<f32>,
@@ -53,7 +54,8 @@ pub(crate) struct Encoded {
 
 /// A chunk could not be encoded.
 enum ChunkError {
-    /// A weight of this magnitude, or the scale of its group, does not fit fp16 at this tensor scale.
+    /// A weight of this magnitude, or the scale of its group, does not fit fp16 at this tensor
+    /// scale.
     Overflow(f32),
     Other(anyhow::Error),
 }
@@ -310,8 +312,8 @@ impl Chunks {
         }
     }
 
-    /// Bytes of `count` chunks from `first` on. The last of a residual may have fewer rows than the others; the
-    /// blocks of a matrix are whole.
+    /// Bytes of `count` chunks from `first` on. The last of a residual may have fewer rows than the
+    /// others; the blocks of a matrix are whole.
     fn bytes_of(&self, target: Target<'_>, first: usize, count: usize) -> usize {
         let rows = target.spec.shape[0];
         match target.first_plane {
@@ -333,8 +335,9 @@ struct Encoding<'a> {
 }
 
 impl Encoding<'_> {
-    /// Encodes the chunks from `first` on that fill `bytes`, in parts of `per_thread`: the calling thread and one more
-    /// for every further part take them in turn. If threads cannot start, fewer do the same work.
+    /// Encodes the chunks from `first` on that fill `bytes`, in parts of `per_thread`: the calling
+    /// thread and one more for every further part take them in turn. If threads cannot start, fewer
+    /// do the same work.
     fn slice(
         self,
         first: usize,
@@ -461,7 +464,8 @@ impl Encoding<'_> {
         out
     }
 
-    /// Chunks of one column each: reads the panel of all their columns, then transposes 16 at a time.
+    /// Chunks of one column each: reads the panel of all their columns, then transposes 16 at a
+    /// time.
     fn columns(
         self,
         first: usize,

@@ -6,8 +6,8 @@ use anyhow::{Result, ensure};
 
 /// Receives the progress of a job.
 pub trait Progress {
-    /// `done` of `total` weights are converted, the last of them in `tensor`. A tensor whose scale turns out
-    /// too small starts again, so `done` may fall.
+    /// `done` of `total` weights are converted, the last of them in `tensor`. A tensor whose scale
+    /// turns out too small starts again, so `done` may fall.
     fn update(&mut self, done: u64, total: u64, tensor: &str);
 }
 

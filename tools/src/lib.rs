@@ -7,8 +7,8 @@
 //! - [`vocab`] compiles tokenizers; [`chat`] holds templates and defaults.
 //! - [`synth`] makes checkpoints with random weights of the released [`shapes`].
 //!
-//! Imports go one way: `convert` stands on `encode`, `origin`, `policy` and `vocab`, these on `source`. `synth` gives
-//! `source` bytes to read; `source` does not know it.
+//! Imports go one way: `convert` stands on `encode`, `origin`, `policy` and `vocab`, these on
+//! `source`. `synth` gives `source` bytes to read; `source` does not know it.
 
 pub mod chat;
 pub mod config;

@@ -121,7 +121,8 @@ fn inspect(source: &cli::Source, options: &Options) -> Result<()> {
     Ok(out.flush()?)
 }
 
-/// Progress on standard error: a line that is rewritten on a terminal, one for every tenth elsewhere.
+/// Progress on standard error: a line that is rewritten on a terminal, one for every tenth
+/// elsewhere.
 struct Meter {
     started: Instant,
     shown: Instant,

@@ -9,7 +9,8 @@ use rwkv_edge::model::names::{self, ModelTensor, Role, V6_MIXES};
 use crate::config;
 use crate::source::{Checkpoint, Container, SourceError, SourceTensor, stored_names};
 
-/// Most values of a matrix that is turned in memory, 128 MiB of them. The largest of released models have 2 million.
+/// Most values of a matrix that is turned in memory, 128 MiB of them. The largest of released
+/// models have 2 million.
 const MAX_TURNED: usize = 1 << 25;
 
 /// An opened checkpoint and the path it was opened by, for errors.
@@ -59,7 +60,8 @@ pub(crate) struct Stored {
     pub(crate) transform: Transform,
 }
 
-/// Where tensors come from: a checkpoint, and a state-tuned one's state, which may be a file of its own.
+/// Where tensors come from: a checkpoint, and a state-tuned one's state, which may be a file of its
+/// own.
 #[derive(Clone, Copy)]
 pub(crate) struct Sources<'a> {
     pub(crate) checkpoint: Input<'a>,
@@ -134,8 +136,8 @@ impl Transform {
         }
     }
 
-    /// The values of the file. Functions are computed in f64 with a portable exp, so that every machine writes the
-    /// same bytes.
+    /// The values of the file. Functions are computed in f64 with a portable exp, so that every
+    /// machine writes the same bytes.
     pub(crate) fn apply(self, values: &[f32]) -> Vec<f32> {
         let map = |f: fn(f64) -> f64| values.iter().map(|&x| f(f64::from(x)) as f32).collect::<Vec<_>>();
         let once = match self {

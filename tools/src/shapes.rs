@@ -80,8 +80,9 @@ impl Shape {
     }
 }
 
-/// The hyperparameters that a released model of this version would have with so many layers, channels and tokens.
-pub(crate) fn config(version: Version, [n_layer, n_embd, n_vocab]: [usize; 3]) -> Config {
+/// The hyperparameters that a released model of this version would have with so many layers,
+/// channels and tokens.
+pub fn config(version: Version, [n_layer, n_embd, n_vocab]: [usize; 3]) -> Config {
     let heads = Heads { n_head: n_embd / HEAD_SIZE, head_size: HEAD_SIZE, group_norm_eps: GROUP_NORM_EPS };
     let v5 = |variant| Arch::V5(Rwkv5 { variant, heads });
     let arch = match version {

@@ -5,20 +5,23 @@ use std::fmt;
 use super::names::{split_layer, split_numbered};
 use super::tensor::SourceTensor;
 
-/// Whose names the tensors of a file have. A [`Checkpoint`](super::Checkpoint) shows BlinkDL's for all of them.
+/// Whose names the tensors of a file have. A [`Checkpoint`](super::Checkpoint) shows BlinkDL's for
+/// all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Naming {
     /// BlinkDL's own, which rwkv.cpp uses as well.
     BlinkDl,
     /// Hugging Face transformers: `RwkvForCausalLM`, and the ports of RWKV-5 and 6.
     ///
-    /// Running such a model in transformers halves `output` and `feed_forward.value` every few layers
-    /// (`rescale_every`). A model that was saved after that has other weights, which the file does not show.
+    /// Running such a model in transformers halves `output` and `feed_forward.value` every few
+    /// layers (`rescale_every`). A model that was saved after that has other weights, which the
+    /// file does not show.
     HuggingFace,
-    /// RWKV-7 of flash-linear-attention. Its group norm has the epsilon `head_size * norm_eps`, which is BlinkDL's
-    /// for a head size of 64.
+    /// RWKV-7 of flash-linear-attention. Its group norm has the epsilon `head_size * norm_eps`,
+    /// which is BlinkDL's for a head size of 64.
     FlashLinearAttention,
-    /// Files for web-rwkv and ai00: names that are almost BlinkDL's, low-rank factors and tuned states transposed.
+    /// Files for web-rwkv and ai00: names that are almost BlinkDL's, low-rank factors and tuned
+    /// states transposed.
     WebRwkv,
 }
 
@@ -41,7 +44,8 @@ const HUGGING_FACE_MIXES: [(&str, &str); 4] = [
     ("time_mix_gate", "time_mix_g"),
 ];
 
-/// What flash-linear-attention calls the tensors beside the layers, and BlinkDL's names: beginnings.
+/// What flash-linear-attention calls the tensors beside the layers, and BlinkDL's names:
+/// beginnings.
 const FLA_GLOBAL: [(&str, &str); 3] = [("embeddings.", "emb."), ("norm.", "ln_out."), ("lm_head.", "head.")];
 
 /// The same inside a layer; the first that fits counts.
@@ -121,7 +125,8 @@ fn fla(name: &str) -> Option<String> {
     Some(format!("blocks.{layer}.{local}"))
 }
 
-/// The two linear layers of a low-rank map are its factors, transposed; the bias of the second is the constant term.
+/// The two linear layers of a low-rank map are its factors, transposed; the bias of the second is
+/// the constant term.
 fn fla_low_rank(local: &str) -> Option<String> {
     let (map, part) = local.strip_prefix("attn.")?.split_once("_lora.lora.")?;
     let digit = match part {

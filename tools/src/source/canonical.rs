@@ -1,16 +1,19 @@
-//! Makes every checkpoint look like BlinkDL's: names, split tensors, and which low-rank factors are transposed.
+//! Makes every checkpoint look like BlinkDL's: names, split tensors, and which low-rank factors are
+//! transposed.
 //!
-//! No rule looks at the file's name. Names tell transformers and flash-linear-attention apart. Files for web-rwkv
-//! differ from BlinkDL's in little, and are recognised by that:
+//! No rule looks at the file's name. Names tell transformers and flash-linear-attention apart.
+//! Files for web-rwkv differ from BlinkDL's in little, and are recognised by that:
 //!
-//! * RWKV-6: `time_mix_x` in place of `time_maa_x`. All mixes and `time_first` have their names changed.
-//! * RWKV-5: a `time_first` with one value per channel beside the group norm. BlinkDL's has one value per head and is
-//!   an exponent; this one is `time_faaaa` under another name.
+//! * RWKV-6: `time_mix_x` in place of `time_maa_x`. All mixes and `time_first` have their
+//!   names changed.
+//! * RWKV-5: a `time_first` with one value per channel beside the group norm. BlinkDL's has one
+//!   value per head and is an exponent; this one is `time_faaaa` under another name.
 //! * RWKV-7: the same names, but low-rank factors whose shapes are swapped.
 //!
-//! A low-rank factor is as wide as the model on one side, and that side says how it is stored. Only the shape counts,
-//! whatever the container. A factor that is as wide on the other side too is stored as the program stores all of
-//! them; where the program is not known, as the other factors of the file are, or else as BlinkDL does.
+//! A low-rank factor is as wide as the model on one side, and that side says how it is stored. Only
+//! the shape counts, whatever the container. A factor that is as wide on the other side too is
+//! stored as the program stores all of them; where the program is not known, as the other factors
+//! of the file are, or else as BlinkDL does.
 
 use super::aliases::{Naming, blinkdl_name, naming};
 use super::error::SourceError;
@@ -70,8 +73,9 @@ fn is_in_layer(tensor: &SourceTensor, local: &str) -> bool {
     split_layer(&tensor.name).is_some_and(|(_, name)| name == local)
 }
 
-/// Tuned states are square and have the same name everywhere, so a file of nothing else does not say how they are
-/// stored. Trainers save them with torch; the safetensors files are conversions, and those swap.
+/// Tuned states are square and have the same name everywhere, so a file of nothing else does not
+/// say how they are stored. Trainers save them with torch; the safetensors files are conversions,
+/// and those swap.
 fn refuse_states_alone(
     source: &Source,
     container: Container,
@@ -87,7 +91,8 @@ fn refuse_states_alone(
     Ok(())
 }
 
-/// Presents the joined mixes of RWKV-7, of rwkv.cpp or of early flash-linear-attention, as six tensors.
+/// Presents the joined mixes of RWKV-7, of rwkv.cpp or of early flash-linear-attention, as six
+/// tensors.
 fn split_mixes(
     source: &Source,
     container: Container,
@@ -123,7 +128,8 @@ fn six_parts(tensor: &SourceTensor) -> Option<Vec<Location>> {
     (0..MIXES.len()).map(part).collect()
 }
 
-/// `time_mix_*` of RWKV-6 to `time_maa_*`; the same names are right in RWKV-4 and 5, which have no `time_mix_x`.
+/// `time_mix_*` of RWKV-6 to `time_maa_*`; the same names are right in RWKV-4 and 5, which have no
+/// `time_mix_x`.
 fn rename_mixes_of_v6(tensors: &mut [SourceTensor]) -> bool {
     let is_v6 = find(tensors, "blocks.0.att.time_mix_x").is_some();
     if is_v6 {

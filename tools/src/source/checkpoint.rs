@@ -17,7 +17,8 @@ use super::{canonical, decode, index, names, records, shards, sniff, zero_runs};
 /// Bytes of one scratch buffer: it stays in the second-level cache between reading and decoding.
 const SCRATCH: usize = 256 * 1024;
 
-/// Scratch buffers kept for reuse, at most 4 MiB together; one per thread that reads at the same time.
+/// Scratch buffers kept for reuse, at most 4 MiB together; one per thread that reads at the same
+/// time.
 const KEPT_SCRATCH: usize = 16;
 
 /// An opened checkpoint: the file and the index of its tensors.
@@ -39,7 +40,8 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// Opens a checkpoint and reads its index.
     ///
-    /// `path` is the file with the tensors or, where several files hold them, the `.index.json` beside these.
+    /// `path` is the file with the tensors or, where several files hold them, the `.index.json`
+    /// beside these.
     ///
     /// # Errors
     ///
@@ -48,7 +50,8 @@ impl Checkpoint {
         Self::of(Source::open(path)?)
     }
 
-    /// A checkpoint whose bytes are computed where they are read; `description` stands for its path.
+    /// A checkpoint whose bytes are computed where they are read; `description` stands for its
+    /// path.
     pub(crate) fn computed(description: PathBuf, bytes: Box<dyn ReadAt>) -> Result<Self, SourceError> {
         Self::of(Source::computed(description, bytes))
     }
@@ -85,7 +88,8 @@ impl Checkpoint {
         self.naming
     }
 
-    /// All tensors, in natural order of their names (`blocks.2` before `blocks.10`), each name once.
+    /// All tensors, in natural order of their names (`blocks.2` before `blocks.10`), each name
+    /// once.
     pub fn tensors(&self) -> &[SourceTensor] {
         &self.tensors
     }
@@ -115,8 +119,9 @@ impl Checkpoint {
         self.files().iter().filter(|file| !file.is_computed()).map(Source::path)
     }
 
-    /// Passes all bytes of the files with the tensors to `take`, in order, until it fails. On the way compares what
-    /// the files have checksums of, and returns where matrices without one look as if a piece were missing.
+    /// Passes all bytes of the files with the tensors to `take`, in order, until it fails. On the
+    /// way compares what the files have checksums of, and returns where matrices without one look
+    /// as if a piece were missing.
     pub(crate) fn read_through<E: From<SourceError>>(
         &self,
         mut take: impl FnMut(&[u8]) -> Result<(), E>,

@@ -1,4 +1,5 @@
-//! The RWKV version of a checkpoint, from names and shapes; neither the order of the tensors nor the file's name count.
+//! The RWKV version of a checkpoint, from names and shapes; neither the order of the tensors nor
+//! the file's name count.
 
 use rwkv_edge::format::Version;
 
@@ -7,7 +8,8 @@ use super::checkpoint::Checkpoint;
 use super::error::SourceError;
 use super::{inventory, names, shards};
 
-/// A variant that is refused: beginnings of names that mark it, in a layer or beside the layers, and the reason.
+/// A variant that is refused: beginnings of names that mark it, in a layer or beside the layers,
+/// and the reason.
 struct Variant {
     in_layer: &'static [&'static str],
     beside: &'static [&'static str],
@@ -74,8 +76,8 @@ const VARIANTS: &[Variant] = &[
 ///
 /// # Errors
 ///
-/// When the tensors are not exactly those of one version that is read: variants are refused with their name and the
-/// reason, missing and unknown tensors by name.
+/// When the tensors are not exactly those of one version that is read: variants are refused with
+/// their name and the reason, missing and unknown tensors by name.
 pub fn detect(checkpoint: &Checkpoint) -> Result<Version, SourceError> {
     whole_model(checkpoint).map_err(|error| {
         if shards::is_shard_name(&checkpoint.file_name()) {
@@ -154,7 +156,8 @@ fn gated_v5(checkpoint: &Checkpoint) -> Result<Version, SourceError> {
     ))
 }
 
-/// No version fits: lists the first names, and says which other naming they follow if that is known.
+/// No version fits: lists the first names, and says which other naming they follow if that is
+/// known.
 fn not_rwkv(checkpoint: &Checkpoint) -> SourceError {
     let tensors = checkpoint.tensors();
     let starts = |prefix: &str| tensors.iter().any(|tensor| tensor.name.starts_with(prefix));

@@ -1,6 +1,8 @@
-//! The tensors that a checkpoint of each version has: those that the tensors of a `.rwkv` file are made from.
+//! The tensors that a checkpoint of each version has: those that the tensors of a `.rwkv` file are
+//! made from.
 //!
-//! An unexpected tensor means an unknown variant, which would run but produce garbage. It is refused.
+//! An unexpected tensor means an unknown variant, which would run but produce garbage. It is
+//! refused.
 
 use rwkv_edge::format::Version;
 use rwkv_edge::model::names::{self as model_names, OptionalTensors, Role};
@@ -14,7 +16,8 @@ use crate::shapes;
 /// The norm that is folded into the embedding.
 pub(crate) const LN0: [&str; 2] = ["blocks.0.ln0.weight", "blocks.0.ln0.bias"];
 
-/// Names under which a checkpoint of `version` may have the tensor that `name` is made from. It has one of them.
+/// Names under which a checkpoint of `version` may have the tensor that `name` is made from. It has
+/// one of them.
 pub(crate) fn stored_names(version: Version, name: &str) -> Vec<String> {
     if name == model_names::HEAD_RESIDUAL {
         return vec![model_names::HEAD.to_owned()];

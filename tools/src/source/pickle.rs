@@ -1,8 +1,9 @@
-//! A reader for the pickles inside torch checkpoints: protocol 2, a fixed list of opcodes, a fixed list of globals.
+//! A reader for the pickles inside torch checkpoints: protocol 2, a fixed list of opcodes, a fixed
+//! list of globals.
 //!
-//! Nothing is executed. Containers live in one table and refer to each other by index, so nothing here recurses, and
-//! a pickle of any depth, or one that contains itself, costs no stack. What a pickle can make the reader allocate is
-//! bounded by the limits below.
+//! Nothing is executed. Containers live in one table and refer to each other by index, so nothing
+//! here recurses, and a pickle of any depth, or one that contains itself, costs no stack. What a
+//! pickle can make the reader allocate is bounded by the limits below.
 
 use super::names::MAX_STORED_NAME;
 use super::pickle_globals;
@@ -64,7 +65,8 @@ pub(super) fn read(data: &[u8]) -> Result<Pickle<'_>> {
     Ok(Pickle { objects: machine.objects, root })
 }
 
-/// Codes of the opcodes that torch's pickles use, and of two that are only read to name what they ask for.
+/// Codes of the opcodes that torch's pickles use, and of two that are only read to name what they
+/// ask for.
 mod opcode {
     pub(super) const MARK: u8 = b'(';
     pub(super) const STOP: u8 = b'.';
@@ -187,7 +189,8 @@ impl<'a> Machine<'a> {
         ))
     }
 
-    /// These opcodes name a global too. They are refused like any other, but a hostile global is named.
+    /// These opcodes name a global too. They are refused like any other, but a hostile global is
+    /// named.
     fn refuse_old_or_new_global(&mut self, op: u8) -> PickleError {
         let named = match (op, self.stack.as_slice()) {
             (opcode::STACK_GLOBAL, [.., Value::Text(module), Value::Text(name)]) => {
@@ -410,7 +413,8 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// `BUILD` carries the attributes of an ordered dict, such as the `_metadata` of a state dict; they are dropped.
+    /// `BUILD` carries the attributes of an ordered dict, such as the `_metadata` of a state dict;
+    /// they are dropped.
     fn build(&mut self) -> Result<()> {
         self.pop()?;
         let first = self.top(1)?;

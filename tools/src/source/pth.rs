@@ -1,4 +1,5 @@
-//! Torch zip files: the central directory says where the storages are, the pickle says what they mean.
+//! Torch zip files: the central directory says where the storages are, the pickle says what they
+//! mean.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
@@ -26,7 +27,8 @@ const MAX_WRAPPERS: usize = 8;
 /// Longest `byteorder` entry.
 const MAX_BYTE_ORDER: u64 = 64;
 
-/// Most bytes that opening reads, of which the zip file's directory is nearly all: that of a 61-layer model has 0.2 MB.
+/// Most bytes that opening reads, of which the zip file's directory is nearly all: that of a
+/// 61-layer model has 0.2 MB.
 const MAX_DIRECTORY: u64 = 16 << 20;
 
 type Archive<'a> = ZipArchive<BufReader<Bounded<'a>>>;
@@ -163,7 +165,8 @@ impl Entries<'_> {
         Ok(Some(entry))
     }
 
-    /// First byte after a local header. Only its two lengths count: torch leaves the sizes there zero.
+    /// First byte after a local header. Only its two lengths count: torch leaves the sizes there
+    /// zero.
     fn data_start(&self, header: u64) -> Result<u64, SourceError> {
         let mut bytes = [0; 30];
         self.source.read_at(&mut bytes, header)?;
@@ -285,7 +288,8 @@ fn locate(name: &str, tensor: &Tensor<'_>, entries: &mut Entries<'_>) -> Result<
         )));
     };
     let size = storage.dtype.size() as u64;
-    // torch writes all of a storage and counts whole elements: another number means another element type.
+    // torch writes all of a storage and counts whole elements: another number means another element
+    // type.
     if storage.elements != entry.len / size {
         return Err(source.tensor(
             name,
@@ -317,7 +321,8 @@ fn locate(name: &str, tensor: &Tensor<'_>, entries: &mut Entries<'_>) -> Result<
     Ok(SourceTensor { name: name.to_owned(), shape, dtype: storage.dtype, transposed: false, location })
 }
 
-/// The shape, if every element is inside the storage and there are not more of them than the storage has.
+/// The shape, if every element is inside the storage and there are not more of them than the
+/// storage has.
 fn checked_shape(tensor: &Tensor<'_>) -> Option<Vec<usize>> {
     let shape = tensor.size.iter().map(|&n| usize::try_from(n).ok()).collect::<Option<Vec<usize>>>()?;
     if shape.contains(&0) {
@@ -332,7 +337,8 @@ fn checked_shape(tensor: &Tensor<'_>) -> Option<Vec<usize>> {
     (last < tensor.storage.elements && elements <= tensor.storage.elements).then_some(shape)
 }
 
-/// Length and stride, in elements, of the contiguous rows that make up a view; `None` if there are no such rows.
+/// Length and stride, in elements, of the contiguous rows that make up a view; `None` if there are
+/// no such rows.
 ///
 /// Dimensions of one element do not count. A contiguous view is one row.
 fn rows(size: &[u64], stride: &[u64]) -> Option<(u64, u64)> {

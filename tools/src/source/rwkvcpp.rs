@@ -1,4 +1,5 @@
-//! rwkv.cpp files, version 100 and 101: a header of six integers, then one record per tensor until the file ends.
+//! rwkv.cpp files, version 100 and 101: a header of six integers, then one record per tensor until
+//! the file ends.
 
 use byteorder::{ByteOrder, LittleEndian};
 

@@ -1,4 +1,5 @@
-//! Checkpoints in several files: a JSON index names the file of every tensor, and all lie in one folder.
+//! Checkpoints in several files: a JSON index names the file of every tensor, and all lie in one
+//! folder.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;

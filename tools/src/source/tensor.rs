@@ -12,7 +12,8 @@ pub enum Container {
     TorchZip,
     /// A JSON header and the tensors after it.
     Safetensors,
-    /// FP32 or FP16 `.bin` of rwkv.cpp, version 100 or 101. Some of its tensors are stored already transformed.
+    /// FP32 or FP16 `.bin` of rwkv.cpp, version 100 or 101. Some of its tensors are stored already
+    /// transformed.
     RwkvCpp,
 }
 
@@ -66,7 +67,8 @@ impl fmt::Display for SourceDType {
 pub struct SourceTensor {
     /// BlinkDL's name.
     pub name: String,
-    /// Shape as stored, row-major: where `transposed` is set, BlinkDL's has the last two dimensions swapped.
+    /// Shape as stored, row-major: where `transposed` is set, BlinkDL's has the last two dimensions
+    /// swapped.
     pub shape: Vec<usize>,
     /// Element type.
     pub dtype: SourceDType,
@@ -85,7 +87,8 @@ impl SourceTensor {
     }
 }
 
-/// What a container's reader finds: tensors, the names of entries that are no tensors, and checksums.
+/// What a container's reader finds: tensors, the names of entries that are no tensors, and
+/// checksums.
 #[derive(Default)]
 pub(super) struct Index {
     pub(super) tensors: Vec<SourceTensor>,

@@ -1,8 +1,8 @@
 //! Writes what `torch.save` writes for a dict of tensors, in one pass and with constant memory.
 //!
-//! For tests; the converter itself never writes this format. The layout is torch's: the pickle comes first, entries are
-//! stored with their data on 64-byte boundaries, sizes stand behind the data and in the central directory, and files
-//! beyond 4 GiB use zip64.
+//! For tests; the converter itself never writes this format. The layout is torch's: the pickle
+//! comes first, entries are stored with their data on 64-byte boundaries, sizes stand behind the
+//! data and in the central directory, and files beyond 4 GiB use zip64.
 
 use std::io::{self, Write};
 

@@ -1,15 +1,18 @@
-//! Zeros where a piece of a file is missing: what is left of an interrupted download or a bad memory card.
+//! Zeros where a piece of a file is missing: what is left of an interrupted download or a bad
+//! memory card.
 //!
-//! Files without checksums do not say that they are damaged. A hole is made of whole blocks of the file, so it begins
-//! and ends inside rows of the matrices there, apart from chance. Honest zeros do not: tokens that no text had leave
-//! whole rows, matrices that were never trained are zero as a whole, and single weights that became zero are no run.
+//! Files without checksums do not say that they are damaged. A hole is made of whole blocks of the
+//! file, so it begins and ends inside rows of the matrices there, apart from chance. Honest zeros
+//! do not: tokens that no text had leave whole rows, matrices that were never trained are zero as a
+//! whole, and single weights that became zero are no run.
 
 use super::tensor::SourceTensor;
 
 /// Bytes of a hole's unit: a page, and a block of most file systems.
 const BLOCK: usize = 4096;
 
-/// A run that ends this close to the border of a row ends there: the next weights may be zero by themselves.
+/// A run that ends this close to the border of a row ends there: the next weights may be zero by
+/// themselves.
 const NEAR: usize = 8;
 
 /// A long run of zeros in a matrix that begins or ends inside a row.
@@ -51,7 +54,8 @@ impl<'a> Scan<'a> {
         Self { matrices, zeros: 0, long: false, found: Vec::new() }
     }
 
-    /// Takes the bytes from `offset` on, a multiple of the block size, which follow those of the last call.
+    /// Takes the bytes from `offset` on, a multiple of the block size, which follow those of the
+    /// last call.
     pub(super) fn take(&mut self, offset: u64, bytes: &[u8]) {
         if self.matrices.is_empty() {
             return;
@@ -106,7 +110,8 @@ impl<'a> Matrix<'a> {
         self.start + (self.elements * self.element_size) as u64
     }
 
-    /// What zeros from byte `from` to byte `to` of the file are in this matrix, unless they look honest.
+    /// What zeros from byte `from` to byte `to` of the file are in this matrix, unless they look
+    /// honest.
     fn suspicion(&self, from: u64, to: u64) -> Option<ZeroRun> {
         let size = self.element_size as u64;
         let from = (from.max(self.start) - self.start).div_ceil(size) as usize;

@@ -1,4 +1,5 @@
-//! How the elements of a tensor are made: drawn from a distribution, then changed by where they are.
+//! How the elements of a tensor are made: drawn from a distribution, then changed by where they
+//! are.
 
 use std::sync::Arc;
 
@@ -23,7 +24,8 @@ pub(super) enum Distribution {
 }
 
 impl Distribution {
-    /// The value that a share of all values is below; `normal` is that of the standard normal distribution.
+    /// The value that a share of all values is below; `normal` is that of the standard normal
+    /// distribution.
     fn quantile(self, share: f64, normal: f64) -> f64 {
         match self {
             Self::Normal { mean, std } => mean + std * normal,
@@ -39,10 +41,13 @@ impl Distribution {
 pub(super) enum Place {
     /// Nothing.
     Any,
-    /// It is added to what goes from `from` to `to` over each `period` elements, and kept between them.
+    /// It is added to what goes from `from` to `to` over each `period` elements, and kept between
+    /// them.
     Ramp { from: f64, to: f64, period: usize },
     /// It is multiplied by the sign that the layer's pattern has for its column.
     Signs { layer: usize, columns: usize },
+    /// The first `len` elements of each `period` are multiplied by `factor`.
+    Scaled { len: usize, period: usize, factor: f64 },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -111,6 +116,14 @@ impl Elements {
                 }
             }
             Place::Signs { columns, .. } => self.apply_signs(columns as u64, start, out),
+            Place::Scaled { len, period, factor } => {
+                for (index, bits) in (start..).zip(out) {
+                    if index % (period as u64) < len as u64 {
+                        let x = f64::from(bf16::from_bits(*bits));
+                        *bits = representable(factor * x).to_bits();
+                    }
+                }
+            }
         }
     }
 

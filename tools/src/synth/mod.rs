@@ -1,11 +1,13 @@
 //! Checkpoints with random weights, for measurements without a download.
 //!
-//! Such a checkpoint is a safetensors file that is nowhere: any range of its bytes can be computed from the seed, so
-//! that it is read as a real one is and takes neither disk nor memory. [`write()`] puts it on disk.
+//! Such a checkpoint is a virtual safetensors file. Any range of its bytes is computed from the
+//! seed when it is read, so the file takes neither disk nor memory. [`checkpoint`] opens it;
+//! [`write()`] puts it on disk.
 //!
-//! The model says nothing sensible, but its numbers behave like a trained one's: activations neither vanish nor explode
-//! over the layers, decays cover slow and fast channels, a few tokens have most of the probability, and the squared relu
-//! of channel mixing yields the share of zeros that was asked for. The same recipe gives the same bytes on every machine.
+//! The model says nothing sensible, but its numbers behave like a trained one's: activations
+//! neither vanish nor explode over the layers, decays cover slow and fast channels, a few tokens
+//! have most of the probability, and the squared relu of channel mixing yields the share of zeros
+//! that was asked for. The same recipe gives the same bytes on every machine.
 
 mod fill;
 mod model;
@@ -28,6 +30,9 @@ use model::Planned;
 /// Share of zeros behind the squared relu that weights without a bias give.
 pub const DENSE: f64 = 0.5;
 
+/// Largest outlier: weights that make it are still far from the largest number of F16.
+const MAX_OUTLIER: f64 = 10_000.0;
+
 /// Elements computed at once.
 const BLOCK: usize = 2048;
 
@@ -43,13 +48,17 @@ pub struct Recipe {
     pub config: Config,
     /// Share of exact zeros among the squared-relu activations of channel mixing, 0.01 to 0.99.
     pub ffn_sparsity: f64,
+    /// How many times as large as the others one channel of the input of `att.output` is in layer
+    /// 0, 1 to 10,000.
+    pub outlier: Option<f64>,
     /// Seed of all weights.
     pub seed: u64,
 }
 
 impl fmt::Display for Recipe {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "synth {} seed {} ffn-sparsity {}", self.name, self.seed, self.ffn_sparsity)
+        write!(f, "synth {} seed {} ffn-sparsity {}", self.name, self.seed, self.ffn_sparsity)?;
+        self.outlier.map_or(Ok(()), |outlier| write!(f, " outlier {outlier}"))
     }
 }
 
@@ -79,7 +88,10 @@ impl VirtualFile {
         if !(0.01..=0.99).contains(&recipe.ffn_sparsity) {
             return Err(format!("a share of zeros of {}; it must be 0.01 to 0.99", recipe.ffn_sparsity));
         }
-        let planned = model::tensors(&recipe.config, recipe.ffn_sparsity);
+        if let Some(outlier) = recipe.outlier.filter(|outlier| !(1.0..=MAX_OUTLIER).contains(outlier)) {
+            return Err(format!("an outlier of {outlier}; it must be 1 to {MAX_OUTLIER}"));
+        }
+        let planned = model::tensors(&recipe.config, recipe.ffn_sparsity, recipe.outlier);
         let (header, ends) = header(recipe, &planned);
         let base = header.len() as u64;
         let starts = [0].into_iter().chain(ends.iter().copied());
@@ -136,10 +148,11 @@ impl ReadAt for VirtualFile {
     }
 }
 
-/// Opens the checkpoint that a recipe describes. It takes no space: values are computed where they are read.
+/// Opens the checkpoint that a recipe describes. It takes no space: values are computed where they
+/// are read.
 ///
 /// # Errors
-/// If the recipe's shape or share of zeros is not possible.
+/// If the recipe's shape, share of zeros or outlier is not possible.
 pub fn checkpoint(recipe: &Recipe) -> Result<Checkpoint, SourceError> {
     let description = PathBuf::from(recipe.to_string());
     match VirtualFile::new(recipe) {
@@ -173,7 +186,8 @@ impl Tensor {
     }
 }
 
-/// Length and JSON header, padded with spaces so that the data is aligned; and where each tensor's data ends.
+/// Length and JSON header, padded with spaces so that the data is aligned; and where each tensor's
+/// data ends.
 fn header(recipe: &Recipe, tensors: &[Planned]) -> (Vec<u8>, Vec<u64>) {
     let dtype = SourceDType::BF16;
     let mut entries = Map::new();
@@ -192,8 +206,8 @@ fn header(recipe: &Recipe, tensors: &[Planned]) -> (Vec<u8>, Vec<u64>) {
     ([&(json.len() as u64).to_le_bytes(), json.as_slice()].concat(), ends)
 }
 
-/// Writes the checkpoint itself as safetensors with BF16 tensors. It appears under its name when it is complete; on an
-/// error, or when `job` is interrupted, nothing is left behind.
+/// Writes the checkpoint itself as safetensors with BF16 tensors. It appears under its name when it
+/// is complete; on an error, or when `job` is interrupted, nothing is left behind.
 ///
 /// # Errors
 /// If the recipe is wrong, there is no room, writing fails or the run was interrupted.
@@ -226,7 +240,7 @@ mod tests {
     fn every_range_of_bytes_is_that_of_the_whole() {
         let mut config = Shape::find("rwkv4-169m").unwrap().config();
         (config.n_layer, config.n_embd, config.n_att, config.n_ffn, config.n_vocab) = (1, 9, 9, 11, 500);
-        let recipe = Recipe { name: "tiny".into(), config, ffn_sparsity: DENSE, seed: 0 };
+        let recipe = Recipe { name: "tiny".into(), config, ffn_sparsity: DENSE, outlier: Some(9.0), seed: 0 };
         let file = VirtualFile::new(&recipe).unwrap();
         let mut whole = vec![0; file.len() as usize];
         file.read_at(&mut whole, 0);

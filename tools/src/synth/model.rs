@@ -9,19 +9,24 @@ use super::random::{normal_quantile, normal_tail};
 /// Magnitude of `ln2.bias`, which carries the shift of `ffn.key`.
 const PATTERN: f64 = 0.5;
 
+/// Root mean square of what an outlier adds to a product, as a share of that of all other channels.
+const OUTLIER_SHARE: f64 = 0.85;
+
 /// Mixes of time mixing.
 const MIX: Distribution = Distribution::Uniform { from: 0.0, to: 1.0 };
 
 /// Spread of the mixes of channel mixing around 0 and 1.
 const MIX_WIDTH: f64 = 0.1;
 
-/// Variance of an element that such a mix makes of two tokens of unit variance, of which a third is alike.
+/// Variance of an element that such a mix makes of two tokens of unit variance, of which a third is
+/// alike.
 const MIXED_VARIANCE: f64 = 0.938;
 
 /// Root mean square of what channel mixing adds to the residual stream.
 const FFN_RMS: f64 = 0.35;
 
-/// Standard deviation of the logits: a few tokens then share most of the probability, as in a trained model.
+/// Standard deviation of the logits: a few tokens then share most of the probability, as in a
+/// trained model.
 const LOGITS_STD: f64 = 3.0;
 
 /// A tensor and how its elements are made.
@@ -75,6 +80,28 @@ impl Model<'_> {
         }
     }
 
+    /// Makes channel 0 of the input of `att.output` in layer 0 so many times as large as the
+    /// others.
+    ///
+    /// RWKV-4 gets it from a row of the value. The group norm of RWKV-5 to 7 would level such a
+    /// row, so they get it from the norm's weight. The column that reads the channel is as much
+    /// smaller, so that its products are of the size of all others together.
+    fn add_outlier(&mut self, outlier: f64) {
+        let Config { n_embd, n_att, arch, .. } = *self.config;
+        let (source, len) = match arch {
+            Arch::V4 => ("blocks.0.att.value.weight", n_embd),
+            Arch::V5(_) | Arch::V6(_) | Arch::V7(_) => ("blocks.0.att.ln_x.weight", 1),
+        };
+        let column = OUTLIER_SHARE * (n_att as f64).sqrt() / outlier;
+        for tensor in &mut self.tensors {
+            tensor.fill.place = match tensor.name.as_str() {
+                "blocks.0.att.output.weight" => Place::Scaled { len: 1, period: n_att, factor: column },
+                name if name == source => Place::Scaled { len, period: n_att * len, factor: outlier },
+                _ => continue,
+            };
+        }
+    }
+
     /// `ln2`. Its bias has the same magnitude everywhere, and the layer's pattern of signs.
     fn ln2(&mut self, layer: usize) {
         let columns = self.config.n_embd;
@@ -100,10 +127,12 @@ impl Model<'_> {
         }
     }
 
-    /// `ffn.key` and `ffn.value` of a network with a share of `sparsity` zeros behind its squared relu.
+    /// `ffn.key` and `ffn.value` of a network with a share of `sparsity` zeros behind its squared
+    /// relu.
     ///
-    /// Each row of the key has a component against the pattern of `ln2.bias`, which token shift leaves alone. It
-    /// shifts every input of the relu by the same amount. The value is scaled so that its output keeps its size.
+    /// Each row of the key has a component against the pattern of `ln2.bias`, which token shift
+    /// leaves alone. It shifts every input of the relu by the same amount. The value is scaled so
+    /// that its output keeps its size.
     fn squared_relu(&mut self, layer: usize, sparsity: f64, gated: bool) {
         let Config { n_embd, n_ffn, .. } = *self.config;
         let width = n_embd as f64;
@@ -123,7 +152,10 @@ impl Model<'_> {
 }
 
 /// The tensors of a model; `sparsity` is the share of zeros behind the squared relu.
-pub(super) fn tensors(config: &Config, sparsity: f64) -> Vec<Planned> {
+///
+/// With an outlier, one channel of the input of `att.output` in layer 0 is so many times as large
+/// as the others.
+pub(super) fn tensors(config: &Config, sparsity: f64, outlier: Option<f64>) -> Vec<Planned> {
     let Config { n_embd, n_vocab, n_layer, .. } = *config;
     let mut model = Model { config, tensors: Vec::new() };
     model.normal("emb.weight".into(), &[n_vocab, n_embd], 0.0, 0.5);
@@ -138,13 +170,16 @@ pub(super) fn tensors(config: &Config, sparsity: f64) -> Vec<Planned> {
     }
     model.layer_norm("ln_out");
     model.matrix("head.weight".into(), n_vocab, n_embd, LOGITS_STD);
+    if let Some(outlier) = outlier {
+        model.add_outlier(outlier);
+    }
     model.tensors
 }
 
 /// Adds the tensors of a layer's time mixing.
 ///
-/// Gains are such that a layer adds about a third of a unit to the residual stream, as channel mixing does, and
-/// that every gate, decay and low-rank part is in its working range.
+/// Gains are such that a layer adds about a third of a unit to the residual stream, as channel
+/// mixing does, and that every gate, decay and low-rank part is in its working range.
 fn time_mix(model: &mut Model<'_>, layer: usize) {
     let att = format!("blocks.{layer}.att");
     match &model.config.arch {

@@ -61,7 +61,8 @@ impl Levels {
         Self { normal: (0..LEVELS).map(|level| normal_quantile(share(level))).collect() }
     }
 
-    /// A distribution by its quantile function, which is given a share and the standard normal quantile there.
+    /// A distribution by its quantile function, which is given a share and the standard normal
+    /// quantile there.
     pub(super) fn table(&self, quantile: impl Fn(f64, f64) -> f64) -> Table {
         let mut table = Box::new([0; LEVELS]);
         for (level, (value, &normal)) in table.iter_mut().zip(&self.normal).enumerate() {
@@ -85,7 +86,8 @@ impl Table {
     }
 }
 
-/// The value nearby that both BF16 and F16 have, so that a checkpoint or model of either type is exact.
+/// The value nearby that both BF16 and F16 have, so that a checkpoint or model of either type is
+/// exact.
 pub(super) fn representable(x: f64) -> bf16 {
     bf16::from_f32(f16::from_f32(bf16::from_f64(x).to_f32()).to_f32())
 }

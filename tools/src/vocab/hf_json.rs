@@ -7,15 +7,17 @@ use serde_json::{Map, Value};
 
 use super::error::{Result, VocabError};
 
-/// Most memory that the parsed text may take, in values of 32 bytes: 640 MB. One of 250,000 tokens takes a sixth.
+/// Most memory that the parsed text may take, in values of 32 bytes: 640 MB. One of 250,000 tokens
+/// takes a sixth.
 const MAX_COST: usize = 20 << 20;
 
 /// Reads a tokenizer.json.
 ///
 /// # Errors
-/// It is damaged, has more values than a tokenizer may have, or asks for anything but: BPE over the byte-level alphabet; no normalisation or NFC; the
-/// splitting pattern of GPT-2 without a blank in front of the text; no tokens put around the text; added
-/// tokens that are cut out wherever they occur, without white space next to them.
+/// It is damaged, has more values than a tokenizer may have, or asks for anything but: BPE over the
+/// byte-level alphabet; no normalisation or NFC; the splitting pattern of GPT-2 without a blank in
+/// front of the text; no tokens put around the text; added tokens that are cut out wherever they
+/// occur, without white space next to them.
 pub fn hf_json(json: &[u8]) -> Result<BpeSource> {
     check_size(json)?;
     let root: Value = serde_json::from_slice(json).map_err(|error| VocabError::Json { error })?;
@@ -180,8 +182,9 @@ fn byte_alphabet() -> HashMap<char, u8> {
         .collect()
 }
 
-/// Merges are written `"left right"` or `["left", "right"]`. Of several with the same sides the last one counts, with
-/// its rank: Hugging Face's `tokenizers` collects them into a map from the sides (`BpeBuilder::build`).
+/// Merges are written `"left right"` or `["left", "right"]`. Of several with the same sides the
+/// last one counts, with its rank: Hugging Face's `tokenizers` collects them into a map from the
+/// sides (`BpeBuilder::build`).
 fn merges(list: &Value, ids: &HashMap<&str, u32>) -> Result<Vec<Merge>> {
     let mut merges = Vec::new();
     for (rank, entry) in array(list, "model.merges")?.iter().enumerate() {

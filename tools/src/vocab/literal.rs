@@ -2,8 +2,8 @@
 
 /// The bytes of a literal `'...'`, `"..."`, `b'...'` or `b"..."`; text becomes UTF-8.
 ///
-/// Understands every escape but `\N{...}`. A backslash before any other character is an error, as newer
-/// versions of Python have it.
+/// Understands every escape but `\N{...}`. A backslash before any other character is an error, as
+/// newer versions of Python have it.
 pub(super) fn parse(literal: &str) -> Result<Vec<u8>, String> {
     let (is_bytes, quoted) = match literal.strip_prefix(['b', 'B']) {
         Some(rest) => (true, rest),

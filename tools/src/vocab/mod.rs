@@ -18,8 +18,8 @@ const MAX_FILE: u64 = 64 << 20;
 
 /// Reads a vocabulary file and makes the tokenizer section of it.
 ///
-/// The content tells what it is: a tokenizer.json of Hugging Face, or a World vocabulary. A byte order mark in front is
-/// skipped.
+/// The content tells what it is: a tokenizer.json of Hugging Face, or a World vocabulary. A byte
+/// order mark in front is skipped.
 ///
 /// # Errors
 /// The file is no regular file, longer than 64 MiB, or cannot be read or used.

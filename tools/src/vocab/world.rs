@@ -10,18 +10,21 @@ use super::literal;
 /// The World vocabulary as [`pack`] writes it. `data/README.md` tells where it comes from.
 static WORLD: &[u8] = include_bytes!("../../data/world_vocab.bin");
 
-/// The tokenizer section of the World vocabulary (rwkv_vocab_v20230424), which is part of this program.
+/// The tokenizer section of the World vocabulary (rwkv_vocab_v20230424), which is part of this
+/// program.
 pub fn world_builtin() -> Vec<u8> {
     compile::greedy(&unpack(WORLD)).expect("data of this crate, checked by its tests")
 }
 
-/// Reads a vocabulary of lines `id literal length`: ids and bytes of the tokens, in the order of the lines.
+/// Reads a vocabulary of lines `id literal length`: ids and bytes of the tokens, in the order of
+/// the lines.
 ///
-/// The literal is one of Python, text or bytes; the length counts its bytes. Id 0 is the end of a document
-/// and not listed. Empty lines are skipped.
+/// The literal is one of Python, text or bytes; the length counts its bytes. Id 0 is the end of a
+/// document and not listed. Empty lines are skipped.
 ///
 /// # Errors
-/// [`VocabError::Line`] for a line of another form, a wrong length, an id or token that an earlier line has.
+/// [`VocabError::Line`] for a line of another form, a wrong length, an id or token that an earlier
+/// line has.
 pub fn world_file(text: &str) -> Result<Vec<(u32, Vec<u8>)>> {
     let mut tokens = Vec::new();
     let (mut line_of_id, mut line_of_token) = (HashMap::new(), HashMap::new());
@@ -64,8 +67,8 @@ fn parse_line(line: &str) -> Result<(u32, Vec<u8>), String> {
     Ok((id, bytes))
 }
 
-/// The compact form of a vocabulary with the ids 1, 2, 3 and so on: for each token its length in one byte,
-/// and its bytes. `None` if ids leave gaps or a token is longer than 255 bytes.
+/// The compact form of a vocabulary with the ids 1, 2, 3 and so on: for each token its length in
+/// one byte, and its bytes. `None` if ids leave gaps or a token is longer than 255 bytes.
 pub fn pack(tokens: &[(u32, Vec<u8>)]) -> Option<Vec<u8>> {
     let mut packed = Vec::new();
     for (expected, (id, bytes)) in (1..).zip(tokens) {
@@ -94,7 +97,8 @@ mod tests {
 
     use super::*;
 
-    /// Code points above ASCII that the original file writes as escapes: those Python does not print.
+    /// Code points above ASCII that the original file writes as escapes: those Python does not
+    /// print.
     const ESCAPED: [char; 22] = [
         '\x7f', '\u{80}', '\u{81}', '\u{91}', '\u{92}', '\u{93}', '\u{94}', '\u{97}', '\u{a0}', '\u{ad}',
         '\u{2002}', '\u{2003}', '\u{2009}', '\u{200a}', '\u{200b}', '\u{200c}', '\u{200d}', '\u{200e}',

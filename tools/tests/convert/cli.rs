@@ -453,6 +453,7 @@ fn wrong_usage_exits_with_2() {
         &["--synth", "rwkv7-0.1b", "--chat", "none", "x.SafeTensors"],
         &["--seed", "1", input, target],
         &["--ffn-sparsity", "0.5", input, target],
+        &["--outlier", "2700", input, target],
     ] {
         let output = run(args);
         assert_eq!(output.status.code(), Some(2), "{args:?}");

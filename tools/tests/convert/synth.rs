@@ -31,7 +31,7 @@ fn small(version: Version) -> Recipe {
     };
     let (n_layer, n_embd, n_att, n_ffn, n_vocab) = (4, 256, 192, 800, 256);
     let config = Config { n_layer, n_embd, n_att, n_ffn, n_vocab, layer_norm_eps: 1e-5, arch };
-    Recipe { name: "small".into(), config, ffn_sparsity: 0.87, seed: 7 }
+    Recipe { name: "small".into(), config, ffn_sparsity: 0.87, outlier: None, seed: 7 }
 }
 
 #[track_caller]
@@ -191,11 +191,18 @@ fn an_interrupted_run_leaves_nothing() {
 fn impossible_recipes_are_refused_in_one_line() {
     let desk = Desk::new();
     let sparse = |ffn_sparsity| Recipe { ffn_sparsity, ..small(Version::V4) };
+    let outlier = |outlier| Recipe { outlier: Some(outlier), ..small(Version::V4) };
     let mut narrow = small(Version::V7);
     narrow.config.n_embd = 0;
-    for (recipe, part) in
-        [(sparse(0.0), "0.01"), (sparse(1.0), "0.99"), (sparse(f64::NAN), "NaN"), (narrow, "n_embd")]
-    {
+    for (recipe, part) in [
+        (sparse(0.0), "0.01"),
+        (sparse(1.0), "0.99"),
+        (sparse(f64::NAN), "NaN"),
+        (outlier(0.5), "it must be 1 to 10000"),
+        (outlier(1e5), "an outlier of 100000"),
+        (outlier(f64::NAN), "an outlier of NaN"),
+        (narrow, "n_embd"),
+    ] {
         let opened = synth::checkpoint(&recipe).unwrap_err().to_string();
         let written = synth::write(
             &recipe,
