@@ -148,8 +148,8 @@ fn measure(args: &BenchArgs, model: &Arc<Model>, threads: usize) -> Result<Measu
     let n_vocab = model.config().n_vocab as u32;
     // A fixed pseudo-random walk over the vocabulary: the work does not depend on what a token says.
     let token = |i: u32| i.wrapping_mul(2_654_435_761) % n_vocab;
-    let mut decode = |engine: &mut Engine<'_>, state: &mut State, i| {
-        engine.feed(state, &[token(i)])?;
+    let mut feed = |engine: &mut Engine<'_>, state: &mut State, tokens: &[u32]| {
+        engine.feed(state, tokens)?;
         if args.choose == Choice::Logits {
             engine.logits(state)?;
         } else {
@@ -164,10 +164,9 @@ fn measure(args: &BenchArgs, model: &Arc<Model>, threads: usize) -> Result<Measu
     latencies.try_reserve_exact(args.n_tokens as usize).context("-n asks for too many tokens")?;
     let prompt: Vec<u32> = (0..args.n_prompt).map(token).collect();
     let started = Instant::now();
-    engine.feed(&mut state, &prompt)?;
-    engine.logits(&state)?;
+    feed(&mut engine, &mut state, &prompt)?;
     let prompt = f64::from(args.n_prompt) / started.elapsed().as_secs_f64();
-    (0..args.n_tokens.div_ceil(4)).try_for_each(|i| decode(&mut engine, &mut state, i))?;
+    (0..args.n_tokens.div_ceil(4)).try_for_each(|i| feed(&mut engine, &mut state, &[token(i)]))?;
 
     let before = engine.traffic();
     let mut rounds = Vec::new();
@@ -182,7 +181,7 @@ fn measure(args: &BenchArgs, model: &Arc<Model>, threads: usize) -> Result<Measu
         while latencies.len() < args.n_tokens as usize && (latencies.len() == first || Instant::now() < until)
         {
             let started = Instant::now();
-            decode(&mut engine, &mut state, latencies.len() as u32)?;
+            feed(&mut engine, &mut state, &[token(latencies.len() as u32)])?;
             latencies.push(started.elapsed());
         }
         engine.measure_time(false);
