@@ -22,12 +22,13 @@ const MAX_PROMPT_CHUNK: usize = 4096;
 /// How an engine computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EngineOptions {
-    /// Threads to compute with, at most 1024; `None` takes the physical performance cores, at most 4.
+    /// Number of threads, at most 1024. `None` takes one per physical performance core, at most 4.
     pub threads: Option<usize>,
-    /// Tokens that go through the model together, at most 4096. Each matrix is read once for all of them, and each takes
-    /// some memory. 1 feeds token by token. Results are the same.
+    /// Tokens that go through the model together, at most 4096. The engine reads each matrix once
+    /// for all of them. Each token takes some memory. 1 feeds token by token. The results are the
+    /// same.
     pub prompt_chunk: usize,
-    /// Ways of reading less; results are the same without them.
+    /// Ways of reading less. The results are the same without them.
     pub shortcuts: Shortcuts,
 }
 
@@ -38,12 +39,15 @@ impl Default for EngineOptions {
 }
 
 impl EngineOptions {
-    /// Threads that an engine with these options has.
+    /// Number of threads of an engine with these options.
     pub fn thread_count(&self) -> usize {
         self.threads.unwrap_or_else(host::default_threads).max(1)
     }
 
-    /// The same options with threads and chunk in range and fixed.
+    /// The same options with the number of threads fixed.
+    ///
+    /// # Errors
+    /// If the number of threads or the chunk is out of range.
     fn resolve(&self) -> Result<Self> {
         let (threads, chunk) = (self.thread_count(), self.prompt_chunk);
         if threads > MAX_THREADS {
@@ -60,14 +64,15 @@ impl EngineOptions {
 
 /// Threads, memory and counters that compute for any number of texts, one call at a time.
 ///
-/// After [`Engine::new`] nothing allocates. Each text has a [`State`]:
-/// [`feed`](Self::feed) changes it; [`logits`](Self::logits) and [`sample`](Self::sample) read it. Logits are computed on
-/// demand from the last residual, so the output head costs nothing for tokens whose successor nobody asks for.
+/// After [`Engine::new`] nothing allocates. Each text has a [`State`]. [`feed`](Self::feed) changes
+/// a state; [`logits`](Self::logits) and [`sample`](Self::sample) read it. The engine computes
+/// logits on demand from the last residual, so feeding alone never runs the output head.
 ///
-/// Results do not depend on the floating-point environment of the caller: each call computes in the default one, and the
-/// caller's returns with it.
+/// The caller's floating-point environment has no influence on results. Each call computes in the
+/// default environment and restores the caller's when it returns.
 ///
-/// A process that inherited an engine over `fork` has it without its threads: it computes alone, with the same results.
+/// A process that inherits an engine over `fork` does not inherit its threads. The engine then
+/// computes on the calling thread alone, with the same results.
 pub struct Engine<'m> {
     model: Arc<Model>,
     options: EngineOptions,
@@ -75,7 +80,8 @@ pub struct Engine<'m> {
     plan: MemoryPlan,
     pool: Pool,
     meter: Meter,
-    /// Tokens fed whose share of the file was not checked. `None` before the first batch, which must not wait.
+    /// Tokens fed whose share of the file is not checked yet. `None` before the first batch, which
+    /// must not wait for a check.
     unchecked: Option<usize>,
 }
 
@@ -92,11 +98,12 @@ impl Engine<'static> {
 }
 
 impl<'m> Engine<'m> {
-    /// Starts an engine that computes in `memory`, of which it uses the first
+    /// Starts an engine that computes in `memory`. It uses the first
     /// [`arena_bytes`](MemoryPlan::arena_bytes) of its [`plan`](Self::plan).
     ///
     /// # Errors
-    /// As [`new`](Engine::new), or if `memory` is smaller or does not begin at a multiple of 64.
+    /// As [`new`](Engine::new), or if `memory` is smaller than that or does not begin at a multiple
+    /// of 64.
     pub fn in_memory(model: Arc<Model>, options: &EngineOptions, memory: &'m mut [u8]) -> Result<Self> {
         let plan = Self::plan(model.config(), options)?;
         let arena = Arena::within(memory, plan.arena_bytes())?;
@@ -138,12 +145,12 @@ impl<'m> Engine<'m> {
         &self.model
     }
 
-    /// The options, with the number of threads that compute.
+    /// The options, with the actual number of threads.
     pub fn options(&self) -> &EngineOptions {
         &self.options
     }
 
-    /// The memory that the engine has.
+    /// The memory of the engine.
     pub fn memory_plan(&self) -> &MemoryPlan {
         &self.plan
     }
@@ -153,28 +160,28 @@ impl<'m> Engine<'m> {
         self.meter.traffic
     }
 
-    /// From here on the time of each phase is measured, or is not.
+    /// Turns the measurement of time per phase on or off.
     pub fn measure_time(&mut self, on: bool) {
         self.meter.measure_time(on);
     }
 
-    /// The time spent in each phase while it was measured.
+    /// The time spent in each phase while measurement was on.
     pub fn profile(&self) -> Profile {
         self.meter.profile
     }
 
-    /// The text of `state` goes on with `tokens`. The result is that of feeding them one by one.
+    /// Continues the text of `state` with `tokens`. The result is that of feeding them one by one.
     ///
     /// # Errors
-    /// If a token is not in the vocabulary or the state belongs to another model file; nothing was fed then. Or if the file
-    /// is damaged; [`State::tokens_read`] tells how many tokens were fed.
+    /// If a token is not in the vocabulary or the state belongs to another model file. Nothing was
+    /// fed then. Or if the file is damaged; [`State::tokens_read`] tells how many tokens were fed.
     pub fn feed(&mut self, state: &mut State, tokens: &[u32]) -> Result<()> {
         self.feed_batch(slice::from_mut(&mut Sequence::new(state, tokens)))
     }
 
-    /// Each text of `sequences` goes on with its tokens. Every matrix is read once for up to
-    /// [`prompt_chunk`](EngineOptions::prompt_chunk) tokens of all texts. The result is that of feeding the texts one by
-    /// one.
+    /// Continues each text of `sequences` with its tokens. The engine reads each matrix once for up
+    /// to [`prompt_chunk`](EngineOptions::prompt_chunk) tokens of all texts. The result is that of
+    /// feeding the texts one by one.
     ///
     /// # Errors
     /// As [`feed`](Self::feed).
@@ -193,7 +200,8 @@ impl<'m> Engine<'m> {
         Ok(())
     }
 
-    /// The logits of the token that follows the text of `state`, `[n_vocab]`. Every NaN has the bits `0x7FC00000`.
+    /// The logits of the token that follows the text of `state`, `[n_vocab]`. Every NaN has the
+    /// bits `0x7FC00000`.
     ///
     /// # Errors
     /// If the text has no tokens yet, or the state belongs to another model file.
@@ -207,8 +215,8 @@ impl<'m> Engine<'m> {
         Ok(logits)
     }
 
-    /// Draws the token that follows the text of `state`. Neither the state nor the counts of `sampler` change: feed the
-    /// token, and let the sampler [`accept`](Sampler::accept) it.
+    /// Draws the token that follows the text of `state`. The state and the counts of `sampler` do
+    /// not change: feed the token, and let the sampler [`accept`](Sampler::accept) it.
     ///
     /// # Errors
     /// As [`logits`](Self::logits), or if the logits are not finite.
@@ -238,8 +246,8 @@ impl<'m> Engine<'m> {
         Ok(())
     }
 
-    /// Checks the share of a batch of a file that is checked while running. That of the first batch is checked with the next
-    /// one, so that the first token comes at once.
+    /// Checks the share of a batch, for a file that is checked while running. The first batch
+    /// leaves its share to the second, so the first token comes at once.
     fn check_file(&mut self, tokens: usize) -> Result<()> {
         let Some(unchecked) = self.unchecked else {
             self.unchecked = Some(tokens - 1);
@@ -256,7 +264,7 @@ mod tests {
     use crate::error::ErrorKind;
     use crate::format::{Arch, Heads, Rwkv7};
 
-    /// As large as a configuration may be.
+    /// The largest dimensions that a configuration may have.
     fn largest() -> Config {
         Config {
             n_layer: 1024,
@@ -288,7 +296,7 @@ mod tests {
             assert!(matches!(error.kind(), ErrorKind::Unsupported(_)));
             assert!(error.to_string().contains(&format!("more than {address_space} bytes")), "{error}");
         }
-        // On 32 bits sizes end at those of a `usize`, and not at wrong ones.
+        // On 32 bits, sizes that exceed a `usize` are an error; they do not wrap.
         assert_eq!(plan(MAX_PROMPT_CHUNK, usize::MAX).is_ok(), cfg!(target_pointer_width = "64"));
     }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 /// Result with the library's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// An error, with the file it concerns where there is one.
+/// An error, with the file it concerns if there is one.
 ///
 /// Displays as one line: `path: what was expected and what was found`.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub enum ErrorKind {
     /// The operating system refused to open, map, read or write.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// The file is something else than an rwkv-edge model; says what it looks like and what to do.
+    /// The file is not an rwkv-edge model. The text says what it looks like and what to do.
     #[error("not an rwkv-edge model: {0}")]
     NotAModel(String),
     /// The file was written for a newer reader.
@@ -41,7 +41,7 @@ pub enum ErrorKind {
     Truncated {
         /// Bytes the header promises.
         expected: u64,
-        /// Bytes there are.
+        /// Bytes the file has.
         found: u64,
     },
     /// A checksum does not match: the bytes changed after the file was written.
@@ -53,20 +53,20 @@ pub enum ErrorKind {
     /// A structure of the file is inconsistent.
     #[error("damaged model file: {0}")]
     Malformed(String),
-    /// A tensor is not what the model's hyperparameters ask for.
+    /// A tensor does not fit the model's hyperparameters.
     #[error("tensor {name}: expected {expected}, found {found}")]
     Tensor {
         /// Tensor name.
         name: String,
         /// What the model needs.
         expected: String,
-        /// What the file has.
+        /// What the file contains.
         found: String,
     },
     /// The file is well-formed but needs something this build does not have.
     #[error("unsupported: {0}")]
     Unsupported(String),
-    /// A file that is in the way of an output is neither empty nor a model.
+    /// A file at the path of an output is neither empty nor a model.
     #[error("it exists and is no rwkv-edge model, so it is not replaced")]
     NotReplaced,
     /// There is no room for an output.
@@ -74,9 +74,9 @@ pub enum ErrorKind {
     NoRoom {
         /// Bytes of the output.
         needed: u64,
-        /// Bytes that it may have.
+        /// Bytes available for it.
         available: u64,
-        /// What has no room.
+        /// Where they are available.
         place: &'static str,
     },
     /// An argument of the caller is out of range.
@@ -114,7 +114,7 @@ impl Error {
         self.path.as_deref()
     }
 
-    /// The same error, about `path`; a path already there stays.
+    /// The same error, about `path`. A path that the error already has stays.
     pub fn with_path(mut self, path: impl Into<PathBuf>) -> Self {
         self.path.get_or_insert_with(|| path.into());
         self
@@ -149,7 +149,7 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match &self.kind {
-            // Displaying the kind shows the error itself, so the chain goes on behind it.
+            // The kind displays the I/O error itself, so the source is the error behind it.
             ErrorKind::Io(error) => error.source(),
             _ => None,
         }

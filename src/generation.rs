@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::session::Session;
 use crate::text::{Status, TextStream};
 
-/// What ends a text besides the model's stop tokens.
+/// Rules that end a text, besides the model's stop tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StopRules<'a, S = &'static str> {
     /// Most tokens; `None` for no limit.
@@ -28,7 +28,7 @@ impl StopRules<'static> {
 pub enum End {
     /// The model chose this stop token.
     StopToken(u32),
-    /// The stop text of this index came.
+    /// The stop text of this index was generated.
     StopText(usize),
     /// The text has as many tokens as the rules allow.
     MaxTokens,
@@ -38,8 +38,8 @@ pub enum End {
 
 /// The text that follows in a session. Made by [`Session::generate`].
 ///
-/// As an [`Iterator`] it gives each piece as a `String`. [`next_piece`](Self::next_piece) lends the same pieces without
-/// allocating.
+/// As an [`Iterator`] it gives each piece as a `String`. [`next_piece`](Self::next_piece) lends the
+/// same pieces without allocating.
 ///
 /// ```no_run
 /// # fn main() -> rwkv_edge::Result<()> {
@@ -61,13 +61,14 @@ pub struct Generation<'s> {
     max_tokens: Option<u64>,
     tokens: u64,
     end: Option<End>,
-    /// Whether the text that the stream held back was given out.
+    /// Whether [`next_piece`](Self::next_piece) has returned the text that the stream held back.
     finished: bool,
     piece: String,
 }
 
 impl Session {
-    /// Writes on: an iterator of the pieces of text that follow, which ends by `rules` or the model's stop tokens.
+    /// Generates the text that follows, as an iterator of pieces. It ends by `rules` or at one of
+    /// the model's stop tokens.
     ///
     /// # Errors
     /// If a stop text is empty.
@@ -79,14 +80,16 @@ impl Session {
 impl<'s> Generation<'s> {
     fn new<S: AsRef<str>>(session: &'s mut Session, rules: &StopRules<'_, S>) -> Result<Self> {
         let stream = TextStream::new(rules.stop_texts)?;
-        // The bytes of a token and of a character that was not whole, each as U+FFFD at worst, and the text held back.
+        // The most bytes that one piece can have: the bytes of a token and of an incomplete
+        // character, each as U+FFFD at worst, and the text held back.
         let bytes = session.model().tokenizer().max_token_len() + 3;
         let piece = String::with_capacity(bytes * '\u{fffd}'.len_utf8() + stream.most_held());
         let max_tokens = rules.max_tokens;
         Ok(Self { session, stream, max_tokens, tokens: 0, end: None, finished: false, piece })
     }
 
-    /// The text of the next token, empty if it ends inside a character or could begin a stop text; `None` if the text is over.
+    /// The text of the next token; `None` if the text is over. The piece is empty if the token ends
+    /// inside a character or could begin a stop text.
     ///
     /// # Errors
     /// As [`Session::next_token`].

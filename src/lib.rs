@@ -41,7 +41,7 @@ pub use session::{Session, SessionOptions, Snapshot};
 pub use text::TextStream;
 pub use tokenizer::Tokenizer;
 
-/// A model is shared by threads; engines, texts and samplers can move to another thread.
+/// Threads can share a model and a state. Engines and texts can move to another thread.
 const _: () = {
     const fn is_shared<T: Send + Sync>() {}
     const fn can_move<T: Send>() {}

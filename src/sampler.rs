@@ -1,20 +1,24 @@
 //! Choosing the next token from the logits.
 //!
-//! The order of the steps is the one of the reference implementation that RWKV models are tuned with:
-//! penalties, softmax over the whole vocabulary without temperature, top-p, top-k, and the temperature last.
-//! It is not the order of most other runtimes: a temperature of 2 with a top-p of 0.5 is reasonable here.
+//! The steps have the order of the reference implementation, with which RWKV models are tuned:
+//! penalties, softmax over the whole vocabulary without temperature, top-p, top-k, and the
+//! temperature last. Most other runtimes use another order. A temperature of 2 with a top-p of 0.5
+//! is reasonable here.
 //!
-//! 1. `logit[id] -= presence_penalty + count[id] * frequency_penalty` for every id seen in this reply.
-//! 2. Temperature 0: the largest logit, of equal ones the lowest id. The random number generator is not
-//!    advanced.
+//! 1. `logit[id] -= presence_penalty + count[id] * frequency_penalty` for every id seen in this
+//!    reply.
+//! 2. Temperature 0: take the largest logit, of equal ones the lowest id. The random number
+//!    generator does not advance.
 //! 3. `p = softmax(logit)`.
-//! 4. Top-p: ids by falling logit, equal ones by rising id. `cutoff` is the `p` at which the running sum
-//!    reaches `top_p`; ids with `p >= cutoff` stay, also those that tie with it. At 1 all stay.
+//! 4. Top-p: order the ids by falling logit, equal ones by rising id. `cutoff` is the `p` at which
+//!    the running sum reaches `top_p`. Ids with `p >= cutoff` stay, ties with `cutoff` included. At
+//!    1 all stay.
 //! 5. Top-k: the first `top_k` stay; 0 keeps all.
-//! 6. `w = p^(1/T)`, and one id is drawn with probability `w / sum(w)`.
+//! 6. `w = p^(1/T)`. Draw one id with probability `w / sum(w)`.
 //!
-//! A token accepted is counted: all counts are multiplied by `penalty_decay`, those below 2^-100 become 0, then its own grows by 1. The
-//! reference leaves out the 1 for tokens made of digits and blanks only; that exception is not made here.
+//! An accepted token is counted in three steps. All counts are multiplied by `penalty_decay`.
+//! Counts below 2^-100 become 0. The count of the token grows by 1. The reference does not add the
+//! 1 for tokens of digits and blanks only; this sampler has no such exception.
 //!
 //! The same logits, parameters and seed give the same tokens on every machine.
 
@@ -32,8 +36,8 @@ use crate::format::SamplingParams;
 pub struct Sampler {
     params: SamplingParams,
     rng: Rng,
-    /// The tokens of this reply with their decayed counts, in the order of their first appearance. There is room for
-    /// every token of the vocabulary.
+    /// The tokens of this reply with their decayed counts, in the order of their first appearance.
+    /// The vector has room for the whole vocabulary.
     counts: Vec<(u32, f32)>,
     n_vocab: usize,
 }
@@ -72,12 +76,12 @@ impl Sampler {
         Ok(())
     }
 
-    /// Begins the random numbers of `seed`.
+    /// Restarts the random numbers with `seed`.
     pub fn set_seed(&mut self, seed: u64) {
         self.rng = Rng { state: seed };
     }
 
-    /// A new reply begins: the counts are forgotten. The random numbers go on.
+    /// Begins a new reply: the counts are forgotten. The random numbers go on.
     pub fn begin_reply(&mut self) {
         self.counts.clear();
     }
@@ -97,13 +101,15 @@ impl Sampler {
         Ok(())
     }
 
-    /// Draws the next token. Logits of -infinity ban an id. `logits` and `ids`, both `[n_vocab]`, are overwritten.
+    /// Draws the next token. A logit of -infinity bans its id. `logits` and `ids`, `[n_vocab]`
+    /// each, are overwritten.
     ///
-    /// All but the [`largest_needed`](Self::largest_needed) logits after the penalties may be -infinity instead.
+    /// All but the [`largest_needed`](Self::largest_needed) logits after the penalties may be
+    /// -infinity instead.
     ///
     /// # Errors
-    /// The logits hold a NaN or +infinity, or nothing above -infinity; or a buffer has another length than the
-    /// vocabulary.
+    /// The logits hold a NaN or +infinity, or no logit is above -infinity. Or the length of a
+    /// buffer is not that of the vocabulary.
     pub fn draw(&mut self, kernels: &Kernels, logits: &mut [f32], ids: &mut [u32]) -> Result<u32> {
         let buf = &mut Buffers { logits, ids };
         buf.check(self.n_vocab)?;
@@ -137,8 +143,8 @@ impl Sampler {
         &self.counts
     }
 
-    /// Counts a token of the reply. Tokens of the prompt and the token that ends the reply are not to be
-    /// counted. An id outside the vocabulary is ignored.
+    /// Counts a token of the reply. Do not count tokens of the prompt or the token that ends the
+    /// reply. An id outside the vocabulary is ignored.
     pub fn accept(&mut self, id: u32) {
         let mut known = false;
         for (seen, count) in &mut self.counts {
@@ -160,7 +166,8 @@ impl Sampler {
         }
     }
 
-    /// Steps 3 to 5: puts the ids that stay, in order, at the front of `buf.ids`; returns how many.
+    /// Steps 3 to 5: moves the ids that stay, in order, to the front of `buf.ids`; returns their
+    /// number.
     fn select(&self, kernels: &Kernels, max: f32, buf: &mut Buffers<'_>) -> usize {
         let SamplingParams { top_p, top_k, .. } = self.params;
         let (n, sum) = if top_p < 1.0 { likely(kernels, top_p, buf) } else { (allowed(buf), 0.0) };
@@ -198,7 +205,7 @@ impl Sampler {
 }
 
 impl Clone for Sampler {
-    /// The copy has room for every token of the vocabulary, as the original has.
+    /// The copy has room for every token of the vocabulary, as the original does.
     fn clone(&self) -> Self {
         let mut counts = Vec::with_capacity(self.n_vocab);
         counts.extend_from_slice(&self.counts);
@@ -206,7 +213,7 @@ impl Clone for Sampler {
     }
 }
 
-/// What a token is drawn from, `[n_vocab]` each.
+/// Buffers for drawing a token, `[n_vocab]` each.
 struct Buffers<'a> {
     /// Logits after the penalties, then weights.
     logits: &'a mut [f32],
@@ -228,7 +235,7 @@ impl Buffers<'_> {
 fn argmax(kernels: &Kernels, logits: &[f32]) -> Result<u32> {
     const CHUNK: usize = 64;
     let max = kernels.max(logits);
-    // All of a chunk are compared, which vector code does faster than it stops early.
+    // Vector code compares a whole chunk faster than it could stop early.
     let has_max = |chunk: &[f32]| chunk.iter().fold(false, |any, &logit| any | (logit == max));
     let chunk = logits.chunks(CHUNK).position(has_max).filter(|_| max.is_finite());
     let top =
@@ -236,26 +243,29 @@ fn argmax(kernels: &Kernels, logits: &[f32]) -> Result<u32> {
     top.map(|id| id as u32).ok_or_else(|| Error::invalid("logits are not finite"))
 }
 
-/// Writes the ids that are not banned to the front of `buf.ids`, rising; returns how many they are.
+/// Writes the ids that are not banned to the front of `buf.ids`, rising; returns their number.
 fn allowed(buf: &mut Buffers<'_>) -> usize {
     let ids = (0..).zip(buf.logits.iter()).filter(|(_, logit)| **logit > f32::NEG_INFINITY);
     buf.ids.iter_mut().zip(ids).map(|(entry, (id, _))| *entry = id).count()
 }
 
-/// Writes the ids that may be in the nucleus to the front of `buf.ids`, rising; returns how many they
-/// are, and the sum of the softmax.
+/// Writes the ids that may be in the nucleus to the front of `buf.ids`, rising. Returns their
+/// number and the sum of the softmax.
 ///
-/// An id with `p < (1 - top_p) / V` is never in it. Let c be the id at which the running sum reaches `top_p`.
-/// Before c the sum is below `top_p`, so c and the ids after it share more than `1 - top_p`; they are at most
-/// V, and none is above `p[c]`; hence `p[c] > (1 - top_p) / V`. The margin covers the rounding of the
-/// softmax: its sum is off by at most V/16 + 4 roundings, 0.4 % at a million ids.
+/// An id with `p < (1 - top_p) / V` is never in the nucleus. Proof: let c be the id at which the
+/// running sum reaches `top_p`. Before c the sum is below `top_p`, so c and the ids after it share
+/// more than `1 - top_p`. They are at most V, and none is above `p[c]`. Hence
+/// `p[c] > (1 - top_p) / V`.
+///
+/// The margin covers the rounding of the softmax. Its sum is off by at most V/16 + 4 roundings,
+/// 0.4 % at a million ids.
 fn likely(kernels: &Kernels, top_p: f32, buf: &mut Buffers<'_>) -> (usize, f32) {
     const MARGIN: f32 = 0.99;
     let least = MARGIN * (1.0 - top_p) / buf.logits.len() as f32;
     let stats = kernels.softmax(bytemuck::cast_slice_mut(buf.ids), buf.logits);
     let mut n = 0;
     for id in 0..buf.ids.len() {
-        // n <= id: the probabilities that are still to be read stay intact.
+        // `n <= id`, so writing `ids[n]` keeps the probabilities that are still to be read.
         let stays = f32::from_bits(buf.ids[id]) >= least;
         buf.ids[n] = id as u32;
         n += usize::from(stays);
@@ -263,8 +273,8 @@ fn likely(kernels: &Kernels, top_p: f32, buf: &mut Buffers<'_>) -> (usize, f32) 
     (n, stats.sum)
 }
 
-/// Candidates of which the first `n_ordered` are the first in order: by falling logit, equal ones by rising
-/// id.
+/// Candidates. The first `n_ordered` are in their final order: by falling logit, equal ones by
+/// rising id.
 struct Ordered<'a> {
     candidates: &'a mut [u32],
     logits: &'a [f32],
@@ -288,8 +298,8 @@ impl Ordered<'_> {
         self.n_ordered += n;
     }
 
-    /// How many of the first `limit` candidates are in the nucleus. Orders little more than these: a nucleus
-    /// is small as a rule, and the candidates are many.
+    /// The number of the first `limit` candidates that are in the nucleus. A nucleus is usually
+    /// small and the candidates are many, so this orders few more than the nucleus.
     fn nucleus_len(&mut self, limit: usize, max: f32, sum: f32, top_p: f32) -> usize {
         let mut running = 0.0f64;
         let mut cutoff = None;

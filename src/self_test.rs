@@ -1,7 +1,8 @@
-//! The self-test: every model file records the digest of some logits, which any machine must reproduce.
+//! The self-test: every model file records the digest of some logits, which any machine must
+//! reproduce.
 //!
-//! Since logits have the same bits on every instruction set and thread count, a mismatch means damaged
-//! memory, a damaged file or a miscompiled kernel.
+//! Since logits have the same bits on every instruction set and thread count, a mismatch means
+//! damaged memory, a damaged file or a miscompiled kernel.
 
 use std::sync::Arc;
 
@@ -14,8 +15,8 @@ use crate::model::Model;
 /// SHA-256 of the little-endian logits after feeding `tokens` to a new text of `model`.
 ///
 /// # Errors
-/// If a token is not in the vocabulary, the engine cannot be made, or a logit is not finite: not-a-numbers have no
-/// bits that all machines agree on.
+/// If a token is not in the vocabulary, the engine cannot be made, or a logit is not finite:
+/// not-a-numbers have no bits that all machines agree on.
 pub fn logits_digest(model: &Arc<Model>, tokens: &[u32], threads: Option<usize>) -> Result<[u8; 32]> {
     let mut digest = Sha256::new();
     if !tokens.is_empty() {

@@ -21,13 +21,13 @@ pub struct SessionOptions {
 }
 
 impl SessionOptions {
-    /// The defaults with so many threads; `None` takes the default number.
+    /// The defaults with this number of threads; `None` takes the default number.
     pub fn with_threads(threads: Option<usize>) -> Self {
         Self { engine: EngineOptions { threads, ..EngineOptions::default() }, ..Self::default() }
     }
 }
 
-/// Everything that a text needs to go on exactly as it would have, sampling included. A clone is a fork.
+/// Everything that a text needs to go on exactly, sampling included. A clone is a fork.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     /// What the model remembers.
@@ -63,7 +63,9 @@ impl Snapshot {
     }
 }
 
-/// An [`Engine`] and one text. After [`Session::new`] nothing allocates but [`snapshot`](Self::snapshot) and the tokenizer.
+/// An [`Engine`] and one text.
+///
+/// After [`Session::new`] only [`snapshot`](Self::snapshot) and the tokenizer allocate.
 pub struct Session {
     engine: Engine<'static>,
     text: Snapshot,
@@ -115,12 +117,12 @@ impl Session {
         &mut self.engine
     }
 
-    /// The memory that the session has.
+    /// The memory of the session.
     pub fn memory_plan(&self) -> &MemoryPlan {
         &self.plan
     }
 
-    /// The state of the text. A token that waits to be fed is not part of it.
+    /// The state of the text, without a pending token.
     pub fn state(&self) -> &State {
         &self.text.state
     }
@@ -130,16 +132,16 @@ impl Session {
         self.text.clone()
     }
 
-    /// Goes on with the text of `snapshot`, sampling included.
+    /// Continues the text of `snapshot`, sampling included.
     ///
     /// # Errors
-    /// If it belongs to another model file. Nothing has changed then.
+    /// If the snapshot belongs to another model file. Nothing has changed then.
     pub fn restore(&mut self, snapshot: &Snapshot) -> Result<()> {
         self.text.copy_from(snapshot)
     }
 
-    /// Goes on with the text of `state`: a new reply begins, and a token that waits to be fed is forgotten. The random
-    /// numbers go on.
+    /// Continues the text of `state`. A new reply begins, and a pending token is dropped. The
+    /// random numbers go on.
     ///
     /// # Errors
     /// If the state belongs to another model file. Nothing has changed then.
@@ -150,7 +152,7 @@ impl Session {
         Ok(())
     }
 
-    /// Forgets the text: state, counts, and a token that waits to be fed. The random numbers go on.
+    /// Forgets the text: state, counts, and a pending token. The random numbers go on.
     pub fn reset(&mut self) {
         let Snapshot { state, sampler, pending } = &mut self.text;
         self.engine.model().reset(state);
@@ -166,12 +168,12 @@ impl Session {
         self.text.sampler.set_params(params)
     }
 
-    /// A new reply begins: penalties forget the tokens of the one before.
+    /// Begins a new reply: penalties forget the tokens of the reply before.
     pub fn begin_reply(&mut self) {
         self.text.sampler.begin_reply();
     }
 
-    /// Feeds tokens. A token that [`next_token`](Self::next_token) gave and that waits to be fed goes first.
+    /// Feeds tokens, after the pending token of [`next_token`](Self::next_token) if there is one.
     ///
     /// # Errors
     /// As [`Engine::feed`].
@@ -183,7 +185,8 @@ impl Session {
         self.engine.feed(&mut self.text.state, tokens)
     }
 
-    /// Feeds a text, after the model's start tokens if it is the first; returns the number of tokens fed.
+    /// Feeds a text and returns the number of tokens fed. The model's start tokens go before the
+    /// first text.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`](crate::Tokenizer::encode) and [`Engine::feed`].
@@ -209,8 +212,8 @@ impl Session {
 
     /// Samples the next token; `None` if it is one of the model's stop tokens.
     ///
-    /// The token waits. The next call that feeds or samples feeds it before all else, so that its text can be shown
-    /// before the time of a step has passed.
+    /// The token stays pending: the next call that feeds or samples feeds it first. The caller can
+    /// show its text before that step has run.
     ///
     /// # Errors
     /// As [`Engine::sample`].
@@ -219,7 +222,7 @@ impl Session {
         Ok((!self.model().chat().stop_tokens.contains(&token)).then_some(token))
     }
 
-    /// Samples the next token. Unless it is a stop token, it is counted and waits to be fed.
+    /// Samples the next token. Unless it is a stop token, it is counted and becomes pending.
     pub(crate) fn sample(&mut self) -> Result<u32> {
         self.feed_pending()?;
         let Snapshot { state, sampler, pending } = &mut self.text;

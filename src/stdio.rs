@@ -89,7 +89,8 @@ fn when_ready<T>(_: impl Sized, _: Ready, mut call: impl FnMut() -> io::Result<T
     call()
 }
 
-/// One write without the buffer of the standard library, which loses count of its bytes when the stream is not ready.
+/// One write without the buffer of the standard library, which loses count of its bytes when the
+/// stream is not ready.
 #[cfg(unix)]
 fn write_some(stream: impl std::os::fd::AsFd, buf: &[u8]) -> io::Result<usize> {
     Ok(rustix::io::write(stream, buf)?)
@@ -106,7 +107,8 @@ pub fn eprint_line(line: fmt::Arguments<'_>) {
     let _ = Stderr.write_all(format!("{}\n", printable::line(line)).as_bytes());
 }
 
-/// Ends a program that was called wrongly: prints each line of `text` with [`eprint_line`] and exits with 2.
+/// Ends a program that was called wrongly: prints each line of `text` with [`eprint_line`] and
+/// exits with 2.
 pub fn wrong_usage(text: &str) -> ! {
     text.trim_end().lines().for_each(|line| eprint_line(format_args!("{line}")));
     std::process::exit(2)
@@ -181,8 +183,8 @@ impl Drop for StatusLine {
     }
 }
 
-/// What replaces a line of `old` columns by `text` on a terminal of `width` columns, and the columns it then has. The
-/// last column stays free: some terminals wrap as soon as it is written.
+/// What replaces a line of `old` columns by `text` on a terminal of `width` columns, and the
+/// columns it then has. The last column stays free: some terminals wrap as soon as it is written.
 fn rewrite(text: &str, old: usize, width: usize) -> (String, usize) {
     let room = width.saturating_sub(1);
     let text: String = text.chars().take(room).collect();

@@ -9,28 +9,29 @@ use crate::error::{Error, Result};
 pub enum Status {
     /// No stop text has been completed.
     Running,
-    /// A stop text was completed: everything before it has been passed on, nothing more will be.
+    /// A stop text was completed. Everything before it has been passed on; nothing more will be.
     Stopped,
 }
 
 /// Turns the bytes of successive tokens into text, and watches for stop texts.
 ///
-/// Tokens end anywhere, also inside a character. The stream passes on whole characters only; bytes that are
-/// not UTF-8 become U+FFFD exactly as [`String::from_utf8_lossy`] does over the whole stream, however the
-/// bytes are split.
+/// A token may end inside a character. The stream passes on whole characters only. Bytes that are
+/// not UTF-8 become U+FFFD exactly as [`String::from_utf8_lossy`] does over the whole stream,
+/// however the bytes are split.
 ///
-/// Stop texts are searched in the decoded text, so they match across token borders and inside tokens. Text
-/// that could be the beginning of a stop text is held back. The stop text that is complete first wins, that
-/// is the one whose last byte comes first; of those that end at the same byte the longest. The stop text
-/// itself is never passed on.
+/// The stream searches stop texts in the decoded text, so they match across token borders and
+/// inside tokens. It holds back text that could be the beginning of a stop text. The stop text
+/// whose last byte comes first wins; of those that end at the same byte, the longest. The stream
+/// never passes on the stop text itself.
 ///
 /// After construction nothing is allocated.
 #[derive(Clone, Debug)]
 pub struct TextStream {
     stops: Vec<Matcher>,
-    /// Decoded text not passed on yet: a beginning of a stop text. Shorter than the longest stop text.
+    /// Decoded text that is not passed on yet: the beginning of a stop text, shorter than the
+    /// longest one.
     held: String,
-    /// First bytes of a character whose rest has not come.
+    /// First bytes of a character that is not complete.
     partial: [u8; 4],
     n_partial: usize,
     stopped_by: Option<usize>,
@@ -53,10 +54,10 @@ impl TextStream {
         })
     }
 
-    /// Takes the bytes of one token (or any other piece) and passes on what is certain, in calls of `sink`
-    /// with non-empty text.
+    /// Takes the bytes of one token (or any other piece). Passes on the text that is certain, in
+    /// calls of `sink` with non-empty text.
     ///
-    /// After [`Status::Stopped`] further bytes are ignored until [`Self::reset`].
+    /// After [`Status::Stopped`] the stream ignores bytes until [`Self::reset`].
     ///
     /// # Errors
     /// Those of `sink`. The text it refused is lost.
@@ -93,12 +94,13 @@ impl TextStream {
         status
     }
 
-    /// Most bytes of text that are held back.
+    /// Most bytes of text that the stream holds back.
     pub(crate) fn most_held(&self) -> usize {
         self.held.capacity()
     }
 
-    /// Passes on what was held back: the text is over. The stream is then ready for another text.
+    /// Ends the text: passes on the text that was held back. The stream is then ready for another
+    /// text.
     ///
     /// # Errors
     /// Those of `sink`.
@@ -134,7 +136,7 @@ impl TextStream {
         if self.stopped_by.is_some() { Status::Stopped } else { Status::Running }
     }
 
-    /// Adds bytes to an unfinished character until it is whole or broken; returns the bytes not used.
+    /// Adds bytes to an unfinished character until it is whole or broken; returns the unused bytes.
     fn complete_partial<'b>(
         &mut self,
         mut bytes: &'b [u8],
@@ -187,10 +189,11 @@ impl TextStream {
         complete.max_by_key(|(i, s)| (s.text.len(), std::cmp::Reverse(*i))).map(|(i, _)| i)
     }
 
-    /// Passes on the first `n` bytes of the held text followed by `text`, and holds the rest (unless
-    /// stopped).
+    /// Passes on the first `n` bytes of the held text followed by `text`. Holds the rest, unless
+    /// the stream has stopped.
     ///
-    /// `n` is at a character border: it is where a stop text begins or could begin, or the end of `text`.
+    /// `n` is at a character border: it is the end of `text`, or a place where a stop text begins
+    /// or could begin.
     fn release(
         &mut self,
         text: &str,
@@ -216,10 +219,10 @@ fn appending(out: &mut String) -> impl FnMut(&str) -> io::Result<()> + '_ {
     }
 }
 
-/// What stands for bytes that are not UTF-8.
+/// Replaces bytes that are not UTF-8.
 const REPLACEMENT: &str = "\u{FFFD}";
 
-/// Whether `bytes` is the beginning of a character, as opposed to broken.
+/// Whether `bytes` is an incomplete character, as opposed to a broken one.
 fn is_incomplete(bytes: &[u8]) -> bool {
     std::str::from_utf8(bytes).is_err_and(|e| e.valid_up_to() == 0 && e.error_len().is_none())
 }

@@ -1,25 +1,27 @@
 //! A fork-join pool for row-partitioned kernels.
 //!
-//! One call hands every thread the same closure and returns when all have finished it. Threads take shares of output
-//! rows from a shared counter, so uneven cores balance themselves. One thread computes a row from start to end, so the
-//! result does not depend on who took it.
+//! One call hands every thread the same closure and returns when all have finished it. Threads take
+//! shares of output rows from a shared counter, so uneven cores balance themselves. One thread
+//! computes a row from start to end, so the result does not depend on which thread took the row.
 //!
-//! The owner (the thread that calls) and the workers meet in one state word: the number of the job, whether it is open,
-//! and how many workers are active in it.
+//! The owner (the calling thread) and the workers synchronise on one state word: the number of the
+//! job, whether the job is open, and the number of workers in it.
 //!
 //! ```text
-//!  owner:   writes `work`  ->  opens job n  ->  takes shares  ->  closes it  ->  waits until nobody is active
-//!                                  |                                  |
-//!  worker:  spins, sleeps  ->  joins an open job (active + 1)  ->  takes shares  ->  leaves (active - 1)
-//!                              a closed job cannot be joined          the last one wakes the owner
+//!  owner:   writes `work` -> opens job n -> takes shares -> closes it -> waits for active workers
+//!                                |                               |
+//!  worker:  spins, sleeps -> joins open job (active + 1) -> takes shares -> leaves (active - 1)
+//!                            a closed job cannot be joined     the last worker wakes the owner
 //! ```
 //!
-//! The owner never waits for a worker that has not joined. A worker that the system keeps from running, on a busy
-//! machine, costs its help and nothing more. A worker that is stopped in the middle of a share does hold the job up;
-//! after that the owner works alone for a while. Idle threads spin for a short time and then sleep.
+//! The owner never waits for a worker that has not joined. If the system does not run a worker on a
+//! busy machine, the job loses that worker's help and nothing more. A worker that is stopped in the
+//! middle of a share does hold the job up; after that the owner works alone for a while. Idle
+//! threads spin for a short time and then sleep.
 //!
-//! A process that inherited a pool over `fork` works alone. Only the thread that called `fork` lives on in it. No worker
-//! was in a job, as the pool was at rest, and none joins one. Dropping the pool forgets the workers there.
+//! A process that inherits a pool over `fork` works alone. Only the thread that called `fork`
+//! exists in it. The pool was at rest, so no worker was in a job, and none joins one. Dropping the
+//! pool there forgets the workers.
 
 #![allow(unsafe_code)]
 
@@ -36,26 +38,29 @@ use std::time::{Duration, Instant};
 
 use rwkv_edge_kernels::default_float_environment;
 
-/// Stack of one worker: kernels keep a few KiB of scratch there.
+/// Stack of one worker. Kernels keep a few KiB of scratch on it.
 pub const WORKER_STACK_BYTES: usize = 256 * 1024;
 
-/// Time that an idle thread spins before it sleeps: longer than the serial part between two matvecs.
+/// Time that an idle thread spins before it sleeps. It is longer than the serial part between two
+/// matvecs.
 const SPIN: Duration = Duration::from_micros(40);
 
-/// Shortest wait for workers that shows that the system runs something else in their place, if it is also longer than
-/// twice the caller's own part of the job. Cores that differ are not that far apart.
+/// Shortest wait for workers that counts as late. A late wait is also longer than twice the
+/// caller's own part of the job; cores of different speed do not differ that much. It shows that
+/// the system runs other programs on the workers' cores.
 const LATE: Duration = Duration::from_millis(1);
 
-/// Jobs that the caller does alone after workers were late: some tokens' worth. The number doubles each time that it
-/// happens again soon, up to the second one.
+/// Number of jobs that the caller does alone after a late worker: some tokens' worth. It begins at
+/// the first number, doubles each time that workers are late again soon, and ends at the second.
 const SERIAL_JOBS: [u32; 2] = [256, 1 << 16];
 
 type Work = dyn Fn() + Sync;
 
-/// Work on a range of the rows of a matrix: `(which matrix, where the range begins, its part of each row)`.
+/// Work on a range of the rows of a matrix:
+/// `(index of the matrix, start of the range, that range of each row)`.
 pub type RangeWork<'a> = dyn Fn(usize, usize, &mut dyn Iterator<Item = &mut [f32]>) + Sync + 'a;
 
-/// Exclusive access to the rows of a matrix, `[rows, stride]`, of which the first `len` elements are meant.
+/// Exclusive access to the first `len` elements of each row of a matrix `[rows, stride]`.
 pub struct RowsMut<'a> {
     data: &'a mut [f32],
     stride: usize,
@@ -73,7 +78,7 @@ impl<'a> RowsMut<'a> {
     /// The first `len` elements of the first `rows` rows.
     ///
     /// # Panics
-    /// If there are fewer.
+    /// If there are fewer rows or elements.
     pub fn cut(self, rows: usize, len: usize) -> Self {
         assert!(rows <= self.rows || len == 0, "{rows} rows of {}", self.rows);
         assert!(len <= self.stride, "{len} elements of {}", self.stride);
@@ -81,11 +86,12 @@ impl<'a> RowsMut<'a> {
     }
 }
 
-/// Keeps what it holds on cache lines of its own, two for CPUs that fetch lines in pairs.
+/// Keeps its content on cache lines of its own: two lines, for CPUs that fetch lines in pairs.
 #[repr(align(128))]
 struct CachePadded<T>(T);
 
-/// The state word: number of the job, whether workers may still join it, and how many are in it.
+/// The state word: number of the job, whether workers may still join it, and number of workers in
+/// it.
 mod word {
     pub(super) const ONE_ACTIVE: u64 = 1;
     pub(super) const OPEN: u64 = 1 << 32;
@@ -102,24 +108,24 @@ mod word {
 
 struct Shared {
     state: CachePadded<AtomicU64>,
-    /// Threads asleep, or about to be.
+    /// Threads that sleep or are about to.
     sleepers: CachePadded<AtomicU32>,
     /// Workers that are ready for their first job.
     started: AtomicUsize,
     panicked: AtomicBool,
     stop: AtomicBool,
-    /// The current job. Written by the owner while the job is closed and no worker active; read by workers
-    /// that have joined the open job.
+    /// The current job. The owner writes it while the job is closed and no worker is active.
+    /// Workers that have joined the open job read it.
     work: UnsafeCell<Option<*const Work>>,
     /// The thread that waits for the active workers.
     owner: UnsafeCell<Option<Thread>>,
 }
 
-// SAFETY: `work` and `owner` are written only by the pool's owner while no worker is active and none can
-// become so, and read only by active workers.
+// SAFETY: only the pool's owner writes `work` and `owner`, while no worker is active and none can
+// become active. Only active workers read them.
 unsafe impl Sync for Shared {}
-// SAFETY: the raw pointer in `work` is only followed during the call of `Pool::run` that set it, and its
-// target is `Sync`.
+// SAFETY: the raw pointer in `work` is only followed during the call of `Pool::run` that set it,
+// and its target is `Sync`.
 unsafe impl Send for Shared {}
 
 /// Threads that run the same closure together; see the module documentation.
@@ -131,11 +137,11 @@ pub struct Pool {
     backoff: Backoff,
 }
 
-/// Decides when the caller works alone, because workers were late.
+/// Decides when the caller works alone because workers were late.
 struct Backoff {
-    /// Jobs that the caller will do alone from here on.
+    /// Jobs that the caller still does alone.
     alone: u32,
-    /// Jobs that it will do alone after the next late worker.
+    /// Jobs that the caller does alone after the next late worker.
     next: u32,
 }
 
@@ -151,7 +157,7 @@ impl Backoff {
         exhausted
     }
 
-    /// The caller had to wait for workers after its own part of a job.
+    /// Records how long the caller waited for workers after its own part of a job.
     fn record_wait(&mut self, waited: Duration, worked: Duration) {
         if waited > LATE.max(2 * worked) {
             self.alone = self.next;
@@ -163,10 +169,10 @@ impl Backoff {
 }
 
 impl Pool {
-    /// A pool of `threads` threads, the caller's included; 0 counts as 1.
+    /// A pool of `threads` threads, the calling thread included; 0 counts as 1.
     ///
     /// # Errors
-    /// If the operating system cannot start a thread, with its number.
+    /// If the operating system cannot start a thread. The error names its number.
     pub fn new(threads: usize) -> io::Result<Self> {
         Self::with_stacks(threads, WORKER_STACK_BYTES)
     }
@@ -188,9 +194,9 @@ impl Pool {
                 .name(format!("rwkv-{index}"))
                 .stack_size(stack_bytes)
                 .spawn(move || {
-                    // Threads inherit that of the thread that starts them.
+                    // A thread inherits the environment of the thread that starts it.
                     let _environment = default_float_environment();
-                    // A thread allocates its handle when it first asks for it: here, not in the first job.
+                    // A thread allocates its handle on first use: here, not in the first job.
                     drop(thread::current());
                     shared.started.fetch_add(1, Ordering::SeqCst);
                     work_loop(&shared);
@@ -204,13 +210,14 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Threads that take part, the caller's included.
+    /// Number of threads, the calling thread included.
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
     }
 
-    /// Runs `work` on the calling thread and on every worker that is ready before the caller has finished,
-    /// and returns when all have. `work` must share out what there is to do by itself.
+    /// Runs `work` on the calling thread and on every worker that is ready before the caller has
+    /// finished. Returns when all have finished. `work` itself must divide the work among its
+    /// calls.
     ///
     /// # Panics
     /// If `work` panics on any thread.
@@ -220,8 +227,9 @@ impl Pool {
         }
         let started = Instant::now();
         let shared = &*self.shared;
-        // SAFETY: extends the lifetime of `work` in the type only; `Close` below does not let this function
-        // return or unwind before every worker has finished with it and no other can begin.
+        // SAFETY: this extends the lifetime of `work` in the type only. `Close` below does not let
+        // this function return or unwind before every worker has finished with `work`, and no other
+        // worker can begin.
         let erased = unsafe { std::mem::transmute::<&(dyn Fn() + Sync), *const Work>(work) };
         // SAFETY: the previous job is closed and nobody is active, so nobody reads `work`.
         unsafe { *shared.work.get() = Some(erased) };
@@ -242,11 +250,11 @@ impl Pool {
         assert!(!shared.panicked.swap(false, Ordering::Relaxed), "a worker thread panicked");
     }
 
-    /// Shares the elements of all slices of `outs` among the threads, cut at multiples of `grain`, and calls
-    /// `work(slice index, offset in the slice, part of the slice)` for each part.
+    /// Shares the elements of all slices of `outs` among the threads, cut at multiples of `grain`.
+    /// Calls `work(slice index, offset in the slice, part of the slice)` for each part.
     ///
-    /// Parts are long at first and short at the end: long ones keep memory streaming, short ones let threads finish
-    /// together, also on cores that differ or have other work to do.
+    /// Parts are long at first and short at the end. Long parts keep memory streaming. Short parts
+    /// let all threads finish together, on cores of different speed or with other work too.
     ///
     /// # Panics
     /// If `grain` is 0 or `work` panics.
@@ -265,8 +273,8 @@ impl Pool {
         });
     }
 
-    /// As [`for_each_range`](Self::for_each_range), with the rows of a matrix in the place of one slice: a part is the same
-    /// range of every row.
+    /// As [`for_each_range`](Self::for_each_range), with the rows of a matrix instead of one slice.
+    /// A part is the same range of every row.
     ///
     /// # Panics
     /// As `for_each_range`.
@@ -287,9 +295,9 @@ impl Pool {
                     let here = len.div_ceil(grain);
                     if share.start < here {
                         let (start, end) = (share.start * grain, (*len).min(share.end * grain));
-                        // SAFETY: `next` gives every share to one thread only, shares do not overlap, and the exclusive
-                        // borrows in `outs` last until `run` returns. A row is longer than `end`, so parts of two rows
-                        // do not overlap either.
+                        // SAFETY: `next` gives every share to one thread only, and shares do not
+                        // overlap. The exclusive borrows in `outs` last until `run` returns. A row
+                        // is at least as long as `end`, so parts of two rows do not overlap either.
                         let part = |row: usize| unsafe { data.chunk(row * stride + start, end - start) };
                         work(index, start, &mut (0..*rows).map(part));
                     }
@@ -303,11 +311,12 @@ impl Pool {
         if grains <= 1 { take_shares() } else { self.run(&take_shares) }
     }
 
-    /// Shares `0..total`, cut at multiples of `grain`, among the threads, and calls `work(range, part)` for each share:
-    /// `scratch` is cut into as many equal parts as there are threads, and a thread has the same one for all its shares.
+    /// Shares `0..total` among the threads, cut at multiples of `grain`. Calls `work(range, part)`
+    /// for each share. `scratch` is cut into one equal part per thread; a thread has the same part
+    /// for all its shares.
     ///
     /// # Panics
-    /// If `grain` is 0, `scratch` cannot be cut so, or `work` panics.
+    /// If `grain` is 0, `scratch` cannot be cut into equal parts, or `work` panics.
     pub fn for_each_share<T: Send>(
         &mut self,
         total: usize,
@@ -324,8 +333,9 @@ impl Pool {
         let parts = &parts;
         let take_shares = || {
             let index = joined.fetch_add(1, Ordering::Relaxed);
-            // SAFETY: every thread runs this once at most, so the indices are below their number and each is given
-            // out once, and the exclusive borrow of `scratch` lasts until `run` returns.
+            // SAFETY: every thread runs this at most once, so the indices are below the number of
+            // threads and each is given out once. The exclusive borrow of `scratch` lasts until
+            // `run` returns.
             let part = unsafe { parts.chunk(index * each, each) };
             while let Some(share) = shares.get(next.fetch_add(1, Ordering::Relaxed)) {
                 work(share.start * grain..total.min(share.end * grain), &mut *part);
@@ -334,7 +344,7 @@ impl Pool {
         if grains <= 1 { take_shares() } else { self.run(&take_shares) }
     }
 
-    /// Cuts every slice into pieces of the length given with it, the last of which may be shorter, and calls
+    /// Cuts every slice into pieces of its given length; the last piece may be shorter. Calls
     /// `work(index, [piece of each slice])` for each index, on all threads.
     ///
     /// # Panics
@@ -358,8 +368,8 @@ impl Pool {
                 }
                 let pieces = slices.each_ref().map(|(slice, len)| {
                     let start = index * len;
-                    // SAFETY: `next` gives every index to one thread only, and the exclusive borrows of the
-                    // slices last until `run` returns.
+                    // SAFETY: `next` gives every index to one thread only. The exclusive borrows of
+                    // the slices last until `run` returns.
                     unsafe { slice.chunk(start, slice.len.min(start + len) - start) }
                 });
                 work(index, pieces);
@@ -373,7 +383,8 @@ fn cannot_start(number: usize, threads: usize, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("cannot start thread {number} of {threads}: {error}"))
 }
 
-/// How a number of grains is shared out: rounds of one share for each thread, every round three quarters of what is left.
+/// Divides a number of grains into rounds of one share per thread. Every round takes three quarters
+/// of the grains that are left.
 struct Shares {
     grains: usize,
     threads: usize,
@@ -412,7 +423,8 @@ impl Shares {
 impl Drop for Pool {
     fn drop(&mut self) {
         if process::id() != self.process {
-            // The handles stand for threads that can neither be joined nor let go: the system may use their memory again.
+            // The handles stand for threads that can neither be joined nor detached, because the
+            // system may reuse their memory.
             self.workers.drain(..).for_each(mem::forget);
         }
         self.shared.stop.store(true, Ordering::SeqCst);
@@ -430,7 +442,8 @@ struct Part<T> {
     len: usize,
 }
 
-// SAFETY: the pointer stands for an exclusive borrow, of which `chunk`'s callers take disjoint pieces.
+// SAFETY: the pointer stands for an exclusive borrow, and the callers of `chunk` take disjoint
+// pieces of it.
 unsafe impl<T: Send> Sync for Part<T> {}
 
 impl<T> Part<T> {
@@ -448,12 +461,12 @@ impl<T> Part<T> {
         assert!(offset <= self.len && len <= self.len - offset);
         // SAFETY: the offset was just checked to lie in the slice.
         let start = unsafe { self.ptr.add(offset) };
-        // SAFETY: so does the end; the rest are the caller's promises.
+        // SAFETY: the end was checked too; the caller promises the rest.
         unsafe { std::slice::from_raw_parts_mut(start, len) }
     }
 }
 
-/// Closes the job and waits for its active workers when dropped, also while unwinding.
+/// When dropped, also while unwinding, closes the job and waits for its active workers.
 struct Close<'a>(&'a Shared);
 
 impl Drop for Close<'_> {
@@ -464,7 +477,8 @@ impl Drop for Close<'_> {
     }
 }
 
-/// Spins, then sleeps, until `done` says so. Whoever makes `done` true must unpark sleepers.
+/// Spins, then sleeps, until `done` is true. The thread that makes `done` true must unpark
+/// sleepers.
 fn wait(shared: &Shared, done: impl Fn() -> bool) {
     let start = Instant::now();
     loop {
@@ -489,8 +503,8 @@ fn work_loop(shared: &Shared) {
     let state = &shared.state.0;
     let mut seen = 0;
     loop {
-        // `stop` is part of the condition: a worker may take the last change of the state for a job that closed
-        // before it could join, and must not wait for another.
+        // `stop` is part of the condition. A worker may take the last change of the state for a job
+        // that closed before it could join, and must not wait for another job.
         let stop = || shared.stop.load(Ordering::SeqCst);
         wait(shared, || stop() || word::job(state.load(Ordering::SeqCst)) != seen);
         if stop() {
@@ -692,7 +706,7 @@ mod tests {
         let mut backoff = Backoff::new();
         let alone = |backoff: &mut Backoff| (0..).take_while(|_| backoff.takes_job_alone()).count();
         assert_eq!(alone(&mut backoff), 0);
-        // Cores that differ, and workers that are a little late, are waited for.
+        // A small delay is not late: cores differ in speed.
         backoff.record_wait(late, late);
         backoff.record_wait(short, Duration::ZERO);
         assert_eq!(alone(&mut backoff), 0);

@@ -32,7 +32,8 @@ pub(crate) struct ComputeArgs {
 /// Which kernels to run on what.
 #[derive(Args)]
 pub(crate) struct KernelArgs {
-    /// Instruction set of the kernels, by the names that `info` lists [default: $RWKV_EDGE_ISA, or the best this CPU has]
+    /// Instruction set of the kernels, by the names that `info` lists [default: $RWKV_EDGE_ISA, or
+    /// the best this CPU has]
     #[arg(long)]
     pub(crate) isa: Option<Isa>,
     /// Do not check the weights' checksums
@@ -56,7 +57,8 @@ impl ComputeArgs {
         EngineOptions { threads: self.threads(), ..EngineOptions::default() }
     }
 
-    /// How many threads an engine gets. Unless they were asked for, all from here on keep to the fast cores.
+    /// How many threads an engine gets. Unless they were asked for, all from here on keep to the
+    /// fast cores.
     pub(crate) fn threads(&self) -> Option<usize> {
         if self.threads.is_none() {
             DefaultThreads::detect().keep_to_fast_cores();

@@ -86,8 +86,8 @@ struct Measured {
     passes: Vec<f64>,
 }
 
-/// A few tokens between two passes of plain reading. Machines that are shared change their speed from one second to
-/// the next, so decoding is held against what was read around it.
+/// A few tokens between two passes of plain reading. Machines that are shared change their speed
+/// from one second to the next, so decoding is held against what was read around it.
 struct Round {
     /// Bytes per second of plain reading, before and after.
     bandwidth: f64,
@@ -146,7 +146,8 @@ fn measure(args: &BenchArgs, model: &Arc<Model>, threads: usize) -> Result<Measu
     let mut engine = Engine::new(Arc::clone(model), &options)?;
     let Snapshot { mut state, mut sampler, .. } = Snapshot::new(model, sampling, SEED)?;
     let n_vocab = model.config().n_vocab as u32;
-    // A fixed pseudo-random walk over the vocabulary: the work does not depend on what a token says.
+    // A fixed pseudo-random walk over the vocabulary: the work does not depend on what a token
+    // says.
     let token = |i: u32| i.wrapping_mul(2_654_435_761) % n_vocab;
     let mut feed = |engine: &mut Engine<'_>, state: &mut State, tokens: &[u32]| {
         engine.feed(state, tokens)?;
@@ -355,7 +356,8 @@ impl<'a> Yardstick<'a> {
     /// What is read as one set of streams before the next is begun.
     const BLOCK: usize = 1 << 20;
 
-    /// Finds the number of streams with which reading is fastest, by the medians of five passes of each.
+    /// Finds the number of streams with which reading is fastest, by the medians of five passes of
+    /// each.
     fn new(model: &'a Model, threads: usize) -> Result<Self> {
         let bytes = weights(model);
         let words = vec![0.0; bytes.len().div_ceil(Self::BLOCK)];
@@ -396,8 +398,8 @@ fn weights(model: &Model) -> &[u8] {
     file.mapping().get(..len.min(MOST) as usize).unwrap_or_default()
 }
 
-/// Whether plain reading, some passes of which were held against decoding, is no limit: decoding read clearly faster,
-/// or the middle half of the passes differ by more than a quarter.
+/// Whether plain reading, some passes of which were held against decoding, is no limit: decoding
+/// read clearly faster, or the middle half of the passes differ by more than a quarter.
 fn is_disturbed(share_of_limit: f64, passes: &[f64]) -> bool {
     const LARGEST_SHARE: f64 = 1.2;
     const LARGEST_MOVE: f64 = 0.25;

@@ -1,7 +1,7 @@
 //! `rwkv-edge eval`: how well a model predicts a text.
 //!
-//! The text is read once from the initial state, after the model's start tokens, without resets. The first
-//! token of the text is predicted too where there are start tokens.
+//! The text is read once from the initial state, after the model's start tokens, without resets.
+//! The first token of the text is predicted too where there are start tokens.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -23,8 +23,8 @@ pub(super) struct EvalArgs {
     /// Text to predict
     #[arg(long, value_name = "FILE")]
     text: PathBuf,
-    /// Another file of the same model (f32, say): print the KL divergence from it and the share of equal
-    /// best tokens
+    /// Another file of the same model (f32, say): print the KL divergence from it and the share of
+    /// equal best tokens
     #[arg(long, value_name = "MODEL")]
     against: Option<PathBuf>,
     /// Stop after this many tokens of the text
@@ -186,7 +186,8 @@ impl Totals {
     }
 }
 
-/// Progress on standard error: a line that is rewritten on a terminal, one every ten seconds elsewhere.
+/// Progress on standard error: a line that is rewritten on a terminal, one every ten seconds
+/// elsewhere.
 struct Progress {
     total: usize,
     started: Instant,

@@ -37,14 +37,15 @@ enum Command {
     Logits(logits::LogitsArgs),
     /// Print the token ids of standard input, one per line
     Tokenize(tokenize::TokenizeArgs),
-    /// Measure how well a model predicts a text, and how far it is from another file of the same model
+    /// Measure how well a model predicts a text, and how far it is from another file of the same
+    /// model
     Eval(eval::EvalArgs),
     /// Measure decoding speed against the machine's own read bandwidth
     Bench(bench::BenchArgs),
 }
 
-/// Runs the program. 0 is success, also when the reader of the output went away; 1 an error; 2 wrong usage. A run
-/// that a signal ends dies by it.
+/// Runs the program. 0 is success, also when the reader of the output went away; 1 an error; 2
+/// wrong usage. A run that a signal ends dies by it.
 fn main() -> ExitCode {
     let cli = Cli::try_parse().unwrap_or_else(|error| match error.use_stderr() {
         true => stdio::wrong_usage(&error.render().to_string()),

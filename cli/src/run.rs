@@ -46,7 +46,8 @@ pub(super) struct RunArgs {
     /// Factor by which occurrences fade with every token [default: the model's]
     #[arg(long)]
     penalty_decay: Option<f32>,
-    /// Seed of the random numbers; the same seed gives the same text on every machine [default: the clock]
+    /// Seed of the random numbers; the same seed gives the same text on every machine [default: the
+    /// clock]
     #[arg(long)]
     seed: Option<u64>,
     /// Stop before this text; may be given several times
@@ -62,7 +63,8 @@ pub(super) fn run(args: &RunArgs) -> Result<()> {
     let mut session = Session::new(Arc::clone(&model), &options)?;
     let interrupted = signals::catch(signals::STOPPING)?;
     let result = args.write_text(&mut session, &model, &prompt, interrupted);
-    // A damaged file is the reason for whatever else went wrong. Whoever interrupts does not want to wait.
+    // A damaged file is the reason for whatever else went wrong. Whoever interrupts does not want
+    // to wait.
     if !matches!(result, Ok(Written { complete: false, .. })) {
         model.verify_rest()?;
     }
@@ -130,8 +132,8 @@ impl RunArgs {
         }
     }
 
-    /// Streams text to standard output until a stop rule, the limit or a signal. Returns the tokens generated, and
-    /// whether they are all.
+    /// Streams text to standard output until a stop rule, the limit or a signal. Returns the tokens
+    /// generated, and whether they are all.
     fn generate(&self, session: &mut Session, interrupted: &AtomicBool) -> Result<(u64, bool)> {
         let max_tokens = (self.n_tokens > 0).then_some(self.n_tokens);
         let mut text = session.generate(&StopRules { max_tokens, stop_texts: &self.stop })?;

@@ -11,7 +11,8 @@ pub(crate) fn hint_at_utf16(text: &[u8]) {
     }
 }
 
-/// Whether a text begins with the byte order mark of UTF-16, or one byte of most pairs is zero and the other hardly ever.
+/// Whether a text begins with the byte order mark of UTF-16, or one byte of most pairs is zero and
+/// the other hardly ever.
 fn looks_like_utf16(text: &[u8]) -> bool {
     const MOST_PAIRS: usize = 512;
     if text.starts_with(b"\xff\xfe") || text.starts_with(b"\xfe\xff") {

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 /// Longest template, in bytes.
 const MAX_TEMPLATE: usize = 1 << 16;
 const MAX_STOP_TEXTS: usize = 64;
-/// Longest stop text, in bytes: output is held back for as long as it may be the beginning of one.
+/// Longest stop text, in bytes. Output that may be the beginning of a stop text is held back.
 const MAX_STOP_TEXT: usize = 256;
 
 /// How to talk to the model: template, start and stop rules, sampling defaults.
@@ -19,10 +19,11 @@ pub struct Chat {
     pub name: String,
     /// System block before the first turn, such as `System: {system}\n\n`.
     pub system: Option<String>,
-    /// A user's turn up to where the model goes on, such as `User: {user}\n\nAssistant:`. Without it the model
-    /// only continues text.
+    /// A user's turn up to the point where the model goes on, such as `User: {user}\n\nAssistant:`.
+    /// A model without it only continues text.
     pub user: Option<String>,
-    /// A complete reply as it stands in the history, with the separator of turns: ` {assistant}\n\n`.
+    /// A complete reply as it appears in the history, with the separator of turns:
+    /// ` {assistant}\n\n`.
     pub assistant: Option<String>,
     /// Tokens fed before anything else.
     pub start_tokens: Vec<u32>,
@@ -45,7 +46,7 @@ pub struct SamplingParams {
     pub top_k: u32,
     /// Subtracted from the logits of tokens that occurred.
     pub presence_penalty: f32,
-    /// Subtracted from the logits of tokens for each (decayed) occurrence.
+    /// Subtracted from a token's logit for each of its (decayed) occurrences.
     pub frequency_penalty: f32,
     /// Factor on all counts at each token, in 0..=1.
     pub penalty_decay: f32,

@@ -8,11 +8,12 @@ use crate::error::{Error, ErrorKind, Result};
 const MAX_LAYERS: usize = 1024;
 /// Bound of every other dimension, far above any released model.
 const MAX_DIM: usize = 1 << 20;
-/// Far above the 64 of released models: a state grows with it, weights do not.
+/// Bound of the head size, far above the 64 of released models. The state grows with the head size,
+/// the weights do not.
 const MAX_HEAD_SIZE: usize = 1024;
 /// Most bytes of a layer's state for each byte of its weights. Released models have less than one.
 const MAX_STATE_RATIO: u64 = 64;
-/// Bound of the inner size of a low-rank matrix, which the converter turns in memory.
+/// Bound of the inner size of a low-rank matrix. The converter transposes these matrices in memory.
 const MAX_RANK: usize = 8192;
 
 const VERSION: FieldSpec = FieldSpec::required_to_read(1, "version", FieldType::U32);
@@ -116,7 +117,7 @@ pub struct Config {
     pub n_vocab: usize,
     /// Epsilon of all layer norms.
     pub layer_norm_eps: f32,
-    /// The architecture, with the hyperparameters that only it has.
+    /// The architecture, with its own hyperparameters.
     pub arch: Arch,
 }
 
@@ -136,7 +137,7 @@ pub enum Arch {
 /// Hyperparameters of RWKV-5.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rwkv5 {
-    /// Which of the three.
+    /// Which RWKV-5 it is.
     pub variant: Rwkv5Variant,
     /// Heads of time mixing.
     pub heads: Heads,
@@ -173,7 +174,7 @@ pub struct Rwkv7 {
     pub decay_rank: usize,
     /// Inner size of the low-rank in-context learning rate.
     pub iclr_rank: usize,
-    /// Inner size of the low-rank value residual, which every layer but the first has.
+    /// Inner size of the low-rank value residual. Every layer but the first has one.
     pub value_rank: Option<usize>,
     /// Inner size of the low-rank gate.
     pub gate_rank: usize,
@@ -324,7 +325,7 @@ impl Config {
         }
     }
 
-    /// So that a small file cannot ask for all memory there is.
+    /// A small file must not ask for all memory.
     fn check_state(&self) -> Result<()> {
         let [d, a, f] = [self.n_embd, self.n_att, self.n_ffn].map(|dim| dim as u64);
         let state = 4 * (2 * d + a * self.heads().map_or(3, |heads| heads.head_size as u64));
@@ -383,7 +384,7 @@ impl Config {
     }
 }
 
-/// The three head fields, of which either all or none must be there.
+/// The three head fields. Either all or none must be present.
 fn parse_heads(fields: &Fields<'_>) -> Result<Option<Heads>> {
     let (n_head, head_size) = (fields.find_u32(&N_HEAD), fields.find_u32(&HEAD_SIZE));
     match (n_head, head_size, fields.find_f32(&GROUP_NORM_EPS)) {
@@ -436,8 +437,8 @@ mod tests {
     const V7: Rwkv7 =
         Rwkv7 { heads: HEADS, decay_rank: 64, iclr_rank: 64, value_rank: Some(32), gate_rank: 128 };
 
-    /// The error of a CONF section that has the fields of a `version`, with the field `spec` left
-    /// out if it is there, or else put in.
+    /// The error of a CONF section with the fields of a `version`. The field `spec` is removed if
+    /// it is among them, and added otherwise.
     fn error_without_or_with(version: Version, spec: &FieldSpec) -> String {
         let section = config(version).emit();
         let fields = Fields::parse("CONF", &section, &SCHEMA).unwrap();

@@ -1,4 +1,5 @@
-//! The field lists inside the small sections: `{u16 id, u8 type, u8 flags, u32 len, payload padded to 4}`.
+//! The field lists inside the small sections:
+//! `{u16 id, u8 type, u8 flags, u32 len, payload padded to 4}`.
 
 use super::bytes::{Cursor, all_zero, pad_to};
 use crate::error::{Error, ErrorKind, Result};
@@ -17,7 +18,7 @@ pub(super) enum FieldType {
     U32List = 5,
 }
 
-/// What a section knows about one of its fields.
+/// The schema of one field of a section.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FieldSpec {
     pub(super) id: u16,
@@ -45,7 +46,8 @@ impl FieldSpec {
     }
 }
 
-/// The known fields of one section, checked: types, lengths, UTF-8 and repetition are as the schema says.
+/// The known fields of one section. Types, lengths, UTF-8 and repetition have been checked against
+/// the schema.
 pub(super) struct Fields<'a> {
     section: &'static str,
     known: Vec<(u16, &'a [u8])>,
@@ -171,7 +173,8 @@ fn payload_fits(kind: FieldType, payload: &[u8]) -> bool {
     }
 }
 
-/// Builds a field list. Payloads are far below 4 GiB: every section checks its values before emitting them.
+/// Builds a field list. Every section checks its values before it emits them, so payloads are far
+/// below 4 GiB.
 #[derive(Default)]
 pub(super) struct FieldWriter {
     out: Vec<u8>,

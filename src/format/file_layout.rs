@@ -23,7 +23,8 @@ pub struct WriteSpec {
     pub layout: TensorLayout,
     /// Logical shape `[out, in]`; `[n, 1]` for vectors.
     pub shape: [usize; 2],
-    /// Whether each record gets a checksum of its own, to be checked when it is used, instead of one for all.
+    /// Whether each record has a checksum of its own, which is checked when the record is used.
+    /// Otherwise the tensor has one checksum.
     pub checked_by_record: bool,
 }
 
@@ -45,7 +46,7 @@ impl WriteSpec {
     }
 }
 
-/// Everything that is in a file but the tensors' bytes.
+/// Everything in a file except the tensors' bytes.
 #[derive(Clone, Debug)]
 pub struct FileContents {
     /// Hyperparameters.
@@ -54,16 +55,16 @@ pub struct FileContents {
     pub tokenizer: Vec<u8>,
     /// Chat settings.
     pub chat: Chat,
-    /// Origin. Digest, size and error may be put in at the end; the texts are final.
+    /// Origin. The writer can set digest, size and error at the end; the texts are final.
     pub provenance: Provenance,
-    /// Self-test. The digest may be put in at the end; the tokens are final.
+    /// Self-test. The writer can set the digest at the end; the tokens are final.
     pub self_test: SelfTest,
-    /// Tensors in the order in which they are written. Those that are checked by record get a vector with a
-    /// checksum for each record after them, which is not listed here.
+    /// Tensors in the order in which they are written. A tensor that is checked by record is
+    /// followed by a vector with a checksum for each record. That vector is not listed here.
     pub tensors: Vec<WriteSpec>,
 }
 
-/// The layout of a file: every offset and length, computed without touching the disk.
+/// The layout of a file: every offset and length. Computing it does not touch the disk.
 #[derive(Clone, Debug)]
 pub struct FileLayout {
     pub(super) contents: FileContents,
@@ -104,7 +105,7 @@ impl FileLayout {
         &self.contents
     }
 
-    /// All tensors with their places; scales, errors and checksums are not known yet.
+    /// All tensors with their places. Scales, errors and checksums are not known yet.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
     }

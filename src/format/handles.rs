@@ -1,7 +1,7 @@
 //! Handles of checked tensors.
 //!
-//! A handle is made once, when type, layout and shape are checked. It is small, borrows nothing, and gives
-//! the matrix, records or vector of its own file.
+//! A handle is made once, when type, layout and shape are checked. It is small and borrows nothing.
+//! A model file turns its own handles into matrices, records and vectors.
 
 use rwkv_edge_kernels::layout::{DType, Matrix, Records};
 
@@ -9,10 +9,10 @@ use super::reader::ModelFile;
 use super::tensor::{ElementType, TensorInfo, TensorLayout, describe};
 use crate::error::{Error, ErrorKind, Result};
 
-/// A handle is made by the file that it is used with.
+/// Only the file that made a handle accepts it.
 const WRONG_FILE: &str = "a tensor handle of another model file was used";
 
-/// The bytes of a tensor, in the file in which it was looked up.
+/// The bytes of a tensor in its own file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Span {
     start: usize,
@@ -114,7 +114,7 @@ impl ModelFile {
         Ok(U32Handle { span: self.span(tensor) })
     }
 
-    /// The matrix behind a handle of this file.
+    /// The matrix of a handle of this file.
     ///
     /// # Panics
     /// If the handle is of another file.
@@ -122,7 +122,7 @@ impl ModelFile {
         Matrix::new(r.dtype, r.rows, r.cols, r.scale, self.at(r.span)).expect(WRONG_FILE)
     }
 
-    /// The records behind a handle of this file.
+    /// The records of a handle of this file.
     ///
     /// # Panics
     /// If the handle is of another file.
@@ -130,7 +130,7 @@ impl ModelFile {
         Records::new(r.dtype, r.count, r.value_count, r.scale, self.at(r.span)).expect(WRONG_FILE)
     }
 
-    /// The f32 vector behind a handle of this file.
+    /// The f32 vector of a handle of this file.
     ///
     /// # Panics
     /// If the handle is of another file.
@@ -138,7 +138,7 @@ impl ModelFile {
         bytemuck::try_cast_slice(self.at(r.span)).expect(WRONG_FILE)
     }
 
-    /// The u32 vector behind a handle of this file.
+    /// The u32 vector of a handle of this file.
     ///
     /// # Panics
     /// If the handle is of another file.
@@ -146,11 +146,11 @@ impl ModelFile {
         bytemuck::try_cast_slice(self.at(r.span)).expect(WRONG_FILE)
     }
 
-    /// Checks one record against its checksum. Records without checksums of their own pass: the tensor as a
-    /// whole has one.
+    /// Checks one record against its checksum. A record without a checksum of its own passes,
+    /// because its tensor has one.
     ///
     /// # Errors
-    /// [`ErrorKind::Checksum`] if it does not match, or if there is no such record.
+    /// [`ErrorKind::Checksum`] if the checksum does not match, or if there is no such record.
     pub fn verify_record(&self, r: RecordsHandle, index: usize) -> Result<()> {
         let Some(checksums) = r.checksums else { return Ok(()) };
         let records = self.records(r);

@@ -15,7 +15,8 @@ pub const MINOR_VERSION: u16 = 0;
 
 pub(super) const HEADER_BYTES: usize = 64;
 pub(super) const SECTION_BYTES: usize = 32;
-/// More sections than any version has; bounds what is read before the checksum is known to match.
+/// Bound of the number of sections, above that of any version. It limits the bytes read before the
+/// checksum has been checked.
 const MAX_SECTIONS: usize = 64;
 /// Bytes of the header under its checksum.
 const CHECKED_HEADER_BYTES: usize = 24;
@@ -42,7 +43,8 @@ impl SectionKind {
     /// Tensor bytes.
     pub const DATA: Self = Self(*b"DATA");
 
-    /// The kinds that every file of this major version has, in the order in which they are written.
+    /// The kinds of sections in every file of this major version, in the order in which they are
+    /// written.
     pub(super) const ALL: [Self; 7] =
         [Self::CONF, Self::TENS, Self::TOKN, Self::CHAT, Self::PROV, Self::TEST, Self::DATA];
 
@@ -108,7 +110,8 @@ pub(super) struct Header {
     pub(super) minor: u16,
     pub(super) file_len: u64,
     pub(super) sections: Vec<Section>,
-    /// Checksum of header and section table, and through the sections' checksums of the whole file.
+    /// Checksum of header and section table. It covers the whole file through the sections'
+    /// checksums.
     pub(super) crc32: u32,
 }
 
@@ -136,8 +139,9 @@ impl Header {
 
     /// Reads header and section table from the bytes of a whole file.
     ///
-    /// The version is looked at first, because a newer one may change everything after it, then the length,
-    /// because a partial copy is the likeliest damage, then the checksum, then what the table says.
+    /// The order of the checks is: the version, because a newer one may change everything after it;
+    /// the length, because a partial copy is the likeliest damage; the checksum; and then the
+    /// table.
     pub(super) fn parse(file: &[u8]) -> Result<Self> {
         let mut cursor = Cursor::new(file);
         let magic = cursor.take(MAGIC.len().min(file.len())).unwrap_or_default();
@@ -179,8 +183,8 @@ impl Header {
             .ok_or_else(|| Error::malformed(format!("section {kind} is missing")))
     }
 
-    /// Sections follow each other in the order of the table, aligned, with nothing but zeros between them,
-    /// and the last one, DATA, ends with the file.
+    /// Sections follow each other in the order of the table, aligned, with only zeros between them.
+    /// The last one, DATA, ends with the file.
     fn check_placement(&self, file: &[u8]) -> Result<()> {
         let mut end = HEADER_BYTES + SECTION_BYTES * self.sections.len();
         for section in &self.sections {

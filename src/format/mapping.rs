@@ -14,9 +14,10 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// The bytes of a whole file, starting on a 64-byte line.
 ///
-/// Where the file is mapped, another process that shortens it makes later reads beyond its new end raise
-/// `SIGBUS`, and one that writes to it changes the weights under the model. The writer of this crate never does
-/// either: it replaces files by renaming. Use [`Mapping::read`] for files that others may change in place.
+/// If the file is mapped, other processes can disturb it. After one that shortens the file, reads
+/// beyond the new end raise `SIGBUS`. One that writes to the file changes the weights of the model.
+/// The writer of this crate does neither: it replaces files by renaming. Use [`Mapping::read`] for
+/// files that others may change in place.
 pub struct Mapping {
     storage: Storage,
 }
@@ -40,15 +41,16 @@ enum Storage {
 }
 
 impl Mapping {
-    /// Maps a file, or reads it into memory where files cannot be mapped; [`kind`](Self::kind) tells.
+    /// Maps a file. Reads it into memory if it cannot be mapped; [`kind`](Self::kind) tells which.
     ///
     /// # Errors
-    /// If `path` is no regular file, is empty, does not fit the address space, or can neither be mapped nor read.
+    /// If `path` is no regular file, is empty, does not fit the address space, or can neither be
+    /// mapped nor read.
     pub fn open(path: &Path) -> Result<Self> {
         Self::open_with(path, map)
     }
 
-    /// As [`open`](Self::open), of a file that is open for reading. Its position may move.
+    /// As [`open`](Self::open), for a file that is already open for reading. Its position may move.
     ///
     /// # Errors
     /// As for [`open`](Self::open).
@@ -67,8 +69,8 @@ impl Mapping {
     /// Uses bytes that are part of the program.
     ///
     /// # Errors
-    /// If they do not start on a 64-byte line. `include_bytes!` alone does not ensure this; put the bytes in
-    /// a struct with `#[repr(C, align(64))]`.
+    /// If they do not start on a 64-byte line. `include_bytes!` alone does not ensure this; put the
+    /// bytes in a struct with `#[repr(C, align(64))]`.
     pub fn from_static(bytes: &'static [u8]) -> Result<Self> {
         if !bytes.as_ptr().addr().is_multiple_of(LINE_ALIGN as usize) {
             return Err(Error::invalid("a built-in model must be aligned to 64 bytes"));
@@ -99,38 +101,40 @@ impl Mapping {
         }
     }
 
-    /// Asks the system to read a range ahead. Whole pages around the range are meant; failure is ignored.
+    /// Asks the system to read a range ahead. The advice covers whole pages around the range;
+    /// failure is ignored.
     pub fn will_need(&self, range: Range<usize>) {
         self.advise(range, Advice::WillNeed);
     }
 
-    /// Asks the system for large pages in a range that is read whole, again and again, so that the processor looks up
-    /// addresses less often. Whole pages around the range are meant; where the system or its file system has no large
-    /// pages for files, nothing happens.
+    /// Asks the system for large pages in a range that is read whole, again and again. The
+    /// processor then looks up fewer addresses. The advice covers whole pages around the range.
+    /// Nothing happens if the system or its file system has no large pages for files.
     pub fn large_pages(&self, range: Range<usize>) {
         self.advise(range, Advice::LargePages);
     }
 
-    /// Tells the system that a range is read in random order. Whole pages around the range are meant; failure
-    /// is ignored.
+    /// Tells the system that a range is read in random order. The advice covers whole pages around
+    /// the range; failure is ignored.
     pub fn random(&self, range: Range<usize>) {
         self.advise(range, Advice::Random);
     }
 
-    /// Tells the system that of a range only small pieces are read, in random order: pages are mapped one by one, even
-    /// if large ones are at hand. Whole pages around the range are meant; failure is ignored.
+    /// Tells the system that only small pieces of a range are read, in random order. The system
+    /// then maps pages one by one, even if large ones are available. The advice covers whole pages
+    /// around the range; failure is ignored.
     pub fn small_pages(&self, range: Range<usize>) {
         self.advise(range.clone(), Advice::SmallPages);
         self.advise(range, Advice::Random);
     }
 
-    /// Takes the pages around a range out of this process. They come back from the file when they are read
-    /// again. Does nothing for bytes that are not mapped from a file; failure is ignored.
+    /// Removes the pages around a range from this process. The next read brings them back from the
+    /// file. Does nothing for bytes that are not mapped from a file; failure is ignored.
     pub fn release(&self, range: Range<usize>) {
         self.advise(range, Advice::Release);
     }
 
-    /// Makes sure that a file which will have `len` bytes can be mapped then.
+    /// Checks that a file can be mapped once it has `len` bytes.
     ///
     /// # Errors
     /// If it does not fit the address space.
@@ -143,7 +147,7 @@ impl Mapping {
     }
 
     fn open_with(path: &Path, map: impl FnOnce(&File, usize) -> io::Result<Mmap>) -> Result<Self> {
-        // Opening a pipe would wait for its other end.
+        // Opening a pipe would wait until its other end is opened.
         let open = || {
             check_kind(&fs::metadata(path)?)?;
             Self::load(&File::open(path)?, map)
@@ -161,7 +165,7 @@ impl Mapping {
         let len = addressable(len)?;
         let storage = match map(file, len) {
             Ok(mapped) => Storage::Mapped(mapped),
-            // Memory would come from the same address space.
+            // Memory for a copy would come from the same address space.
             Err(error) if error.kind() == io::ErrorKind::OutOfMemory => return Err(no_address_space(len)),
             Err(_) => {
                 file.rewind()?;
@@ -171,7 +175,7 @@ impl Mapping {
         Ok(Self { storage })
     }
 
-    /// Whether the advice was given: not for bytes in memory nor for ranges that do not lie in the file.
+    /// Whether the advice was given. Bytes in memory and ranges outside the file get none.
     fn advise(&self, range: Range<usize>, advice: Advice) -> bool {
         match &self.storage {
             Storage::Mapped(mapped) if range.start < range.end && range.end <= mapped.len() => {
@@ -201,7 +205,7 @@ impl Deref for Mapping {
     }
 }
 
-/// The length of a file as that of a slice, which is below 2 GiB on a 32-bit system.
+/// The length of a file as the length of a slice. On a 32-bit system it is below 2 GiB.
 fn addressable(len: u64) -> Result<usize> {
     match isize::try_from(len) {
         Ok(len) => Ok(len as usize),
@@ -227,8 +231,9 @@ fn no_address_space(len: usize) -> Error {
     ErrorKind::Unsupported(format!("the address space of this process has no room for {len} bytes")).into()
 }
 
-/// Maps a file with the pages that all processes share. Some file systems (FUSE, virtiofs and 9p without a cache) have
-/// only private mappings; nobody writes to these, so their pages are the file's as well.
+/// Maps a file with the pages that all processes share. Some file systems (FUSE, virtiofs and 9p
+/// without a cache) have only private mappings. Nobody writes to a private mapping here, so its
+/// pages equal those of the file.
 fn map(file: &File, len: usize) -> io::Result<Mmap> {
     map_shared(file, len).or_else(|_| map_private(file, len))
 }
@@ -238,10 +243,11 @@ fn map_shared(file: &File, len: usize) -> io::Result<Mmap> {
         // Miri cannot map files.
         return Err(io::ErrorKind::Unsupported.into());
     }
-    // SAFETY: the mapping is read-only and private to this type. Its bytes are only valid as long as nobody
-    // changes or shortens the file; `Mapping` documents that as a condition of its use. Readers check every
-    // bound against the length at this moment, so changed bytes can give wrong numbers but no access outside
-    // the mapping; a shortened file ends the process with SIGBUS. Nothing reads what `check_room` maps.
+    // SAFETY: the mapping is read-only and private to this type. Its bytes are only valid as long
+    // as nobody changes or shortens the file; `Mapping` documents that as a condition of its use.
+    // Readers check every bound against the length at this moment. So changed bytes can give wrong
+    // numbers but no access outside the mapping, and a shortened file ends the process with SIGBUS.
+    // Nothing reads the mapping that `check_room` makes.
     unsafe { MmapOptions::new().len(len).map(file) }
 }
 
@@ -249,7 +255,7 @@ fn map_private(file: &File, len: usize) -> io::Result<Mmap> {
     if cfg!(miri) {
         return Err(io::ErrorKind::Unsupported.into());
     }
-    // SAFETY: as for `map_shared`; that the mapping is private changes nothing for whoever only reads.
+    // SAFETY: as for `map_shared`. A private mapping is the same for a reader.
     unsafe { MmapOptions::new().len(len).map_copy_read_only(file) }
 }
 
@@ -263,8 +269,8 @@ enum Advice {
 }
 
 impl Advice {
-    /// Advises about the pages around a non-empty range. memmap2 rounds the start down to the system's real
-    /// page size and the system rounds the end up.
+    /// Gives advice about the pages around a non-empty range. memmap2 rounds the start down to the
+    /// system's real page size, and the system rounds the end up.
     #[cfg(unix)]
     fn give(self, mapped: &Mmap, range: Range<usize>) {
         let len = range.end - range.start;
@@ -277,8 +283,9 @@ impl Advice {
             #[cfg(not(target_os = "linux"))]
             Advice::LargePages | Advice::SmallPages => Ok(()),
             Advice::Random => mapped.advise_range(memmap2::Advice::Random, range.start, len),
-            // SAFETY: the range lies inside the mapping, which is read-only and backed by a file. Its pages
-            // are clean, so dropping them loses nothing: the next read brings the same bytes back.
+            // SAFETY: the range lies inside the mapping, which is read-only and backed by a file.
+            // Its pages are clean, so dropping them loses nothing: the next read brings the same
+            // bytes back.
             Advice::Release => unsafe {
                 mapped.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, len)
             },
@@ -317,7 +324,7 @@ impl AlignedBytes {
             let wanted = (start + len - bytes.len()).min(CHUNK_BYTES);
             match source.read(&mut chunk[..wanted]) {
                 Ok(0) => return Err(Error::malformed("the file became shorter while it was read")),
-                // Never beyond the capacity, so that the start stays aligned.
+                // The bytes never exceed the capacity, so the start stays aligned.
                 Ok(n) => bytes.extend_from_slice(&chunk[..n]),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error.into()),

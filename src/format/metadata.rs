@@ -23,7 +23,8 @@ pub struct Provenance {
     pub converter: String,
     /// Settings of the converter that change the file.
     pub settings: String,
-    /// Relative error of all weights together: square root of the squared error over the squared norm.
+    /// Relative error of all weights together: the square root of the squared error over the
+    /// squared norm.
     pub rel_error: f32,
 }
 
@@ -83,7 +84,7 @@ impl Provenance {
     }
 }
 
-/// Tokens to run through the model from its start state, and what must come out.
+/// Tokens to run through the model from its start state, and the digest of the resulting logits.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct SelfTest {
     /// The tokens, at least one.

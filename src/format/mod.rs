@@ -1,9 +1,10 @@
-//! The `.rwkv` model file: one memory-mapped file with hyperparameters, tokenizer, chat settings, provenance,
-//! self-test and weights. `docs/FORMAT.md` is the normative description of every byte.
+//! The `.rwkv` model file: one memory-mapped file with hyperparameters, tokenizer, chat settings,
+//! provenance, self-test and weights. `docs/FORMAT.md` is the normative description of every byte.
 //!
-//! [`ModelFile`] checks a file completely before it hands out anything, except the weights' own checksums,
-//! which [`ModelFile::verify`] checks on demand. [`FileLayout`] lays out a file without touching the disk and
-//! [`ModelWriter`] streams it. Model files are untrusted: any byte string may give an error, never a panic.
+//! [`ModelFile`] checks a file completely before it hands out anything. Only the checksums of the
+//! weights are left; [`ModelFile::verify`] checks them on demand. [`FileLayout`] lays out a file
+//! without touching the disk, and [`ModelWriter`] streams it. Model files are untrusted: any byte
+//! string may give an error, never a panic.
 
 mod bytes;
 mod chat;

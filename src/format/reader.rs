@@ -9,7 +9,7 @@ use super::tensor_table;
 use super::{Chat, Config, Mapping, Provenance, Section, SectionKind, SelfTest, TensorInfo, Verifier};
 use crate::error::{Error, ErrorKind, Result};
 
-/// A model file of which everything but the tensors' bytes has been checked.
+/// A model file. Everything but the tensors' bytes has been checked.
 #[derive(Debug)]
 pub struct ModelFile {
     mapping: Mapping,
@@ -19,7 +19,7 @@ pub struct ModelFile {
     by_name: Vec<usize>,
 }
 
-/// What the sections before DATA say.
+/// The contents of the sections before DATA.
 #[derive(Debug)]
 struct Front {
     header: Header,
@@ -38,7 +38,8 @@ impl ModelFile {
     /// Maps and checks a file.
     ///
     /// # Errors
-    /// If it cannot be opened, is no model file, was written for a newer reader, is cut short or damaged.
+    /// If the file cannot be opened, is no model file, was written for a newer reader, is cut
+    /// short, or is damaged.
     pub fn open(path: &Path) -> Result<Self> {
         Self::from_mapping(Mapping::open(path)?, Some(path.to_owned()))
     }
@@ -59,7 +60,7 @@ impl ModelFile {
         Self::from_mapping(Mapping::from_vec(bytes)?, None)
     }
 
-    /// Checks the bytes of a file that came from `path`, if from anywhere.
+    /// Checks the bytes of a file. `path` is its path, if it has one.
     ///
     /// # Errors
     /// As for [`open`](Self::open).
@@ -74,7 +75,7 @@ impl ModelFile {
         }
     }
 
-    /// Where the file is, unless it is in memory.
+    /// The path of the file; `None` if it is in memory.
     pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()
     }
@@ -94,7 +95,7 @@ impl ModelFile {
         &self.front.provenance
     }
 
-    /// Tokens and the digest of the logits they must give.
+    /// Tokens, and the digest of the logits after them.
     pub fn self_test(&self) -> &SelfTest {
         &self.front.self_test
     }
@@ -119,8 +120,9 @@ impl ModelFile {
         self.front.header.file_len
     }
 
-    /// A number that differs, but for chance, between any two files with different contents. It is made of
-    /// checksums, so it recognises files and does not authenticate them.
+    /// A number for the contents of the file. Two files with different contents have different
+    /// numbers, except by chance. It is made of checksums, so it recognises files and does not
+    /// authenticate them.
     pub fn model_id(&self) -> u64 {
         self.front.model_id
     }
@@ -130,7 +132,7 @@ impl ModelFile {
         &self.mapping
     }
 
-    /// All tensors, in the order in which they lie in the file.
+    /// All tensors, in their order in the file.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.front.tensors
     }
@@ -147,7 +149,7 @@ impl ModelFile {
         }
     }
 
-    /// Where a tensor of this file lies in [`mapping`](Self::mapping).
+    /// The range of a tensor of this file in [`mapping`](Self::mapping).
     pub fn range(&self, tensor: &TensorInfo) -> Range<usize> {
         let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX).min(self.mapping.len());
         at(tensor.offset)..at(tensor.end())
@@ -158,7 +160,7 @@ impl ModelFile {
         self.mapping.get(self.range(tensor)).unwrap_or_default()
     }
 
-    /// Where the tensors begin.
+    /// Start of the tensors.
     pub(super) fn data_start(&self) -> usize {
         self.front.data.start as usize
     }
@@ -168,7 +170,7 @@ impl ModelFile {
         self.front.data.end - self.front.data.start
     }
 
-    /// Bytes of the embedding, of which only single records are read, and of its record checksums.
+    /// Bytes of the embedding and its record checksums. Only single records of it are read.
     pub fn embedding_bytes(&self) -> u64 {
         let by_record = self.tensors().iter().filter(|tensor| tensor.checked_by_record);
         by_record.map(|tensor| tensor.len + 4 * tensor.shape[0] as u64).sum()
@@ -197,8 +199,8 @@ impl ModelFile {
         Err(self.annotate(ErrorKind::Checksum { what }.into()))
     }
 
-    /// Checks every tensor that has a checksum of its own, and that there are only zeros between tensors.
-    /// What is left is [`verify_embedding`](Self::verify_embedding).
+    /// Checks every tensor that has a checksum of its own, and that only zeros lie between tensors.
+    /// [`verify_embedding`](Self::verify_embedding) checks the rest.
     ///
     /// # Errors
     /// [`ErrorKind::Checksum`] naming the first damaged tensor.
@@ -214,7 +216,7 @@ impl ModelFile {
         self.tensors().iter().filter(|tensor| tensor.checked_by_record).try_for_each(|t| self.verify(t))
     }
 
-    /// Puts the path of the file into an error about it.
+    /// Adds the path of the file to an error.
     pub(super) fn annotate(&self, error: Error) -> Error {
         with_path(error, self.path.clone())
     }
@@ -267,7 +269,8 @@ fn check_section(file: &[u8], section: &Section) -> Result<()> {
     Ok(())
 }
 
-/// The header has checked that sections lie inside the file, so no bound is lost here.
+/// The range of a section. The header has checked that sections lie inside the file, so the
+/// conversion loses nothing.
 fn section_range(section: &Section) -> Range<usize> {
     section.offset as usize..section.offset.saturating_add(section.len) as usize
 }

@@ -1,8 +1,8 @@
-//! Tells from the first bytes what people give for a model or a checkpoint.
+//! Recognises a file by its first bytes: a model, or a file that people take for one.
 
 use super::header::MAGIC;
 
-/// A kind of file that is known by its first bytes.
+/// A kind of file with known first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileKind {
     /// No bytes at all.
@@ -11,24 +11,24 @@ pub enum FileKind {
     Model,
     /// A model file after a transfer in text mode, which changed line ends or cut it.
     ModelAsText,
-    /// The few lines that Git keeps where Git LFS has the file.
+    /// The few lines that Git stores in place of a file of Git LFS.
     LfsPointer,
     /// A model of llama.cpp.
     Gguf,
     /// A zip archive, as `torch.save` writes it since version 1.6.
     Zip,
-    /// What `torch.save` wrote before.
+    /// The format of `torch.save` before version 1.6.
     LegacyTorch,
     /// A model of rwkv.cpp.
     RwkvCpp,
-    /// HTML or XML, as a download gives it that went wrong.
+    /// HTML or XML, the result of a failed download.
     WebPage,
     /// Probably safetensors: JSON from byte 8 on.
     Safetensors,
 }
 
 impl FileKind {
-    /// The kind of a file that begins with these bytes, if it is one of these.
+    /// The kind of a file that begins with these bytes; `None` if it is unknown.
     pub fn of(file: &[u8]) -> Option<Self> {
         let starts = |prefix: &[u8]| file.starts_with(prefix);
         let text = file.strip_prefix(b"\xef\xbb\xbf").unwrap_or(file);
@@ -57,8 +57,8 @@ impl FileKind {
         }
     }
 
-    /// What such a file is and what to do with it, for somebody who wanted to run a model; nothing
-    /// for a model.
+    /// What such a file is and what to do with it, for a user who wanted to run a model. `None` for
+    /// a model.
     pub(super) fn advice(self) -> Option<&'static str> {
         match self {
             Self::Empty => Some("the file is empty"),

@@ -82,7 +82,8 @@ impl TensorLayout {
         Self::ALL.into_iter().find(|&layout| layout as u8 == code)
     }
 
-    /// Number of records and values in each, for a logical shape; `None` for the layouts without records.
+    /// Number of records and values in each, for a logical shape; `None` for the layouts without
+    /// records.
     pub(super) fn records(self, shape: [usize; 2]) -> Option<(usize, usize)> {
         match self {
             Self::RowRecords => Some((shape[0], shape[1])),
@@ -103,7 +104,8 @@ impl fmt::Display for TensorLayout {
     }
 }
 
-/// Bytes of a tensor, or `None` if the layout does not go with the type or shape, or the size overflows.
+/// Bytes of a tensor, or `None` if the layout does not go with the type or shape, or the size
+/// overflows.
 pub(super) fn byte_len(dtype: ElementType, layout: TensorLayout, shape: [usize; 2]) -> Option<u64> {
     let bytes = match (layout, dtype.weight()) {
         (TensorLayout::Vector, Some(DType::F32) | None) if shape[0] > 0 && shape[1] == 1 => {
@@ -206,7 +208,8 @@ pub(super) fn describe(dtype: ElementType, layout: TensorLayout, shape: [usize; 
     format!("{dtype} {layout} [{}, {}]", shape[0], shape[1])
 }
 
-/// Types with group scales take a positive power of two that is a normal number, the others exactly 1.
+/// Types with group scales take a positive power of two that is a normal number, the others exactly
+/// 1.
 pub(super) fn scale_fits(dtype: ElementType, scale: f32) -> bool {
     let power_of_two = scale.is_normal() && scale > 0.0 && scale.to_bits() & 0x007f_ffff == 0;
     match dtype.weight() {

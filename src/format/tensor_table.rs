@@ -14,8 +14,9 @@ const ENTRY_BYTES: usize = 64;
 /// Entry flag: a table `<name>.crc32` has a checksum for each record, the entry itself has none.
 const CHECKED_BY_RECORD: u32 = 1;
 
-/// Checks the tensors against each other: they cover `data` in order, each as early as its alignment allows,
-/// names are unique, and every tensor that is checked by record has its table of checksums.
+/// Checks the tensors against each other: they cover `data` in order, each as early as its
+/// alignment allows, names are unique, and every tensor that is checked by record has its table of
+/// checksums.
 pub(super) fn check_tensors(tensors: &[TensorInfo], data: Range<u64>) -> Result<()> {
     let fail = |tensor: &TensorInfo, what: &str| {
         Err(Error::malformed(format!("tensor {}: {what}", tensor.name.escape_debug())))
@@ -122,7 +123,8 @@ fn split_entries<'a>(cursor: &mut Cursor<'a>) -> Option<&'a [u8]> {
     (all_zero(reserved) && u64::from(names_len) == cursor.rest().len() as u64).then_some(entries)
 }
 
-/// One entry, and where its name ends. Names follow each other without gaps, in the order of the entries.
+/// One entry, and where its name ends. Names follow each other without gaps, in the order of the
+/// entries.
 fn parse_entry(bytes: &[u8], names: &[u8], name_start: usize) -> Result<(TensorInfo, usize), ErrorKind> {
     let damaged = |what: &str| ErrorKind::Malformed(what.into());
     let unknown = |what: &str, code: u8| ErrorKind::Unsupported(format!("{what} {code} is not known here"));

@@ -1,5 +1,5 @@
-//! A small valid model file for tests. `tests/integration/format_corrupt.rs` includes this module too, so it uses only
-//! the public interface, through its parent.
+//! A small valid model file for tests. `tests/integration/format_corrupt.rs` includes this module
+//! too, so it uses only the public interface, through its parent.
 
 use std::path::Path;
 
@@ -70,7 +70,8 @@ pub(crate) fn target(path: &Path) -> Target {
     Target::new(path, Replace::Any).unwrap()
 }
 
-/// A writer for the file at `path` to which all tensors have been written, in pieces of `piece` bytes.
+/// A writer for the file at `path` to which all tensors have been written, in pieces of `piece`
+/// bytes.
 pub(crate) fn writer_with_data(path: &Path, piece: usize) -> ModelWriter {
     let mut writer = ModelWriter::create(target(path), FileLayout::new(contents()).unwrap()).unwrap();
     for (i, spec) in contents().tensors.iter().enumerate() {

@@ -20,7 +20,8 @@ pub struct Verifier {
 }
 
 impl Verifier {
-    /// Nothing of `file` is checked yet but that there are only zeros between tensors, which is done here.
+    /// Nothing of `file` is checked yet but that there are only zeros between tensors, which is
+    /// done here.
     ///
     /// # Errors
     /// [`ErrorKind::Checksum`] naming the tensor after other bytes.
@@ -37,8 +38,9 @@ impl Verifier {
         Ok(Self::default())
     }
 
-    /// Checks about `bytes` more of the tensors that have a checksum of their own, and returns whether all are checked.
-    /// The error of a damaged tensor comes when its last byte was read, and of every call from then on.
+    /// Checks about `bytes` more of the tensors that have a checksum of their own, and returns
+    /// whether all are checked. The error of a damaged tensor comes when its last byte was read,
+    /// and of every call from then on.
     ///
     /// # Errors
     /// [`ErrorKind::Checksum`] naming the damaged tensor.

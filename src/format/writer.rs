@@ -10,12 +10,14 @@ use crate::error::{Error, Result};
 
 const BUFFER_BYTES: usize = 1 << 20;
 
-/// Writes a planned file: tensors strictly in order, into an [`Output`] that takes the place of its target at the end.
-/// The target is never seen half-written, and an abandoned writer leaves nothing.
+/// Writes a planned file: tensors strictly in order, into an [`Output`] that takes the place of its
+/// target at the end. The target is never seen half-written, and an abandoned writer leaves
+/// nothing.
 ///
-/// For each tensor: [`begin`](Self::begin), any number of [`write`](Self::write), [`end`](Self::end). After
-/// the last: [`finish_data`](Self::finish_data), then [`model_file`](Self::model_file) is a complete model with the
-/// digests of the layout, and [`finish`](Self::finish) puts in the final ones.
+/// For each tensor: [`begin`](Self::begin), any number of [`write`](Self::write),
+/// [`end`](Self::end). After the last: [`finish_data`](Self::finish_data), then
+/// [`model_file`](Self::model_file) is a complete model with the digests of the layout, and
+/// [`finish`](Self::finish) puts in the final ones.
 #[derive(Debug)]
 pub struct ModelWriter {
     layout: FileLayout,
@@ -44,7 +46,8 @@ impl ModelWriter {
     /// Creates the file.
     ///
     /// # Errors
-    /// If no file can be created in the target's folder, or disk or address space have no room for it.
+    /// If no file can be created in the target's folder, or disk or address space have no room for
+    /// it.
     pub fn create(target: Target, layout: FileLayout) -> Result<Self> {
         let output = Output::create(target, layout.file_len())?;
         let mut writer = Self {
@@ -61,7 +64,8 @@ impl ModelWriter {
         Ok(writer)
     }
 
-    /// The layout of the file; scales, errors and checksums are those of the tensors already written.
+    /// The layout of the file; scales, errors and checksums are those of the tensors already
+    /// written.
     pub fn layout(&self) -> &FileLayout {
         &self.layout
     }
@@ -76,8 +80,8 @@ impl ModelWriter {
         ModelFile::from_mapping(mapping, Some(output.target().path().to_owned()))
     }
 
-    /// Starts tensor `index` of [`FileContents::tensors`](super::FileContents::tensors), which must be the
-    /// next. `scale` is its tensor scale, 1 for types without group scales.
+    /// Starts tensor `index` of [`FileContents::tensors`](super::FileContents::tensors), which must
+    /// be the next. `scale` is its tensor scale, 1 for types without group scales.
     ///
     /// # Errors
     /// If it is another tensor's turn, the scale does not go with the type, or on a write error.
@@ -122,7 +126,8 @@ impl ModelWriter {
         self.seek(offset).map_err(|error| self.annotate(error))
     }
 
-    /// Ends the current tensor. `rel_error` is the relative error of its weights against the checkpoint's.
+    /// Ends the current tensor. `rel_error` is the relative error of its weights against the
+    /// checkpoint's.
     ///
     /// # Errors
     /// If it is shorter than planned, or on a write error.
@@ -139,8 +144,8 @@ impl ModelWriter {
         Ok(())
     }
 
-    /// Completes the data and makes the file a readable model, with provenance and self-test as planned. A
-    /// [`model_file`](Self::model_file) must be closed before [`finish`](Self::finish).
+    /// Completes the data and makes the file a readable model, with provenance and self-test as
+    /// planned. A [`model_file`](Self::model_file) must be closed before [`finish`](Self::finish).
     ///
     /// # Errors
     /// If a tensor has not been written, or on a write error.
@@ -152,11 +157,12 @@ impl ModelWriter {
         self.write_front()
     }
 
-    /// Writes the final provenance and self-test, makes the file durable and moves it to the target.
+    /// Writes the final provenance and self-test, makes the file durable and moves it to the
+    /// target.
     ///
     /// # Errors
-    /// If the data is not complete, a text or the number of tokens is not as planned, or on a write error. Nothing is
-    /// left then.
+    /// If the data is not complete, a text or the number of tokens is not as planned, or on a write
+    /// error. Nothing is left then.
     pub fn finish(mut self, provenance: Provenance, self_test: SelfTest) -> Result<Published> {
         if !self.data_complete {
             self.finish_data()?;
@@ -195,7 +201,8 @@ impl ModelWriter {
         Ok(())
     }
 
-    /// Records checksum and error; returns the slot and contents of the table of record checksums, if any.
+    /// Records checksum and error; returns the slot and contents of the table of record checksums,
+    /// if any.
     fn end_slot(&mut self, current: Current, rel_error: f32) -> Result<Option<(usize, Vec<u32>)>> {
         let tensor = &mut self.layout.tensors[current.slot];
         if current.written != tensor.len {

@@ -32,10 +32,11 @@ pub fn default_threads() -> usize {
 impl DefaultThreads {
     /// One thread for each physical performance core that this process may use, at most 4.
     ///
-    /// Only CPUs in the affinity mask count. A performance core has at least half the capacity of the
-    /// largest one; where the kernel states no capacity, the top frequency decides. Hyper-threads of one
-    /// core count once. The quota of a control group is honoured. Where Linux does not show its CPUs, and
-    /// on other systems, the count is the number of threads that may run, at most 4.
+    /// Only CPUs in the affinity mask count. A performance core has at least half the capacity of
+    /// the largest one; where the kernel states no capacity, the top frequency decides.
+    /// Hyper-threads of one core count once. The quota of a control group is honoured. Where Linux
+    /// does not show its CPUs, and on other systems, the count is the number of threads that may
+    /// run, at most 4.
     pub fn detect() -> Self {
         let allowed = status_field("Cpus_allowed_list:").and_then(|list| CpuList::parse(&list));
         let cpus = topology::online_cpus(Path::new("/sys/devices/system/cpu"), allowed.as_ref());
@@ -43,9 +44,9 @@ impl DefaultThreads {
         Self::new(topology::fast_cores(cpus, MAX_DEFAULT_THREADS), may_run)
     }
 
-    /// Keeps the calling thread, and threads that it starts from then on, to the CPUs that are as fast as
-    /// the chosen ones, if there are slower ones. Otherwise fast cores would wait for a slow one's share
-    /// of the work. Failure is ignored.
+    /// Keeps the calling thread, and threads that it starts from then on, to the CPUs that are as
+    /// fast as the chosen ones, if there are slower ones. Otherwise fast cores would wait for a
+    /// slow one's share of the work. Failure is ignored.
     pub fn keep_to_fast_cores(&self) {
         if let Some(cpus) = self.cores.as_ref().and_then(|cores| cores.apart.as_ref()) {
             let _ = affinity::bind(cpus);

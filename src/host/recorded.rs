@@ -1,7 +1,7 @@
 //! What boards, phones and servers show of their CPUs, and what is made of it.
 //!
-//! Clusters and clocks of boards are as sbc-bench lists them, capacities as Linux computes them from device trees and
-//! clocks.
+//! Clusters and clocks of boards are as sbc-bench lists them, capacities as Linux computes them
+//! from device trees and clocks.
 
 use std::fs;
 use std::ops::Range;

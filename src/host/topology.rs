@@ -98,7 +98,8 @@ pub(super) struct FastCores {
     figure: Figure,
 }
 
-/// The physical cores that are at least half as fast as the fastest; of more than `most`, the fastest ones.
+/// The physical cores that are at least half as fast as the fastest; of more than `most`, the
+/// fastest ones.
 pub(super) fn fast_cores(mut cpus: Vec<Cpu>, most: usize) -> Option<FastCores> {
     let usable = cpus.len();
     let figures = [Figure::Capacity, Figure::TopFrequency, Figure::None];

@@ -1,4 +1,4 @@
-//! The memory that an engine computes in, and that of a text's state.
+//! The memory of an engine's buffers, and of a text's state.
 
 use std::io;
 use std::ops::{Deref, DerefMut};
@@ -14,15 +14,15 @@ use crate::error::{Error, Result};
 #[repr(C, align(64))]
 struct Line([u8; 64]);
 
-/// Bytes of `len` values of `T`, rounded up to whole lines; `None` if they are beyond a `usize`.
+/// Bytes of `len` values of `T`, rounded up to whole lines; `None` if they exceed a `usize`.
 pub(super) fn lines_bytes<T>(len: usize) -> Option<usize> {
     len.checked_mul(size_of::<T>())?.checked_next_multiple_of(size_of::<Line>())
 }
 
 /// Zeroed memory that asks for large pages.
 ///
-/// A recurrent state of megabytes is read and written for every token: each small page costs a fault at the start and a
-/// look-up of its address from then on. Where the system has no large pages, nothing changes.
+/// Every token reads and writes a recurrent state of megabytes. Each small page costs a fault at
+/// the start and an address look-up on later uses. On systems without large pages nothing changes.
 fn map(bytes: usize) -> io::Result<MmapMut> {
     let memory = MmapMut::map_anon(bytes).map_err(|error| {
         io::Error::new(error.kind(), format!("no memory for {bytes} bytes of buffers: {error}"))
@@ -32,7 +32,7 @@ fn map(bytes: usize) -> io::Result<MmapMut> {
     Ok(memory)
 }
 
-/// The buffers of an engine, of the size that a [`MemoryPlan`](super::MemoryPlan) states.
+/// The buffers of an engine. A [`MemoryPlan`](super::MemoryPlan) states their size.
 pub struct Arena<'m> {
     memory: Memory<'m>,
 }
@@ -46,15 +46,15 @@ impl<'m> Arena<'m> {
     /// Allocates `bytes` bytes.
     ///
     /// # Errors
-    /// If there is no room for them.
+    /// If there is not enough memory.
     pub fn new(bytes: usize) -> Result<Self> {
         Ok(Self { memory: Memory::Own(map(bytes)?) })
     }
 
-    /// Uses the first `bytes` bytes of `memory`, and makes them zero.
+    /// Uses the first `bytes` bytes of `memory` and sets them to zero.
     ///
     /// # Errors
-    /// If there are fewer, or they do not begin at a multiple of 64.
+    /// If `memory` has fewer bytes or does not begin at a multiple of 64.
     pub fn within(memory: &'m mut [u8], bytes: usize) -> Result<Self> {
         let (found, at) = (memory.len(), memory.as_ptr().addr());
         let memory = memory.get_mut(..bytes).ok_or_else(|| {
@@ -85,7 +85,7 @@ impl Floats {
     /// `len` zeros.
     ///
     /// # Errors
-    /// If there is no room for them.
+    /// If there is not enough memory.
     pub(crate) fn zeroed(len: usize) -> io::Result<Self> {
         let bytes = len.checked_mul(size_of::<f32>()).ok_or(io::ErrorKind::OutOfMemory)?;
         Ok(Self { memory: map(bytes)? })

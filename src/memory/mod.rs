@@ -1,8 +1,9 @@
-//! Fixed memory. The model's header determines the memory of an engine, which is allocated once and never grows.
+//! Fixed memory. The model's header determines the memory of an engine. The engine allocates it
+//! once, and it never grows.
 //!
-//! Code that needs buffers asks a source for them by name. The same function runs with two sources. One adds up
-//! sizes and makes the [`MemoryPlan`]. The other cuts slices out of the [`Arena`]. So the plan is exact by
-//! construction.
+//! Code that needs buffers asks a source for them by name. The same function runs with two sources.
+//! One adds up sizes and makes the [`MemoryPlan`]. The other cuts slices out of the [`Arena`]. So
+//! the plan is exact by construction.
 
 mod arena;
 mod plan;

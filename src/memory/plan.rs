@@ -16,24 +16,26 @@ pub struct Region {
     pub bytes: usize,
 }
 
-/// The memory of an engine and of what it is used with, in bytes. Nothing more is allocated once they exist.
+/// The memory of an engine, its texts and its model file, in bytes. Nothing more is allocated once
+/// they exist.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MemoryPlan {
-    /// Buffers of the engine's arena; those of one name are one entry.
+    /// Buffers of the engine's arena. Buffers of the same name are one entry.
     pub regions: Vec<Region>,
     /// The states of the texts.
     pub state_bytes: usize,
     /// Counts of the samplers.
     pub sampler_bytes: usize,
-    /// Where the model's file is, which is the next three entries.
+    /// Where the bytes of the model file are: those of the next three fields.
     pub file: MappingKind,
     /// Weights that every token reads.
     pub weights_bytes: u64,
-    /// Embedding rows. Unless the file is in memory, only rows of tokens that occur become resident.
+    /// Embedding rows. Only rows of tokens that occur become resident, unless the file is in
+    /// memory.
     pub embedding_bytes: u64,
     /// Tokenizer tables and headers.
     pub tables_bytes: u64,
-    /// Stacks of the worker threads (reserved; a few KiB of each become resident).
+    /// Stacks of the worker threads. They are reserved; a few KiB of each become resident.
     pub stack_bytes: usize,
 }
 
@@ -43,8 +45,8 @@ impl MemoryPlan {
         self.regions.iter().fold(0, |sum: usize, region| sum.saturating_add(region.bytes))
     }
 
-    /// Memory that must stay resident for steady speed: weights, tables, buffers, states and stacks; of a file in
-    /// memory the embedding too.
+    /// Memory that must stay resident for steady speed: weights, tables, buffers, states and
+    /// stacks. If the file is in memory, the embedding counts too.
     pub fn resident_bytes(&self) -> u64 {
         let embedding = if self.file == MappingKind::Memory { self.embedding_bytes } else { 0 };
         embedding
@@ -90,28 +92,28 @@ impl fmt::Display for Mib {
     }
 }
 
-/// Adds up the buffers that are asked for, without memory behind them.
+/// Adds up the sizes of requested buffers without allocating them.
 pub(crate) struct Measure {
     regions: Vec<Region>,
-    /// Bytes that there still are; `None` if a buffer had no room.
+    /// Bytes left; `None` if a buffer did not fit.
     left: Option<usize>,
     address_space: usize,
 }
 
 impl Default for Measure {
-    /// With room for as much as an allocation may have.
+    /// Has room for the largest possible allocation.
     fn default() -> Self {
         Self::within(isize::MAX as usize)
     }
 }
 
 impl Measure {
-    /// With room for so many bytes.
+    /// Has room for `address_space` bytes.
     pub(crate) fn within(address_space: usize) -> Self {
         Self { regions: Vec::new(), left: Some(address_space), address_space }
     }
 
-    /// The buffers asked for so far.
+    /// The buffers requested so far.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] if they are too large to be addressed.
@@ -129,7 +131,7 @@ impl Measure {
     fn add<'a, T>(&mut self, name: &'static str, len: usize) -> &'a mut [T] {
         let bytes = lines_bytes::<T>(len);
         self.left = self.left.zip(bytes).and_then(|(left, bytes)| left.checked_sub(bytes));
-        // Without room for it, the sizes are not used.
+        // If it does not fit, the sizes are never used.
         let bytes = bytes.filter(|_| self.left.is_some()).unwrap_or(0);
         match self.regions.iter_mut().find(|region| region.name == name) {
             Some(region) => region.bytes += bytes,

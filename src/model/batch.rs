@@ -1,4 +1,5 @@
-//! Batches: tokens of one or more texts that go through the layers together, so that each matrix is read once.
+//! Batches: tokens of one or more texts that go through the layers together. Each matrix is read
+//! once per batch.
 
 use std::ops::Range;
 
@@ -11,22 +12,22 @@ use super::ops::{Norm, Ops};
 use super::state::State;
 use super::vectors::{Activations, Vectors};
 
-/// Tokens that a text goes on with.
+/// A text and the tokens to continue it with.
 pub struct Sequence<'a> {
     pub(super) state: &'a mut State,
-    /// Tokens that are not read yet.
+    /// Tokens that the model has not read yet.
     left: &'a [u32],
     /// Rows of the batch that have tokens of this text.
     rows: Range<usize>,
 }
 
 impl<'a> Sequence<'a> {
-    /// The text of `state` goes on with `tokens`.
+    /// Continues the text of `state` with `tokens`.
     pub fn new(state: &'a mut State, tokens: &'a [u32]) -> Self {
         Self { state, left: tokens, rows: 0..0 }
     }
 
-    /// Tokens that are not read yet.
+    /// Tokens that the model has not read yet.
     pub(crate) fn left(&self) -> &'a [u32] {
         self.left
     }
@@ -37,14 +38,15 @@ impl<'a> Sequence<'a> {
     }
 }
 
-/// Consecutive tokens of each of some texts. Every token has a row in the buffers, those of a text adjacent ones.
+/// Consecutive tokens from each of several texts. Every token has a row in the buffers. The rows of
+/// one text are adjacent.
 pub(crate) struct Batch<'b, 's> {
     sequences: &'b mut [Sequence<'s>],
     tokens: usize,
 }
 
 impl<'b, 's> Batch<'b, 's> {
-    /// The next tokens of `sequences`, as many as have room; `None` if there are no more.
+    /// The next tokens of `sequences`, at most `room`; `None` if none are left.
     pub(crate) fn next(sequences: &'b mut [Sequence<'s>], room: usize) -> Option<Self> {
         let mut tokens = 0;
         for sequence in &mut *sequences {
@@ -55,7 +57,7 @@ impl<'b, 's> Batch<'b, 's> {
         (tokens > 0).then_some(Self { sequences, tokens })
     }
 
-    /// How many tokens there are.
+    /// Number of tokens.
     pub(crate) fn tokens(&self) -> usize {
         self.tokens
     }
@@ -65,7 +67,7 @@ impl<'b, 's> Batch<'b, 's> {
         self.sequences.iter().flat_map(|sequence| sequence.left[..sequence.rows.len()].iter().copied())
     }
 
-    /// Puts the last residual of each text into its state, and counts its tokens as read.
+    /// Copies the last residual of each text into its state, and counts its tokens as read.
     pub(crate) fn finish(self, x: &Vectors<'_>) {
         for Sequence { state, left, rows } in self.sequences {
             let Some(last) = rows.clone().last() else { continue };
@@ -77,7 +79,7 @@ impl<'b, 's> Batch<'b, 's> {
     }
 }
 
-/// Which half of a layer a batch goes through.
+/// The half of a layer that a batch goes through.
 #[derive(Clone, Copy)]
 pub(crate) enum Mixing {
     Time,
@@ -88,14 +90,14 @@ pub(crate) enum Mixing {
 pub(crate) struct Step<'a, 's> {
     sequences: &'a mut [Sequence<'s>],
     tokens: usize,
-    /// The layer's part of a text's recurrent state: the shifted inputs of both halves, `[n_embd]` each, then the state of
-    /// time mixing.
+    /// The layer's part of a text's recurrent state: the shifted inputs of both halves, `[n_embd]`
+    /// each, then the state of time mixing.
     layer: Range<usize>,
     mixing: Mixing,
     norm: Norm,
     /// Residual streams, `[tokens, n_embd]`.
     x: &'a [f32],
-    /// What the norm makes of them, `[tokens, n_embd]`.
+    /// Normalised streams, `[tokens, n_embd]`.
     h: &'a mut [f32],
     n_embd: usize,
 }
@@ -114,13 +116,13 @@ impl<'a, 's> Step<'a, 's> {
         Self { sequences: batch.sequences, tokens, layer, mixing, norm, x, h, n_embd }
     }
 
-    /// How many tokens there are.
+    /// Number of tokens.
     pub(crate) fn tokens(&self) -> usize {
         self.tokens
     }
 
-    /// Normalises the streams of all tokens, and mixes each with that of the text's token before it. `outs` are inputs of
-    /// matrices, each with the weights of its mix, `[n_embd]`.
+    /// Normalises the streams of all tokens, and mixes each with the stream of the token before it
+    /// in its text. `outs` are inputs of matrices, each with its mix weights, `[n_embd]`.
     pub(crate) fn shift<const N: usize>(
         &mut self,
         ops: &Ops<'_>,
@@ -146,8 +148,8 @@ impl<'a, 's> Step<'a, 's> {
         }
     }
 
-    /// Calls `work(row, h, h_prev)` with the normalised stream of each token and that of the text's token before it, after
-    /// [`shift`](Self::shift).
+    /// Calls `work(row, h, h_prev)` for each token, after [`shift`](Self::shift). `h` is the
+    /// token's normalised stream, `h_prev` that of the token before it in its text.
     pub(crate) fn for_each_pair(&mut self, mut work: impl FnMut(usize, &[f32], &[f32])) {
         let (n_embd, previous) = (self.n_embd, self.previous_input());
         let row = |t: usize| &self.h[t * n_embd..][..n_embd];
@@ -162,7 +164,8 @@ impl<'a, 's> Step<'a, 's> {
         }
     }
 
-    /// Calls `work(row, state of the text's time mixing)` for each token, those of a text in their order.
+    /// Calls `work(row, state of the text's time mixing)` for each token. The tokens of a text come
+    /// in their order.
     pub(crate) fn for_each_token(&mut self, mut work: impl FnMut(usize, &mut [f32])) {
         let wkv = self.layer.start + 2 * self.n_embd..self.layer.end;
         for Sequence { state, rows, .. } in &mut *self.sequences {
@@ -181,7 +184,7 @@ impl<'a, 's> Step<'a, 's> {
         }
     }
 
-    /// Where the recurrent state has the normalised stream of the token before.
+    /// The range of the recurrent state that holds the normalised stream of the token before.
     fn previous_input(&self) -> Range<usize> {
         let start = match self.mixing {
             Mixing::Time => self.layer.start,

@@ -26,7 +26,7 @@ pub(crate) trait TimeMix: Sized {
     /// Floats of recurrent state beside the shifted input.
     fn state_len(config: &Config, arch: &Self::Arch) -> usize;
 
-    /// Puts the state, which is zero, to its value before the first token.
+    /// Initialises the state; `state` is zeroed.
     fn init_state(_state: &mut [f32]) {}
 
     /// Finds the weights of layer `index`.
@@ -53,7 +53,7 @@ pub(crate) trait TimeMix: Sized {
 /// Weights of one layer.
 #[derive(Debug)]
 pub(crate) struct Layer<T> {
-    /// The layer's part of a text's recurrent state.
+    /// The layer's range in a text's recurrent state.
     state: Range<usize>,
     ln1: Norm,
     time_mix: T,
@@ -65,7 +65,7 @@ pub(crate) struct Layer<T> {
 pub(crate) struct Scratch<'a, T: TimeMix> {
     /// Normalised streams, `[tokens, n_embd]`.
     h: Vectors<'a>,
-    /// Result of a half of the layer, `[tokens, n_embd]`.
+    /// Output of one half of the layer, `[tokens, n_embd]`.
     out: Vectors<'a>,
     active: ActiveColumns<'a>,
     time_mix: T::Scratch<'a>,
@@ -104,18 +104,19 @@ impl<T: TimeMix> Layer<T> {
         })
     }
 
-    /// Floats of recurrent state: the two shifted inputs, then that of time mixing.
+    /// Floats of recurrent state: the two shifted inputs, then the state of time mixing.
     pub(crate) fn state_len(config: &Config, arch: &T::Arch) -> usize {
         T::state_len(config, arch).saturating_add(2 * config.n_embd)
     }
 
-    /// Puts one layer's state to its value before the first token.
+    /// Initialises one layer's state; `state` is zeroed.
     pub(crate) fn init_state(state: &mut [f32], config: &Config) {
         state.fill(0.0);
         T::init_state(&mut state[2 * config.n_embd..]);
     }
 
-    /// Runs the layer on the residual streams `x` of the batch, `[tokens, n_embd]`, and updates the states of its texts.
+    /// Runs the layer on the residual streams `x` of the batch, `[tokens, n_embd]`, and updates the
+    /// states of its texts.
     pub(crate) fn forward(
         &self,
         ops: &mut Ops<'_>,

@@ -1,4 +1,4 @@
-//! All layers of a model. Here, and nowhere else, the architecture decides which time mixing runs.
+//! All layers of a model. Only this module chooses the time mixing of an architecture.
 
 use crate::error::Result;
 use crate::format::{Arch, Config, ModelFile};
@@ -11,7 +11,7 @@ use super::state::State;
 use super::vectors::Vectors;
 use super::{v4, v5, v6, v7};
 
-/// The layers, whose time mixing depends on the version.
+/// The layers. The version determines their time mixing.
 #[derive(Debug)]
 pub(super) enum Layers {
     V4(Stack<v4::TimeMix>),
@@ -27,7 +27,7 @@ pub(super) struct Stack<T: TimeMix> {
     layers: Vec<Layer<T>>,
 }
 
-/// Evaluates an expression with `$T` standing for the [`TimeMix`] of an architecture, and `$arch` for its own
+/// Evaluates an expression in which `$T` is the [`TimeMix`] of an architecture and `$arch` its own
 /// hyperparameters.
 macro_rules! with_time_mix {
     ($config:expr, $T:ident, $arch:ident => $body:expr) => {
@@ -58,13 +58,14 @@ fn layer_state_len(config: &Config) -> usize {
     with_time_mix!(config, T, arch => Layer::<T>::state_len(config, arch))
 }
 
-/// Floats of recurrent state of a model with hyperparameters `config`; `usize::MAX` if they are more than that.
+/// Floats of recurrent state of a model with hyperparameters `config`; `usize::MAX` if the number
+/// overflows.
 pub(super) fn state_len(config: &Config) -> usize {
     config.n_layer.saturating_mul(layer_state_len(config))
 }
 
-/// Puts the recurrent state of all layers to its value before the first token. `tuned(layer)` gives the state of time
-/// mixing of a state-tuned model.
+/// Initialises the recurrent state of all layers. `tuned(layer)` gives the state of time mixing of
+/// a state-tuned model.
 pub(super) fn init_state<'t>(config: &Config, state: &mut [f32], tuned: impl Fn(usize) -> Option<&'t [f32]>) {
     for (layer, state) in state.chunks_exact_mut(layer_state_len(config)).enumerate() {
         with_time_mix!(config, T, _arch => Layer::<T>::init_state(state, config));
@@ -74,7 +75,7 @@ pub(super) fn init_state<'t>(config: &Config, state: &mut [f32], tuned: impl Fn(
     }
 }
 
-/// Takes the buffers for batches of up to `tokens` tokens, and forgets them: for the memory plan.
+/// Takes the buffers for batches of up to `tokens` tokens and drops them, for the memory plan.
 pub(super) fn measure<'a>(config: &Config, threads: usize, tokens: usize, buffers: &mut impl Buffers<'a>) {
     with_time_mix!(config, T, arch => {
         Scratch::<T>::take(buffers, config, arch, threads, tokens);
@@ -98,7 +99,8 @@ impl Layers {
         })
     }
 
-    /// Runs all layers on the residual streams `x` of a batch, `[tokens, n_embd]`, in buffers for up to `most_tokens`.
+    /// Runs all layers on the residual streams `x` of a batch, `[tokens, n_embd]`. The buffers have
+    /// room for `most_tokens` tokens.
     pub(super) fn run<'a>(
         &self,
         (ops, config): (&mut Ops<'_>, &Config),

@@ -1,9 +1,10 @@
 //! The output head, plain or in two planes.
 //!
-//! A nested head is the sum of two int4 matrices: the rounded weights, and the residual that rounding left. A product
-//! with the first plane gives estimates of all logits. The file has an upper bound of the norm of each row of the second
-//! plane, so `|logit - estimate| <= bound * |input|` (Cauchy and Schwarz). `shortlist.rs` uses this to read only rows of
-//! tokens that can still be sampled.
+//! A nested head is the sum of two int4 matrices: the rounded weights, and the residual of that
+//! rounding. A product with the first plane gives estimates of all logits. The file has an upper
+//! bound of the norm of each row of the second plane, so `|logit - estimate| <= bound * |input|`
+//! (Cauchy and Schwarz). `shortlist.rs` uses this bound to read only rows of tokens that can still
+//! be sampled.
 
 use rwkv_edge_kernels::layout::Activation;
 use rwkv_edge_kernels::{DType, GROUP_SIZE, Records};
@@ -20,7 +21,7 @@ use super::vectors::{Activations, Vectors};
 /// Fewest rows of the residual that a thread takes at a time.
 const RESIDUAL_GRAIN: usize = 32;
 
-/// Rows whose products are made together when all are: each time the first of them have to be waited for.
+/// Rows per call of the kernel when all rows are read. Each call waits for its first rows.
 const RESIDUAL_ROWS: usize = 512;
 
 /// The weights of the output.
@@ -57,7 +58,7 @@ impl<'a> Scratch<'a> {
         }
     }
 
-    /// What the last call of the head left, `[n_vocab]`.
+    /// The result of the last call of the head, `[n_vocab]`.
     pub(crate) fn into_logits(self) -> &'a mut [f32] {
         self.logits.into_data()
     }
@@ -81,7 +82,7 @@ impl Residual {
         Ok(Self { rows, bound: file.vector_handle(names::HEAD_BOUND, n_vocab)? })
     }
 
-    /// The rows, of which `count` will be read.
+    /// The rows. Counts `count` of them as read.
     fn read<'a>(&self, ops: &mut Ops<'a>, count: usize) -> Records<'a> {
         let rows = ops.file.records(self.rows);
         ops.meter.traffic.residual_rows += count as u64;
@@ -108,8 +109,8 @@ impl LmHead {
         self.residual.is_some()
     }
 
-    /// Computes estimates of the logits of the token that follows the residual stream `x`, `[n_embd]`, with the first plane.
-    /// Of a plain head they are the logits.
+    /// Computes estimates of all logits with the first plane. `x`, `[n_embd]`, is the residual
+    /// stream after the last token. The estimates of a plain head are the logits.
     pub(super) fn estimate(&self, ops: &mut Ops<'_>, x: &[f32], scratch: &mut Scratch<'_>) {
         let Scratch { input, logits } = scratch;
         ops.layer_norm(input.values(0), x, self.ln_out);
@@ -121,7 +122,7 @@ impl LmHead {
         ops.meter.end(Phase::Head);
     }
 
-    /// Adds the second plane to all estimates.
+    /// Adds the second plane to all estimates, which makes them the logits.
     pub(super) fn refine_all(&self, ops: &mut Ops<'_>, scratch: &mut Scratch<'_>) {
         let Some(residual) = self.residual else { return };
         let Scratch { input, logits } = scratch;
@@ -153,7 +154,8 @@ impl LmHead {
         });
     }
 
-    /// `bounds` and `norm` with `|logit[i] - estimate[i]| <= bounds[i] * norm`, after [`estimate`](Self::estimate).
+    /// `bounds` and `norm` with `|logit[i] - estimate[i]| <= bounds[i] * norm`, after
+    /// [`estimate`](Self::estimate).
     pub(super) fn bounds<'a>(&self, ops: &mut Ops<'a>, scratch: &Scratch<'_>) -> (&'a [f32], f32) {
         let Some(Residual { bound, .. }) = self.residual else { return (&[], 0.0) };
         let bounds = ops.vector(bound);
@@ -164,7 +166,8 @@ impl LmHead {
             f64::from(squares) * f64::from(scale) * f64::from(scale)
         });
         let norm = squares.sum::<f64>().sqrt();
-        // The margin covers fewer than n / 32 + 8 roundings of the f32 sums, below a thousandth up to n = 500,000.
+        // The margin covers fewer than n / 32 + 8 roundings of the f32 sums. That is below a
+        // thousandth up to n = 500,000.
         (bounds, (norm * 1.001) as f32)
     }
 }

@@ -3,21 +3,22 @@
 use std::ops::Sub;
 use std::time::Instant;
 
-/// Bytes that an engine has read of weights and states.
+/// Bytes of weights and states that an engine has read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// Bytes of weights read: matrices, active columns of sparse ones, the rows of the head's residual that were
-    /// wanted, vectors, embedding rows.
+    /// Bytes of weights read: matrices, active columns of sparse matrices, requested rows of the
+    /// head's residual, vectors, and embedding rows.
     pub weight_bytes: u64,
-    /// Bytes of recurrent state read; as many were written.
+    /// Bytes of recurrent state read. The engine wrote as many.
     pub state_bytes: u64,
-    /// Columns of `ffn.value` that were read, as their input was not zero.
+    /// Columns of `ffn.value` read: those whose input was not zero.
     pub active_columns: u64,
-    /// All inputs of `ffn.value`.
+    /// All columns of `ffn.value`.
     pub columns: u64,
     /// Rows of the head's residual that were read.
     pub residual_rows: u64,
-    /// All rows of the head's residual, for every token whose logits or successor were wanted.
+    /// All rows of the head's residual, once for each token whose logits or successor were
+    /// requested.
     pub head_rows: u64,
 }
 
@@ -31,7 +32,7 @@ impl Traffic {
 impl Sub for Traffic {
     type Output = Traffic;
 
-    /// What was read since `before`.
+    /// The difference since `before`.
     fn sub(self, before: Traffic) -> Traffic {
         Traffic {
             weight_bytes: self.weight_bytes - before.weight_bytes,
@@ -51,7 +52,7 @@ pub enum Phase {
     Mix,
     /// The first matrices of time mixing.
     TimeMixIn,
-    /// The recurrence and what is around it, low-rank matrices included.
+    /// The recurrence and the work around it, low-rank matrices included.
     Wkv,
     /// The output matrix of time mixing.
     TimeMixOut,
@@ -61,7 +62,7 @@ pub enum Phase {
     ChannelMixValue,
     /// The output head.
     Head,
-    /// Choosing the next token, with the rows of the head's residual that this needs.
+    /// Choosing the next token, including the rows of the head's residual that this needs.
     Sample,
 }
 
@@ -121,19 +122,19 @@ pub(crate) struct Meter {
 }
 
 impl Meter {
-    /// From here on time is measured, or is not.
+    /// Turns the measurement of time on or off.
     pub(crate) fn measure_time(&mut self, on: bool) {
         self.last = on.then(Instant::now);
     }
 
-    /// A phase begins that does not follow another.
+    /// Begins a phase that does not follow another.
     pub(crate) fn start(&mut self) {
         if self.last.is_some() {
             self.last = Some(Instant::now());
         }
     }
 
-    /// What was done since the last call was this phase.
+    /// Ends `phase`: the time since the last call belongs to it.
     pub(crate) fn end(&mut self, phase: Phase) {
         if let Some(last) = &mut self.last {
             let now = Instant::now();

@@ -1,7 +1,8 @@
 //! A loaded model: weights mapped from a `.rwkv` file, shared by any number of engines.
 //!
-//! One module per RWKV version holds its time mixing; the others hold the parts that versions share. Arithmetic happens
-//! only in the kernel table, so nothing here knows which instruction set runs.
+//! One module per RWKV version holds its time mixing. The other modules hold the parts that
+//! versions share. Only the kernel table does arithmetic, so nothing here knows which instruction
+//! set runs.
 
 mod batch;
 mod channel_mix;
@@ -64,11 +65,11 @@ pub struct Model {
     /// WKV state of each layer before the first token, for state-tuned models.
     initial_state: Vec<VectorHandle>,
     head: LmHead,
-    /// Bytes that a token reads beside matrices: vectors, and a row of the embedding.
+    /// Bytes that a token reads besides matrices: vectors, and a row of the embedding.
     small_bytes: u64,
 }
 
-/// What an engine lends to a model for a computation.
+/// What an engine lends to a model for a computation: threads, counters and options.
 pub(crate) struct Means<'a> {
     pub(crate) pool: &'a mut Pool,
     pub(crate) meter: &'a mut Meter,
@@ -77,7 +78,8 @@ pub(crate) struct Means<'a> {
     pub(crate) tokens: usize,
 }
 
-/// Buffers of a model outside the layers, cut out of an arena. Those of the layers follow them.
+/// Buffers of a model outside the layers, cut out of an arena. The buffers of the layers follow
+/// them.
 struct Workspace<'a> {
     head: lm_head::Scratch<'a>,
     shortlist: shortlist::Scratch<'a>,
@@ -95,7 +97,7 @@ impl<'a> Workspace<'a> {
     }
 }
 
-/// Takes the buffers for batches of up to `tokens` tokens, and forgets them: for the memory plan.
+/// Takes the buffers for batches of up to `tokens` tokens and drops them, for the memory plan.
 pub(crate) fn measure<'a>(config: &Config, threads: usize, tokens: usize, buffers: &mut impl Buffers<'a>) {
     Workspace::take(buffers, config, tokens);
     layers::measure(config, threads, tokens, buffers);
@@ -105,8 +107,8 @@ impl Model {
     /// Maps and checks the model file at `path`.
     ///
     /// # Errors
-    /// If the file cannot be read, is not a model or is damaged, or needs something this build does not have;
-    /// or if the wanted instruction set is not available.
+    /// If the file cannot be read, is not a model, is damaged, or needs something that this build
+    /// does not have. Or if the requested instruction set is not available.
     pub fn open(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Arc<Self>> {
         let path = path.as_ref();
         Self::load(ModelFile::open(path)?, options).map_err(|error| error.with_path(path))
@@ -179,7 +181,7 @@ impl Model {
         Tokenizer::of_checked(self.file.tokenizer_bytes())
     }
 
-    /// The tokens of a text that begins here: the model's start tokens, then those of `text`.
+    /// The tokens of a text that begins here: the model's start tokens, then the tokens of `text`.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
@@ -200,14 +202,14 @@ impl Model {
         Ok(state)
     }
 
-    /// Puts a state of this model to what it is before the first token.
+    /// Sets a state of this model to the state before the first token.
     pub(crate) fn reset(&self, state: &mut State) {
         state.forget_tokens();
         let tuned = |layer| self.initial_state.get(layer).map(|&tuned| self.file.vector(tuned));
         layers::init_state(self.config(), state.recurrent_mut(), tuned);
     }
 
-    /// Checks all that is left of a file that is [checked while running](Verify::WhileRunning).
+    /// Checks the rest of a file that is [checked while running](Verify::WhileRunning).
     ///
     /// # Errors
     /// [`ErrorKind::Checksum`] if the file is damaged.
@@ -215,7 +217,7 @@ impl Model {
         self.verification.finish(&self.file)
     }
 
-    /// Checks the share of `tokens` tokens of a file that is checked while running.
+    /// Checks the share of `tokens` tokens, for a file that is checked while running.
     pub(crate) fn verify_some(&self, tokens: usize) -> Result<()> {
         self.verification.advance(&self.file, tokens)
     }
@@ -233,12 +235,14 @@ impl Model {
         }
     }
 
-    /// Feeds a batch: updates the states of its texts. `buffers` are those that [`measure`] took.
+    /// Feeds a batch and updates the states of its texts. `buffers` are those that [`measure`]
+    /// took.
     ///
-    /// How texts are cut into batches changes no bit.
+    /// The division of texts into batches changes no bit.
     ///
     /// # Errors
-    /// If a token is outside the vocabulary or its row of the embedding is damaged. No state has changed then.
+    /// If a token is outside the vocabulary or its row of the embedding is damaged. No state has
+    /// changed then.
     pub(crate) fn forward<'a>(
         &self,
         means: Means<'_>,
@@ -259,8 +263,9 @@ impl Model {
         Ok(())
     }
 
-    /// Computes the logits of the token that follows `state`, with a buffer of as many ids. If `largest` is given, all but
-    /// the `largest` largest and those of `known` may be -infinity instead.
+    /// Computes the logits of the token that follows `state`; returns them with a free buffer of as
+    /// many ids. If `largest` is given, only the `largest` largest logits and those of `known` are
+    /// guaranteed; the others may be -infinity.
     pub(crate) fn logits<'a>(
         &self,
         means: Means<'_>,
@@ -284,18 +289,20 @@ impl Model {
         Err(Error::invalid(format!("token {token} is outside 0..{n_vocab}")))
     }
 
-    /// `x = ln0(embedding of token)`; the norm was folded into the table by the converter.
+    /// `x = ln0(embedding of token)`. The converter has folded the norm into the table.
     fn embed(&self, token: u32, x: &mut [f32]) -> Result<()> {
         self.file.verify_record(self.embedding, token as usize)?;
         let rows = self.file.records(self.embedding);
         self.kernels.dequantize_record(x, &rows, token as usize);
-        // With the row the system may have mapped all of the page cache's piece that it lies in, up to 2 MiB.
+        // Together with the row, the system may have mapped the whole piece of the page cache
+        // around it, up to 2 MiB.
         self.file.release(rows.data());
         Ok(())
     }
 }
 
-/// Tells the system how the file will be read: the embedding a row here and there, the rest from front to back.
+/// Tells the system how the file will be read: single rows of the embedding, the rest from front to
+/// back.
 fn advise(file: &ModelFile, options: &LoadOptions) -> Result<()> {
     let embedding = file.range(file.tensor("emb.weight")?);
     if !options.low_memory {
@@ -331,7 +338,7 @@ fn initial_state(file: &ModelFile) -> Result<Vec<VectorHandle>> {
     (0..config.n_layer).map(|layer| file.vector_handle(&names::initial_state(layer), len)).collect()
 }
 
-/// Refuses files with tensors that no code reads: they are of an unknown variant.
+/// Refuses files with tensors that no code reads: they belong to an unknown variant.
 fn check_tensors(file: &ModelFile, tuned_state: bool) -> Result<()> {
     let optional = OptionalTensors {
         tuned_state,

@@ -1,70 +1,70 @@
 //! The tensors of each RWKV version: names, shapes and roles, in execution order.
 //!
 //! The converter writes this list and the loader expects it, so the two cannot disagree. Names are
-//! those of BlinkDL's checkpoints; where a file stores a transformed value, [`ModelTensor::name`]'s
-//! meaning is given in `docs/FORMAT.md`.
+//! those of BlinkDL's checkpoints. Some tensors store a transformed value; `docs/FORMAT.md` gives
+//! the meaning of each [`ModelTensor::name`].
 
 use rwkv_edge_kernels::GROUP_SIZE;
 
 use crate::format::{Arch, Config, Rwkv5, Rwkv5Variant, Rwkv6, Rwkv7};
 
-/// What a tensor is for, which decides its precision and layout.
+/// The purpose of a tensor, which determines its precision and layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Per-channel parameters: always f32.
     Vector,
     /// A projection, read whole for every token.
     Matrix,
-    /// `att.output` of layer 0. One channel of its input is thousands of times as large as the others
-    /// in some models of RWKV-7, so that rounding its column ruins all outputs.
+    /// `att.output` of layer 0. In some models of RWKV-7 one channel of its input is thousands of
+    /// times as large as the others, so rounding the column of that channel ruins all outputs.
     FirstOutput,
-    /// `ffn.value`, of which only the columns with a non-zero input are read.
+    /// `ffn.value`: only the columns with a non-zero input are read.
     SparseMatrix,
     /// The largest scale of each group of rows of a quantized `ffn.value`, which bounds their
     /// products: f32.
     ScaleBound,
-    /// A factor of a low-rank matrix of RWKV-6 and 7: small, and fragile in few bits.
+    /// A factor of a low-rank matrix of RWKV-6 and 7: small, and sensitive to few bits.
     LowRank,
     /// The recurrent state before the first token, of a state-tuned model: f32.
     State,
-    /// The output head; in a nested head the first of its two planes, read whole for every token.
+    /// The output head, read whole for every token. In a nested head, the first of the two planes.
     Head,
-    /// What the first plane of a nested head leaves: rows of which those are read that may still be
-    /// sampled.
+    /// The rounding error of a nested head's first plane, one record per token. Only the records of
+    /// candidate tokens are read.
     HeadResidual,
-    /// The norm of each row of the residual, which bounds what it can add: f32.
+    /// The norm of each row of the residual, which bounds its contribution to a logit: f32.
     HeadBound,
-    /// The embedding, of which one row is read per token; `ln0` is folded in.
+    /// The embedding: one row is read per token. `ln0` is folded in.
     Embedding,
 }
 
 /// The dynamic mixes of RWKV-6 in the order of `time_maa_w1`'s rows and `time_maa_w2`'s slices.
 pub const V6_MIXES: [&str; 5] = ["w", "k", "v", "r", "g"];
 
-/// A tensor that a model of some [`Config`] consists of.
+/// A tensor of a model with a given [`Config`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelTensor {
     /// Name in the checkpoint and in the file.
     pub name: String,
     /// `[out, in]`; vectors are `[n, 1]`.
     pub shape: [usize; 2],
-    /// What it is for.
+    /// Its purpose.
     pub role: Role,
 }
 
 /// The output head, `[n_vocab, n_embd]`.
 pub const HEAD: &str = "head.weight";
 
-/// Rows that add to those of an Int4 head, `[n_vocab, n_embd]`.
+/// Rows that are added to those of an int4 head, `[n_vocab, n_embd]`.
 pub const HEAD_RESIDUAL: &str = "head.residual";
 
 /// Upper bounds of the Euclidean norms of the residual's rows, `[n_vocab]`.
 pub const HEAD_BOUND: &str = "head.bound";
 
-/// Last part of the names of the second matrices of channel mixing.
+/// End of the names of the second matrices of channel mixing.
 const VALUE: &str = "ffn.value.weight";
 
-/// Last part of the names of `ffn.value`'s bounds.
+/// End of the names of the bounds of `ffn.value`.
 const VALUE_BOUND: &str = "ffn.value.bound";
 
 /// Name of the bounds of the scales of `ffn.value` in `layer`, `[ceil(n_embd / 32)]`.
@@ -72,7 +72,7 @@ pub fn value_bound(layer: usize) -> String {
     format!("blocks.{layer}.{VALUE_BOUND}")
 }
 
-/// The tensor whose rounding or size a tensor of the file bounds, if it is one of bounds.
+/// The tensor whose rounding or size the tensor `name` bounds; `None` if `name` has no bounds.
 pub fn bounded_by(name: &str) -> Option<String> {
     match name {
         HEAD_BOUND => Some(HEAD_RESIDUAL.to_owned()),
@@ -80,7 +80,7 @@ pub fn bounded_by(name: &str) -> Option<String> {
     }
 }
 
-/// Whether a tensor was made from others of the file, and has no weights of the model.
+/// Whether a tensor is derived from other tensors of the file and has no weights of the model.
 pub fn is_derived(name: &str) -> bool {
     name == HEAD_RESIDUAL || bounded_by(name).is_some()
 }
@@ -92,12 +92,12 @@ pub struct OptionalTensors {
     pub tuned_state: bool,
     /// The residual of a head in two planes, and its bound.
     pub nested_head: bool,
-    /// Bounds of the scales of every `ffn.value`, which quantized ones have.
+    /// Bounds of the scales of every `ffn.value`; quantized ones have them.
     pub value_bound: bool,
 }
 
-/// Tensors of one layer, and of the model, in the order in which a token uses them; the embedding
-/// comes last, so that it lies in a range of its own.
+/// Tensors of the layers and of the model, in the order in which a token uses them. The embedding
+/// comes last, so it lies in a range of its own.
 ///
 /// `config` must be valid.
 pub fn tensors(config: &Config, optional: OptionalTensors) -> Vec<ModelTensor> {
@@ -131,8 +131,8 @@ pub fn tensors(config: &Config, optional: OptionalTensors) -> Vec<ModelTensor> {
     list.specs
 }
 
-/// Name of the WKV state of `layer` before the first token, `[n_head, head_size keys, head_size
-/// values]`.
+/// Name of the WKV state of `layer` before the first token,
+/// `[n_head, head_size keys, head_size values]`.
 pub fn initial_state(layer: usize) -> String {
     format!("blocks.{layer}.att.time_state")
 }

@@ -1,4 +1,4 @@
-//! Operations on a model's weights: they run on the thread pool, and are counted.
+//! Operations on a model's weights. They run on the thread pool, and the meter counts their reads.
 
 use arrayvec::ArrayVec;
 use rwkv_edge_kernels::Kernels;
@@ -11,11 +11,12 @@ use crate::threads::{Pool, RowsMut};
 use super::meter::Meter;
 use super::vectors::Activations;
 
-/// Fewest rows that a thread takes at a time: four blocks of 16, which the kernels read as four streams.
+/// Fewest rows that a thread takes at a time: four blocks of 16. The kernels read the four blocks
+/// as four streams.
 const MATVEC_GRAIN: usize = 64;
 
-/// Tokens that go through a matrix kernel together: with eight, on boards too, most products wait for arithmetic and no
-/// longer for weights.
+/// Tokens that go through a matrix kernel together. With eight, most products wait for arithmetic
+/// instead of weights, on boards too.
 const KERNEL_TOKENS: usize = 8;
 
 /// Weight and bias of a layer norm, `[n]` each.
@@ -34,7 +35,8 @@ impl Norm {
     }
 }
 
-/// A function of the outputs of a matrix, applied by the thread that made them while they are in its cache.
+/// A function of the outputs of a matrix. The thread that computed the outputs applies it while
+/// they are in its cache.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Epilogue {
     None,
@@ -67,13 +69,13 @@ impl<'x> Product<'x> {
         Self { weight, input, out, epilogue: Epilogue::None }
     }
 
-    /// The same with a function of its outputs.
+    /// The same product with a function of its outputs.
     pub(crate) fn then(self, epilogue: Epilogue) -> Self {
         Self { epilogue, ..self }
     }
 }
 
-/// A model's weights, and what computes with them.
+/// A model's weights, and the means to compute with them.
 pub(crate) struct Ops<'a> {
     pub(crate) file: &'a ModelFile,
     pub(crate) kernels: &'static Kernels,
@@ -103,14 +105,15 @@ impl<'a> Ops<'a> {
         (self.vector(norm.weight), self.vector(norm.bias))
     }
 
-    /// Makes the quantized form of the input of token `t` from its values.
+    /// Quantizes the values of the input of token `t`.
     pub(crate) fn quantize(&self, input: &mut Activations<'_>, t: usize) {
         self.kernels.quantize(&mut input.row_mut(t));
     }
 
-    /// Computes all products for the first `tokens` tokens, rows of the matrices shared among the threads.
+    /// Computes all products for the first `tokens` tokens. The threads share the rows of the
+    /// matrices.
     ///
-    /// Each matrix is read once, and what a token gets does not depend on the others.
+    /// Each matrix is read once. The result of a token does not depend on the other tokens.
     pub(crate) fn matmul<const N: usize>(&mut self, tokens: usize, products: [Product<'_>; N]) {
         let matrices = products.each_ref().map(|product| self.read(product.weight));
         let inputs = products.each_ref().map(|product| (product.input, product.epilogue));
@@ -130,7 +133,7 @@ impl<'a> Ops<'a> {
         matrices.iter().for_each(|matrix| self.release(matrix.data()));
     }
 
-    /// A matrix that will be read whole, counted as read.
+    /// A matrix that will be read whole. Counts it as read.
     pub(crate) fn read(&mut self, matrix: MatrixHandle) -> Matrix<'a> {
         let matrix = self.file.matrix(matrix);
         self.meter.traffic.weight_bytes += matrix.data().len() as u64;

@@ -10,12 +10,12 @@ use crate::error::{Error, Result};
 /// How to load a model.
 #[derive(Clone, Copy, Debug)]
 pub struct LoadOptions {
-    /// Kernels to run; `None` takes `RWKV_EDGE_ISA` or else the best that the CPU has.
+    /// Kernels to run. `None` takes those of `RWKV_EDGE_ISA`, or else the best for the CPU.
     pub isa: Option<Isa>,
     /// When to check the tensors' checksums.
     pub verify: Verify,
-    /// Give pages back to the system as soon as they have been used. That is slow, but the resident set stays at one
-    /// tensor. For machines that only check a model.
+    /// Give pages back to the system as soon as they have been used. This is slow, but keeps the
+    /// resident set at one tensor. For machines that only check a model.
     pub low_memory: bool,
 }
 
@@ -25,26 +25,27 @@ impl Default for LoadOptions {
     }
 }
 
-/// When the checksums of a model's tensors are checked. Rows of the embedding are always checked when they are used.
+/// When the checksums of a model's tensors are checked. A row of the embedding is always checked
+/// when it is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verify {
-    /// While the model is loaded, which reads the whole file.
+    /// While the model is loaded. This reads the whole file.
     AtOnce,
-    /// While engines run the model, a share after each token, so that the first token comes at once. All engines of a model
-    /// share the work. A damaged file is an error of every engine, after 64 tokens at the latest, and of
-    /// [`Model::verify_rest`](crate::Model::verify_rest).
+    /// While engines run the model, a share after each token, so the first token comes at once. All
+    /// engines of a model share the work. Damage becomes an error of every engine after 64 tokens
+    /// at the latest, and of [`Model::verify_rest`](crate::Model::verify_rest).
     WhileRunning,
     /// Never.
     Never,
 }
 
-/// Ways of reading less than all weights for a token, all on by default. None changes a bit of the results; switching
-/// one off measures its worth.
+/// Shortcuts that avoid reading all weights for a token, all on by default. None changes a bit of
+/// the results. Switch one off to measure what it saves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shortcuts {
-    /// Of the columns of `ffn.value`, read only those whose input is not zero.
+    /// Read only the columns of `ffn.value` whose input is not zero.
     pub sparse_ffn: bool,
-    /// Of the second plane of a nested head, read only rows of tokens that can be sampled.
+    /// Read only the rows of a nested head's second plane whose tokens can still be sampled.
     pub head_shortlist: bool,
 }
 
@@ -54,10 +55,10 @@ impl Default for Shortcuts {
     }
 }
 
-/// The kernels of `isa`; without it those of `RWKV_EDGE_ISA`, or the best there are.
+/// The kernels of `isa`. Without it, those of `RWKV_EDGE_ISA`, or else the best for the CPU.
 ///
 /// # Errors
-/// If the wanted instruction set is unknown or this CPU does not have it.
+/// If the requested instruction set is unknown or this CPU does not have it.
 pub fn choose_kernels(isa: Option<Isa>) -> Result<&'static Kernels> {
     let isa = match isa {
         Some(isa) => isa,

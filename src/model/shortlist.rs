@@ -1,9 +1,12 @@
-//! The shortlist: the tokens whose logits must be exact to sample as if all were.
+//! The shortlist: the tokens whose logits must be exact, so that sampling is as if all were exact.
 //!
-//! A nested head gives estimates of the logits, and a bound of each error. Greedy and top-k sampling depend on the largest
-//! logits only. A token is not among these if its estimate plus its bound is below the logits that enough others are
-//! known to have; its logit is not computed. (Top-p depends on a sum over the vocabulary. The bounds hold for the worst
-//! case, some 45 times the usual error at `n_embd` 2048, and say too little about such a sum.)
+//! A nested head gives an estimate of each logit, and a bound of its error. Greedy and top-k
+//! sampling depend only on the largest logits. The algorithm first computes the exact logits of as
+//! many likely tokens as sampling needs. A token whose estimate plus bound is below all of these
+//! cannot be among the largest, so its logit is not computed.
+//!
+//! Top-p depends on a sum over the vocabulary. The bounds hold for the worst case, some 45 times
+//! the usual error at `n_embd` 2048. They say too little about such a sum.
 
 use rwkv_edge_kernels::Kernels;
 
@@ -13,15 +16,16 @@ use crate::memory::Buffers;
 use super::lm_head::{self, LmHead};
 use super::ops::Ops;
 
-/// Most tokens whose logits decide by their order alone, for a shortlist to be tried.
+/// Largest number of deciding logits for which a shortlist is tried.
 const MOST_LARGEST: usize = 256;
 
-/// A shortlist must be shorter than the vocabulary by this factor: reading scattered rows is slower than reading all.
+/// A shortlist must be shorter than the vocabulary by this factor, because reading scattered rows
+/// is slower than reading all rows.
 const LEAST_SAVING: usize = 3;
 
 /// Buffers for choosing among logits, `[n_vocab]` each.
 pub(crate) struct Scratch<'a> {
-    /// Logits; those that are not on the shortlist are -infinity.
+    /// Logits; -infinity for tokens that are not on the shortlist.
     logits: &'a mut [f32],
     ids: &'a mut [u32],
     /// Exact logits of the first `ids`.
@@ -35,14 +39,15 @@ impl<'a> Scratch<'a> {
     }
 }
 
-/// Logits, and a buffer of as many ids that is free.
+/// Logits, and a free buffer of as many ids.
 pub(crate) type LogitsAndIds<'a> = (&'a mut [f32], &'a mut [u32]);
 
-/// Computes the logits of the token that follows the residual stream `x`, `[n_embd]`. If `largest` is given, all but the
-/// `largest` largest and those of `known` may be -infinity instead.
+/// Computes the logits of the token that follows the residual stream `x`, `[n_embd]`. If `largest`
+/// is given, only the `largest` largest logits and those of `known` are guaranteed; the others may
+/// be -infinity.
 ///
-/// `known` must have every token that the caller will give another logit, so that among the others the order of logits
-/// stays.
+/// `known` must have every token whose logit the caller will change, so the order of the other
+/// logits stays.
 pub(crate) fn logits<'a>(
     head: &LmHead,
     ops: &mut Ops<'_>,
@@ -62,7 +67,8 @@ pub(crate) fn logits<'a>(
     (all.into_logits(), scratch.ids)
 }
 
-/// Makes those logits exact that can be among the `largest`; returns whether that paid.
+/// Computes the exact logits of all tokens that can be among the `largest`. Returns `false` if the
+/// shortlist does not pay.
 fn shortlist(
     head: &LmHead,
     ops: &mut Ops<'_>,
@@ -96,7 +102,7 @@ fn shortlist(
     true
 }
 
-/// Tokens that are looked at together.
+/// Tokens that are compared together.
 const CHUNK: usize = 64;
 
 /// Estimates of logits, `[n_vocab]`, with their error bounds.
@@ -115,11 +121,11 @@ impl Estimates<'_> {
         self.kernels.largest_magnitude(self.logits).is_finite() && self.norm.is_finite()
     }
 
-    /// Writes the tokens with the largest estimates, among those whose `exact` logit is unknown (-infinity), to `ids`
-    /// as far as there is room, in no order; returns how many.
+    /// Writes the tokens with the largest estimates to `ids`, as many as have room, in no order;
+    /// returns their number. Considers only tokens whose `exact` logit is unknown (-infinity).
     fn largest(&self, exact: &[f32], ids: &mut [u32]) -> usize {
         let mut n = 0;
-        // The position of the least on a full list, and its estimate.
+        // The position of the smallest estimate in a full list, and that estimate.
         let mut least = (0, f32::NEG_INFINITY);
         for (chunk, logits) in self.logits.chunks(CHUNK).enumerate() {
             if n == ids.len() && self.kernels.max(logits) <= least.1 {
@@ -142,9 +148,11 @@ impl Estimates<'_> {
         n
     }
 
-    /// Writes the tokens that may reach `threshold` and are not known yet to `ids`, rising; `None` if they are more
-    /// than `limit`. A logit does not exceed its estimate plus its bound, also when rounded, as rounding keeps the order
-    /// of sums. A bound that is not a number excludes nothing.
+    /// Writes the tokens that may reach `threshold` and whose exact logit is unknown to `ids`,
+    /// rising. Returns `None` if they are more than `limit`.
+    ///
+    /// A logit never exceeds its estimate plus its bound. This holds after rounding too, because
+    /// rounding keeps the order of sums. A bound that is NaN excludes nothing.
     fn reaching(&self, threshold: f32, exact: &[f32], ids: &mut [u32], limit: usize) -> Option<usize> {
         let n = self.kernels.reaching(ids, self.logits, self.bounds, self.norm, threshold);
         let mut unknown = 0;

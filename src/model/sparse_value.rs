@@ -1,4 +1,4 @@
-//! `ffn.value`, of which only the active columns are read: those whose input is not zero.
+//! `ffn.value`. Only its active columns are read: those whose input is not zero.
 
 use rwkv_edge_kernels::layout::{GROUP_SIZE, Records, Sparse, SparseScale, sparse_sums};
 
@@ -11,18 +11,20 @@ use super::ops::Ops;
 /// Fewest columns that a thread takes at a time.
 const COLUMN_GRAIN: usize = 32;
 
-/// Fewest outputs of float columns that a thread takes at a time: whole cache lines.
+/// Fewest outputs that a thread takes at a time for float columns: whole cache lines.
 const OUTPUT_GRAIN: usize = 64;
 
 /// The columns, `[n_embd, n_ffn]`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SparseValue {
     columns: RecordsHandle,
-    /// The largest scale of each group of rows, `[ceil(n_embd / 32)]`, if they are quantized.
+    /// The largest scale of each group of rows, `[ceil(n_embd / 32)]`, if the columns are
+    /// quantized.
     bound: Option<VectorHandle>,
 }
 
-/// The active columns of a token: their indices and inputs, `[n_ffn]` each, and partial sums of each thread.
+/// The active columns of a token: their indices and inputs, `[n_ffn]` each, and the partial sums of
+/// each thread.
 pub(crate) struct ActiveColumns<'a> {
     indices: &'a mut [u32],
     values: &'a mut [f32],
@@ -39,7 +41,7 @@ impl<'a> ActiveColumns<'a> {
         }
     }
 
-    /// Takes every element of `x`, and returns their number.
+    /// Takes every element of `x` and returns their number.
     fn all(&mut self, x: &[f32]) -> usize {
         self.indices.iter_mut().zip(0..).for_each(|(index, i)| *index = i);
         self.values.copy_from_slice(x);
@@ -82,7 +84,8 @@ impl SparseValue {
     }
 }
 
-/// Each thread reads whole columns and adds them up for itself, in integers, so that it does not matter who took which.
+/// Each thread sums whole columns into a vector of its own. The sums are integers, so the result
+/// does not depend on which thread took which column.
 fn quantized(
     ops: &mut Ops<'_>,
     out: &mut [f32],

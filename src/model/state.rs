@@ -1,4 +1,4 @@
-//! The state of a text: all that a model remembers of what it has read.
+//! The state of a text: everything that a model remembers of it.
 
 use std::fmt;
 
@@ -7,20 +7,22 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Result};
 use crate::memory::Floats;
 
-/// The bits of every NaN that is given out. Sign and payload of a NaN that arithmetic makes depend on the processor.
+/// The bits of every NaN in results. Sign and payload of a NaN from arithmetic depend on the
+/// processor.
 pub(crate) const NAN: u32 = 0x7fc0_0000;
 
-/// One text's recurrent state, and its last residual, from which the logits of the next token follow.
+/// One text's recurrent state and last residual. The logits of the next token follow from the
+/// residual.
 ///
 /// The size depends on the model only, not on the text. A clone is a fork of the text.
-/// [`Engine::feed`](crate::Engine::feed) changes a state, [`Engine::logits`](crate::Engine::logits) and
-/// [`Engine::sample`](crate::Engine::sample) read it.
+/// [`Engine::feed`](crate::Engine::feed) changes a state. [`Engine::logits`](crate::Engine::logits)
+/// and [`Engine::sample`](crate::Engine::sample) read it.
 #[derive(Clone)]
 pub struct State {
     model_id: u64,
     /// The recurrent state, layer by layer.
     recurrent: Floats,
-    /// The residual stream behind the last layer after the last token, `[n_embd]`.
+    /// The residual stream after the last layer and the last token, `[n_embd]`.
     residual: Box<[f32]>,
     tokens_read: u64,
     tokens_hash: [u8; 32],
@@ -38,25 +40,25 @@ impl State {
         Ok(Self { model_id, recurrent, residual, tokens_read: 0, tokens_hash: [0; 32] })
     }
 
-    /// Tokens that the text has.
+    /// Number of tokens in the text.
     pub fn tokens_read(&self) -> u64 {
         self.tokens_read
     }
 
-    /// A hash of the tokens in their order: zeros before the first, then
+    /// A hash of the tokens in their order. It is zero before the first token, then
     /// `SHA-256(hash || token as 4 bytes, little-endian)` for each.
     pub fn tokens_hash(&self) -> [u8; 32] {
         self.tokens_hash
     }
 
-    /// A copy of the recurrent state, layer by layer in the order of the version's equations. Every NaN has the bits
-    /// `0x7FC00000`.
+    /// A copy of the recurrent state, layer by layer in the order of the version's equations. Every
+    /// NaN has the bits `0x7FC00000`.
     pub fn to_values(&self) -> Box<[f32]> {
         let unify = |value: &f32| if value.is_nan() { f32::from_bits(NAN) } else { *value };
         self.recurrent.iter().map(unify).collect()
     }
 
-    /// Becomes a copy of `other`, in the memory that this state has.
+    /// Becomes a copy of `other` without allocating.
     ///
     /// # Errors
     /// If `other` belongs to another model file.
@@ -68,7 +70,8 @@ impl State {
         Ok(())
     }
 
-    /// Refuses a state that belongs to another model file: numbers of one quantization mean nothing to another.
+    /// Refuses a state that belongs to another model file: the numbers of one quantization mean
+    /// nothing to another.
     pub(crate) fn check(&self, model_id: u64) -> Result<()> {
         if self.model_id == model_id {
             return Ok(());
@@ -94,7 +97,7 @@ impl State {
         self.residual.fill(0.0);
     }
 
-    /// Counts a token that was read.
+    /// Counts a token as read.
     pub(super) fn count(&mut self, token: u32) {
         let hash = Sha256::new().chain_update(self.tokens_hash).chain_update(token.to_le_bytes());
         self.tokens_hash = hash.finalize().into();
@@ -103,7 +106,8 @@ impl State {
 }
 
 impl PartialEq for State {
-    /// Whether both have read the same tokens in the same model, and have the same numbers. A NaN is equal to a NaN.
+    /// Whether both states have read the same tokens in the same model and have the same numbers. A
+    /// NaN is equal to a NaN.
     fn eq(&self, other: &Self) -> bool {
         let same = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| a == b || a.is_nan() && b.is_nan());
         self.check(other.model_id).is_ok()

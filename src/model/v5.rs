@@ -1,5 +1,7 @@
-//! Time mixing of RWKV-5.0, 5.1 and 5.2 (arXiv 2404.05892, section 4): a matrix-valued state for each head with
-//! a constant decay, a group norm, and from 5.1 on an output gate.
+//! Time mixing of RWKV-5.0, 5.1 and 5.2 (arXiv 2404.05892, section 4).
+//!
+//! Each head has a matrix-valued state with a constant decay. A group norm follows. Versions 5.1
+//! and 5.2 have an output gate.
 
 use rwkv_edge_kernels::layout::Shift;
 
@@ -36,7 +38,7 @@ pub(crate) struct TimeMix {
     output: MatrixHandle,
 }
 
-/// What 5.0 does not have.
+/// The output gate, which 5.0 does not have.
 #[derive(Clone, Copy, Debug)]
 struct Gate {
     time_mix_g: VectorHandle,

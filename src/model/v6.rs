@@ -1,5 +1,6 @@
-//! Time mixing of RWKV-6 (arXiv 2404.05892, section 4): as RWKV-5, with token shift and decay that depend on the
-//! token through low-rank matrices.
+//! Time mixing of RWKV-6 (arXiv 2404.05892, section 4).
+//!
+//! It is that of RWKV-5, but token shift and decay depend on the token, through low-rank matrices.
 
 use rwkv_edge_kernels::layout::Shift;
 
@@ -19,7 +20,7 @@ use super::wkv_heads::{self, WkvHeads};
 #[derive(Debug)]
 pub(crate) struct TimeMix {
     heads: WkvHeads,
-    /// Mix of the input that the dynamic mixes are computed from, `[n_embd]`.
+    /// Mix of the input of the dynamic mixes, `[n_embd]`.
     time_maa_x: VectorHandle,
     /// Constant part of each mix, `[n_embd]`.
     time_maa: [VectorHandle; 5],

@@ -1,5 +1,7 @@
-//! Time mixing of RWKV-7 (arXiv 2503.14456, section 4): a generalised delta rule. The state forgets by a decay and
-//! by what a normalised key removes, at an in-context learning rate; values are mixed with those of layer 0.
+//! Time mixing of RWKV-7 (arXiv 2503.14456, section 4): a generalised delta rule.
+//!
+//! The state decays, and a normalised key removes a part of it at an in-context learning rate.
+//! Values are mixed with those of layer 0.
 
 use rwkv_edge_kernels::Kernels;
 use rwkv_edge_kernels::layout::{Activation, Matrix, Shift};
@@ -24,12 +26,12 @@ pub(crate) struct TimeMix {
     x_v: VectorHandle,
     decay: LowRank,
     iclr: LowRank,
-    /// Mix with the value of layer 0, which layer 0 itself does not have.
+    /// Mix with the value of layer 0. Layer 0 itself has none.
     value_mix: Option<LowRank>,
     gate: LowRank,
     /// Scales the key that removes, `[n_att]`.
     k_k: VectorHandle,
-    /// How far the learning rate scales the key that adds, `[n_att]`.
+    /// How strongly the learning rate scales the key that adds, `[n_att]`.
     k_a: VectorHandle,
     /// Bonus of the current token, `[n_att]`.
     r_k: VectorHandle,
@@ -58,7 +60,7 @@ struct LowRank {
 
 /// Buffers for the tokens of a batch.
 pub(crate) struct Scratch<'a> {
-    /// Shifted inputs, `[tokens, n_embd]`. The value's is also that of its mix.
+    /// Shifted inputs, `[tokens, n_embd]`. `xv` is also the input of the value mix.
     xr: Activations<'a>,
     xw: Activations<'a>,
     xk: Activations<'a>,
@@ -202,7 +204,8 @@ impl TimeMix {
         }
     }
 
-    /// All that a head does by itself: the second factors of the low-rank matrices, the recurrence, norm and gate.
+    /// The work of each head on its own: the second factors of the low-rank matrices, the
+    /// recurrence, norm and gate.
     fn heads(&self, ops: &mut Ops<'_>, t: usize, state: &mut [f32], scratch: &mut Scratch<'_>) {
         let Scratch { w_low, a_low, v_low, g_low, r, k, v, v_first, groups, gated, .. } = scratch;
         if self.value_mix.is_none() {
@@ -237,7 +240,7 @@ impl TimeMix {
                 }
                 None => value.copy_from_slice(v),
             }
-            // The key that removes is normalised, the one that adds is k * (1 + (a - 1) * k_a).
+            // The key that removes is normalised. The key that adds is k * (1 + (a - 1) * k_a).
             kernels.mul(kk, k, k_k);
             kk.chunks_exact_mut(n).for_each(|head| kernels.l2_normalize(head));
             kernels.mul(tmp, k, a);
@@ -263,7 +266,7 @@ impl TimeMix {
     }
 }
 
-/// The second factor of a low-rank matrix with its input.
+/// The second factor of a low-rank matrix, with its input.
 #[derive(Clone, Copy)]
 struct Expansion<'f, 'x> {
     second: Matrix<'f>,
@@ -279,7 +282,7 @@ impl LowRank {
 }
 
 impl Expansion<'_, '_> {
-    /// As many rows as `out` has, from `first` on, with their bias.
+    /// Computes rows from `first` on, with their bias, as many as `out` has.
     fn rows(&self, kernels: &Kernels, out: &mut [f32], first: usize) {
         kernels.matvec(out, &self.second, first, self.input);
         if let Some(bias) = self.bias {

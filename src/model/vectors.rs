@@ -1,4 +1,4 @@
-//! Buffers of one row per token: plain vectors, and inputs of matrices with their quantized form.
+//! Buffers with one row per token: plain vectors, and inputs of matrices with their quantized form.
 
 use rwkv_edge_kernels::layout::{Activation, ActivationMut, GROUP_SIZE, padded_cols};
 
@@ -34,7 +34,7 @@ impl<'a> Vectors<'a> {
         &self.data[t * self.len..][..self.len]
     }
 
-    /// The vector of token `t`, to be written.
+    /// The vector of token `t`, for writing.
     pub(crate) fn row_mut(&mut self, t: usize) -> &mut [f32] {
         &mut self.data[t * self.len..][..self.len]
     }
@@ -49,15 +49,17 @@ impl<'a> Vectors<'a> {
         self.data
     }
 
-    /// All vectors, to be written by a matrix.
+    /// All vectors, for a matrix to write.
     pub(crate) fn rows_mut(&mut self) -> RowsMut<'_> {
         RowsMut::new(self.data, self.len)
     }
 }
 
-/// Inputs of matrices, `[tokens, len]`: values and their quantized form, each row padded to whole blocks.
+/// Inputs of matrices, `[tokens, len]`: values and their quantized form, each row padded to whole
+/// blocks.
 ///
-/// The padding is zero. A row has one place in the buffers however many tokens there are, so it stays zero.
+/// The padding is zero. The place of a row does not depend on the number of tokens, so its padding
+/// stays zero.
 pub(crate) struct Activations<'a> {
     len: usize,
     padded: usize,
@@ -86,12 +88,13 @@ impl<'a> Activations<'a> {
         }
     }
 
-    /// The values of token `t` without padding, to be written before [`Ops::quantize`](super::ops::Ops::quantize).
+    /// The values of token `t` without padding, to be written before
+    /// [`Ops::quantize`](super::ops::Ops::quantize).
     pub(crate) fn values(&mut self, t: usize) -> &mut [f32] {
         &mut self.values[t * self.padded..][..self.len]
     }
 
-    /// The values of all tokens, to be written by a matrix.
+    /// The values of all tokens, for a matrix to write.
     pub(crate) fn rows_mut(&mut self) -> RowsMut<'_> {
         RowsMut::new(self.values, self.padded)
     }

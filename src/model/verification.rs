@@ -1,4 +1,4 @@
-//! The check of a model's file while engines run it.
+//! The check of a model's file while engines run the model.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
@@ -8,20 +8,21 @@ use crate::format::{ModelFile, Verifier};
 
 use super::options::Verify;
 
-/// Tokens over which the check of a file is spread.
+/// Number of tokens over which the check of a file is spread.
 const TOKENS: usize = 63;
 
-/// How far the engines of a model have checked its file. They share the work, and all see its result.
+/// The progress of a file's check. All engines of a model share the work and see its result.
 #[derive(Debug)]
 pub(super) struct Verification {
-    /// Whether a check has anything to do, or has found damage.
+    /// Whether anything is left to check, or damage was found.
     needed: AtomicBool,
     verifier: Mutex<Verifier>,
 }
 
 impl Verification {
     /// # Errors
-    /// If the file is to be checked at once, or while running, and is found damaged now.
+    /// If the file is found damaged. `AtOnce` checks every tensor with a checksum of its own,
+    /// `WhileRunning` only the padding between tensors.
     pub(super) fn new(file: &ModelFile, verify: Verify) -> Result<Self> {
         if verify == Verify::AtOnce {
             file.verify_all()?;
@@ -34,7 +35,7 @@ impl Verification {
     /// Checks the share of `tokens` tokens, unless another engine is checking at this moment.
     ///
     /// # Errors
-    /// If the file is damaged in what was checked so far.
+    /// If the part that was checked so far is damaged.
     pub(super) fn advance(&self, file: &ModelFile, tokens: usize) -> Result<()> {
         if !self.needed.load(Ordering::Relaxed) {
             return Ok(());
@@ -47,7 +48,7 @@ impl Verification {
         }
     }
 
-    /// Checks all that is left.
+    /// Checks the rest of the file.
     ///
     /// # Errors
     /// If the file is damaged.

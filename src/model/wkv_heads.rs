@@ -1,4 +1,5 @@
-//! The heads of RWKV-5, 6 and 7: how threads share them, the recurrence over them, and their group norm.
+//! The heads of RWKV-5, 6 and 7: their division among threads, their recurrence, and their group
+//! norm.
 
 use std::ops::Range;
 
@@ -10,7 +11,7 @@ use crate::threads::Pool;
 
 use super::ops::{Norm, Ops};
 
-/// Groups of heads per thread, if there are heads enough.
+/// Groups of heads per thread, if there are enough heads.
 const TURNS: usize = 4;
 
 /// Work on a group of heads: `(its channels, their state, their output, N vectors of scratch)`.
@@ -42,7 +43,7 @@ pub(crate) struct GroupNorm<'a> {
 }
 
 impl GroupNorm<'_> {
-    /// Asks for the weights of the heads of `channels`.
+    /// Prefetches the weights of the heads of `channels`.
     pub(crate) fn prefetch(&self, channels: Range<usize>) {
         self.kernels.prefetch(&self.weight[channels.clone()]);
         self.kernels.prefetch(&self.bias[channels]);
@@ -70,8 +71,8 @@ impl WkvHeads {
         self.head_size
     }
 
-    /// Channels of a group: a whole number of heads, a multiple of [`ROW_INTERLEAVE`] rows, about [`TURNS`] groups for each
-    /// thread. Rows of several heads are read faster than those of one.
+    /// Channels of a group: a whole number of heads, a multiple of [`ROW_INTERLEAVE`] rows, about
+    /// [`TURNS`] groups for each thread. Rows of several heads are read faster than rows of one.
     fn group_len(&self, n_att: usize, threads: usize) -> usize {
         let heads =
             (1..=ROW_INTERLEAVE).find(|heads| (heads * self.head_size).is_multiple_of(ROW_INTERLEAVE));
@@ -79,8 +80,8 @@ impl WkvHeads {
         least * (n_att / least / (TURNS * threads)).max(1)
     }
 
-    /// Shares groups of heads among the threads. `state` and `out` are those of all heads, `scratch` has `N` vectors of
-    /// `n_att` floats.
+    /// Shares groups of heads among the threads. `state` and `out` belong to all heads. `scratch`
+    /// has `N` vectors of `n_att` floats.
     pub(crate) fn for_each_group<const N: usize>(
         &self,
         pool: &mut Pool,
@@ -98,8 +99,9 @@ impl WkvHeads {
         });
     }
 
-    /// Calls `head(its state, its output, its channels in the group)` for each head of a group, and asks for the next
-    /// one's state before. A step reads a state once, and too little of it for the hardware to fetch it ahead.
+    /// Calls `head(its state, its output, its channels in the group)` for each head of a group.
+    /// Prefetches the state of the next head before each call. A step reads a state once, and a
+    /// state is too short for the hardware to prefetch.
     pub(crate) fn recur(
         &self,
         kernels: &Kernels,

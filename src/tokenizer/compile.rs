@@ -13,12 +13,13 @@ use crate::error::{Error, Result};
 /// A byte-level BPE vocabulary.
 #[derive(Clone, Debug, Default)]
 pub struct BpeSource {
-    /// Ids and bytes of the vocabulary that merges refer to. It has every byte that occurs in UTF-8 by
-    /// itself.
+    /// Ids and bytes of the vocabulary that merges refer to. It has every byte that occurs in UTF-8
+    /// by itself.
     pub tokens: Vec<(u32, Vec<u8>)>,
     /// The merges; earlier ones go first.
     pub merges: Vec<Merge>,
-    /// Tokens that are cut out of the text before anything else. They may repeat `tokens`, id and text.
+    /// Tokens that are cut out of the text before anything else. They may repeat `tokens`, id and
+    /// text.
     pub added: Vec<AddedToken>,
     /// Text is brought to normalisation form C.
     pub nfc: bool,
@@ -50,7 +51,8 @@ pub struct AddedToken {
     pub content: String,
     /// It is a control token: it decodes to nothing.
     pub special: bool,
-    /// It is searched in the normalised text, after the ones that are searched in the text as it is.
+    /// It is searched in the normalised text, after the ones that are searched in the text as it
+    /// is.
     pub normalized: bool,
 }
 
@@ -61,12 +63,12 @@ pub fn bytes() -> Vec<u8> {
 
 /// The section of a greedy longest-match vocabulary, from ids and bytes of its tokens.
 ///
-/// Ids may leave gaps, and a byte may have no token; [`Tokenizer::encode`](super::Tokenizer::encode) then
-/// refuses text with that byte.
+/// Ids may leave gaps, and a byte may have no token;
+/// [`Tokenizer::encode`](super::Tokenizer::encode) then refuses text with that byte.
 ///
 /// # Errors
-/// There is no token; an id or a token occurs twice; an id is above 1,048,575; a token is empty or longer
-/// than 1024 bytes.
+/// There is no token; an id or a token occurs twice; an id is above 1,048,575; a token is empty or
+/// longer than 1024 bytes.
 pub fn greedy(tokens: &[(u32, Vec<u8>)]) -> Result<Vec<u8>> {
     let tokens: Vec<Entry<'_>> = tokens.iter().map(|(id, bytes)| (*id, bytes.as_slice())).collect();
     check_tokens(&tokens)?;
@@ -78,9 +80,9 @@ pub fn greedy(tokens: &[(u32, Vec<u8>)]) -> Result<Vec<u8>> {
 /// The section of a byte-level BPE vocabulary.
 ///
 /// # Errors
-/// As [`greedy`]; or a byte of UTF-8 has no token, a merge refers to an unknown token or does not give the
-/// concatenation of its sides, two merges have the same sides, or an added token has the id of a token with another
-/// text.
+/// As [`greedy`]; or a byte of UTF-8 has no token, a merge refers to an unknown token or does not
+/// give the concatenation of its sides, two merges have the same sides, or an added token has the
+/// id of a token with another text.
 pub fn bpe(source: &BpeSource) -> Result<Vec<u8>> {
     let tokens: Vec<Entry<'_>> = source.tokens.iter().map(|(id, bytes)| (*id, bytes.as_slice())).collect();
     check_tokens(&tokens)?;
@@ -246,8 +248,8 @@ impl Writer {
     }
 
     fn trie(&mut self, mut tokens: Vec<Entry<'_>>) -> Result<()> {
-        /// The tokens that begin with the bytes that lead to this node: a range of the sorted ones. Small, as there
-        /// may be many.
+        /// The tokens that begin with the bytes that lead to this node: a range of the sorted ones.
+        /// Small, as there may be many.
         struct Node {
             label: u8,
             depth: u16,

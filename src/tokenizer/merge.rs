@@ -1,5 +1,5 @@
-//! Merges of byte pair encoding: of all adjacent pairs that have a merge, the one with the lowest rank is
-//! merged, of equal ones the leftmost, until none is left.
+//! Merges of byte pair encoding: of all adjacent pairs that have a merge, the one with the lowest
+//! rank is merged, of equal ones the leftmost, until none is left.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -122,8 +122,8 @@ fn first_lowest(pairs: &[Applicable]) -> Option<usize> {
     (best.0 != NONE).then_some(best.1)
 }
 
-/// A token of a long word, linked to its neighbours. A token merged into its left neighbour has the id
-/// `NONE`.
+/// A token of a long word, linked to its neighbours. A token merged into its left neighbour has the
+/// id `NONE`.
 #[derive(Clone, Copy)]
 struct Link {
     id: u32,
@@ -131,13 +131,13 @@ struct Link {
     next: u32,
 }
 
-/// Memory for words longer than `SHORT`: 12 bytes per byte of the word for the tokens, and for each pair
-/// waiting 8, at most two pairs per byte.
+/// Memory for words longer than `SHORT`: 12 bytes per byte of the word for the tokens, and for each
+/// pair waiting 8, at most two pairs per byte.
 #[derive(Default)]
 pub(super) struct Scratch {
     links: Vec<Link>,
-    /// Rank and left position of pairs. Those that are out of date stay, and are recognised when they come
-    /// up.
+    /// Rank and left position of pairs. Those that are out of date stay, and are recognised when
+    /// they come up.
     pairs: BinaryHeap<Reverse<(u32, u32)>>,
 }
 
@@ -197,8 +197,8 @@ mod tests {
     use super::super::{Rules, Tokenizer, compile};
     use super::*;
 
-    /// Pairs of a three-letter alphabet and pairs of these, in an order that makes merges compete: `bc` takes
-    /// the `b` of `ab`, and then `bca` comes before `abc`.
+    /// Pairs of a three-letter alphabet and pairs of these, in an order that makes merges compete:
+    /// `bc` takes the `b` of `ab`, and then `bca` comes before `abc`.
     const PAIRS: [(&str, &str); 9] = [
         ("b", "c"),
         ("a", "b"),

@@ -1,7 +1,8 @@
 //! Tokenizers, used in place from the TOKN section of a model file.
 //!
 //! `docs/TOKENIZER.md` defines the section and the encoding of each kind. A section is untrusted:
-//! [`Tokenizer::parse`] checks every offset and index once, and later accesses are checked all the same.
+//! [`Tokenizer::parse`] checks every offset and index once, and later accesses are checked all the
+//! same.
 
 mod bpe;
 pub mod compile;
@@ -101,13 +102,13 @@ impl<'a> Tokenizer<'a> {
 
     /// Appends the ids of `text` to `out`.
     ///
-    /// Bytes and Greedy use no memory besides `out`. Bpe needs up to 64 bytes per byte of the longest word,
-    /// and copies text that is not in normalisation form C.
+    /// Bytes and Greedy use no memory besides `out`. Bpe needs up to 64 bytes per byte of the
+    /// longest word, and copies text that is not in normalisation form C.
     ///
     /// # Errors
-    /// A byte of `text` is in no token; the message gives its offset. `out` is then as before. Vocabularies
-    /// with all 256 bytes, as World has them, take any text. The 20B vocabulary has the 243 bytes that UTF-8
-    /// uses.
+    /// A byte of `text` is in no token; the message gives its offset. `out` is then as before.
+    /// Vocabularies with all 256 bytes, as World has them, take any text. The 20B vocabulary has
+    /// the 243 bytes that UTF-8 uses.
     pub fn encode(&self, text: &[u8], out: &mut Vec<u32>) -> Result<()> {
         let start = out.len();
         let result = match &self.rules {
@@ -124,8 +125,8 @@ impl<'a> Tokenizer<'a> {
         result
     }
 
-    /// The bytes of a token, which may end inside a character. Empty for ids outside the vocabulary and for
-    /// control tokens such as the end of a document.
+    /// The bytes of a token, which may end inside a character. Empty for ids outside the vocabulary
+    /// and for control tokens such as the end of a document.
     pub fn token(&self, id: u32) -> &'a [u8] {
         match &self.rules {
             Rules::Bytes => ALL_BYTES.get(id as usize).map_or(&[], std::slice::from_ref),

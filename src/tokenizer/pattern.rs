@@ -35,8 +35,8 @@ fn run_len(text: &str, wanted: Class) -> usize {
     text.char_indices().find(|(_, c)| class(*c) != wanted).map_or(text.len(), |(i, _)| i)
 }
 
-/// `\s+(?!\S)|\s+`: all of a run of white space at the end of the text; elsewhere all but its last character,
-/// unless there is only one.
+/// `\s+(?!\S)|\s+`: all of a run of white space at the end of the text; elsewhere all but its last
+/// character, unless there is only one.
 fn space_len(text: &str) -> usize {
     let len = run_len(text, Class::Space);
     let last = text[..len].chars().next_back().map_or(0, char::len_utf8);
@@ -97,7 +97,8 @@ mod tests {
 
     #[test]
     fn unicode_decides_the_classes() {
-        // Roman numeral, superscript, full-width digit; a combining mark is neither letter nor number.
+        // Roman numeral, superscript, full-width digit; a combining mark is neither letter nor
+        // number.
         assert_eq!(words("Ⅳx²３"), ["Ⅳ", "x", "²３"]);
         assert_eq!(words("x\u{301}y"), ["x", "\u{301}", "y"]);
         assert_eq!(words("\u{200b}\u{1c}"), ["\u{200b}\u{1c}"]);

@@ -37,8 +37,8 @@ impl<'a> Trie<'a> {
         Ok(trie)
     }
 
-    /// Children begin at 1, follow each other, come after their parent and end with the last node. Then every
-    /// node is reached, and levels are ranges of nodes.
+    /// Children begin at 1, follow each other, come after their parent and end with the last node.
+    /// Then every node is reached, and levels are ranges of nodes.
     fn check_tree(&self, max_depth: usize) -> Result<()> {
         let n_nodes = self.label.len();
         let children = || self.first_child.iter().map(|child| child as usize);

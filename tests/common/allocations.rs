@@ -33,8 +33,9 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Makes a session and `n` tokens of text. The session allocates next to nothing beside its buffers, a mapping of the size
-/// that the plan states (`memory::arena` tests that), and the tokens nothing.
+/// Makes a session and `n` tokens of text. The session allocates next to nothing beside its
+/// buffers, a mapping of the size that the plan states (`memory::arena` tests that), and the tokens
+/// nothing.
 pub(crate) fn generate_without_allocating(model: &Arc<Model>, n: usize) {
     let sampling = SamplingParams {
         temperature: 1.1,
@@ -49,7 +50,8 @@ pub(crate) fn generate_without_allocating(model: &Arc<Model>, n: usize) {
     let before = BYTES.load(Ordering::Relaxed);
     let mut session = Session::new(Arc::clone(model), &options).unwrap();
     let allocated = BYTES.load(Ordering::Relaxed) - before;
-    // Arena and recurrent state are mappings. The plan itself and each thread's handle take some hundred bytes.
+    // Arena and recurrent state are mappings. The plan itself and each thread's handle take some
+    // hundred bytes.
     let planned = session.memory_plan().sampler_bytes + size_of::<f32>() * model.config().n_embd;
     assert!(allocated < planned as u64 + 8192, "allocated {allocated}");
 

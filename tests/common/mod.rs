@@ -41,7 +41,8 @@ pub(crate) fn fixture(name: &str) -> PathBuf {
     root().join("tests/fixtures").join(name)
 }
 
-/// A file of the reference material beside the project, or `None` with a message where it is missing.
+/// A file of the reference material beside the project, or `None` with a message where it is
+/// missing.
 pub(crate) fn shared(name: &str) -> Option<PathBuf> {
     let path = root().join("../shared").join(name);
     if path.exists() {

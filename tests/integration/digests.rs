@@ -1,8 +1,8 @@
 //! Logits have the bits that are stored in the repository, on every architecture.
 //!
-//! `determinism.rs` compares the levels of one machine with each other; this compares machines, and `cross/test.sh` does
-//! so for ARM. A mismatch on one only is a fault of its kernels, its compiler or the converter's arithmetic there. A mismatch
-//! on all is a change of the numeric contract.
+//! `determinism.rs` compares the levels of one machine with each other; this compares machines, and
+//! `cross/test.sh` does so for ARM. A mismatch on one only is a fault of its kernels, its compiler
+//! or the converter's arithmetic there. A mismatch on all is a change of the numeric contract.
 
 use crate::common::checks::digest;
 use crate::common::{VERSIONS, convert, fixture, levels, options, root};

@@ -193,7 +193,8 @@ fn two_samplers_of_one_state_differ_by_their_own_parameters() {
     assert_eq!(engine.sample(&state, &mut greedy).unwrap(), best);
 }
 
-/// A model whose file is damaged in the last tensor that has a checksum of its own, to be checked while running.
+/// A model whose file is damaged in the last tensor that has a checksum of its own, to be checked
+/// while running.
 fn damaged() -> (tempfile::TempDir, Arc<Model>) {
     let (folder, path) = convert(&fixture("v4-tiny.pth"), &options(DType::Int8));
     let range = {

@@ -1,5 +1,5 @@
-//! Attacks on the `.rwkv` reader: each test is named after what it does to a small valid file. Attacks behind
-//! the checksums compute them anew first, as an attacker would.
+//! Attacks on the `.rwkv` reader: each test is named after what it does to a small valid file.
+//! Attacks behind the checksums compute them anew first, as an attacker would.
 
 use std::fs;
 use std::ops::Range;
@@ -353,7 +353,8 @@ fn sections_duplicate_missing_or_in_another_order() {
     assert_contains(&Victim::new().put(12, &0u32.to_le_bytes()).refused(), "not DATA");
 }
 
-/// The file with one more, empty section; there is room for its entry between the table and the first section.
+/// The file with one more, empty section; there is room for its entry between the table and the
+/// first section.
 fn with_section(kind: &[u8; 4], flags: u32) -> Victim {
     let mut victim = Victim::new();
     let table = HEADER..HEADER + SECTION * 7;
@@ -666,7 +667,8 @@ impl Random {
     }
 }
 
-/// Changes a few bytes before the data: single bits, bytes, and numbers at the edges of their types.
+/// Changes a few bytes before the data: single bits, bytes, and numbers at the edges of their
+/// types.
 fn mutate(victim: &mut Victim, random: &mut Random) {
     let used = victim.section(b"TEST").end;
     for _ in 0..1 + random.below(4) {

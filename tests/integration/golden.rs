@@ -1,5 +1,5 @@
-//! Logits against independent implementations: the fixtures' float64 script for every version, and the trained
-//! tiny models of the reference material where it is present.
+//! Logits against independent implementations: the fixtures' float64 script for every version, and
+//! the trained tiny models of the reference material where it is present.
 
 use std::path::Path;
 
@@ -39,8 +39,9 @@ fn check_f32(name: &str, input: &str) {
     });
 }
 
-/// Prints the divergences and checks them against bounds, which are twice what was found. Random weights have none
-/// of the redundancy of trained ones: these catch a broken path, the figures for a trained model are in the README.
+/// Prints the divergences and checks them against bounds, which are twice what was found. Random
+/// weights have none of the redundancy of trained ones: these catch a broken path, the figures for
+/// a trained model are in the README.
 fn check_quantized(name: &str, int8_kl: f64, int4_kl: f64) {
     for (dtype, bound) in [(DType::F16, F16_KL), (DType::Int8, int8_kl), (DType::Int4, int4_kl)] {
         check_fixture(name, &format!("{name}.pth"), dtype, |position, found, expected| {
@@ -119,8 +120,8 @@ macro_rules! trained {
     )*};
 }
 
-// The FP16 files' weights differ from those that made the logits by half a unit of fp16. The logits of 5.2 were
-// made with another epsilon than the model was trained with.
+// The FP16 files' weights differ from those that made the logits by half a unit of fp16. The logits
+// of 5.2 were made with another epsilon than the model was trained with.
 trained! {
     trained_v4_fp32: "tiny-rwkv-4v0-660K-FP32.bin", "expected-logits-4v0-660K.bin", 64e-5, F32_TOLERANCE;
     trained_v4_fp16: "tiny-rwkv-4v0-660K-FP16.bin", "expected-logits-4v0-660K.bin", 64e-5, 2e-3;

@@ -1,4 +1,5 @@
-//! One test binary for all that needs no process of its own, so that it links once and its tests share both cores.
+//! One test binary for all that needs no process of its own, so that it links once and its tests
+//! share both cores.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,4 +1,5 @@
-//! Files that are intact but do not have the tensors that a model needs, each test named after what is wrong.
+//! Files that are intact but do not have the tensors that a model needs, each test named after what
+//! is wrong.
 
 use std::path::Path;
 
@@ -10,8 +11,8 @@ use rwkv_edge::kernels::DType;
 use rwkv_edge::kernels::layout::records_bytes;
 use rwkv_edge::{LoadOptions, Model};
 
-/// Writes the file at `from` anew, with what `edit` makes of each tensor and its bytes; those it returns false for are
-/// left out.
+/// Writes the file at `from` anew, with what `edit` makes of each tensor and its bytes; those it
+/// returns false for are left out.
 fn rewrite(from: &Path, to: &Path, mut edit: impl FnMut(&mut WriteSpec, &mut Vec<u8>) -> bool) {
     let file = ModelFile::open(from).unwrap();
     let listed = file.tensors().iter().filter(|tensor| !tensor.name.ends_with(".crc32"));

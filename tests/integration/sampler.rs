@@ -63,8 +63,8 @@ impl Random {
     }
 }
 
-/// The probabilities of the steps 2 to 7 of the reference implementation, and how far from `top_p` the
-/// running sums stay.
+/// The probabilities of the steps 2 to 7 of the reference implementation, and how far from `top_p`
+/// the running sums stay.
 fn reference(logits: &[f32], counts: &[(u32, f64)], params: &SamplingParams) -> (Vec<f64>, f64) {
     let mut logits: Vec<f64> = logits.iter().map(|logit| f64::from(*logit)).collect();
     for &(id, count) in counts {
@@ -98,8 +98,8 @@ fn reference(logits: &[f32], counts: &[(u32, f64)], params: &SamplingParams) -> 
     (p.iter().map(|p| p / sum).collect(), distance)
 }
 
-/// The probabilities that the sampler drew by, from the weights it left behind: those of the candidates, or
-/// of all ids if no step takes any away.
+/// The probabilities that the sampler drew by, from the weights it left behind: those of the
+/// candidates, or of all ids if no step takes any away.
 fn probabilities(bench: &Bench, params: &SamplingParams, n_candidates: usize) -> Vec<f64> {
     let mut p = vec![0.0; bench.logits.len()];
     if params.top_p == 1.0 && params.top_k == 0 {
@@ -193,8 +193,9 @@ fn the_stream_of_a_seed_is_pinned() {
 
 #[test]
 fn uniform_logits_show_the_random_numbers() {
-    // SplitMix64 from 1234567: its published outputs begin with 6457827717110365317, 3203168211198807973,
-    // 9817491932198370423, 4593380528125082431, 16408922859458223821; the draw is the upper bits of these.
+    // SplitMix64 from 1234567: its published outputs begin with 6457827717110365317,
+    // 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821; the draw
+    // is the upper bits of these.
     let logits = vec![0.0; 1024];
     let mut bench = Bench::new(PLAIN, 1024, 1_234_567);
     let outputs: [u64; 5] = [

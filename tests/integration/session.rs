@@ -262,7 +262,8 @@ mod forked {
         fn alarm(seconds: u32) -> u32;
     }
 
-    /// Runs `work` in a forked process; its result, or the status of a process that did not end by itself.
+    /// Runs `work` in a forked process; its result, or the status of a process that did not end by
+    /// itself.
     fn in_child(work: impl FnOnce() -> bool) -> Result<bool, i32> {
         // SAFETY: the child computes, frees memory, and ends without running anything of the test.
         let child = unsafe { fork() };

@@ -25,7 +25,8 @@ fn stream(stops: &[&str]) -> TextStream {
     TextStream::new(stops).unwrap()
 }
 
-/// Calls `check` with all ways to cut `bytes` in two and in three, with single bytes, and with the whole.
+/// Calls `check` with all ways to cut `bytes` in two and in three, with single bytes, and with the
+/// whole.
 fn for_every_split(bytes: &[u8], mut check: impl FnMut(&[&[u8]])) {
     check(&[bytes]);
     check(&bytes.chunks(1).collect::<Vec<_>>());

@@ -164,7 +164,8 @@ fn structural_attacks_are_refused_with_a_reason() {
     assert!(refusal(flat).contains("labels do not rise"));
     let deep = |section: &mut Vec<u8>| {
         *section = greedy(&[(1, "a"), (2, "bb")]);
-        // The longest token shrinks to one byte in the header and in the decode table, not in the trie.
+        // The longest token shrinks to one byte in the header and in the decode table, not in the
+        // trie.
         section.drain(9 * 4..10 * 4);
         section.splice(9 * 4..9 * 4, *b"ab\0\0");
         set(section, 3, 1);

@@ -7,7 +7,8 @@ use crate::common::{convert, fixture, options};
 use rwkv_edge::kernels::DType;
 use tempfile::TempDir;
 
-/// The binary, or the one of another machine that `RWKV_EDGE_BINARY` names, behind the emulator of `RWKV_EDGE_RUNNER`.
+/// The binary, or the one of another machine that `RWKV_EDGE_BINARY` names, behind the emulator of
+/// `RWKV_EDGE_RUNNER`.
 pub(crate) fn command() -> Command {
     let binary = std::env::var("RWKV_EDGE_BINARY").unwrap_or(env!("CARGO_BIN_EXE_rwkv-edge").into());
     let mut command = match std::env::var("RWKV_EDGE_RUNNER") {

@@ -23,7 +23,8 @@ fn has_signal(pid: u32, field: &str, signal: i32) -> bool {
     u64::from_str_radix(mask.trim(), 16).unwrap() & 1 << (signal - 1) != 0
 }
 
-/// The signals that reach programs which these tests start: not those that a script's background job ignores.
+/// The signals that reach programs which these tests start: not those that a script's background
+/// job ignores.
 fn signals() -> impl Iterator<Item = (&'static str, i32)> {
     SIGNALS.into_iter().filter(|&(_, number)| !has_signal(std::process::id(), "SigIgn:", number))
 }
@@ -162,7 +163,8 @@ fn only_child(pid: u32) -> u32 {
     }
 }
 
-/// A command as process 1 of a namespace, which takes root or user namespaces; `None` where that is not allowed.
+/// A command as process 1 of a namespace, which takes root or user namespaces; `None` where that is
+/// not allowed.
 fn as_process_one(run: &Command) -> Option<Child> {
     let can = |args: &[&str]| {
         Command::new("unshare").args(args).arg("true").output().is_ok_and(|output| output.status.success())

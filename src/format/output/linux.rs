@@ -25,7 +25,7 @@ pub(super) fn unnamed(folder: &Path) -> io::Result<File> {
 /// Gives a name to a file without one.
 pub(super) fn link(file: &File, to: &Path) -> io::Result<()> {
     match rustix::fs::linkat(file, "", CWD, to, AtFlags::EMPTY_PATH) {
-        // Old kernels want a privilege for it, but not for the same thing by way of /proc.
+        // Old kernels require a privilege for this call, but not for the same link through /proc.
         Err(error) if error != Errno::EXIST => {
             let open = format!("/proc/self/fd/{}", file.as_raw_fd());
             Ok(rustix::fs::linkat(CWD, open, CWD, to, AtFlags::SYMLINK_FOLLOW)?)
@@ -34,7 +34,7 @@ pub(super) fn link(file: &File, to: &Path) -> io::Result<()> {
     }
 }
 
-/// Takes the lock of a file, until it is closed. `false` if somebody else has it.
+/// Takes the lock of a file until the file is closed; `false` if another process has it.
 ///
 /// # Errors
 /// If the file system has no locks.
@@ -45,12 +45,12 @@ pub(super) fn lock(file: &File) -> io::Result<bool> {
     }
 }
 
-/// Whether two descriptions are of one file; `None` if the system cannot tell.
+/// Whether the metadata `a` and `b` are of one file; `None` if the system cannot tell.
 pub(super) fn is_same(a: &Metadata, b: &Metadata) -> Option<bool> {
     Some((a.dev(), a.ino()) == (b.dev(), b.ino()))
 }
 
-/// Whether links in `folder` stand for open files, which have no name to be replaced.
+/// Whether links in `folder` stand for open files. Such files have no name that could be replaced.
 pub(super) fn has_links_to_open_files(folder: &Path) -> bool {
     rustix::fs::statfs(folder).is_ok_and(|found| found.f_type == PROC_SUPER_MAGIC)
 }
@@ -62,7 +62,7 @@ pub(super) fn check_removable(path: &Path, file: &Metadata, folder: &Metadata) -
     if folder.mode() & STICKY != 0 && !owns(file) && !owns(folder) {
         return Err(Error::invalid("it belongs to somebody else, in a folder where only they may remove it"));
     }
-    // What the system does not tell is not set.
+    // Attributes that the system does not report count as not set.
     let found = rustix::fs::statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty());
     let set = found.map_or(StatxAttributes::empty(), |found| found.stx_attributes);
     if set.contains(StatxAttributes::MOUNT_ROOT) {
@@ -74,13 +74,13 @@ pub(super) fn check_removable(path: &Path, file: &Metadata, folder: &Metadata) -
     Ok(())
 }
 
-/// Keeps a new file from everybody but its owner.
+/// Lets only the owner access a new file.
 pub(super) fn make_private(file: &File) {
     let _ = file.set_permissions(Permissions::from_mode(0o600));
 }
 
-/// Gives a file the mode of `model`, and its owner and group as far as that is allowed. What one group may do, no
-/// other gets.
+/// Gives a file the mode of `model`, and its owner and group as far as allowed. Another group does
+/// not get the rights of the group of `model`.
 pub(super) fn keep_permissions(file: &File, model: &Metadata) {
     let mut mode = model.mode() & 0o777;
     if fchown(file, None, Some(model.gid())).is_err() {
@@ -95,15 +95,15 @@ pub(super) fn max_file_len() -> Option<u64> {
     getrlimit(Resource::Fsize).current
 }
 
-/// Free bytes that this user may have on the file system of `file`.
+/// Free bytes for this user on the file system of `file`.
 pub(super) fn available(file: &File) -> Option<u64> {
     let found = rustix::fs::fstatvfs(file).ok()?;
     let free = if geteuid().is_root() { found.f_bfree } else { found.f_bavail };
-    // A file system of no blocks does not count them.
+    // A file system that reports no blocks does not count them.
     (found.f_blocks != 0).then(|| free.saturating_mul(found.f_frsize))
 }
 
-/// Reserves room for a file to grow, where the file system can do that.
+/// Reserves room for a file to grow, if the file system can do that.
 ///
 /// # Errors
 /// If there is no room, or files of this length are not allowed.

@@ -1,9 +1,9 @@
 //! Output files that appear whole or not at all.
 //!
-//! A file is written without a name (`O_TMPFILE`) and gets one when it is complete, so that nothing is left of a
-//! process that dies. Where the system has no such files, or cannot name them, the file has a temporary name beside its
-//! target. Whoever writes a file holds its lock (`flock`): a later run for the same output removes a temporary file
-//! that nobody holds.
+//! A file is written without a name (`O_TMPFILE`) and gets its name when it is complete. A process
+//! that dies therefore leaves nothing behind. If the system has no such files, or cannot name them,
+//! the file has a temporary name beside its target. The writer of a file holds its lock (`flock`).
+//! A later run for the same output removes a temporary file that nobody holds.
 
 mod room;
 #[cfg_attr(all(any(target_os = "linux", target_os = "android"), not(miri)), path = "linux.rs")]
@@ -26,25 +26,26 @@ use temp_name::TempName;
 #[derive(Debug)]
 pub struct Output {
     target: Target,
-    /// Before `name`, so that the file is closed before it is removed.
+    /// Declared before `name`, so that the file is closed before it is removed.
     file: File,
-    /// `None` while the file has no name at all.
+    /// `None` while the file has no name.
     name: Option<TempName>,
-    /// What was at the target at the start.
+    /// The file at the target when the output was created.
     replaced: Option<Metadata>,
 }
 
-/// How safe a published file is. It is complete and in place in either case.
+/// How safe a published file is. It is complete and in place in both cases.
 #[derive(Debug)]
 pub enum Published {
     /// It survives a power failure.
     Durable,
-    /// A power failure may bring back what was there before: the system does not synchronize the folder.
+    /// The system does not synchronize the folder, so a power failure may bring back the earlier
+    /// file.
     Unsynchronized(Error),
 }
 
 impl Published {
-    /// What a user should know, in one line.
+    /// A warning for the user, in one line.
     pub fn warning(&self) -> Option<String> {
         match self {
             Self::Durable => None,
@@ -56,8 +57,8 @@ impl Published {
 }
 
 impl Output {
-    /// A new file for `target` with room for `len` bytes, reserved where the file system can do that. Removes what an
-    /// earlier run for the same output left behind.
+    /// A new file for `target` with room for `len` bytes, reserved if the file system can do that.
+    /// Removes the leftovers of an earlier run for the same output.
     ///
     /// # Errors
     /// If no file can be created in the target's folder, or there is no room.
@@ -65,7 +66,8 @@ impl Output {
         Self::create_as(target, len, true)
     }
 
-    /// As [`create`](Self::create); with a temporary name from the start unless `anonymous`.
+    /// As [`create`](Self::create). The file has a temporary name from the start unless
+    /// `anonymous`.
     fn create_as(target: Target, len: u64, anonymous: bool) -> Result<Self> {
         let path = target.path().to_owned();
         Self::begin(target, len, anonymous).map_err(|error| error.with_path(path))
@@ -79,28 +81,29 @@ impl Output {
         };
         let replaced = target.replaced()?;
         if replaced.is_some() {
-            // What it replaces may be private too.
+            // The file that it replaces may be private too.
             system::make_private(&file);
         }
         room::reserve(&file, len)?;
         Ok(Self { target, file, name, replaced })
     }
 
-    /// The file, for reading what was written.
+    /// The file, for reading back the written bytes.
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// Where it will be.
+    /// The path that the file will have.
     pub fn target(&self) -> &Target {
         &self.target
     }
 
-    /// Makes the file durable and moves it to its target, with the permissions, and as far as the system allows the
-    /// owner, of a file that it replaces.
+    /// Makes the file durable and moves it to its target. It keeps the permissions of a file that
+    /// it replaces, and the owner as far as the system allows.
     ///
     /// # Errors
-    /// If the system refuses, or the target became something that may not be replaced. The target is then as it was.
+    /// If the system refuses, or the target can no longer be replaced. The target is then
+    /// unchanged.
     pub fn publish(self) -> Result<Published> {
         let path = self.target.path().to_owned();
         self.put_in_place().map_err(|error| error.with_path(path))
@@ -118,7 +121,7 @@ impl Output {
             keep_permissions(None);
             match system::link(&file, target.file()) {
                 Ok(()) => return Ok(synchronize_folder(&target)),
-                // It came into being meanwhile.
+                // The target was created meanwhile.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error.into()),
             }
@@ -149,16 +152,17 @@ impl Seek for Output {
     }
 }
 
-/// A file without a name in the folder of `target`, if the system has such files and can name them.
+/// A file without a name in the folder of `target`; `None` if the system has no such files or
+/// cannot name them.
 fn unnamed(target: &Path) -> Option<File> {
     let create = || system::unnamed(folder(target)).ok();
-    // Some file systems and sandboxes refuse the name: better at once than at the end.
+    // Some file systems and sandboxes refuse the name. The probe fails now instead of at the end.
     let probe = locked(create()?);
     drop(temp_name::link(&probe, target).ok()?);
     Some(locked(create()?))
 }
 
-/// A file without a name, with its lock where there are locks.
+/// The file, with its lock if the file system has locks.
 fn locked(file: File) -> File {
     let _ = system::lock(&file);
     file
@@ -180,7 +184,7 @@ fn folder(file: &Path) -> &Path {
     file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// What is at `path`, if anything; a symbolic link itself.
+/// The metadata at `path`, if anything is there. A symbolic link is not followed.
 fn look(path: &Path) -> io::Result<Option<Metadata>> {
     match fs::symlink_metadata(path) {
         Ok(found) => Ok(Some(found)),

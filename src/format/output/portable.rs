@@ -1,5 +1,5 @@
-//! What stands in for the system calls of [`linux`](super): files have temporary names, and room is found out by
-//! writing.
+//! Replacements for the system calls of [`linux`](super). Files have temporary names, and only
+//! writing shows whether there is room.
 
 use std::fs::{File, Metadata, TryLockError};
 use std::io;
@@ -17,7 +17,7 @@ pub(super) fn link(_file: &File, _to: &Path) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Takes the lock of a file, until it is closed. `false` if somebody else has it.
+/// Takes the lock of a file until the file is closed; `false` if another process has it.
 ///
 /// # Errors
 /// If the system has no locks.
@@ -29,12 +29,12 @@ pub(super) fn lock(file: &File) -> io::Result<bool> {
     }
 }
 
-/// Whether two descriptions are of one file; `None` if the system cannot tell.
+/// Whether the metadata are of one file; `None` if the system cannot tell.
 pub(super) fn is_same(_a: &Metadata, _b: &Metadata) -> Option<bool> {
     None
 }
 
-/// Whether links in `folder` stand for open files, which have no name to be replaced.
+/// Whether links in `folder` stand for open files. Such files have no name that could be replaced.
 pub(super) fn has_links_to_open_files(_folder: &Path) -> bool {
     false
 }
@@ -44,7 +44,7 @@ pub(super) fn check_removable(_path: &Path, _file: &Metadata, _folder: &Metadata
     Ok(())
 }
 
-/// Keeps a new file from everybody but its owner.
+/// Lets only the owner access a new file.
 pub(super) fn make_private(_file: &File) {}
 
 /// Gives a file the permissions of `model`.
@@ -55,7 +55,7 @@ pub(super) fn max_file_len() -> Option<u64> {
     None
 }
 
-/// Free bytes that this user may have on the file system of `file`.
+/// Free bytes for this user on the file system of `file`.
 pub(super) fn available(_file: &File) -> Option<u64> {
     None
 }

@@ -6,16 +6,16 @@ use std::io;
 use super::system;
 use crate::error::{ErrorKind, Result};
 
-/// Makes sure that an empty file can grow to `len` bytes, as far as the system can tell.
+/// Checks that an empty file can grow to `len` bytes, as far as the system can tell.
 ///
 /// # Errors
-/// [`ErrorKind::NoRoom`], or what the system says.
+/// [`ErrorKind::NoRoom`], or the error of the system.
 pub(super) fn reserve(file: &File, len: u64) -> Result<()> {
     check(len, system::max_file_len(), "within the limit of file sizes (ulimit -f)")?;
     check(len, system::available(file), ON_DISK)?;
     match system::allocate(file, len) {
         Ok(()) => Ok(()),
-        // Somebody else took what there was.
+        // Another process took the free space.
         Err(error) if error.kind() == io::ErrorKind::StorageFull => {
             let available = system::available(file).unwrap_or(0).min(len - 1);
             check(len, Some(available), ON_DISK)

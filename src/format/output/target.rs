@@ -1,4 +1,4 @@
-//! Where an output goes, and what it may replace.
+//! The place of an output, and the files it may replace.
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
@@ -8,13 +8,13 @@ use super::super::header::MAGIC;
 use super::{folder, look, system};
 use crate::error::{Error, ErrorKind, Result};
 
-/// Symbolic links followed, as many as Linux follows.
+/// Most symbolic links that are followed: as many as Linux follows.
 const MAX_LINKS: usize = 40;
 
 /// Files that an output may replace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Replace {
-    /// Empty files, and those that begin as a model file does.
+    /// Empty files, and files that begin like a model file.
     Models,
     /// Any regular file.
     Any,
@@ -23,19 +23,19 @@ pub enum Replace {
 /// The place of an output file, which may be written.
 #[derive(Clone, Debug)]
 pub struct Target {
-    /// As it was given, for messages.
+    /// The path as given, for messages.
     path: PathBuf,
-    /// Behind all symbolic links.
+    /// The path behind all symbolic links.
     file: PathBuf,
     replace: Replace,
 }
 
 impl Target {
-    /// Follows symbolic links, also to where there is no file yet.
+    /// Follows symbolic links, also to a file that does not exist yet.
     ///
     /// # Errors
-    /// If `path` is no regular file (a folder, device, pipe or socket), its folder does not exist, or there is a file
-    /// that must not be replaced: [`ErrorKind::NotReplaced`].
+    /// If `path` is no regular file (a folder, device, pipe or socket), or its folder does not
+    /// exist. [`ErrorKind::NotReplaced`] if a file at `path` must not be replaced.
     pub fn new(path: &Path, replace: Replace) -> Result<Self> {
         Self::find(path, replace).map_err(|error| error.with_path(path))
     }
@@ -59,12 +59,12 @@ impl Target {
         Ok(target)
     }
 
-    /// The name that was given.
+    /// The path that was given.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether the file at `path` would be replaced, whatever its names.
+    /// Whether the output would replace the file at `path`, under whatever name.
     pub fn is(&self, path: &Path) -> bool {
         let (Ok(ours), Ok(other)) = (fs::metadata(&self.file), fs::metadata(path)) else { return false };
         let canonical = |path: &Path| fs::canonicalize(path).ok();
@@ -76,10 +76,10 @@ impl Target {
         &self.file
     }
 
-    /// What would be replaced at this moment.
+    /// The file that would be replaced at this moment, if any.
     ///
     /// # Errors
-    /// If it must not be.
+    /// If it must not be replaced.
     pub(super) fn replaced(&self) -> Result<Option<Metadata>> {
         let Some(found) = look(&self.file)? else { return Ok(None) };
         if found.is_dir() {
@@ -111,7 +111,7 @@ fn follow_links(path: &Path) -> Result<PathBuf> {
     Err(Error::invalid("too many symbolic links"))
 }
 
-/// Whether a file begins as every model file does.
+/// Whether a file begins like a model file.
 fn begins_as_model(file: &Path) -> io::Result<bool> {
     let mut start = Vec::new();
     File::open(file)?.take(MAGIC.len() as u64).read_to_end(&mut start)?;

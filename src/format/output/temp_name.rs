@@ -14,19 +14,19 @@ use crate::error::{Error, Result};
 /// Runs that may write the same output at the same time.
 const MAX_RUNS: usize = 16;
 
-/// Characters of an output's name that are part of the temporary one: a file system that cannot have them says so at
-/// once, and its limit is far.
+/// Characters of an output's name that become part of the temporary name. If a file system cannot
+/// store them, the error comes at once. The length is far below the limit of file systems.
 const MAX_PREFIX: usize = 25;
 
-/// A temporary name of a file, which is removed with it.
+/// A temporary name of a file. Dropping it removes the file.
 #[derive(Debug)]
 pub(super) struct TempName {
-    /// Empty when there is nothing to remove.
+    /// Empty if there is nothing to remove.
     path: PathBuf,
 }
 
 impl TempName {
-    /// Gives the file its final name, in place of a file that has it.
+    /// Renames the file to its final name and replaces a file there.
     pub(super) fn rename(mut self, to: &Path) -> io::Result<()> {
         fs::rename(&self.path, to)?;
         self.path = PathBuf::new();
@@ -46,7 +46,7 @@ impl Drop for TempName {
 pub(super) fn create(target: &Path) -> Result<(File, TempName)> {
     for path in paths(target) {
         match OpenOptions::new().read(true).write(true).create_new(true).open(&path) {
-            // Another run may take a file for left behind until it is locked.
+            // Until it is locked, another run may take the file for a leftover.
             Ok(file) if matches!(system::lock(&file), Ok(false)) || !is_at(&file, &path) => {}
             Ok(file) => return Ok((file, TempName { path })),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -81,7 +81,7 @@ pub(super) fn clear(target: &Path) {
     }
 }
 
-/// Opens a file to lock it. Network file systems lock only what is open for writing.
+/// Opens a file to lock it. Network file systems lock only files that are open for writing.
 fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open(path).or_else(|_| File::open(path))
 }
@@ -92,7 +92,7 @@ fn is_at(file: &File, path: &Path) -> bool {
     system::is_same(&ours, &found).unwrap_or(true)
 }
 
-/// The temporary names for `target`: the same in every run, and no other output's.
+/// The temporary names for `target`. Every run has the same ones, and no other output has them.
 fn paths(target: &Path) -> impl Iterator<Item = PathBuf> {
     let name = target.file_name().unwrap_or_default();
     let prefix: String = name.to_str().unwrap_or_default().chars().take(MAX_PREFIX).collect();

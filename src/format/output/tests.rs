@@ -10,7 +10,7 @@ use super::super::header::MAGIC;
 use super::{Output, Published, Replace, Target, temp_name};
 use crate::error::{Error, ErrorKind};
 
-/// Calls a test with folders on the file systems that there are, and with both kinds of names.
+/// Calls a test with folders on the available file systems, and with both kinds of names.
 fn everywhere(test: impl Fn(&Desk)) {
     let places = [std::env::temp_dir(), "/dev/shm".into()];
     for place in places.iter().filter(|place| place.is_dir()) {
@@ -49,7 +49,7 @@ impl Desk {
         assert_eq!(fs::read(path).unwrap(), b"new");
     }
 
-    /// What is left of a run for `path` that died between naming the file and moving it.
+    /// The leftover of a run for `path` that died between naming the file and moving it.
     fn leftover(&self, path: &Path) -> fs::File {
         let (file, name) = temp_name::create(path).unwrap();
         std::mem::forget(name);
@@ -316,7 +316,7 @@ mod unix {
                 assert_eq!(mode(&path), wanted);
                 fs::remove_file(&path).unwrap();
             }
-            // A new file has the mode of any other new file.
+            // A new file has the default mode of new files.
             fs::write(desk.path("other"), "").unwrap();
             desk.write(&path, Replace::Models);
             assert_eq!(mode(&path), mode(&desk.path("other")));
