@@ -1,4 +1,4 @@
-//! Decoding one token of the built-in model, on every instruction set and with one and two threads.
+//! Decoding one token of the built-in model, on every instruction set, with one and two threads.
 //!
 //! For models that do not fit the cache use `rwkv-edge bench`, which relates the speed to the
 //! memory's.

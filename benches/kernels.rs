@@ -1,7 +1,7 @@
 //! Every kernel at every level, from the cache. Ids are `op/dtype/shape/isa`.
 //!
-//! Throughput counts the bytes of the weights for products, of the fp32 input for encoding, and of
-//! all slices read and written for the rest. For weights that do not fit the cache use
+//! The throughput of products counts the bytes of the weights, that of encoding the fp32 input, and
+//! that of the other kernels all slices read and written. For weights that do not fit the cache use
 //! `rwkv-edge bench`.
 
 use std::hint::black_box;
@@ -42,7 +42,7 @@ fn values(n: usize) -> Vec<f32> {
     (0..n).map(next).collect()
 }
 
-/// A vector with all that quantization makes of it.
+/// A vector with its quantized form.
 struct Input {
     values: Vec<f32>,
     codes: Vec<i8>,
@@ -97,7 +97,7 @@ fn matvec(c: &mut Criterion) {
     }
 }
 
-/// Eight vectors at once, as in a prompt; the throughput is that of the weights, read once.
+/// Eight vectors at once, as in a prompt. The throughput counts the weights, which are read once.
 fn matmul(c: &mut Criterion) {
     const VECTORS: usize = 8;
     let mut group = group(c, "matmul");
@@ -212,7 +212,7 @@ fn search(c: &mut Criterion) {
     }
 }
 
-/// Reading, and nothing else: the yardstick of `rwkv-edge bench`.
+/// Reading only: the yardstick of `rwkv-edge bench`.
 fn read(c: &mut Criterion) {
     let mut group = group(c, "read");
     let bytes = vec![1; 64 << 20];
@@ -271,7 +271,7 @@ fn norm_shift(c: &mut Criterion) {
     }
 }
 
-/// The operations on vectors, with the number of slices that each reads and writes.
+/// The operations on vectors, with the number of slices that each one reads and writes.
 fn element_wise(c: &mut Criterion) {
     type Op = fn(&Kernels, &mut [f32], &[f32]);
     let operations: [(&str, u64, Op); 13] = [
@@ -324,7 +324,7 @@ fn dequantize_record(c: &mut Criterion) {
     }
 }
 
-/// One head, whose state is read and written.
+/// One head. Its state is read and written.
 fn wkv_heads(c: &mut Criterion) {
     type Op = fn(&Kernels, &mut [f32], &mut [f32], &[f32], &[f32]);
     let operations: [(&str, Op); 2] = [
@@ -332,7 +332,7 @@ fn wkv_heads(c: &mut Criterion) {
         ("wkv7", |kernels, y, state, x, decay| kernels.wkv7(y, state, x, decay, x, x, x, decay)),
     ];
     let n = 64;
-    // Keys of length 1, as the recurrence of RWKV-7 asks for, so that the state stays small.
+    // Keys of length 1, as the recurrence of RWKV-7 requires, so the state stays small.
     let x: Vec<f32> = values(n).iter().map(|x| x / 8.0).collect();
     let decay: Vec<f32> = x.iter().map(|x| 0.9 - x.abs()).collect();
     for (op, run) in operations {

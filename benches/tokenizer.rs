@@ -1,6 +1,6 @@
 //! Encoding text with the World vocabulary, in bytes per second.
 //!
-//! The text is this repository's own documentation; set `RWKV_EDGE_BENCH_TOKENIZER` to a
+//! The text is this repository's own documentation. Set `RWKV_EDGE_BENCH_TOKENIZER` to a
 //! `tokenizer.json` to measure byte-level BPE instead.
 
 use std::path::Path;

@@ -4,7 +4,7 @@ use std::env::{self, VarError};
 
 use crate::error::{Error, Result};
 
-/// Forces the kernels of one instruction set, by the name that `rwkv-edge info` prints.
+/// Forces the kernels of one instruction set. The value is a name that `rwkv-edge info` prints.
 pub const ISA: &str = "RWKV_EDGE_ISA";
 
 /// The value of [`ISA`], if it is set and not empty.

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 /// Longest text in bytes.
 pub const MAX_TEXT: u64 = 128 << 20;
 
-/// Most bytes from a device, such as what is typed at a terminal.
+/// Most bytes from a device, such as a terminal.
 const MAX_DEVICE: u64 = 1 << 20;
 
 /// Reads a text of at most [`MAX_TEXT`] bytes from a regular file or a pipe. Waits for a pipe that
@@ -44,7 +44,7 @@ pub fn read_stream(stream: &mut dyn Read) -> Result<Vec<u8>> {
 /// The file cannot be opened or read, is too long, or is a folder, a device or a pipe.
 pub fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let read = || {
-        // Before it is opened, which may wait.
+        // Checked before the file is opened, because opening may wait.
         let metadata = fs::metadata(path)?;
         if metadata.is_dir() {
             return Err(Error::invalid("this is a folder; name a file inside it"));

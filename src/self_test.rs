@@ -1,7 +1,7 @@
-//! The self-test: every model file records the digest of some logits, which any machine must
-//! reproduce.
+//! The self-test: every model file records the digest of some logits. Any machine must reproduce
+//! it.
 //!
-//! Since logits have the same bits on every instruction set and thread count, a mismatch means
+//! Logits have the same bits on every instruction set and thread count. A mismatch therefore means
 //! damaged memory, a damaged file or a miscompiled kernel.
 
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::model::Model;
 ///
 /// # Errors
 /// If a token is not in the vocabulary, the engine cannot be made, or a logit is not finite:
-/// not-a-numbers have no bits that all machines agree on.
+/// machines do not agree on the bits of a NaN.
 pub fn logits_digest(model: &Arc<Model>, tokens: &[u32], threads: Option<usize>) -> Result<[u8; 32]> {
     let mut digest = Sha256::new();
     if !tokens.is_empty() {
@@ -39,7 +39,7 @@ pub fn logits_digest(model: &Arc<Model>, tokens: &[u32], threads: Option<usize>)
 /// Repeats the computation that the model file records.
 ///
 /// # Errors
-/// [`ErrorKind::Checksum`] if the logits differ from those of the machine that made the file.
+/// [`ErrorKind::Checksum`] if the logits differ from those that the file records.
 pub fn run(model: &Arc<Model>, threads: Option<usize>) -> Result<()> {
     let record = model.file().self_test();
     if logits_digest(model, &record.tokens, threads)? == record.logits_sha256 {

@@ -1,14 +1,14 @@
 //! Signals, as both programs treat them.
 //!
-//! A program [catches](catch) the signals that end it. The first one sets a flag and the work ends
-//! in good order. Then the process [dies by that signal](die_if_caught), so that a script sees why
-//! it ended. A second one ends the process at once; one that follows within [`SECOND_AFTER`] counts
-//! as a copy of the first. Signals that the parent ignores (`nohup`, `trap ''`, a background job of
-//! a script) stay ignored.
+//! A program [catches](catch) the signals that end it. The first one sets a flag, and the program
+//! ends its work in good order. Then the process [dies by that signal](die_if_caught), so a script
+//! sees why it ended. A second one ends the process at once. A signal that follows within
+//! [`SECOND_AFTER`] counts as a copy of the first. Signals that the parent ignores (`nohup`,
+//! `trap ''`, a background job of a script) stay ignored.
 //!
 //! Process 1 of a container is different. Linux takes no default action for it, so an uncaught
-//! signal does nothing. There the program catches all signals that end other processes, whatever
-//! its parent ignores, and exits with the status that a shell gives for a death by signal.
+//! signal does nothing. There the program catches all signals that end other processes, even if its
+//! parent ignores them. It exits with the status that a shell gives for a death by signal.
 
 use std::io;
 use std::process;
@@ -36,8 +36,8 @@ pub const STOPPING: &[i32] = &[SIGINT, SIGTERM, SIGHUP];
 pub const STOPPING: &[i32] = &[SIGINT, SIGTERM];
 
 /// Signals that end a process by default, come from outside and can be caught. SIGPIPE is not among
-/// them: writing to a closed pipe is an error of that write. Nor is SIGXFSZ: [`prepare`] turns it
-/// into an error of the write.
+/// them: writing to a closed pipe is an error of that write. SIGXFSZ is not among them either:
+/// [`prepare`] turns it into an error of the write.
 #[cfg(unix)]
 pub const ENDING: &[i32] =
     &[SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGXCPU, SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF, SIGIO];
@@ -45,8 +45,8 @@ pub const ENDING: &[i32] =
 #[cfg(not(unix))]
 pub const ENDING: &[i32] = STOPPING;
 
-/// A signal that comes earlier after the first one is a copy of it: `timeout` and closed terminals
-/// send a signal to the process and to its group.
+/// Time within which another signal counts as a copy of the first. `timeout` and closed terminals
+/// send a signal both to the process and to its group.
 pub const SECOND_AFTER: Duration = Duration::from_millis(200);
 
 /// Whether a signal was caught.
@@ -64,7 +64,7 @@ static AT_ONCE: AtomicBool = AtomicBool::new(true);
 pub fn prepare() -> io::Result<()> {
     #[cfg(unix)]
     {
-        // Only a signal that is ignored or caught lets the write return.
+        // The write returns only if the signal is ignored or caught.
         static REACHED: AtomicBool = AtomicBool::new(false);
         flag::register(SIGXFSZ, &REACHED)?;
     }
@@ -110,7 +110,7 @@ pub fn die_if_caught() {
 /// Ends the process by the last signal.
 fn die() -> ! {
     let signal = match SIGNAL.load(Ordering::SeqCst) {
-        // It came between the handlers for the two variables.
+        // The signal came between the handlers of the two variables.
         0 => SIGTERM,
         signal => signal as i32,
     };
@@ -130,7 +130,7 @@ fn end_if(signal: i32, condition: &'static AtomicBool) -> io::Result<()> {
     Ok(())
 }
 
-/// A thread that ends the process by the second signal of which it is told.
+/// A thread that ends the process at the second signal it is told of.
 #[cfg(unix)]
 struct Watcher(UnixStream);
 
@@ -142,7 +142,7 @@ impl Watcher {
         let (mut arrivals, sender) = UnixStream::pair()?;
         thread::Builder::new().name("signals".into()).stack_size(Self::STACK_BYTES).spawn(move || {
             let mut first = None;
-            // A byte for each signal.
+            // The pipe carries one byte per signal.
             while arrivals.read_exact(&mut [0]).is_ok() {
                 if first.get_or_insert_with(Instant::now).elapsed() >= SECOND_AFTER {
                     die();
@@ -180,8 +180,8 @@ fn is_process_one() -> bool {
     process::id() == 1
 }
 
-/// The signals that this process was started to ignore, signal 1 in the lowest bit. None where
-/// Linux does not tell (without `/proc`) and on other systems.
+/// The signals that this process was started to ignore, signal 1 in the lowest bit. 0 if Linux does
+/// not tell (without `/proc`) and on other systems.
 fn ignored_signals() -> u64 {
     host::status_field("SigIgn:").map_or(0, |mask| parse_mask(&mask))
 }

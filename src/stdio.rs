@@ -1,7 +1,7 @@
 //! Standard streams, as both programs use them.
 //!
-//! Whoever started the program owns the streams and may have made them non-blocking. Reads and
-//! writes here wait until the stream is ready.
+//! The caller of the program owns the streams and may have made them non-blocking. Reads and writes
+//! here wait until the stream is ready.
 
 use std::error::Error;
 use std::fmt;
@@ -47,19 +47,19 @@ impl Write for Stderr {
     }
 }
 
-/// Standard output for many small pieces; what is left must be flushed.
+/// Standard output for many small pieces. The caller must flush it at the end.
 pub fn stdout() -> BufWriter<Stdout> {
     BufWriter::new(Stdout)
 }
 
-/// What a stream is waited for.
+/// The operation that a stream must be ready for.
 #[derive(Clone, Copy)]
 enum Ready {
     ToRead,
     ToWrite,
 }
 
-/// Repeats a call for as long as a non-blocking stream is not ready for it.
+/// Repeats a call while a non-blocking stream is not ready for it.
 #[cfg(unix)]
 fn when_ready<T>(
     stream: impl std::os::fd::AsFd,
@@ -89,8 +89,8 @@ fn when_ready<T>(_: impl Sized, _: Ready, mut call: impl FnMut() -> io::Result<T
     call()
 }
 
-/// One write without the buffer of the standard library, which loses count of its bytes when the
-/// stream is not ready.
+/// One write without the buffer of the standard library. That buffer loses count of its bytes when
+/// the stream is not ready.
 #[cfg(unix)]
 fn write_some(stream: impl std::os::fd::AsFd, buf: &[u8]) -> io::Result<usize> {
     Ok(rustix::io::write(stream, buf)?)
@@ -107,16 +107,16 @@ pub fn eprint_line(line: fmt::Arguments<'_>) {
     let _ = Stderr.write_all(format!("{}\n", printable::line(line)).as_bytes());
 }
 
-/// Ends a program that was called wrongly: prints each line of `text` with [`eprint_line`] and
-/// exits with 2.
+/// Ends a program after wrong usage: prints each line of `text` with [`eprint_line`] and exits with
+/// 2.
 pub fn wrong_usage(text: &str) -> ! {
     text.trim_end().lines().for_each(|line| eprint_line(format_args!("{line}")));
     std::process::exit(2)
 }
 
-/// Ends a program that met an error: prints the error and its causes on one line.
+/// Ends a program after an error: prints the error and its causes on one line.
 ///
-/// A broken pipe means that the reader of the output went away: that is success and prints nothing.
+/// A broken pipe means that the reader of the output went away. That is success and prints nothing.
 /// If a signal was [caught](signals::catch), the process dies by it.
 pub fn report(program: &str, error: &(dyn Error + 'static)) -> ExitCode {
     let causes: Vec<_> = iter::successors(Some(error), |&error| error.source()).collect();
@@ -137,25 +137,25 @@ pub fn peak_rss() -> String {
     host::peak_rss_bytes().map_or("unknown".into(), |bytes| format!("{:.1} MiB", bytes as f64 / 1048576.0))
 }
 
-/// A line about progress on a terminal, rewritten in place five times a second. It is cut to the
-/// terminal's width, so it never wraps. It stays when it is dropped.
+/// A progress line on a terminal, rewritten in place five times a second. It is cut to the
+/// terminal's width, so it never wraps. Dropping it leaves the line on the terminal.
 pub struct StatusLine {
     shown: Option<Instant>,
-    /// Columns of the text that stands there.
+    /// Columns of the text on the terminal.
     columns: usize,
 }
 
 impl StatusLine {
     const INTERVAL: Duration = Duration::from_millis(200);
-    /// Columns of a terminal that does not tell, as on a serial line.
+    /// Columns assumed for a terminal that does not report its width, such as a serial line.
     const UNKNOWN_WIDTH: usize = 40;
 
-    /// A line on standard error, unless that is no terminal.
+    /// A line on standard error; `None` if that is no terminal.
     pub fn on_terminal() -> Option<Self> {
         io::stderr().is_terminal().then(|| Self { shown: None, columns: 0 })
     }
 
-    /// Shows a text, if it is time for another one.
+    /// Shows a text, if the last one is old enough.
     pub fn show(&mut self, text: impl FnOnce() -> String) {
         if self.shown.is_some_and(|shown| shown.elapsed() < Self::INTERVAL) {
             return;
@@ -183,8 +183,9 @@ impl Drop for StatusLine {
     }
 }
 
-/// What replaces a line of `old` columns by `text` on a terminal of `width` columns, and the
-/// columns it then has. The last column stays free: some terminals wrap as soon as it is written.
+/// The output that replaces a line of `old` columns by `text` on a terminal of `width` columns, and
+/// the number of columns of the new line. The last column stays free, because some terminals wrap
+/// as soon as it is written.
 fn rewrite(text: &str, old: usize, width: usize) -> (String, usize) {
     let room = width.saturating_sub(1);
     let text: String = text.chars().take(room).collect();

@@ -6,10 +6,11 @@ use common::{VERSIONS, fixture, model, session, token_walk};
 use rwkv_edge::host;
 use rwkv_edge::kernels::DType;
 
-/// Tokens fed; the state norm after a hundredth of them must be of the order of that after all.
+/// Tokens fed. The norm of the state after a hundredth of them must have the magnitude of the norm
+/// after all.
 const TOKENS: usize = 100_000;
 
-/// Root of the sum of squares, without the -1e30 that stands for "nothing yet" in RWKV-4.
+/// Root of the sum of squares, without the -1e30 that means "nothing yet" in RWKV-4.
 fn norm(values: &[f32]) -> f64 {
     values.iter().filter(|x| x.abs() < 1e20).map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt()
 }

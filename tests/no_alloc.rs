@@ -1,7 +1,7 @@
-//! After a session exists, reading and writing text allocates nothing.
+//! Once a session exists, reading and writing text allocates nothing.
 //!
-//! Without the test harness, whose other thread allocates when a test has run for a minute, as this
-//! one may on a board.
+//! This test has no test harness. The harness's second thread allocates when a test has run for a
+//! minute, which can happen on a board.
 
 #[path = "common/allocations.rs"]
 mod allocations;

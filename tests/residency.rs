@@ -12,7 +12,7 @@ use rwkv_edge::format::{Arch, Config};
 use rwkv_edge::kernels::DType;
 use rwkv_quantize::synth::{self, Recipe};
 
-/// What may be resident of the embedding: twice the largest piece that the system maps at once.
+/// Most resident bytes of the embedding: twice the largest piece that the system maps at once.
 const MOST: u64 = 2 * (2 << 20);
 
 /// Bytes of the mapping of `path` that are resident in this process.
@@ -32,7 +32,7 @@ fn resident_bytes(path: &Path) -> u64 {
     1024 * kib
 }
 
-/// One layer, and an embedding several times larger than what may be resident of it.
+/// A model of one layer. Its embedding is several times larger than its allowed resident part.
 fn large_embedding() -> Recipe {
     let config = Config {
         n_layer: 1,

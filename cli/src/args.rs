@@ -29,7 +29,7 @@ pub(crate) struct ComputeArgs {
     pub(crate) kernels: KernelArgs,
 }
 
-/// Which kernels to run on what.
+/// Options of the kernels: instruction set, checks and threads.
 #[derive(Args)]
 pub(crate) struct KernelArgs {
     /// Instruction set of the kernels, by the names that `info` lists [default: $RWKV_EDGE_ISA, or
@@ -57,8 +57,8 @@ impl ComputeArgs {
         EngineOptions { threads: self.threads(), ..EngineOptions::default() }
     }
 
-    /// How many threads an engine gets. Unless they were asked for, all from here on keep to the
-    /// fast cores.
+    /// The number of threads of an engine. If the user did not choose it, threads from here on keep
+    /// to the fast cores.
     pub(crate) fn threads(&self) -> Option<usize> {
         if self.threads.is_none() {
             DefaultThreads::detect().keep_to_fast_cores();
@@ -67,7 +67,7 @@ impl ComputeArgs {
     }
 }
 
-/// A model's name for people, fit for a terminal.
+/// A model's name for people, safe for a terminal.
 pub(crate) fn model_name(path: Option<&PathBuf>) -> String {
     path.map_or("built-in".into(), |path| Printable(path.display()).to_string())
 }

@@ -1,4 +1,4 @@
-//! `rwkv-edge bench`: speed of prompt and decoding, beside what this machine can read from memory.
+//! `rwkv-edge bench`: the speed of prompt and decoding, beside this machine's read bandwidth.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -33,10 +33,10 @@ pub(super) struct BenchArgs {
     #[arg(long = "prompt", value_name = "N", default_value_t = 16,
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     n_prompt: u32,
-    /// How the next token is chosen, which decides how much of a nested head is read
+    /// How to choose the next token; this determines how much of a nested head is read
     #[arg(long, value_enum, default_value_t = Choice::Greedy)]
     choose: Choice,
-    /// Do without something that reads less; may be given several times
+    /// Switch off a shortcut that reads less; may be given several times
     #[arg(long, value_enum, value_delimiter = ',')]
     without: Vec<Saving>,
     /// Show the time of each phase
@@ -67,13 +67,13 @@ enum Saving {
     PromptChunks,
 }
 
-/// Seed of the tokens that are sampled.
+/// Seed for sampling.
 const SEED: u64 = 0;
 
-/// Times that a disturbed measurement is repeated.
+/// Most repeats of a disturbed measurement.
 const MOST_REPEATS: usize = 2;
 
-/// What was measured with one number of threads.
+/// The measurements with one number of threads.
 struct Measured {
     threads: usize,
     prompt: f64,
@@ -86,8 +86,8 @@ struct Measured {
     passes: Vec<f64>,
 }
 
-/// A few tokens between two passes of plain reading. Machines that are shared change their speed
-/// from one second to the next, so decoding is held against what was read around it.
+/// A few tokens between two passes of plain reading. Shared machines change their speed from one
+/// second to the next, so decoding is compared with the passes around it.
 struct Round {
     /// Bytes per second of plain reading, before and after.
     bandwidth: f64,
@@ -114,7 +114,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
     Ok(out.flush()?)
 }
 
-/// Measures again if something else used the machine meanwhile, but not for ever.
+/// Measures again if something else used the machine meanwhile, at most [`MOST_REPEATS`] times.
 fn measure_undisturbed(args: &BenchArgs, model: &Arc<Model>, threads: usize) -> Result<Measured> {
     let mut measured = measure(args, model, threads)?;
     for _ in 0..MOST_REPEATS {
@@ -146,8 +146,7 @@ fn measure(args: &BenchArgs, model: &Arc<Model>, threads: usize) -> Result<Measu
     let mut engine = Engine::new(Arc::clone(model), &options)?;
     let Snapshot { mut state, mut sampler, .. } = Snapshot::new(model, sampling, SEED)?;
     let n_vocab = model.config().n_vocab as u32;
-    // A fixed pseudo-random walk over the vocabulary: the work does not depend on what a token
-    // says.
+    // A fixed pseudo-random walk over the vocabulary, so the fed tokens do not depend on the text.
     let token = |i: u32| i.wrapping_mul(2_654_435_761) % n_vocab;
     let mut feed = |engine: &mut Engine<'_>, state: &mut State, tokens: &[u32]| {
         engine.feed(state, tokens)?;
@@ -177,7 +176,7 @@ fn measure(args: &BenchArgs, model: &Arc<Model>, threads: usize) -> Result<Measu
         let first = latencies.len();
         let traffic = engine.traffic();
         engine.measure_time(args.profile);
-        // As much decoding as reading, so that both meet the same weather.
+        // Decoding takes as long as reading, so both see the same load of the machine.
         let until = Instant::now() + Duration::from_secs_f64(yardstick.bytes.len() as f64 / bandwidth);
         while latencies.len() < args.n_tokens as usize && (latencies.len() == first || Instant::now() < until)
         {
@@ -211,7 +210,7 @@ impl Measured {
         self.tokens() / self.seconds()
     }
 
-    /// Weights and state.
+    /// Bytes of weights and state per token.
     fn bytes_per_token(&self) -> f64 {
         self.traffic.bytes() as f64 / self.tokens()
     }
@@ -346,18 +345,17 @@ struct Yardstick<'a> {
     pool: Pool,
     kernels: &'static Kernels,
     bytes: &'a [u8],
-    /// Read streams in each thread.
+    /// Read streams of each thread.
     streams: usize,
-    /// Something to do with what is read, for each block.
+    /// A result for each block, so that the reads have a use.
     words: Vec<f32>,
 }
 
 impl<'a> Yardstick<'a> {
-    /// What is read as one set of streams before the next is begun.
+    /// Bytes read as one set of streams before the next set begins.
     const BLOCK: usize = 1 << 20;
 
-    /// Finds the number of streams with which reading is fastest, by the medians of five passes of
-    /// each.
+    /// Finds the number of streams that reads fastest, by the medians of five passes of each.
     fn new(model: &'a Model, threads: usize) -> Result<Self> {
         let bytes = weights(model);
         let words = vec![0.0; bytes.len().div_ceil(Self::BLOCK)];
@@ -376,7 +374,7 @@ impl<'a> Yardstick<'a> {
         Ok(yardstick)
     }
 
-    /// Reads everything once; bytes per second.
+    /// Reads everything once; returns bytes per second.
     fn read(&mut self) -> f64 {
         let Self { pool, kernels, bytes, streams, words } = self;
         let started = Instant::now();
@@ -390,7 +388,8 @@ impl<'a> Yardstick<'a> {
     }
 }
 
-/// What decoding reads of the file, which ends with the embedding; of a large one the first part.
+/// The part of the file that decoding reads: everything before the embedding at its end. For a
+/// large file, the first part of it.
 fn weights(model: &Model) -> &[u8] {
     const MOST: u64 = 1 << 30;
     let file = model.file();
@@ -398,8 +397,8 @@ fn weights(model: &Model) -> &[u8] {
     file.mapping().get(..len.min(MOST) as usize).unwrap_or_default()
 }
 
-/// Whether plain reading, some passes of which were held against decoding, is no limit: decoding
-/// read clearly faster, or the middle half of the passes differ by more than a quarter.
+/// Whether the passes of plain reading are no limit for decoding: decoding read clearly faster, or
+/// the middle half of the passes differ by more than a quarter.
 fn is_disturbed(share_of_limit: f64, passes: &[f64]) -> bool {
     const LARGEST_SHARE: f64 = 1.2;
     const LARGEST_MOVE: f64 = 0.25;
@@ -427,9 +426,9 @@ mod tests {
 
     #[test]
     fn a_bandwidth_that_moves_by_more_than_a_quarter_is_disturbed() {
-        // A pass or two that something else held up do not move the medians.
+        // One or two passes that something else held up do not move the medians.
         assert!(!is_disturbed(0.9, &[10.0, 1.0, 10.0, 9.0, 10.0, 10.0, 0.2, 10.0, 9.5]));
-        // But a machine that has become slower moves them.
+        // A machine that has become slower does move them.
         assert!(is_disturbed(0.9, &[10.0, 10.0, 10.0, 10.0, 7.0, 7.0, 7.0, 7.0]));
         assert!(is_disturbed(0.9, &[10.0, 7.0]) && !is_disturbed(0.9, &[10.0, 8.0]));
         assert!(!is_disturbed(0.9, &[10.0]));

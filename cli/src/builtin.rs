@@ -1,6 +1,6 @@
 //! The model that ships with the program: a small RWKV-7 trained on public-domain fairy tales.
 
-/// Gives the bytes the alignment of a mapped file's tensors.
+/// Gives the bytes the alignment of the tensors in a mapped file.
 #[repr(C, align(64))]
 struct Aligned<T: ?Sized>(T);
 

@@ -1,7 +1,7 @@
 //! `rwkv-edge eval`: how well a model predicts a text.
 //!
-//! The text is read once from the initial state, after the model's start tokens, without resets.
-//! The first token of the text is predicted too where there are start tokens.
+//! The text is read once from the initial state, after the model's start tokens, without resets. If
+//! there are start tokens, the first token of the text is predicted too.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -186,8 +186,8 @@ impl Totals {
     }
 }
 
-/// Progress on standard error: a line that is rewritten on a terminal, one every ten seconds
-/// elsewhere.
+/// Progress on standard error: a line that is rewritten on a terminal, or one line every ten
+/// seconds elsewhere.
 struct Progress {
     total: usize,
     started: Instant,

@@ -34,7 +34,7 @@ pub(super) fn run(args: &InfoArgs) -> Result<()> {
     if args.tensors {
         tensors(out, model.file())?;
     }
-    // Before threads are kept to the cores that this finds.
+    // Detected before threads are restricted to the cores that this finds.
     let default_threads = DefaultThreads::detect();
     let threads = compute.threads();
     let session = SessionOptions::with_threads(threads);

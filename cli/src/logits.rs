@@ -1,4 +1,4 @@
-//! `rwkv-edge logits`: the numbers themselves, for comparisons with other implementations.
+//! `rwkv-edge logits`: the logits themselves, for comparisons with other implementations.
 
 use std::io::Write;
 

@@ -1,6 +1,6 @@
 //! `rwkv-edge`: run, inspect and measure RWKV models.
 //!
-//! Here are the subcommands and exit codes; each subcommand has a module.
+//! This module has the subcommands and exit codes. Each subcommand has a module of its own.
 
 mod args;
 mod bench;
@@ -44,8 +44,8 @@ enum Command {
     Bench(bench::BenchArgs),
 }
 
-/// Runs the program. 0 is success, also when the reader of the output went away; 1 an error; 2
-/// wrong usage. A run that a signal ends dies by it.
+/// Runs the program. The exit code is 0 for success, also if the reader of the output went away; 1
+/// for an error; 2 for wrong usage. A run that a signal ends dies by it.
 fn main() -> ExitCode {
     let cli = Cli::try_parse().unwrap_or_else(|error| match error.use_stderr() {
         true => stdio::wrong_usage(&error.render().to_string()),

@@ -63,8 +63,8 @@ pub(super) fn run(args: &RunArgs) -> Result<()> {
     let mut session = Session::new(Arc::clone(&model), &options)?;
     let interrupted = signals::catch(signals::STOPPING)?;
     let result = args.write_text(&mut session, &model, &prompt, interrupted);
-    // A damaged file is the reason for whatever else went wrong. Whoever interrupts does not want
-    // to wait.
+    // A damaged file explains any other failure, so the rest is checked. A user who interrupts does
+    // not want to wait for that.
     if !matches!(result, Ok(Written { complete: false, .. })) {
         model.verify_rest()?;
     }
@@ -78,7 +78,7 @@ pub(super) fn run(args: &RunArgs) -> Result<()> {
 }
 
 impl RunArgs {
-    /// Feeds the prompt and streams what follows.
+    /// Feeds the prompt and streams the generated text.
     fn write_text(
         &self,
         session: &mut Session,
@@ -132,8 +132,8 @@ impl RunArgs {
         }
     }
 
-    /// Streams text to standard output until a stop rule, the limit or a signal. Returns the tokens
-    /// generated, and whether they are all.
+    /// Streams text to standard output until a stop rule, the limit or a signal ends it. Returns
+    /// the number of tokens, and whether the text is complete.
     fn generate(&self, session: &mut Session, interrupted: &AtomicBool) -> Result<(u64, bool)> {
         let max_tokens = (self.n_tokens > 0).then_some(self.n_tokens);
         let mut text = session.generate(&StopRules { max_tokens, stop_texts: &self.stop })?;
@@ -168,7 +168,7 @@ impl RunArgs {
     }
 }
 
-/// What a run has done.
+/// The result of a run.
 struct Written {
     prompt: Rate,
     text: Rate,
@@ -176,7 +176,7 @@ struct Written {
     complete: bool,
 }
 
-/// Tokens and the time they took.
+/// A number of tokens and the time they took.
 struct Rate {
     tokens: u64,
     time: Duration,

@@ -2,7 +2,7 @@
 
 use rwkv_edge::stdio;
 
-/// Says on standard error if a text looks like UTF-16, which a model reads as nonsense.
+/// Warns on standard error if a text looks like UTF-16, which a model reads as nonsense.
 pub(crate) fn hint_at_utf16(text: &[u8]) {
     if looks_like_utf16(text) {
         stdio::eprint_line(format_args!(
@@ -12,7 +12,7 @@ pub(crate) fn hint_at_utf16(text: &[u8]) {
 }
 
 /// Whether a text begins with the byte order mark of UTF-16, or one byte of most pairs is zero and
-/// the other hardly ever.
+/// the other almost never.
 fn looks_like_utf16(text: &[u8]) -> bool {
     const MOST_PAIRS: usize = 512;
     if text.starts_with(b"\xff\xfe") || text.starts_with(b"\xfe\xff") {

@@ -82,8 +82,8 @@ impl TensorLayout {
         Self::ALL.into_iter().find(|&layout| layout as u8 == code)
     }
 
-    /// Number of records and values in each, for a logical shape; `None` for the layouts without
-    /// records.
+    /// Number of records, and number of values in each, for a logical shape. `None` for layouts
+    /// without records.
     pub(super) fn records(self, shape: [usize; 2]) -> Option<(usize, usize)> {
         match self {
             Self::RowRecords => Some((shape[0], shape[1])),
@@ -104,8 +104,7 @@ impl fmt::Display for TensorLayout {
     }
 }
 
-/// Bytes of a tensor, or `None` if the layout does not go with the type or shape, or the size
-/// overflows.
+/// Bytes of a tensor. `None` if the layout does not fit the type or shape, or the size overflows.
 pub(super) fn byte_len(dtype: ElementType, layout: TensorLayout, shape: [usize; 2]) -> Option<u64> {
     let bytes = match (layout, dtype.weight()) {
         (TensorLayout::Vector, Some(DType::F32) | None) if shape[0] > 0 && shape[1] == 1 => {
@@ -132,7 +131,7 @@ pub struct TensorInfo {
     pub layout: TensorLayout,
     /// Logical shape `[out, in]`; `[n, 1]` for vectors.
     pub shape: [usize; 2],
-    /// Power of two that all weights are multiplied by; 1 for types without group scales.
+    /// Power of two that scales all weights; 1 for types without group scales.
     pub scale: f32,
     /// Relative error of the stored weights against the checkpoint's.
     pub rel_error: f32,
@@ -140,7 +139,7 @@ pub struct TensorInfo {
     pub offset: u64,
     /// Bytes.
     pub len: u64,
-    /// CRC-32 of the bytes; 0 if records are checked one by one.
+    /// CRC-32 of the bytes; 0 if each record has its own.
     pub crc32: u32,
     /// Whether the u32 vector `<name>.crc32` holds a checksum for each record.
     pub checked_by_record: bool,
@@ -157,13 +156,13 @@ impl TensorInfo {
         format!("{}.crc32", self.name)
     }
 
-    /// Alignment that the layout and size ask for.
+    /// Alignment of a tensor with this layout and size.
     pub(super) fn align(&self) -> u64 {
         let own_pages = self.len >= LARGE_TENSOR_BYTES || self.layout == TensorLayout::RowRecords;
         if own_pages { PAGE_ALIGN } else { LINE_ALIGN }
     }
 
-    /// Type, layout and shape as they stand in messages.
+    /// Type, layout and shape, as messages show them.
     pub(super) fn describe(&self) -> String {
         describe(self.dtype, self.layout, self.shape)
     }
@@ -203,13 +202,12 @@ impl TensorInfo {
     }
 }
 
-/// Type, layout and shape as they stand in messages: `int8 interleaved [256, 512]`.
+/// Type, layout and shape, as messages show them: `int8 interleaved [256, 512]`.
 pub(super) fn describe(dtype: ElementType, layout: TensorLayout, shape: [usize; 2]) -> String {
     format!("{dtype} {layout} [{}, {}]", shape[0], shape[1])
 }
 
-/// Types with group scales take a positive power of two that is a normal number, the others exactly
-/// 1.
+/// Types with group scales require a positive, normal power of two. The others require exactly 1.
 pub(super) fn scale_fits(dtype: ElementType, scale: f32) -> bool {
     let power_of_two = scale.is_normal() && scale > 0.0 && scale.to_bits() & 0x007f_ffff == 0;
     match dtype.weight() {

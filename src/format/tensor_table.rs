@@ -11,11 +11,12 @@ use crate::error::{Error, ErrorKind, Result};
 const TABLE_HEADER_BYTES: usize = 16;
 /// Bytes of one entry.
 const ENTRY_BYTES: usize = 64;
-/// Entry flag: a table `<name>.crc32` has a checksum for each record, the entry itself has none.
+/// Entry flag: a table `<name>.crc32` has a checksum for each record, and the entry itself has
+/// none.
 const CHECKED_BY_RECORD: u32 = 1;
 
-/// Checks the tensors against each other: they cover `data` in order, each as early as its
-/// alignment allows, names are unique, and every tensor that is checked by record has its table of
+/// Checks the tensors against each other. They cover `data` in order, each as early as its
+/// alignment allows. Names are unique. Every tensor that is checked by record has its table of
 /// checksums.
 pub(super) fn check_tensors(tensors: &[TensorInfo], data: Range<u64>) -> Result<()> {
     let fail = |tensor: &TensorInfo, what: &str| {
@@ -115,7 +116,7 @@ pub(super) fn parse(section: &[u8], data: Range<u64>) -> Result<Vec<TensorInfo>>
     Ok(tensors)
 }
 
-/// The bytes of all entries; what is left in the cursor is exactly the names.
+/// The bytes of all entries. The names are exactly the rest of the cursor.
 fn split_entries<'a>(cursor: &mut Cursor<'a>) -> Option<&'a [u8]> {
     let (count, names_len) = (cursor.u32()?, cursor.u32()?);
     let reserved = cursor.take(8)?;
@@ -123,7 +124,7 @@ fn split_entries<'a>(cursor: &mut Cursor<'a>) -> Option<&'a [u8]> {
     (all_zero(reserved) && u64::from(names_len) == cursor.rest().len() as u64).then_some(entries)
 }
 
-/// One entry, and where its name ends. Names follow each other without gaps, in the order of the
+/// One entry, and the end of its name. Names follow each other without gaps, in the order of the
 /// entries.
 fn parse_entry(bytes: &[u8], names: &[u8], name_start: usize) -> Result<(TensorInfo, usize), ErrorKind> {
     let damaged = |what: &str| ErrorKind::Malformed(what.into());

@@ -9,12 +9,12 @@ use super::{
 };
 
 pub(crate) const N_VOCAB: usize = 16;
-/// Enough that no two types of records have the same size.
+/// Large enough that no two types of records have the same size.
 pub(crate) const N_EMBD: usize = 130;
 pub(crate) const N_ATT: usize = 20;
 pub(crate) const N_FFN: usize = 24;
 
-/// Everything but the tensors' bytes. The tensors are one of each layout and type.
+/// Everything except the tensors' bytes. There is one tensor of each layout and type.
 pub(crate) fn contents() -> FileContents {
     let spec = |name: &str, dtype, layout, shape| {
         let checked_by_record = layout == TensorLayout::RowRecords;
@@ -55,7 +55,7 @@ pub(crate) fn contents() -> FileContents {
     }
 }
 
-/// Arbitrary bytes that are small positive numbers as f32.
+/// Arbitrary bytes whose f32 values are small positive numbers.
 pub(crate) fn tensor_bytes(index: usize, len: usize) -> Vec<u8> {
     (0..len).map(|i| if i % 4 == 3 { 0x3f } else { (i * 7 + index * 31) as u8 }).collect()
 }
@@ -65,13 +65,12 @@ pub(crate) fn scale(dtype: ElementType) -> f32 {
     if matches!(dtype, ElementType::Int8 | ElementType::Int4) { 0.25 } else { 1.0 }
 }
 
-/// A place for a file that may replace any other.
+/// A target for a file that may replace any other.
 pub(crate) fn target(path: &Path) -> Target {
     Target::new(path, Replace::Any).unwrap()
 }
 
-/// A writer for the file at `path` to which all tensors have been written, in pieces of `piece`
-/// bytes.
+/// A writer for the file at `path`. All tensors have been written, in pieces of `piece` bytes.
 pub(crate) fn writer_with_data(path: &Path, piece: usize) -> ModelWriter {
     let mut writer = ModelWriter::create(target(path), FileLayout::new(contents()).unwrap()).unwrap();
     for (i, spec) in contents().tensors.iter().enumerate() {

@@ -4,24 +4,23 @@ use super::bytes::all_zero;
 use super::{ModelFile, TensorLayout};
 use crate::error::{ErrorKind, Result};
 
-/// Bytes that are checked before those of rarely used tensors are given back.
+/// Bytes checked at a time. Pages of rarely used tensors are given back after each slice.
 const SLICE_BYTES: usize = 1 << 20;
 
-/// How far a file's tensors have been checked. Allocates nothing, unless one is damaged.
+/// The progress of checking a file's tensors. Allocates only when a tensor is damaged.
 #[derive(Debug, Default)]
 pub struct Verifier {
     /// Index of the tensor that is being checked.
     tensor: usize,
-    /// Bytes of it that went into the hash.
+    /// Bytes of this tensor that are already hashed.
     done: usize,
     hasher: crc32fast::Hasher,
-    /// The damaged tensor, once it was found.
+    /// The damaged tensor, once found.
     damaged: Option<String>,
 }
 
 impl Verifier {
-    /// Nothing of `file` is checked yet but that there are only zeros between tensors, which is
-    /// done here.
+    /// Begins the check of `file`: checks that only zeros lie between tensors.
     ///
     /// # Errors
     /// [`ErrorKind::Checksum`] naming the tensor after other bytes.
@@ -38,9 +37,9 @@ impl Verifier {
         Ok(Self::default())
     }
 
-    /// Checks about `bytes` more of the tensors that have a checksum of their own, and returns
-    /// whether all are checked. The error of a damaged tensor comes when its last byte was read,
-    /// and of every call from then on.
+    /// Checks about `bytes` more of the tensors that have a checksum of their own; returns whether
+    /// all are checked. A damaged tensor is an error once its last byte has been read, and in every
+    /// later call.
     ///
     /// # Errors
     /// [`ErrorKind::Checksum`] naming the damaged tensor.

@@ -10,21 +10,21 @@ use crate::error::{Error, Result};
 
 const BUFFER_BYTES: usize = 1 << 20;
 
-/// Writes a planned file: tensors strictly in order, into an [`Output`] that takes the place of its
-/// target at the end. The target is never seen half-written, and an abandoned writer leaves
-/// nothing.
+/// Writes a planned file, tensors strictly in order, into an [`Output`]. The output replaces its
+/// target at the end. Nobody sees a half-written target, and an abandoned writer leaves nothing
+/// behind.
 ///
-/// For each tensor: [`begin`](Self::begin), any number of [`write`](Self::write),
-/// [`end`](Self::end). After the last: [`finish_data`](Self::finish_data), then
-/// [`model_file`](Self::model_file) is a complete model with the digests of the layout, and
-/// [`finish`](Self::finish) puts in the final ones.
+/// For each tensor, call [`begin`](Self::begin), any number of [`write`](Self::write), and
+/// [`end`](Self::end). After the last tensor, call [`finish_data`](Self::finish_data).
+/// [`model_file`](Self::model_file) is then a complete model with the digests of the layout, and
+/// [`finish`](Self::finish) writes the final ones.
 #[derive(Debug)]
 pub struct ModelWriter {
     layout: FileLayout,
     file: BufWriter<Output>,
     /// Offset of the next byte written, from the start of the file.
     position: u64,
-    /// Index of the next spec to begin.
+    /// Index of the next spec.
     next: usize,
     current: Option<Current>,
     data_complete: bool,
@@ -46,8 +46,8 @@ impl ModelWriter {
     /// Creates the file.
     ///
     /// # Errors
-    /// If no file can be created in the target's folder, or disk or address space have no room for
-    /// it.
+    /// If no file can be created in the target's folder, or if the disk or the address space has no
+    /// room for it.
     pub fn create(target: Target, layout: FileLayout) -> Result<Self> {
         let output = Output::create(target, layout.file_len())?;
         let mut writer = Self {
@@ -64,13 +64,13 @@ impl ModelWriter {
         Ok(writer)
     }
 
-    /// The layout of the file; scales, errors and checksums are those of the tensors already
+    /// The layout of the file. Scales, errors and checksums are known for the tensors already
     /// written.
     pub fn layout(&self) -> &FileLayout {
         &self.layout
     }
 
-    /// The model as it stands: complete after [`finish_data`](Self::finish_data).
+    /// The model in its present form. It is complete after [`finish_data`](Self::finish_data).
     ///
     /// # Errors
     /// As [`ModelFile::open`].
@@ -81,10 +81,10 @@ impl ModelWriter {
     }
 
     /// Starts tensor `index` of [`FileContents::tensors`](super::FileContents::tensors), which must
-    /// be the next. `scale` is its tensor scale, 1 for types without group scales.
+    /// be the next one. `scale` is its tensor scale, 1 for types without group scales.
     ///
     /// # Errors
-    /// If it is another tensor's turn, the scale does not go with the type, or on a write error.
+    /// If another tensor is next, the scale does not fit the type, or on a write error.
     pub fn begin(&mut self, index: usize, scale: f32) -> Result<()> {
         if self.current.is_some() || self.data_complete {
             return Err(self.misuse("begin: the tensor before has not ended, or the data is complete"));
@@ -100,7 +100,8 @@ impl ModelWriter {
     /// Appends bytes to the current tensor.
     ///
     /// # Errors
-    /// If there is no current tensor, it would become longer than planned, or on a write error.
+    /// If there is no current tensor, the tensor would become longer than planned, or on a write
+    /// error.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         let Some(mut current) = self.current.take() else { return Err(self.misuse("write: no tensor")) };
         let planned = self.layout.tensors[current.slot].len;
@@ -115,7 +116,8 @@ impl ModelWriter {
         Ok(())
     }
 
-    /// Takes back everything written of the current tensor, which is then the next to begin again.
+    /// Discards the written bytes of the current tensor. [`begin`](Self::begin) must start it
+    /// again.
     ///
     /// # Errors
     /// If there is no current tensor, or on a write error.
@@ -130,7 +132,7 @@ impl ModelWriter {
     /// checkpoint's.
     ///
     /// # Errors
-    /// If it is shorter than planned, or on a write error.
+    /// If the tensor is shorter than planned, or on a write error.
     pub fn end(&mut self, rel_error: f32) -> Result<()> {
         let Some(current) = self.current.take() else { return Err(self.misuse("end: no tensor")) };
         let crcs = self.end_slot(current, rel_error)?;
@@ -157,12 +159,12 @@ impl ModelWriter {
         self.write_front()
     }
 
-    /// Writes the final provenance and self-test, makes the file durable and moves it to the
+    /// Writes the final provenance and self-test, makes the file durable, and moves it to the
     /// target.
     ///
     /// # Errors
     /// If the data is not complete, a text or the number of tokens is not as planned, or on a write
-    /// error. Nothing is left then.
+    /// error. No file is left then.
     pub fn finish(mut self, provenance: Provenance, self_test: SelfTest) -> Result<Published> {
         if !self.data_complete {
             self.finish_data()?;
@@ -201,8 +203,8 @@ impl ModelWriter {
         Ok(())
     }
 
-    /// Records checksum and error; returns the slot and contents of the table of record checksums,
-    /// if any.
+    /// Records checksum and error. Returns the slot and contents of the table of record checksums,
+    /// if there is one.
     fn end_slot(&mut self, current: Current, rel_error: f32) -> Result<Option<(usize, Vec<u32>)>> {
         let tensor = &mut self.layout.tensors[current.slot];
         if current.written != tensor.len {
@@ -237,7 +239,7 @@ impl ModelWriter {
         self.annotate(error.into())
     }
 
-    /// Puts the target into an error about the file.
+    /// Adds the target to an error about the file.
     fn annotate(&self, error: Error) -> Error {
         error.with_path(self.file.get_ref().target().path())
     }
@@ -255,7 +257,7 @@ impl Current {
         }
     }
 
-    /// Takes bytes into the checksum, or into those of the records that they belong to.
+    /// Adds bytes to the checksum of the tensor, or to those of its records.
     fn update(&mut self, mut bytes: &[u8]) {
         if self.record_bytes == 0 {
             self.written += bytes.len() as u64;

@@ -2,7 +2,7 @@
 
 use std::io;
 
-/// Lets the calling thread, and threads that it starts from then on, run on these CPUs only.
+/// Restricts the calling thread, and threads that it starts later, to these CPUs.
 ///
 /// # Errors
 /// The system refuses or has no such call, or a number is 1024 or more.

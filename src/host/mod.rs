@@ -1,4 +1,4 @@
-//! What the operating system tells of this machine and process: CPUs, fast cores, memory used.
+//! Facts about this machine and process from the operating system: CPUs, fast cores, memory used.
 
 mod affinity;
 #[cfg(test)]
@@ -12,19 +12,20 @@ use std::thread;
 
 use topology::{CpuList, FastCores};
 
-/// Most threads by default: decoding is bound by memory, not by cores.
+/// Most threads by default: memory limits decoding, not cores.
 const MAX_DEFAULT_THREADS: usize = 4;
 
-/// How many threads to use by default, and why.
+/// The default number of threads, and the reason for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DefaultThreads {
     /// At least 1.
     pub count: usize,
-    /// The chosen cores; `None` where the system only tells how many threads may run.
+    /// The chosen cores; `None` if the system only tells how many threads may run.
     cores: Option<FastCores>,
 }
 
-/// Physical performance cores that this process may use, at most 4; see [`DefaultThreads::detect`].
+/// The number of physical performance cores that this process may use, at most 4; see
+/// [`DefaultThreads::detect`].
 pub fn default_threads() -> usize {
     DefaultThreads::detect().count
 }
@@ -33,10 +34,9 @@ impl DefaultThreads {
     /// One thread for each physical performance core that this process may use, at most 4.
     ///
     /// Only CPUs in the affinity mask count. A performance core has at least half the capacity of
-    /// the largest one; where the kernel states no capacity, the top frequency decides.
-    /// Hyper-threads of one core count once. The quota of a control group is honoured. Where Linux
-    /// does not show its CPUs, and on other systems, the count is the number of threads that may
-    /// run, at most 4.
+    /// the largest one. If the kernel states no capacity, the top frequency decides. Hyper-threads
+    /// of one core count once. The quota of a control group is honoured. If Linux does not show its
+    /// CPUs, and on other systems, the count is the number of threads that may run, at most 4.
     pub fn detect() -> Self {
         let allowed = status_field("Cpus_allowed_list:").and_then(|list| CpuList::parse(&list));
         let cpus = topology::online_cpus(Path::new("/sys/devices/system/cpu"), allowed.as_ref());
@@ -44,9 +44,9 @@ impl DefaultThreads {
         Self::new(topology::fast_cores(cpus, MAX_DEFAULT_THREADS), may_run)
     }
 
-    /// Keeps the calling thread, and threads that it starts from then on, to the CPUs that are as
-    /// fast as the chosen ones, if there are slower ones. Otherwise fast cores would wait for a
-    /// slow one's share of the work. Failure is ignored.
+    /// Keeps the calling thread, and threads that it starts later, away from slower CPUs, if there
+    /// are any. CPUs as fast as the chosen ones stay allowed. Otherwise fast cores would wait for a
+    /// slow core's share of the work. Failure is ignored.
     pub fn keep_to_fast_cores(&self) {
         if let Some(cpus) = self.cores.as_ref().and_then(|cores| cores.apart.as_ref()) {
             let _ = affinity::bind(cpus);
@@ -71,9 +71,9 @@ impl fmt::Display for DefaultThreads {
     }
 }
 
-/// Largest resident set of this process so far, in bytes, mapped pages included; `None` where the
-/// system does not tell. Linux counts per core and sums late: a later answer may be some pages less
-/// than an earlier one.
+/// Largest resident set of this process so far, in bytes, mapped pages included. `None` if the
+/// system does not tell. Linux counts per core and sums late, so a later answer may be a few pages
+/// smaller.
 pub fn peak_rss_bytes() -> Option<u64> {
     let peak = status_field("VmHWM:")?;
     let kib: u64 = peak.strip_suffix("kB")?.trim().parse().ok()?;

@@ -1,7 +1,7 @@
-//! What boards, phones and servers show of their CPUs, and what is made of it.
+//! CPU descriptions of boards, phones and servers, and the cores that are chosen from them.
 //!
-//! Clusters and clocks of boards are as sbc-bench lists them, capacities as Linux computes them
-//! from device trees and clocks.
+//! sbc-bench lists the clusters and clocks of the boards. The capacities are those that Linux
+//! computes from device trees and clocks.
 
 use std::fs;
 use std::ops::Range;
@@ -15,7 +15,7 @@ const MOST: usize = 4;
 struct Tree(tempfile::TempDir);
 
 impl Tree {
-    /// With the directories and files that are there beside those of the CPUs.
+    /// A tree with the directories and files that exist beside those of the CPUs.
     fn new() -> Self {
         let tree = Self(tempfile::tempdir().unwrap());
         for (file, text) in
@@ -33,7 +33,7 @@ impl Tree {
         fs::write(path, format!("{text}\n")).unwrap();
     }
 
-    /// CPUs that are cores of their own, with a file that states how fast they are.
+    /// CPUs that are separate cores, with a file that states their speed.
     fn cores(self, cpus: Range<u32>, file: &str, figure: u64) -> Self {
         for cpu in cpus {
             self.write(&format!("cpu{cpu}/topology/thread_siblings_list"), &cpu.to_string());
@@ -72,14 +72,14 @@ impl Tree {
         fast_cores(online_cpus(self.0.path(), Some(&allowed)), MOST).unwrap().apart
     }
 
-    /// What they were chosen by.
+    /// The figure by which they were chosen.
     fn basis(&self, allowed: &str) -> String {
         let allowed = CpuList::parse(allowed).unwrap();
         fast_cores(online_cpus(self.0.path(), Some(&allowed)), MOST).unwrap().to_string()
     }
 }
 
-/// Four equal cores of an ARM board, which all have the largest capacity.
+/// Four equal cores of an ARM board. All have the largest capacity.
 fn board_of_four(kilohertz: u64) -> Tree {
     Tree::new().capacity(0..4, 1024).top_frequency(0..4, kilohertz)
 }
@@ -92,7 +92,8 @@ fn pi_5() -> Tree {
     board_of_four(2_400_000)
 }
 
-/// Four Cortex-A55 and, in two clusters of which each chip has a faster one, four Cortex-A76.
+/// Four Cortex-A55 and four Cortex-A76. The A76 are in two clusters, and which one is faster
+/// differs from chip to chip.
 fn rk3588() -> Tree {
     let capacities = Tree::new().capacity(0..4, 405).capacity(4..6, 1003).capacity(6..8, 1024);
     capacities.top_frequency(0..4, 1_800_000).top_frequency(4..6, 2_304_000).top_frequency(6..8, 2_352_000)
@@ -140,7 +141,7 @@ fn threads_are_kept_to_large_cores_only_where_there_are_small_ones() {
     assert_eq!(phone().apart("3-5"), Some(vec![4, 5]));
     assert_eq!(phone().apart("0-3"), None);
     assert_eq!(phone().apart("4-7"), None);
-    // More are fast enough than get threads.
+    // More cores are fast enough than get threads.
     let board = Tree::new().capacity(0..2, 400).capacity(2..8, 1024);
     assert_eq!(board.fast("0-7"), [2, 3, 4, 5]);
     assert_eq!(board.apart("0-7"), Some(vec![2, 3, 4, 5, 6, 7]));

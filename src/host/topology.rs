@@ -29,16 +29,16 @@ impl CpuList {
 #[derive(Clone, Debug)]
 pub(super) struct Cpu {
     pub(super) number: u32,
-    /// Speed relative to the fastest of the machine, which has 1024.
+    /// Speed relative to the fastest CPU of the machine, which has 1024.
     pub(super) capacity: Option<u64>,
     /// In kHz.
     pub(super) top_frequency: Option<u64>,
-    /// The same for hyper-threads of one core, and for no others.
+    /// Identifies the core: equal for hyper-threads of one core only.
     pub(super) core: String,
 }
 
-/// The allowed CPUs that are online, in the order of their numbers, below a directory laid out as
-/// `/sys/devices/system/cpu`. There are none if it cannot be read.
+/// The allowed CPUs that are online, by rising number. `root` is laid out as
+/// `/sys/devices/system/cpu`. The result is empty if it cannot be read.
 pub(super) fn online_cpus(root: &Path, allowed: Option<&CpuList>) -> Vec<Cpu> {
     let Ok(entries) = fs::read_dir(root) else { return Vec::new() };
     let number = |name: &str| name.strip_prefix("cpu")?.parse().ok();
@@ -55,7 +55,7 @@ pub(super) fn online_cpus(root: &Path, allowed: Option<&CpuList>) -> Vec<Cpu> {
 fn online_cpu(number: u32, path: &Path) -> Option<Cpu> {
     let read = |file: &str| Some(fs::read_to_string(path.join(file)).ok()?.trim().to_owned());
     let figure = |file: &str| read(file)?.parse().ok().filter(|&figure: &u64| figure > 0);
-    // The first CPU often has no such file, since it cannot be taken offline.
+    // The first CPU often has no such file, because it cannot be taken offline.
     if read("online").is_some_and(|online| online == "0") {
         return None;
     }
@@ -67,12 +67,12 @@ fn online_cpu(number: u32, path: &Path) -> Option<Cpu> {
     })
 }
 
-/// By what cores are told apart.
+/// The figure by which cores are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Figure {
     Capacity,
     TopFrequency,
-    /// No figure is stated of all of them.
+    /// Neither figure is stated for all cores.
     None,
 }
 
@@ -89,17 +89,17 @@ impl Figure {
 /// The fastest cores.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct FastCores {
-    /// The first CPU of each, sorted.
+    /// The first CPU of each core, sorted.
     pub(super) numbers: Vec<u32>,
-    /// CPUs that are as fast as these, hyper-threads too, if others are slower.
+    /// CPUs at least as fast as these, hyper-threads included; `None` if no CPU is slower.
     pub(super) apart: Option<Vec<u32>>,
-    /// How many CPUs they were chosen from.
+    /// Number of CPUs they were chosen from.
     usable: usize,
     figure: Figure,
 }
 
-/// The physical cores that are at least half as fast as the fastest; of more than `most`, the
-/// fastest ones.
+/// The physical cores that are at least half as fast as the fastest. If these are more than `most`,
+/// the fastest of them.
 pub(super) fn fast_cores(mut cpus: Vec<Cpu>, most: usize) -> Option<FastCores> {
     let usable = cpus.len();
     let figures = [Figure::Capacity, Figure::TopFrequency, Figure::None];

@@ -1,4 +1,4 @@
-//! Byte-level byte pair encoding, as Hugging Face's `tokenizers` does it for GPT-NeoX 20B.
+//! Byte-level byte pair encoding, as in Hugging Face's `tokenizers` for GPT-NeoX 20B.
 
 use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 
@@ -8,7 +8,7 @@ use super::trie::Trie;
 use super::{no_token, pattern};
 use crate::error::{Error, Result};
 
-/// Flag: text is brought to normalisation form C.
+/// Flag: text is converted to normalisation form C.
 pub(super) const FLAG_NFC: u32 = 1;
 
 #[derive(Clone, Copy, Debug)]
@@ -17,7 +17,7 @@ pub(super) struct Bpe<'a> {
     /// `[256]`: the token of each byte, or `NONE`.
     byte_token: U32s<'a>,
     merges: Merges<'a>,
-    /// Tokens that are searched in the text as it is.
+    /// Tokens that are searched in the original text.
     added: Trie<'a>,
     /// Tokens that are searched in the normalised text.
     added_normalized: Trie<'a>,
@@ -121,9 +121,9 @@ enum Piece<'t> {
     Text(&'t str),
 }
 
-/// Cuts `text` at the tokens of a trie: from left to right, the longest that matches.
+/// Cuts `text` at the tokens of a trie, from left to right. The longest matching token wins.
 ///
-/// Tokens are whole characters, so that matches begin and end at characters.
+/// Tokens are whole characters, so matches begin and end at characters.
 fn split<'t>(tokens: &Trie<'_>, text: &'t str, mut emit: impl FnMut(Piece<'t>)) {
     let (mut start, mut at) = (0, 0);
     while at < text.len() {

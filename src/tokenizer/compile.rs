@@ -1,4 +1,4 @@
-//! Builds tokenizer sections from vocabularies; used by the converter.
+//! Builds tokenizer sections from vocabularies. The converter uses it.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -13,15 +13,15 @@ use crate::error::{Error, Result};
 /// A byte-level BPE vocabulary.
 #[derive(Clone, Debug, Default)]
 pub struct BpeSource {
-    /// Ids and bytes of the vocabulary that merges refer to. It has every byte that occurs in UTF-8
-    /// by itself.
+    /// Ids and bytes of the vocabulary that merges refer to. Every byte of UTF-8 is a token by
+    /// itself.
     pub tokens: Vec<(u32, Vec<u8>)>,
-    /// The merges; earlier ones go first.
+    /// The merges. Earlier ones are applied first.
     pub merges: Vec<Merge>,
-    /// Tokens that are cut out of the text before anything else. They may repeat `tokens`, id and
+    /// Tokens that are cut out of the text first. They may repeat `tokens`, with the same id and
     /// text.
     pub added: Vec<AddedToken>,
-    /// Text is brought to normalisation form C.
+    /// Whether text is converted to normalisation form C.
     pub nfc: bool,
 }
 
@@ -42,17 +42,16 @@ impl fmt::Display for Merge {
     }
 }
 
-/// A token that is found in the text before anything else.
+/// A token that is cut out of the text first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AddedToken {
     /// Its id.
     pub id: u32,
     /// Its text.
     pub content: String,
-    /// It is a control token: it decodes to nothing.
+    /// Whether it is a control token, which decodes to nothing.
     pub special: bool,
-    /// It is searched in the normalised text, after the ones that are searched in the text as it
-    /// is.
+    /// Whether it is searched in the normalised text, after the tokens of the original text.
     pub normalized: bool,
 }
 
@@ -63,8 +62,8 @@ pub fn bytes() -> Vec<u8> {
 
 /// The section of a greedy longest-match vocabulary, from ids and bytes of its tokens.
 ///
-/// Ids may leave gaps, and a byte may have no token;
-/// [`Tokenizer::encode`](super::Tokenizer::encode) then refuses text with that byte.
+/// Ids may have gaps. A byte may have no token; [`Tokenizer::encode`](super::Tokenizer::encode)
+/// then refuses text with that byte.
 ///
 /// # Errors
 /// There is no token; an id or a token occurs twice; an id is above 1,048,575; a token is empty or
@@ -80,9 +79,9 @@ pub fn greedy(tokens: &[(u32, Vec<u8>)]) -> Result<Vec<u8>> {
 /// The section of a byte-level BPE vocabulary.
 ///
 /// # Errors
-/// As [`greedy`]; or a byte of UTF-8 has no token, a merge refers to an unknown token or does not
-/// give the concatenation of its sides, two merges have the same sides, or an added token has the
-/// id of a token with another text.
+/// As [`greedy`]; a byte of UTF-8 has no token; a merge refers to an unknown token or does not give
+/// the concatenation of its sides; two merges have the same sides; or an added token has the id of
+/// a token with another text.
 pub fn bpe(source: &BpeSource) -> Result<Vec<u8>> {
     let tokens: Vec<Entry<'_>> = source.tokens.iter().map(|(id, bytes)| (*id, bytes.as_slice())).collect();
     check_tokens(&tokens)?;
@@ -139,7 +138,8 @@ fn check_tokens_allowing_none(tokens: &[Entry<'_>]) -> Result<()> {
     Ok(())
 }
 
-/// A text that becomes the id of another text would not come back.
+/// Refuses an added token with the id of another text, because that id would decode to the other
+/// text.
 fn check_added(added: &[Entry<'_>], bytes_of: &HashMap<u32, &[u8]>) -> Result<()> {
     for &(id, text) in added {
         if let Some(&other) = bytes_of.get(&id).filter(|&&other| other != text) {
@@ -170,7 +170,7 @@ fn check_merges(merges: &[Merge], bytes_of: &HashMap<u32, &[u8]>) -> Result<()> 
     Ok(())
 }
 
-/// What each id decodes to.
+/// The ids, each with the bytes that it decodes to.
 fn decoded<'s>(source: &'s BpeSource, mut bytes_of: HashMap<u32, &'s [u8]>) -> Vec<Entry<'s>> {
     for token in &source.added {
         bytes_of.insert(token.id, if token.special { &[] } else { token.content.as_bytes() });
@@ -248,8 +248,8 @@ impl Writer {
     }
 
     fn trie(&mut self, mut tokens: Vec<Entry<'_>>) -> Result<()> {
-        /// The tokens that begin with the bytes that lead to this node: a range of the sorted ones.
-        /// Small, as there may be many.
+        /// A node: the range of the sorted tokens that begin with the bytes on the path to it. The
+        /// struct is small because there may be many.
         struct Node {
             label: u8,
             depth: u16,
@@ -285,7 +285,7 @@ impl Writer {
     }
 }
 
-/// Where each of several adjacent things begins, and where the last one ends.
+/// The start of each of several adjacent items, and the end of the last.
 fn offsets(lens: impl IntoIterator<Item = usize>) -> impl Iterator<Item = u32> {
     let mut end = 0;
     std::iter::once(0).chain(lens.into_iter().map(move |len| {

@@ -1,5 +1,5 @@
-//! Merges of byte pair encoding: of all adjacent pairs that have a merge, the one with the lowest
-//! rank is merged, of equal ones the leftmost, until none is left.
+//! Merges of byte pair encoding. Of all adjacent pairs that have a merge, the one with the lowest
+//! rank is merged, of equal ones the leftmost, until no pair has a merge.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -7,7 +7,7 @@ use std::collections::BinaryHeap;
 use super::section::{NONE, Reader, U32s, malformed};
 use crate::error::Result;
 
-/// Words up to this many bytes are merged in arrays on the stack, longer ones with a heap.
+/// Longest word, in bytes, that is merged in arrays on the stack. Longer words use a heap.
 const SHORT: usize = 48;
 
 /// The table of merges, sorted by left and right token.
@@ -23,7 +23,7 @@ pub(super) struct Merges<'a> {
     rank: U32s<'a>,
 }
 
-/// A merge that applies: rank and resulting token.
+/// The merge of a pair: rank and resulting token.
 #[derive(Clone, Copy)]
 struct Applicable {
     rank: u32,
@@ -61,7 +61,7 @@ impl<'a> Merges<'a> {
         Ok(merges)
     }
 
-    /// Where the merges of a left token begin, and their right tokens.
+    /// Start of the merges of a left token, and their right tokens.
     #[inline]
     fn of(&self, left: u32) -> Option<(usize, U32s<'a>)> {
         let (from, to) = self.start.pair(left as usize)?;
@@ -76,7 +76,7 @@ impl<'a> Merges<'a> {
             .unwrap_or(NO_MERGE)
     }
 
-    /// Appends the tokens of a word, given as the tokens of its bytes.
+    /// Appends the tokens of a word. `word` has the tokens of its bytes.
     pub(super) fn encode(&self, word: &[u32], scratch: &mut Scratch, out: &mut Vec<u32>) {
         match word {
             [] => {}
@@ -94,7 +94,7 @@ impl<'a> Merges<'a> {
         for i in 1..n {
             pairs[i - 1] = self.find(ids[i - 1], ids[i]);
         }
-        // pairs[i] is the merge of ids[i] and ids[i + 1]; of the n ids the last has none.
+        // `pairs[i]` is the merge of `ids[i]` and `ids[i + 1]`. The last of the n ids has none.
         while let Some(at) = first_lowest(&pairs[..n - 1]) {
             ids[at] = pairs[at].merged;
             ids.copy_within(at + 2..n, at + 1);
@@ -122,8 +122,8 @@ fn first_lowest(pairs: &[Applicable]) -> Option<usize> {
     (best.0 != NONE).then_some(best.1)
 }
 
-/// A token of a long word, linked to its neighbours. A token merged into its left neighbour has the
-/// id `NONE`.
+/// A token of a long word, linked to its neighbours. A token that was merged into its left
+/// neighbour has the id `NONE`.
 #[derive(Clone, Copy)]
 struct Link {
     id: u32,
@@ -131,18 +131,18 @@ struct Link {
     next: u32,
 }
 
-/// Memory for words longer than `SHORT`: 12 bytes per byte of the word for the tokens, and for each
-/// pair waiting 8, at most two pairs per byte.
+/// Memory for words longer than `SHORT`. The tokens take 12 bytes per byte of the word. Each
+/// waiting pair takes 8 bytes; there are at most two pairs per byte.
 #[derive(Default)]
 pub(super) struct Scratch {
     links: Vec<Link>,
-    /// Rank and left position of pairs. Those that are out of date stay, and are recognised when
-    /// they come up.
+    /// Rank and left position of pairs. Outdated pairs stay in the heap and are recognised when
+    /// they are popped.
     pairs: BinaryHeap<Reverse<(u32, u32)>>,
 }
 
 impl Scratch {
-    /// The same as [`Merges::encode_short`] in n log n steps.
+    /// The same result as [`Merges::encode_short`], in n log n steps.
     fn encode(&mut self, merges: &Merges<'_>, word: &[u32], out: &mut Vec<u32>) {
         self.links.clear();
         self.links.extend((0u32..).zip(word).map(|(i, &id)| Link {
@@ -197,8 +197,8 @@ mod tests {
     use super::super::{Rules, Tokenizer, compile};
     use super::*;
 
-    /// Pairs of a three-letter alphabet and pairs of these, in an order that makes merges compete:
-    /// `bc` takes the `b` of `ab`, and then `bca` comes before `abc`.
+    /// Pairs of a three-letter alphabet and pairs of these. Their order makes merges compete: `bc`
+    /// takes the `b` of `ab`, and then `bca` comes before `abc`.
     const PAIRS: [(&str, &str); 9] = [
         ("b", "c"),
         ("a", "b"),

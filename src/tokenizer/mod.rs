@@ -1,8 +1,7 @@
 //! Tokenizers, used in place from the TOKN section of a model file.
 //!
 //! `docs/TOKENIZER.md` defines the section and the encoding of each kind. A section is untrusted:
-//! [`Tokenizer::parse`] checks every offset and index once, and later accesses are checked all the
-//! same.
+//! [`Tokenizer::parse`] checks every offset and index once. Later accesses are bounds-checked too.
 
 mod bpe;
 pub mod compile;
@@ -19,9 +18,9 @@ use trie::Trie;
 /// How text becomes tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Every byte is a token, its id the value of the byte.
+    /// Every byte is a token. Its id is the value of the byte.
     Bytes,
-    /// The longest token that fits, over bytes, from left to right: RWKV World.
+    /// The longest matching token, over bytes, from left to right: RWKV World.
     Greedy,
     /// Byte-level byte pair encoding: GPT-NeoX 20B.
     Bpe,
@@ -43,10 +42,10 @@ enum Rules<'a> {
 }
 
 impl<'a> Tokenizer<'a> {
-    /// Reads a section, of any alignment. Scans all of it once, allocates nothing.
+    /// Reads a section at any alignment. Scans the whole section once and allocates nothing.
     ///
     /// # Errors
-    /// The section is damaged, or of a kind this program does not know.
+    /// The section is damaged, or its kind is unknown to this program.
     pub fn parse(section: &'a [u8]) -> Result<Self> {
         Self::read(Reader::new(section))
     }
@@ -54,7 +53,7 @@ impl<'a> Tokenizer<'a> {
     /// Reads a section that [`parse`](Self::parse) has accepted, in constant time.
     ///
     /// # Panics
-    /// If it is another one.
+    /// If `parse` has not accepted the section.
     pub(crate) fn of_checked(section: &'a [u8]) -> Self {
         Self::read(Reader::of_checked(section)).expect("a section that was checked")
     }
@@ -90,7 +89,7 @@ impl<'a> Tokenizer<'a> {
         }
     }
 
-    /// Highest id + 1. A model may have more logits than that.
+    /// Highest id + 1. A model may have more logits.
     pub fn n_tokens(&self) -> usize {
         self.n_tokens
     }
@@ -106,9 +105,9 @@ impl<'a> Tokenizer<'a> {
     /// longest word, and copies text that is not in normalisation form C.
     ///
     /// # Errors
-    /// A byte of `text` is in no token; the message gives its offset. `out` is then as before.
-    /// Vocabularies with all 256 bytes, as World has them, take any text. The 20B vocabulary has
-    /// the 243 bytes that UTF-8 uses.
+    /// A byte of `text` is in no token. The message gives its offset, and `out` is then unchanged.
+    /// Vocabularies with all 256 bytes, such as World, take any text. The 20B vocabulary has the
+    /// 243 bytes of UTF-8.
     pub fn encode(&self, text: &[u8], out: &mut Vec<u32>) -> Result<()> {
         let start = out.len();
         let result = match &self.rules {
@@ -125,7 +124,7 @@ impl<'a> Tokenizer<'a> {
         result
     }
 
-    /// The bytes of a token, which may end inside a character. Empty for ids outside the vocabulary
+    /// The bytes of a token. They may end inside a character. Empty for ids outside the vocabulary
     /// and for control tokens such as the end of a document.
     pub fn token(&self, id: u32) -> &'a [u8] {
         match &self.rules {

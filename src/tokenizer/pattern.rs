@@ -35,8 +35,8 @@ fn run_len(text: &str, wanted: Class) -> usize {
     text.char_indices().find(|(_, c)| class(*c) != wanted).map_or(text.len(), |(i, _)| i)
 }
 
-/// `\s+(?!\S)|\s+`: all of a run of white space at the end of the text; elsewhere all but its last
-/// character, unless there is only one.
+/// `\s+(?!\S)|\s+`: all of a run of white space at the end of the text. Elsewhere, all but the last
+/// character of the run, unless it has only one.
 fn space_len(text: &str) -> usize {
     let len = run_len(text, Class::Space);
     let last = text[..len].chars().next_back().map_or(0, char::len_utf8);

@@ -1,4 +1,5 @@
-//! The bytes of a tokenizer section: header, arrays, decode table. See `docs/TOKENIZER.md`.
+//! The bytes of a tokenizer section: header, arrays, decode table. `docs/TOKENIZER.md` describes
+//! them.
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -10,13 +11,13 @@ pub(super) const KIND_BPE: u32 = 2;
 /// In arrays of ids: no token.
 pub(super) const NONE: u32 = u32::MAX;
 
-/// Ids are below this.
+/// Ids are below this number.
 pub const MAX_TOKENS: usize = 1 << 20;
 
 /// Most nodes of a trie.
 pub(super) const MAX_NODES: usize = 1 << 24;
 
-/// Longest token in bytes. Bounds the work of a longest match.
+/// Longest token in bytes. It bounds the work of a longest match.
 pub(super) const MAX_TOKEN_LEN: usize = 1024;
 
 /// The first 16 bytes of a section.
@@ -62,17 +63,17 @@ impl<'a> U32s<'a> {
         self.0.binary_search_by_key(&value, |bytes| u32::from_le_bytes(*bytes)).ok()
     }
 
-    /// Whether elements rise or stay, from 0 to `last`.
+    /// Whether the elements never fall and go from 0 to `last`.
     pub(super) fn are_offsets_to(&self, last: usize) -> bool {
         let ends = (self.get(0), self.len().checked_sub(1).and_then(|i| self.get(i)));
         ends == (Some(0), u32::try_from(last).ok()) && self.iter().is_sorted()
     }
 }
 
-/// Takes the parts of a section from its beginning to its end.
+/// Takes the parts of a section in order.
 pub(super) struct Reader<'a> {
     rest: &'a [u8],
-    /// Whether the contents of the parts are checked, and not only where they are.
+    /// Whether the contents of the parts are checked too, not only their positions.
     checks: bool,
 }
 
@@ -105,7 +106,7 @@ impl<'a> Reader<'a> {
         Ok(self.u32s(1)?.get(0).unwrap_or_default())
     }
 
-    /// A u32 that counts things.
+    /// A u32 that is a number of items.
     pub(super) fn len(&mut self) -> Result<usize> {
         Ok(self.u32()? as usize)
     }

@@ -37,8 +37,8 @@ impl<'a> Trie<'a> {
         Ok(trie)
     }
 
-    /// Children begin at 1, follow each other, come after their parent and end with the last node.
-    /// Then every node is reached, and levels are ranges of nodes.
+    /// Checks the tree: children begin at 1, follow each other, come after their parent and end
+    /// with the last node. Then every node is reached, and levels are ranges of nodes.
     fn check_tree(&self, max_depth: usize) -> Result<()> {
         let n_nodes = self.label.len();
         let children = || self.first_child.iter().map(|child| child as usize);
@@ -63,7 +63,7 @@ impl<'a> Trie<'a> {
         if (0..self.label.len()).all(rise) { Ok(()) } else { Err(malformed("trie: labels do not rise")) }
     }
 
-    /// The first child of a node and the labels of all.
+    /// The first child of a node, and the labels of all its children.
     #[inline]
     fn children(&self, node: usize) -> Option<(usize, &'a [u8])> {
         let (first, end) = self.first_child.pair(node)?;
@@ -79,7 +79,7 @@ impl<'a> Trie<'a> {
         labels.binary_search(&byte).ok().map(|i| first + i)
     }
 
-    /// The longest token that `text` begins with, and its length, which is not 0.
+    /// The longest token at the beginning of `text`, and its length, which is not 0.
     #[inline]
     pub(super) fn longest_match(&self, text: &[u8]) -> Option<(u32, usize)> {
         let mut node = 0;

@@ -1,4 +1,4 @@
-//! A counting allocator, and generation under its eyes.
+//! A counting allocator, and a generation that it observes.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::Write;
@@ -9,7 +9,7 @@ use rwkv_edge::format::SamplingParams;
 use rwkv_edge::text::TextStream;
 use rwkv_edge::{Model, Sequence, Session, SessionOptions, StopRules};
 
-/// Counts what is allocated by any thread.
+/// Counts the allocations of all threads.
 struct Counting;
 
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
@@ -33,9 +33,9 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Makes a session and `n` tokens of text. The session allocates next to nothing beside its
-/// buffers, a mapping of the size that the plan states (`memory::arena` tests that), and the tokens
-/// nothing.
+/// Makes a session and `n` tokens of text. The session allocates almost nothing besides its
+/// buffers. These are a mapping of the size that the plan states; `memory::arena` tests that. The
+/// tokens allocate nothing.
 pub(crate) fn generate_without_allocating(model: &Arc<Model>, n: usize) {
     let sampling = SamplingParams {
         temperature: 1.1,

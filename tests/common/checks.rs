@@ -1,5 +1,5 @@
-//! Checks of a model file that need no converter, so that `cross/board` can make them on another
-//! machine too.
+//! Checks of a model file that need no converter, so `cross/board` can run them on another machine
+//! too.
 
 use std::path::Path;
 use std::slice;
@@ -9,8 +9,8 @@ use rwkv_edge::kernels::Isa;
 use rwkv_edge::self_test::logits_digest;
 use rwkv_edge::{LoadOptions, Model, Session, SessionOptions};
 
-/// Ways to feed [`CUT_TOKENS`] tokens in pieces. The last token is fed alone, as its logits show
-/// what the others left.
+/// Ways to feed [`CUT_TOKENS`] tokens in pieces. The last token is fed alone, because its logits
+/// depend on all earlier pieces.
 pub(crate) const CUTS: [&[usize]; 5] =
     [&[26], &[1, 2, 3, 4, 5, 6, 5], &[8, 8, 8, 2], &[7, 1, 9, 9], &[13, 13]];
 const CUT_TOKENS: usize = 27;
@@ -37,7 +37,7 @@ pub(crate) fn bits(logits: &[f32]) -> Vec<u32> {
     logits.iter().map(|x| x.to_bits()).collect()
 }
 
-/// The digest, in hexadecimal, of the logits after `n` tokens, which each of the levels must give.
+/// The digest, in hexadecimal, of the logits after `n` tokens. Each of the levels must give it.
 pub(crate) fn digest(path: &Path, n: usize, levels: impl IntoIterator<Item = Isa>) -> String {
     let mut digests = levels.into_iter().map(|isa| {
         let model = open(path, Some(isa));
@@ -48,8 +48,7 @@ pub(crate) fn digest(path: &Path, n: usize, levels: impl IntoIterator<Item = Isa
     first.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A prompt goes through in chunks. Feeding its tokens one by one to the scalar kernels is the
-/// reference.
+/// Checks a prompt in chunks. The reference feeds its tokens one by one to the scalar kernels.
 pub(crate) fn check_cuts(
     path: &Path,
     levels: impl IntoIterator<Item = Isa>,

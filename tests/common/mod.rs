@@ -1,4 +1,4 @@
-//! Shared by the integration tests: models converted on the fly.
+//! Helpers of the integration tests: models converted on the fly.
 
 #![allow(dead_code, unused_imports)] // every test binary uses a part of this
 
@@ -41,8 +41,8 @@ pub(crate) fn fixture(name: &str) -> PathBuf {
     root().join("tests/fixtures").join(name)
 }
 
-/// A file of the reference material beside the project, or `None` with a message where it is
-/// missing.
+/// A file of the reference material beside the project. Prints a message and returns `None` if it
+/// is missing.
 pub(crate) fn shared(name: &str) -> Option<PathBuf> {
     let path = root().join("../shared").join(name);
     if path.exists() {
@@ -62,12 +62,12 @@ pub(crate) fn options(dtype: DType) -> Options {
     Options { threads: 2, ..Options::new(dtype) }
 }
 
-/// Converts `input` into a file of its own folder, which lives as long as the returned guard.
+/// Converts `input` into a file in its own folder. The folder lives as long as the returned guard.
 pub(crate) fn convert(input: &Path, options: &Options) -> (TempDir, PathBuf) {
     run(Conversion::prepare(input, options).unwrap())
 }
 
-/// As [`convert`], of a checkpoint that is open, for which the converter has a vocabulary.
+/// As [`convert`], for an open checkpoint; the converter has its vocabulary.
 pub(crate) fn convert_checkpoint(checkpoint: Checkpoint, options: &Options) -> (TempDir, PathBuf) {
     let (conversion, tokenizer_error) = Conversion::of(checkpoint, options).unwrap();
     assert!(tokenizer_error.is_none());
@@ -83,7 +83,7 @@ fn run(conversion: Conversion) -> (TempDir, PathBuf) {
     (folder, output)
 }
 
-/// Converts `input` and loads the result. The file is gone, but stays mapped.
+/// Converts `input` and loads the result. The file is deleted but stays mapped.
 pub(crate) fn model(input: &Path, dtype: DType, isa: Option<Isa>) -> Arc<Model> {
     let (_folder, path) = convert(input, &options(dtype));
     open(&path, isa)
@@ -124,7 +124,7 @@ pub(crate) fn error_of_range(found: &[f32], expected: &[f32]) -> f32 {
     error / (max - min)
 }
 
-/// `KL(p || q)` in nats of the distributions that two vectors of logits stand for.
+/// `KL(p || q)` in nats between the distributions of two vectors of logits.
 pub(crate) fn kl(p: &[f32], q: &[f32]) -> f64 {
     let log_softmax = |x: &[f32]| {
         let max = f64::from(x.iter().copied().fold(f32::MIN, f32::max));

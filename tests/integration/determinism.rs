@@ -1,4 +1,4 @@
-//! The same bits whatever the instruction set, the thread count and the way the text is fed.
+//! Results have the same bits for every instruction set, thread count and way of feeding a text.
 
 use std::sync::Arc;
 
@@ -77,7 +77,7 @@ fn conversion_writes_the_same_bytes_in_any_floating_point_environment() {
         std::fs::read(path).unwrap()
     };
     let expected = bytes();
-    // SAFETY: the arithmetic of a conversion is behind a change to the default environment.
+    // SAFETY: a conversion changes to the default environment before its arithmetic.
     let environment = unsafe { FloatEnvironment::unusual() };
     let found = bytes();
     drop(environment);

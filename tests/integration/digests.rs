@@ -1,14 +1,15 @@
 //! Logits have the bits that are stored in the repository, on every architecture.
 //!
-//! `determinism.rs` compares the levels of one machine with each other; this compares machines, and
-//! `cross/test.sh` does so for ARM. A mismatch on one only is a fault of its kernels, its compiler
-//! or the converter's arithmetic there. A mismatch on all is a change of the numeric contract.
+//! `determinism.rs` compares the levels of one machine with each other. This test compares
+//! machines; `cross/test.sh` runs it for ARM. A mismatch on one machine only is a fault of its
+//! kernels, its compiler or the converter's arithmetic there. A mismatch on all is a change of the
+//! numeric contract.
 
 use crate::common::checks::digest;
 use crate::common::{VERSIONS, convert, fixture, levels, options, root};
 use rwkv_edge::kernels::DType;
 
-/// Tokens fed before the logits are taken.
+/// Tokens fed before the logits are read.
 const TOKENS: usize = 50;
 
 #[test]

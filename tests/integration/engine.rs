@@ -17,7 +17,7 @@ fn bits(engine: &mut Engine<'_>, state: &State) -> Vec<u32> {
     engine.logits(state).unwrap().iter().map(|logit| logit.to_bits()).collect()
 }
 
-/// Tokens of texts of different lengths, one of which is empty.
+/// Tokens of texts of different lengths. One text is empty.
 fn texts(n_vocab: usize) -> Vec<Vec<u32>> {
     let walk = token_walk(60, n_vocab);
     [(0, 1), (1, 17), (18, 0), (18, 3), (21, 30), (51, 1), (52, 8)]
@@ -193,8 +193,8 @@ fn two_samplers_of_one_state_differ_by_their_own_parameters() {
     assert_eq!(engine.sample(&state, &mut greedy).unwrap(), best);
 }
 
-/// A model whose file is damaged in the last tensor that has a checksum of its own, to be checked
-/// while running.
+/// A model whose file is checked while running and is damaged in the last tensor with a checksum of
+/// its own.
 fn damaged() -> (tempfile::TempDir, Arc<Model>) {
     let (folder, path) = convert(&fixture("v4-tiny.pth"), &options(DType::Int8));
     let range = {
@@ -216,7 +216,7 @@ fn every_engine_of_a_damaged_model_fails_also_after_another_has_gone() {
         let mut state = model.initial_state().unwrap();
         (0..tokens).try_for_each(|_| engine.feed(&mut state, &[1]))
     };
-    // The first engine ends before it has seen the damage.
+    // The first engine ends before it reaches the damage.
     feed(&mut engine(&model, 1, 8), 3).unwrap();
     for _ in 0..2 {
         let error = feed(&mut engine(&model, 1, 8), 64).unwrap_err();

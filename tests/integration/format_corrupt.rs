@@ -1,5 +1,5 @@
-//! Attacks on the `.rwkv` reader: each test is named after what it does to a small valid file.
-//! Attacks behind the checksums compute them anew first, as an attacker would.
+//! Attacks on the `.rwkv` reader. Each test is named after the damage it does to a small valid
+//! file. Attacks on data under checksums recompute the checksums first, as an attacker would.
 
 use std::fs;
 use std::ops::Range;
@@ -19,7 +19,7 @@ const ENTRY: usize = 64;
 const SECTIONS: [&[u8; 4]; 7] = [b"CONF", b"TENS", b"TOKN", b"CHAT", b"PROV", b"TEST", b"DATA"];
 const HUGE: [u64; 6] = [u64::MAX, u64::MAX - 63, u64::MAX - 16_383, 1 << 63, 1 << 32, (1 << 32) - 64];
 
-/// The bytes of a model file, and where its parts are by the format's definition.
+/// The bytes of a model file, and the positions of its parts by the format's definition.
 #[derive(Clone)]
 struct Victim {
     bytes: Vec<u8>,
@@ -43,7 +43,7 @@ impl Victim {
         self
     }
 
-    /// Where the entry of a section is in the section table.
+    /// Position of a section's entry in the section table.
     fn section_entry(&self, kind: &[u8; 4]) -> usize {
         let mut entries = (0..self.u32(12) as usize).map(|i| HEADER + SECTION * i);
         entries.find(|&at| &self.bytes[at..at + 4] == kind).unwrap()
@@ -55,24 +55,24 @@ impl Victim {
         start..start + self.u64(entry + 16) as usize
     }
 
-    /// Where entry `i` of the tensor table is.
+    /// Position of entry `i` of the tensor table.
     fn entry(&self, i: usize) -> usize {
         self.section(b"TENS").start + 16 + ENTRY * i
     }
 
-    /// Where the bytes of a name are in the tensor table.
+    /// Position of the bytes of a name in the tensor table.
     fn name(&self, i: usize) -> usize {
         let count = self.u32(self.section(b"TENS").start) as usize;
         self.entry(count) + self.u32(self.entry(i)) as usize
     }
 
-    /// Where the field number `index` of a section is.
+    /// Position of field number `index` of a section.
     fn field(&self, kind: &[u8; 4], index: usize) -> usize {
         let start = self.section(kind).start;
         (0..index).fold(start, |at, _| at + 8 + (self.u32(at + 4) as usize).next_multiple_of(4))
     }
 
-    /// Makes all checksums of sections and header right again, as far as ranges allow.
+    /// Recomputes all checksums of sections and header, as far as ranges allow.
     fn fix_checksums(&mut self) -> &mut Self {
         for i in 0..self.u32(12).min(64) as usize {
             let entry = HEADER + SECTION * i;
@@ -97,7 +97,7 @@ impl Victim {
         ModelFile::from_vec(self.bytes.clone())
     }
 
-    /// The message with which the reader refuses the file although all checksums match.
+    /// The message of the reader that refuses the file although all checksums match.
     #[track_caller]
     fn refused(&mut self) -> String {
         let error = self.fix_checksums().open().expect_err("the file was accepted");
@@ -142,7 +142,7 @@ fn bytes_appended() {
 fn every_bit_before_the_data_flipped() {
     let mut victim = Victim::new();
     for at in 0..victim.section(b"DATA").start {
-        // One bit of each byte of the long padding before the data.
+        // In the long padding before the data, one bit of each byte.
         let bits = if at < victim.section(b"TEST").end { 0..8 } else { at % 8..at % 8 + 1 };
         for bit in bits {
             victim.bytes[at] ^= 1 << bit;
@@ -312,7 +312,7 @@ fn bytes_hidden_between_sections_or_tensors_or_at_the_end() {
     let end = victim.section(b"TEST").end;
     assert_contains(&victim.put(end, b"x").refused(), "unused bytes");
 
-    // The last tensor 64 bytes later than it could be.
+    // The last tensor begins 64 bytes later than it could.
     let mut victim = Victim::new();
     let last = victim.entry(5) + 24;
     let (offset, file_len) = (victim.u64(last) + 64, victim.bytes.len() as u64 + 64);
@@ -353,8 +353,7 @@ fn sections_duplicate_missing_or_in_another_order() {
     assert_contains(&Victim::new().put(12, &0u32.to_le_bytes()).refused(), "not DATA");
 }
 
-/// The file with one more, empty section; there is room for its entry between the table and the
-/// first section.
+/// The file with one more, empty section. Its entry fits between the table and the first section.
 fn with_section(kind: &[u8; 4], flags: u32) -> Victim {
     let mut victim = Victim::new();
     let table = HEADER..HEADER + SECTION * 7;
@@ -393,7 +392,7 @@ fn with_room() -> Victim {
     victim
 }
 
-/// The file with so many empty, optional sections before the others that it has `count` in all.
+/// The file with `count` sections in all. Empty, optional sections come before the others.
 fn with_sections(count: usize) -> Victim {
     let mut victim = with_room();
     let first = victim.section(b"CONF").start as u64;
@@ -633,7 +632,7 @@ fn damage_in_a_file_on_disk_is_reported_with_its_path() {
     assert_contains(&error.to_string(), "m.rwkv: the file has 1000 bytes");
 }
 
-/// Calls everything that a file which passed all checks offers.
+/// Calls everything that a file offers after it passed all checks.
 fn use_everything(file: &ModelFile) {
     let _ = (file.config(), file.chat(), file.provenance(), file.self_test(), file.model_id());
     let _ = (file.tokenizer_bytes().len(), file.embedding_bytes(), file.data_bytes(), file.sections().len());
@@ -667,7 +666,7 @@ impl Random {
     }
 }
 
-/// Changes a few bytes before the data: single bits, bytes, and numbers at the edges of their
+/// Changes a few bytes before the data: single bits, bytes, and numbers at the limits of their
 /// types.
 fn mutate(victim: &mut Victim, random: &mut Random) {
     let used = victim.section(b"TEST").end;

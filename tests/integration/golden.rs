@@ -1,5 +1,5 @@
 //! Logits against independent implementations: the fixtures' float64 script for every version, and
-//! the trained tiny models of the reference material where it is present.
+//! the trained tiny models of the reference material if it is present.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use crate::common::{
 use rwkv_edge::kernels::DType;
 use rwkv_quantize::convert::Options;
 
-/// Positions (tokens fed) whose logits a fixture holds; the last shows drift in the recurrence.
+/// Positions (tokens fed) whose logits a fixture has. The last one shows drift in the recurrence.
 const POSITIONS: [usize; 4] = [1, 2, 64, 200];
 
 /// Largest error of the f32 path, as a share of the logits' range.
@@ -39,9 +39,9 @@ fn check_f32(name: &str, input: &str) {
     });
 }
 
-/// Prints the divergences and checks them against bounds, which are twice what was found. Random
-/// weights have none of the redundancy of trained ones: these catch a broken path, the figures for
-/// a trained model are in the README.
+/// Prints the divergences and checks them against bounds. The bounds are twice the measured values.
+/// Random weights lack the redundancy of trained ones, so these bounds only catch a broken path.
+/// README has the figures for a trained model.
 fn check_quantized(name: &str, int8_kl: f64, int4_kl: f64) {
     for (dtype, bound) in [(DType::F16, F16_KL), (DType::Int8, int8_kl), (DType::Int4, int4_kl)] {
         check_fixture(name, &format!("{name}.pth"), dtype, |position, found, expected| {
@@ -120,8 +120,8 @@ macro_rules! trained {
     )*};
 }
 
-// The FP16 files' weights differ from those that made the logits by half a unit of fp16. The logits
-// of 5.2 were made with another epsilon than the model was trained with.
+// The weights of the FP16 files differ by half a unit of fp16 from those that gave the logits. The
+// logits of 5.2 were computed with another epsilon than in training.
 trained! {
     trained_v4_fp32: "tiny-rwkv-4v0-660K-FP32.bin", "expected-logits-4v0-660K.bin", 64e-5, F32_TOLERANCE;
     trained_v4_fp16: "tiny-rwkv-4v0-660K-FP16.bin", "expected-logits-4v0-660K.bin", 64e-5, 2e-3;

@@ -1,4 +1,4 @@
-//! One test binary for all that needs no process of its own, so that it links once and its tests
+//! One test binary for all tests that need no process of their own. It links once, and its tests
 //! share both cores.
 
 #[path = "../common/mod.rs"]

@@ -1,5 +1,4 @@
-//! Files that are intact but do not have the tensors that a model needs, each test named after what
-//! is wrong.
+//! Files that are intact but lack the right tensors. Each test is named after the fault.
 
 use std::path::Path;
 
@@ -11,8 +10,8 @@ use rwkv_edge::kernels::DType;
 use rwkv_edge::kernels::layout::records_bytes;
 use rwkv_edge::{LoadOptions, Model};
 
-/// Writes the file at `from` anew, with what `edit` makes of each tensor and its bytes; those it
-/// returns false for are left out.
+/// Rewrites the file at `from`. `edit` changes each tensor and its bytes, and returns false to
+/// leave a tensor out.
 fn rewrite(from: &Path, to: &Path, mut edit: impl FnMut(&mut WriteSpec, &mut Vec<u8>) -> bool) {
     let file = ModelFile::open(from).unwrap();
     let listed = file.tensors().iter().filter(|tensor| !tensor.name.ends_with(".crc32"));
@@ -66,7 +65,8 @@ fn any_tensor_left_out() {
             rewrite(&path, &edited, |spec, _| spec.name != *left_out);
             let loaded = Model::open(&edited, &LoadOptions::default());
             let message = loaded.expect_err(left_out).to_string();
-            // Half a nested head is an unknown variant; of anything else the name is known.
+            // Half a nested head is an unknown variant. For any other missing tensor the error
+            // names it.
             let named = if left_out == "head.residual" { "head.bound" } else { left_out };
             let variant = left_out.contains("ffn.value.bound");
             assert!(
@@ -100,7 +100,7 @@ fn a_second_plane_of_eight_bits() {
     assert!(message.contains("head.residual is int8, not int4"), "{message}");
 }
 
-/// Bounds that do not hold give other tokens, and nothing worse.
+/// Wrong bounds give other tokens, and nothing worse.
 #[test]
 fn bounds_that_do_not_hold() {
     let (folder, path) = convert(&fixture("v7-tiny.pth"), &options(DType::Int4));

@@ -1,4 +1,4 @@
-//! A head in two planes: reading only rows that can be sampled changes nothing but the time.
+//! A head in two planes: reading only rows that can be sampled changes only the time.
 
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ fn samplings() -> Vec<SamplingParams> {
     plain.into_iter().flat_map(|sampling| penalties.map(|penalty| with(sampling, penalty))).collect()
 }
 
-/// The tokens of two replies, and the share of the residual's rows that was read.
+/// The tokens of two replies, and the share of the residual's rows that were read.
 fn sample(model: &Arc<Model>, sampling: SamplingParams, shortlist: bool, threads: usize) -> (Vec<u32>, f64) {
     let shortcuts = Shortcuts { head_shortlist: shortlist, ..Shortcuts::default() };
     let engine = EngineOptions { threads: Some(threads), shortcuts, ..EngineOptions::default() };

@@ -1,4 +1,4 @@
-//! What quantization costs on a trained model: the shipped one, against its own f32 conversion.
+//! The cost of quantization on a trained model: the shipped one, against its own f32 conversion.
 
 use std::fs;
 use std::sync::Arc;

@@ -4,7 +4,7 @@ use crate::common::PLAIN;
 use rwkv_edge::kernels::Kernels;
 use rwkv_edge::{Sampler, SamplingParams};
 
-/// A sampler and its buffers, with rubbish in them.
+/// A sampler and its buffers, filled with rubbish.
 struct Bench {
     sampler: Sampler,
     logits: Vec<f32>,
@@ -63,8 +63,8 @@ impl Random {
     }
 }
 
-/// The probabilities of the steps 2 to 7 of the reference implementation, and how far from `top_p`
-/// the running sums stay.
+/// The probabilities after steps 2 to 7 of the reference implementation, and the distance of the
+/// running sums from `top_p`.
 fn reference(logits: &[f32], counts: &[(u32, f64)], params: &SamplingParams) -> (Vec<f64>, f64) {
     let mut logits: Vec<f64> = logits.iter().map(|logit| f64::from(*logit)).collect();
     for &(id, count) in counts {
@@ -98,8 +98,8 @@ fn reference(logits: &[f32], counts: &[(u32, f64)], params: &SamplingParams) -> 
     (p.iter().map(|p| p / sum).collect(), distance)
 }
 
-/// The probabilities that the sampler drew by, from the weights it left behind: those of the
-/// candidates, or of all ids if no step takes any away.
+/// The probabilities that the sampler drew by, computed from the weights it left behind. They
+/// belong to the candidates, or to all ids if no step removes any.
 fn probabilities(bench: &Bench, params: &SamplingParams, n_candidates: usize) -> Vec<f64> {
     let mut p = vec![0.0; bench.logits.len()];
     if params.top_p == 1.0 && params.top_k == 0 {
@@ -143,7 +143,7 @@ fn candidates_and_probabilities_are_those_of_the_reference() {
         let (expected, distance) = reference(&logits, &counts, &params);
         let drawn = bench.draw(&logits);
         if distance < 1e-5 {
-            // The sums of f32 and f64 may fall on different sides of top_p.
+            // The sums in f32 and f64 may fall on different sides of top_p.
             near += 1;
             continue;
         }
@@ -175,7 +175,7 @@ fn draws_follow_the_probabilities() {
                 chi_squared += (*found as f64 - p * n as f64).powi(2) / (p * n as f64);
             }
         }
-        // At most 6 degrees of freedom; the stream is fixed, so the figure is too.
+        // At most 6 degrees of freedom. The stream is fixed, so the statistic is too.
         assert!(chi_squared < 22.5, "chi squared {chi_squared} at {params:?}: {histogram:?}");
     }
 }
@@ -193,9 +193,9 @@ fn the_stream_of_a_seed_is_pinned() {
 
 #[test]
 fn uniform_logits_show_the_random_numbers() {
-    // SplitMix64 from 1234567: its published outputs begin with 6457827717110365317,
-    // 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821; the draw
-    // is the upper bits of these.
+    // SplitMix64 from 1234567. Its published outputs begin with 6457827717110365317,
+    // 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821. A draw
+    // is the upper bits of an output.
     let logits = vec![0.0; 1024];
     let mut bench = Bench::new(PLAIN, 1024, 1_234_567);
     let outputs: [u64; 5] = [
@@ -291,7 +291,7 @@ fn a_vocabulary_of_one_token_works() {
 
 #[test]
 fn a_flat_vocabulary_keeps_all_tokens_in_the_nucleus() {
-    // All tie with the cutoff, whatever top_p is; p is just about the bound of the filter.
+    // All tie with the cutoff for any top_p, and p is about the bound of the filter.
     for n in [3, 1000, 50_277, 65_536] {
         for top_p in [0.0, 0.5] {
             let mut bench = Bench::new(SamplingParams { top_p, ..PLAIN }, n, 3);
@@ -333,7 +333,7 @@ fn penalties_worked_by_hand() {
     assert_eq!(step(&mut bench, 1), (1, vec![1.0, 1.5, 1.125, 0.0]));
     // Counts: 2 has 0.75, 1 has 1.
     assert_eq!(step(&mut bench, 9), (2, vec![1.0, 0.75, 1.3125, 0.0]));
-    // An id outside the vocabulary: the counts decay all the same.
+    // An id outside the vocabulary is not counted, but the counts decay.
     assert_eq!(step(&mut bench, 0), (2, vec![1.0, 0.875, 1.40625, 0.0]));
     bench.sampler.begin_reply();
     assert_eq!(bench.draw(&logits), 2);

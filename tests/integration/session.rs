@@ -1,4 +1,4 @@
-//! What a session promises to programs that use the library.
+//! The promises of a session to programs that use the library.
 
 use std::fs;
 use std::path::PathBuf;
@@ -39,12 +39,12 @@ fn the_last_token_of_a_reply_is_fed_before_what_comes_after_the_reply() {
         let mut talking = greedy(&model, prompt_chunk);
         talking.feed(&[1, 2, 3]).unwrap();
         let reply: Vec<u32> = (0..8).map(|_| talking.next_token().unwrap().unwrap()).collect();
-        // Feeding nothing leaves the token for later.
+        // Feeding nothing leaves the pending token pending.
         talking.feed(&[]).unwrap();
         let mut without_the_last = greedy(&model, prompt_chunk);
         without_the_last.feed(&[&[1, 2, 3], &reply[..7]].concat()).unwrap();
         assert_eq!(talking.state(), without_the_last.state());
-        // A token that cannot be fed changes nothing, and leaves the one that waits in its place.
+        // A token that cannot be fed changes nothing, and the pending token stays pending.
         talking.feed(&[u32::MAX]).unwrap_err();
         feed(&mut talking).unwrap();
         assert_eq!(talking.state().tokens_read(), 3 + 8 + 3, "way {way}");
@@ -137,7 +137,7 @@ fn a_snapshot_goes_on_exactly_with_its_sampling_and_its_pending_token() {
         assert!(snapshot.pending.is_some());
         let expected = next(&mut whole, 20);
         for threads in [1, 3] {
-            // The other session has a text, counts and random numbers of its own before.
+            // The other session first has a text, counts and random numbers of its own.
             let mut resumed = session(threads, 77);
             resumed.feed(&[9]).unwrap();
             next(&mut resumed, 3);
@@ -181,7 +181,7 @@ fn argmax(logits: &[f32]) -> u32 {
     best.map_or(0, |(id, _)| id)
 }
 
-/// A model whose first time mixing gives numbers so large that all that follows is not a number.
+/// A model whose first time mixing overflows, so every later value is NaN.
 fn overflowing(version: &str, dtype: DType) -> (TempDir, PathBuf) {
     let (folder, path) = convert(&fixture(&format!("{version}-tiny.pth")), &options(dtype));
     let range = {
@@ -228,7 +228,7 @@ fn the_floating_point_environment_of_the_caller_changes_no_bit_and_comes_back() 
             (reply, logits, session.state().clone())
         };
         let expected = run();
-        // SAFETY: the arithmetic of a session is behind a change to the default environment.
+        // SAFETY: a session changes to the default environment before its arithmetic.
         let environment = unsafe { FloatEnvironment::unusual() };
         let (before, found, after) = (FloatEnvironment::bits(), run(), FloatEnvironment::bits());
         drop(environment);
@@ -262,21 +262,21 @@ mod forked {
         fn alarm(seconds: u32) -> u32;
     }
 
-    /// Runs `work` in a forked process; its result, or the status of a process that did not end by
-    /// itself.
+    /// Runs `work` in a forked process. Returns its result, or the status of a process that did not
+    /// end by itself.
     fn in_child(work: impl FnOnce() -> bool) -> Result<bool, i32> {
         // SAFETY: the child computes, frees memory, and ends without running anything of the test.
         let child = unsafe { fork() };
         assert!(child >= 0);
         if child == 0 {
-            // SAFETY: a number of seconds, after which a child that hangs is killed.
+            // SAFETY: the argument is a number of seconds, after which a hanging child is killed.
             unsafe { alarm(60) };
             let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
-            // SAFETY: ends the process.
+            // SAFETY: the call only ends the process.
             unsafe { _exit(done.map_or(99, i32::from)) };
         }
         let mut status = 0;
-        // SAFETY: writes the status of the child.
+        // SAFETY: the call writes the status of the child to `status`.
         let waited = unsafe { waitpid(child, &raw mut status, 0) };
         assert_eq!(waited, child);
         match status {
@@ -305,13 +305,13 @@ mod forked {
         let child = in_child(|| {
             drop(unused.take());
             let right = finish(&mut inherited);
-            // Once more over fork, from a session without threads.
+            // A second fork, from a session without threads.
             let grandchild =
                 in_child(|| finish(&mut inherited) || inherited.engine().options().threads == Some(3));
             right && grandchild == Ok(true)
         });
         assert_eq!(child, Ok(true));
-        // The parent has its threads still.
+        // The parent still has its threads.
         assert!(finish(&mut inherited));
     }
 }

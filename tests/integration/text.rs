@@ -1,10 +1,10 @@
-//! Whole characters and stop texts out of byte streams.
+//! Whole characters and stop texts from byte streams.
 
 use std::io;
 
 use rwkv_edge::text::{Status, TextStream};
 
-/// Feeds the pieces and ends the text; what came out, and whether a stop text ended it.
+/// Feeds the pieces and ends the text. Returns the output, and whether a stop text ended it.
 fn run(stream: &mut TextStream, pieces: &[&[u8]]) -> (String, Status) {
     let mut out = String::new();
     let mut sink = |text: &str| {
@@ -37,7 +37,7 @@ fn for_every_split(bytes: &[u8], mut check: impl FnMut(&[&[u8]])) {
     }
 }
 
-/// What comes before the stop text that is complete first, of equal ones the longest.
+/// The text before the stop text that is complete first, of equal ones the longest.
 fn before_stop(text: &str, stops: &[&str]) -> (String, Status) {
     for end in 0..=text.len() {
         let found = stops.iter().filter(|stop| text.as_bytes()[..end].ends_with(stop.as_bytes()));

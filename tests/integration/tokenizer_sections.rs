@@ -1,4 +1,4 @@
-//! Tokenizer sections: what is compiled, what is refused, and damaged ones.
+//! Tokenizer sections: compiled, refused and damaged ones.
 
 use rwkv_edge::tokenizer::compile::{self, AddedToken, BpeSource, Merge};
 use rwkv_edge::tokenizer::{Kind, Tokenizer};
@@ -14,7 +14,7 @@ fn greedy(tokens: &[(u32, &str)]) -> Vec<u8> {
     compile::greedy(&tokens).unwrap()
 }
 
-/// Bytes as ids 0..=255, a few merges, two kinds of added tokens.
+/// Bytes as ids 0..=255, a few merges, and two kinds of added tokens.
 fn bpe_source() -> BpeSource {
     let mut tokens: Vec<(u32, Vec<u8>)> = (0..=255).map(|byte| (byte.into(), vec![byte])).collect();
     tokens.extend(
@@ -121,7 +121,7 @@ fn the_section_of_the_format_page_is_what_is_compiled() {
     assert_eq!(words, expected.concat());
 }
 
-/// What is said about a small greedy section after one change.
+/// The error for a small greedy section after one change.
 fn refusal(change: impl FnOnce(&mut Vec<u8>)) -> String {
     let mut section = greedy(&[(1, "a"), (2, "ab")]);
     change(&mut section);
@@ -164,8 +164,8 @@ fn structural_attacks_are_refused_with_a_reason() {
     assert!(refusal(flat).contains("labels do not rise"));
     let deep = |section: &mut Vec<u8>| {
         *section = greedy(&[(1, "a"), (2, "bb")]);
-        // The longest token shrinks to one byte in the header and in the decode table, not in the
-        // trie.
+        // The longest token shrinks to one byte in the header and in the decode table, but not in
+        // the trie.
         section.drain(9 * 4..10 * 4);
         section.splice(9 * 4..9 * 4, *b"ab\0\0");
         set(section, 3, 1);
@@ -193,7 +193,8 @@ fn bpe_flags_and_byte_tokens_are_checked() {
     assert!(damaged(byte(0xff), u32::MAX).is_ok(), "this byte is not in UTF-8");
 }
 
-/// Parses, and if that succeeds uses the tokenizer for everything. Returns whether it succeeded.
+/// Parses the section and, if that succeeds, uses the whole tokenizer. Returns whether it
+/// succeeded.
 fn survives(section: &[u8]) -> bool {
     const TEXTS: [&[u8]; 5] = [
         b"hello hello<end>   hello\n\n  <en hehellolo ",

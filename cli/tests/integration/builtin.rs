@@ -1,4 +1,4 @@
-//! The shipped model is what our own converter makes of the shipped checkpoint.
+//! The shipped model equals the conversion of the shipped checkpoint by our own converter.
 
 use std::fs;
 

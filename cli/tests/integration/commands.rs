@@ -1,4 +1,4 @@
-//! The program as a user meets it: output, errors, exit codes.
+//! The program as a user sees it: output, errors, exit codes.
 
 use std::fs;
 use std::io::Read;

@@ -9,7 +9,7 @@ use std::process::{Command, Output, Stdio};
 
 use crate::program::{FAIRY, command};
 
-/// The one line that a run must fail with.
+/// The one line that a failing run prints.
 #[track_caller]
 fn failure(output: &Output) -> String {
     let message = String::from_utf8(output.stderr.clone()).unwrap();
@@ -18,7 +18,7 @@ fn failure(output: &Output) -> String {
     message.trim_end().to_owned()
 }
 
-/// Runs with the named pipe `path` as a text, and writes to it what `text` is.
+/// Runs with the named pipe `path` as a text, and writes `text` to the pipe.
 fn with_pipe(path: &Path, text: &str, command: &mut Command) -> Output {
     assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

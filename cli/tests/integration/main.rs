@@ -1,4 +1,4 @@
-//! One test binary for the program, so that it links once.
+//! One test binary for the program, so it links once.
 
 #[path = "../../../tests/common/mod.rs"]
 mod common;

@@ -7,8 +7,8 @@ use crate::common::{convert, fixture, options};
 use rwkv_edge::kernels::DType;
 use tempfile::TempDir;
 
-/// The binary, or the one of another machine that `RWKV_EDGE_BINARY` names, behind the emulator of
-/// `RWKV_EDGE_RUNNER`.
+/// The binary. `RWKV_EDGE_BINARY` names one of another machine instead, and `RWKV_EDGE_RUNNER` the
+/// emulator that runs it.
 pub(crate) fn command() -> Command {
     let binary = std::env::var("RWKV_EDGE_BINARY").unwrap_or(env!("CARGO_BIN_EXE_rwkv-edge").into());
     let mut command = match std::env::var("RWKV_EDGE_RUNNER") {
@@ -24,12 +24,12 @@ pub(crate) fn command() -> Command {
     command
 }
 
-/// Whether an emulator runs the binary, which catches signals of its own.
+/// Whether an emulator runs the binary. An emulator catches signals of its own.
 pub(crate) fn is_emulated() -> bool {
     std::env::var_os("RWKV_EDGE_RUNNER").is_some()
 }
 
-/// The shipped model, for what a binary without a built-in one does too.
+/// The shipped model, for tests that also run with a binary without a built-in model.
 pub(crate) const FAIRY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/fairy7-int8.rwkv");
 
 pub(crate) fn run(args: &[&str]) -> Output {

@@ -1,4 +1,4 @@
-//! How the commands end by signals.
+//! How commands end by signals.
 #![cfg(target_os = "linux")]
 
 use std::fs;
@@ -16,15 +16,15 @@ fn send(signal: &str, pid: u32) {
     assert!(Command::new("kill").args([format!("-{signal}"), pid.to_string()]).status().unwrap().success());
 }
 
-/// Whether a field of what Linux says about a process has the bit of a signal.
+/// Whether a field of a process's status in `/proc` has the bit of a signal.
 fn has_signal(pid: u32, field: &str, signal: i32) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix(field)).unwrap_or("0");
     u64::from_str_radix(mask.trim(), 16).unwrap() & 1 << (signal - 1) != 0
 }
 
-/// The signals that reach programs which these tests start: not those that a script's background
-/// job ignores.
+/// The signals that reach programs started by these tests. A script's background job ignores some
+/// signals.
 fn signals() -> impl Iterator<Item = (&'static str, i32)> {
     SIGNALS.into_iter().filter(|&(_, number)| !has_signal(std::process::id(), "SigIgn:", number))
 }
@@ -45,11 +45,11 @@ fn wait_for_text(child: &mut Child) {
     child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
 }
 
-/// Waits for the end, but not for ever.
+/// Waits for the end, up to a limit.
 fn end_of(mut child: Child) -> Output {
     let started = Instant::now();
     while child.try_wait().unwrap().is_none() && started.elapsed() < Duration::from_secs(20) {
-        // A pipe that is full would hold up the end.
+        // A full pipe would hold up the end.
         let mut text = [0; 1 << 16];
         let _ = child.stdout.as_mut().map(|out| out.read(&mut text));
     }
@@ -89,7 +89,7 @@ fn a_copy_of_a_signal_does_not_cut_the_summary() {
     let mut child = spawn(endless(&model));
     wait_for_text(&mut child);
     let pid = child.id();
-    // As `timeout` does, to the process and to its group.
+    // Sends the signal to the process and to its group, as `timeout` does.
     send("TERM", pid);
     let _ = Command::new("kill").args(["-TERM", &pid.to_string()]).output();
     let output = end_of(child);
@@ -102,7 +102,7 @@ fn a_second_signal_ends_a_run_that_waits_for_its_reader() {
     let (_folder, model) = tiny();
     let mut child = spawn(endless(&model));
     wait_for_text(&mut child);
-    // The pipe takes 64 KiB; then the run waits.
+    // The pipe takes 64 KiB; after that the run waits.
     sleep(Duration::from_millis(300));
     send("HUP", child.id());
     sleep(rwkv_edge::signals::SECOND_AFTER + Duration::from_millis(100));
@@ -150,7 +150,7 @@ fn text_beyond_the_limit_of_a_files_size_is_an_error() {
     assert_eq!(message.lines().count(), 1, "{message}");
 }
 
-/// The process that a process has started.
+/// The only child of a process.
 fn only_child(pid: u32) -> u32 {
     let path = format!("/proc/{pid}/task/{pid}/children");
     let started = Instant::now();
@@ -163,8 +163,8 @@ fn only_child(pid: u32) -> u32 {
     }
 }
 
-/// A command as process 1 of a namespace, which takes root or user namespaces; `None` where that is
-/// not allowed.
+/// A command as process 1 of a namespace. This needs root or user namespaces; `None` if neither is
+/// allowed.
 fn as_process_one(run: &Command) -> Option<Child> {
     let can = |args: &[&str]| {
         Command::new("unshare").args(args).arg("true").output().is_ok_and(|output| output.status.success())
@@ -192,7 +192,7 @@ fn as_process_one_every_command_ends_by_a_signal() {
         &["run", &model, "-p", "x", "-n", "0"],
         &["eval", &model, "--text", text],
         &["bench", &model, "-n", "10000000"],
-        // It waits for its standard input.
+        // The command waits for its standard input.
         &["tokenize", &model],
     ];
     for args in commands {

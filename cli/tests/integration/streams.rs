@@ -1,4 +1,4 @@
-//! Standard streams that are non-blocking, and terminals that are narrow.
+//! Standard streams that are non-blocking, and narrow terminals.
 #![cfg(target_os = "linux")]
 
 use std::fs;
@@ -14,7 +14,7 @@ use rustix::termios::{Winsize, tcsetwinsize};
 
 use crate::program::{command, pipe, run, stdout, tiny};
 
-/// Long enough for a program to come to a full or empty pipe.
+/// Long enough for a program to reach a full or empty pipe.
 const A_WHILE: Duration = Duration::from_millis(300);
 
 /// A pipe of one page that is non-blocking at both ends.
@@ -26,7 +26,7 @@ fn non_blocking() -> (PipeReader, PipeWriter) {
     (reader, writer)
 }
 
-/// What comes out of a pipe that nobody reads for a while.
+/// The bytes from a pipe that nobody reads for a while.
 fn late(mut reader: PipeReader) -> Vec<u8> {
     sleep(A_WHILE);
     ioctl_fionbio(&reader, false).unwrap();
@@ -94,7 +94,7 @@ fn a_summary_that_would_block_is_waited_for() {
     assert!(child.wait().unwrap().success());
 }
 
-/// What a command writes to a terminal of some columns.
+/// The output of a command on a terminal of `columns` columns.
 fn on_terminal(mut command: Command, columns: u16) -> String {
     let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
     unlockpt(&terminal).unwrap();
@@ -104,7 +104,7 @@ fn on_terminal(mut command: Command, columns: u16) -> String {
     drop(command);
     let reader = thread::spawn(move || {
         let (mut terminal, mut bytes) = (fs::File::from(terminal), Vec::new());
-        // The end is an error: nobody has the terminal open any more.
+        // The read ends with an error, because nobody has the terminal open any more.
         let _ = terminal.read_to_end(&mut bytes);
         String::from_utf8(bytes).unwrap()
     });
