@@ -173,8 +173,8 @@ impl<'m> Engine<'m> {
     /// Continues the text of `state` with `tokens`. The result is that of feeding them one by one.
     ///
     /// # Errors
-    /// If a token is not in the vocabulary or the state belongs to another model file. Nothing was
-    /// fed then. Or if the file is damaged; [`State::tokens_read`] tells how many tokens were fed.
+    /// If a token is not in the vocabulary or the state belongs to another model file: nothing was
+    /// fed. If the file is damaged: [`State::tokens_read`] tells how many tokens were fed.
     pub fn feed(&mut self, state: &mut State, tokens: &[u32]) -> Result<()> {
         self.feed_batch(slice::from_mut(&mut Sequence::new(state, tokens)))
     }

@@ -29,7 +29,7 @@ pub(crate) struct ComputeArgs {
     pub(crate) kernels: KernelArgs,
 }
 
-/// Options of the kernels: instruction set, checks and threads.
+/// Which kernels to run, and whether to check the weights.
 #[derive(Args)]
 pub(crate) struct KernelArgs {
     /// Instruction set of the kernels, by the names that `info` lists [default: $RWKV_EDGE_ISA, or

@@ -397,8 +397,8 @@ fn weights(model: &Model) -> &[u8] {
     file.mapping().get(..len.min(MOST) as usize).unwrap_or_default()
 }
 
-/// Whether the passes of plain reading are no limit for decoding: decoding read clearly faster, or
-/// the middle half of the passes differ by more than a quarter.
+/// Whether the passes of plain reading are no valid limit for decoding: decoding read clearly
+/// faster, or the middle half of the passes differ by more than a quarter.
 fn is_disturbed(share_of_limit: f64, passes: &[f64]) -> bool {
     const LARGEST_SHARE: f64 = 1.2;
     const LARGEST_MOVE: f64 = 0.25;

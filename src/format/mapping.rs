@@ -14,10 +14,10 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// The bytes of a whole file, starting on a 64-byte line.
 ///
-/// If the file is mapped, other processes can disturb it. After one that shortens the file, reads
-/// beyond the new end raise `SIGBUS`. One that writes to the file changes the weights of the model.
-/// The writer of this crate does neither: it replaces files by renaming. Use [`Mapping::read`] for
-/// files that others may change in place.
+/// If another process shortens a mapped file, later reads beyond its new end raise `SIGBUS`. If
+/// another process writes to it, the weights of the model change. The writer of this crate does
+/// neither: it replaces files by renaming. Use [`Mapping::read`] for files that others may change
+/// in place.
 pub struct Mapping {
     storage: Storage,
 }

@@ -23,7 +23,7 @@ pub enum Role {
     /// The largest scale of each group of rows of a quantized `ffn.value`, which bounds their
     /// products: f32.
     ScaleBound,
-    /// A factor of a low-rank matrix of RWKV-6 and 7: small, and sensitive to few bits.
+    /// A factor of a low-rank matrix of RWKV-6 and 7: small, and sensitive to rounding to few bits.
     LowRank,
     /// The recurrent state before the first token, of a state-tuned model: f32.
     State,

@@ -41,7 +41,7 @@ fn check_f32(name: &str, input: &str) {
 
 /// Prints the divergences and checks them against bounds. The bounds are twice the measured values.
 /// Random weights lack the redundancy of trained ones, so these bounds only catch a broken path.
-/// README has the figures for a trained model.
+/// `docs/PERFORMANCE.md` has the figures for trained models.
 fn check_quantized(name: &str, int8_kl: f64, int4_kl: f64) {
     for (dtype, bound) in [(DType::F16, F16_KL), (DType::Int8, int8_kl), (DType::Int4, int4_kl)] {
         check_fixture(name, &format!("{name}.pth"), dtype, |position, found, expected| {
