@@ -40,7 +40,7 @@ impl State {
         Ok(Self { model_id, recurrent, residual, tokens_read: 0, tokens_hash: [0; 32] })
     }
 
-    /// Number of tokens in the text.
+    /// Number of tokens that the model has read.
     pub fn tokens_read(&self) -> u64 {
         self.tokens_read
     }

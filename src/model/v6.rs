@@ -1,6 +1,6 @@
 //! Time mixing of RWKV-6 (arXiv 2404.05892, section 4).
 //!
-//! It is that of RWKV-5, but token shift and decay depend on the token, through low-rank matrices.
+//! As RWKV-5, but token shift and decay depend on the token, through low-rank matrices.
 
 use rwkv_edge_kernels::layout::Shift;
 
