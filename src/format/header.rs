@@ -139,9 +139,9 @@ impl Header {
 
     /// Reads header and section table from the bytes of a whole file.
     ///
-    /// The order of the checks is: the version, because a newer one may change everything after it;
-    /// the length, because a partial copy is the likeliest damage; the checksum; and then the
-    /// table.
+    /// It checks the version first, because a newer one may change everything after it. Then it
+    /// checks the length, because a partial copy is the likeliest damage. The checksum and the
+    /// table follow.
     pub(super) fn parse(file: &[u8]) -> Result<Self> {
         let mut cursor = Cursor::new(file);
         let magic = cursor.take(MAGIC.len().min(file.len())).unwrap_or_default();

@@ -1,5 +1,6 @@
-//! A channel of thousands of times the usual size in the input of `att.output`, as released models of RWKV-7 have
-//! one in layer 0, costs an int4 file nothing: the matrix that reads it is f16.
+//! An outlier channel in the input of layer 0's `att.output` costs an int4 file nothing, because
+//! that matrix is f16. Released models of RWKV-7 have a channel of thousands of times the usual
+//! size.
 
 use crate::common::{all_logits, convert_checkpoint, kl, open, options, session, token_walk};
 use rwkv_edge::Version;
@@ -9,7 +10,7 @@ use rwkv_quantize::policy::QuantSpec;
 use rwkv_quantize::shapes;
 use rwkv_quantize::synth::{self, Recipe};
 
-/// As in RWKV-7 2.9B.
+/// The outlier of RWKV-7 2.9B, relative to the other channels.
 const OUTLIER: f64 = 2700.0;
 
 const TOKENS: usize = 48;
@@ -23,7 +24,8 @@ fn logits(recipe: &Recipe, quant: QuantSpec) -> Vec<Vec<f32>> {
     all_logits(&mut session, &token_walk(TOKENS, recipe.config.n_vocab))
 }
 
-/// Mean KL of int4 files against the f32 file, with `att.output` of layer 0 as the policy has it, and quantized.
+/// Mean KL of two int4 files against the f32 file. The first file stores `att.output` of layer 0 as
+/// the policy does, the second one in int4.
 fn costs(version: Version, outlier: Option<f64>) -> [f64; 2] {
     let config = shapes::config(version, [3, 256, 256]);
     let recipe = Recipe { name: "small".into(), config, ffn_sparsity: 0.8, outlier, seed: 4 };
