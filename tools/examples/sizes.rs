@@ -1,5 +1,6 @@
-//! Prints file size and memory plan of every released RWKV, from hyperparameters alone: the planner is the one that
-//! `rwkv-quantize` and `rwkv-edge` use, so the figures are exact for files with the built-in World tokenizer.
+//! Prints file size and memory plan of every released RWKV, from hyperparameters alone. The planner
+//! is that of `rwkv-quantize` and `rwkv-edge`, so the figures are exact for files with the built-in
+//! World tokenizer.
 //!
 //! ```text
 //! cargo run --release -p rwkv-quantize --example sizes
@@ -51,7 +52,8 @@ fn main() -> Result<()> {
         for dtype in [DType::Int4, DType::Int8] {
             let layout = layout(config.clone(), dtype)?;
             let tensors = layout.tensors();
-            // The residual of a nested head is the head's weights again; bounds and checksums are none.
+            // The residual of a nested head holds the head's weights again. Bounds and checksums
+            // are no weights.
             let own = tensors.iter().filter(|t| t.dtype.weight().is_some() && !names::is_derived(&t.name));
             weights = own.map(|t| (t.shape[0] * t.shape[1]) as u64).sum::<u64>();
             let embedding: u64 = tensors.iter().filter(|t| t.checked_by_record).map(|t| t.len).sum();

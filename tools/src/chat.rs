@@ -15,7 +15,7 @@ pub enum Template {
 }
 
 impl Template {
-    /// What a model of `n_vocab` tokens most likely wants: World models are the ones with 65,536.
+    /// The template that a model of `n_vocab` tokens most likely needs. World models have 65,536.
     pub fn for_vocab(n_vocab: usize) -> Self {
         if n_vocab == 65_536 { Template::World } else { Template::None }
     }
@@ -29,11 +29,11 @@ impl Template {
     }
 }
 
-/// The CHAT section for `template`. Sampling defaults are those of ChatRWKV's chat for chat
-/// templates and of its text pipeline otherwise.
+/// The CHAT section for `template`. Chat templates get the sampling defaults of ChatRWKV's chat,
+/// other models those of its text pipeline.
 ///
-/// A reply ends at an empty line: models separate turns with one, and every blank line in a reply
-/// of a chat without code is the start of the next turn.
+/// A reply ends at an empty line, because models separate turns with one. In a chat without code,
+/// every blank line in a reply starts the next turn.
 pub fn chat(
     template: Template,
     start_tokens: Vec<u32>,

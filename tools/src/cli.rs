@@ -21,7 +21,7 @@ const USAGE: &str = "rwkv-quantize [OPTIONS] <INPUT> <OUTPUT>
        rwkv-quantize [OPTIONS] --synth <SHAPE> <OUTPUT>
        rwkv-quantize [OPTIONS] --inspect <INPUT>";
 
-/// Options of models that a checkpoint does not have, by the names of their fields.
+/// Options of a model that do not apply to a checkpoint, by the names of their fields.
 const MODEL_OPTIONS: [&str; 8] =
     ["dtype", "plain_head", "tokenizer", "chat", "start_tokens", "sampling", "state", "group_norm_eps"];
 
@@ -107,7 +107,7 @@ impl From<Type> for DType {
     }
 }
 
-/// What the command line asks for.
+/// The task that the command line gives.
 pub(crate) enum Task {
     /// Print what would be done.
     Inspect(Source, Options),
@@ -124,7 +124,7 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// Where it goes, which may be written.
+    /// The target, after checking that it may be written.
     pub(crate) fn target(&self) -> anyhow::Result<Target> {
         let Self { path, force } = self;
         ensure!(path.as_os_str() != "-", "-: the output must be a file; ./- is a file of this name");
@@ -151,7 +151,7 @@ impl Source {
     }
 }
 
-/// The task; on wrong usage ends the process with a message.
+/// Returns the task. Wrong usage ends the process with a message.
 pub(crate) fn parse() -> Task {
     let task = |matches| Cli::from_arg_matches(&matches).and_then(|cli| cli.task(&matches));
     Cli::command().try_get_matches().and_then(task).unwrap_or_else(|error| match error.use_stderr() {
@@ -221,7 +221,7 @@ fn is_safetensors(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("safetensors"))
 }
 
-/// How the option with this field is written.
+/// The spelling of the option with this field.
 fn flag(id: &str) -> String {
     let command = Cli::command();
     let long = command.get_arguments().find(|arg| arg.get_id() == id).and_then(|arg| arg.get_long());

@@ -89,8 +89,9 @@ fn heads_tensor(version: Version) -> Option<&'static str> {
     }
 }
 
-/// The number of heads, from a tensor with a value for each channel, as `[heads, head size]`, or in
-/// RWKV-5.0 and 5.1 for each head. It divides the rows of `att_key`, the channels.
+/// The number of heads, from the shape of a tensor. The tensor has a value for each channel, as
+/// `[heads, head size]`, or in RWKV-5.0 and 5.1 a value for each head. The number divides the rows
+/// of `att_key`, the channels.
 fn heads(tensor: &SourceTensor, version: Version, att_key: [usize; 2]) -> Result<usize> {
     let [n_att, _] = att_key;
     let SourceTensor { name, shape, .. } = tensor;
@@ -121,7 +122,7 @@ fn heads(tensor: &SourceTensor, version: Version, att_key: [usize; 2]) -> Result
     )
 }
 
-/// The tensors whose shapes say which shape tensor `name` must have.
+/// The tensors whose shapes determine the shape of tensor `name`.
 pub(crate) fn references(version: Version, name: &str) -> Vec<String> {
     let local = name.strip_prefix("blocks.").and_then(|rest| rest.split_once('.')).map(|(_, local)| local);
     let mut references = vec![EMBEDDING.to_owned()];
@@ -151,7 +152,7 @@ fn rank(checkpoint: &Checkpoint, name: &str) -> Result<usize> {
     Ok(rank)
 }
 
-/// Inner size of one of the dynamic mixes, whose first factors are one tensor.
+/// Inner size of one dynamic mix. One tensor holds the first factors of all mixes.
 fn mix_rank(checkpoint: &Checkpoint, name: &str) -> Result<usize> {
     let (all, mixes) = (rank(checkpoint, name)?, V6_MIXES.len());
     ensure!(

@@ -28,13 +28,13 @@ use crate::shapes::GROUP_NORM_EPS;
 use crate::source::{self, Checkpoint, LN0};
 use crate::vocab::{self, VocabError};
 
-/// Ids that a model's vocabulary may have beyond the tokenizer's: released models are padded by up
-/// to 50, and a tokenizer that knows much less belongs to another model.
+/// Most ids that a model's vocabulary may have beyond the tokenizer's. Released models are padded
+/// by up to 50. A tokenizer with far fewer tokens belongs to another model.
 fn max_unused_ids(n_vocab: usize) -> usize {
     (n_vocab / 16).min(256)
 }
 
-/// What to make of a checkpoint.
+/// Options of a conversion.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Types of the weights.
@@ -56,8 +56,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// A checkpoint with all that its shapes imply, as weights of type `dtype`, converted by one
-    /// thread.
+    /// Weights of type `dtype`, one thread, and defaults that the checkpoint's shapes imply.
     pub fn new(dtype: DType) -> Self {
         Self {
             quant: QuantSpec::new(dtype),
@@ -72,7 +71,7 @@ impl Options {
     }
 }
 
-/// A checkpoint that was found fit, and the file it would become.
+/// A checkpoint that passed all checks, and the file that it would become.
 pub struct Conversion {
     checkpoint: Checkpoint,
     /// The file of a tuned state.
@@ -99,7 +98,7 @@ impl Conversion {
     }
 
     /// As [`prepare`](Self::prepare) for an opened checkpoint, but a missing or wrong tokenizer is
-    /// not the end: the error comes back with a layout that has byte tokens instead.
+    /// no failure. The error comes back with a layout that has byte tokens instead.
     ///
     /// # Errors
     /// As [`prepare`](Self::prepare), apart from the tokenizer.
@@ -135,8 +134,8 @@ impl Conversion {
         Ok((Self { checkpoint, state, tokenizer, byte_tokens, tensors, layout, threads }, error))
     }
 
-    /// Whether the model gets byte tokens because no built-in vocabulary has its size: of synthetic
-    /// checkpoints only.
+    /// Whether the model gets byte tokens because no built-in vocabulary has its size. That happens
+    /// with synthetic checkpoints only.
     pub fn has_byte_tokens(&self) -> bool {
         self.byte_tokens
     }
@@ -155,9 +154,9 @@ impl Conversion {
     /// is interrupted, nothing is left behind.
     ///
     /// # Errors
-    /// If `output` is one of the files that are read, `RWKV_EDGE_ISA` is wrong or there is no room,
-    /// all before a weight is read; if reading or writing fails, a weight is not finite or too
-    /// large, or the run was interrupted.
+    /// Before a weight is read: if `output` is an input file, `RWKV_EDGE_ISA` is wrong or there is
+    /// no room. Later: if reading or writing fails, a weight is not finite or too large, or the run
+    /// was interrupted.
     pub fn run(self, output: Target, job: Job<'_>) -> Result<(Report, Published)> {
         // Threads that start from here on inherit it.
         let _environment = default_float_environment();
@@ -181,7 +180,7 @@ impl Conversion {
         Ok((report, writer.finish(provenance, self_test)?))
     }
 
-    /// Refuses to replace what is read.
+    /// Refuses an output that would replace an input file.
     fn check_output(&self, output: &Target) -> Result<()> {
         let files = [Some(&self.checkpoint), self.state.as_ref()].into_iter().flatten();
         let files = files.filter(|checkpoint| !checkpoint.is_synthetic());
@@ -202,8 +201,8 @@ fn sources<'a>(checkpoint: &'a Checkpoint, state: &'a Option<Checkpoint>) -> Sou
     Sources { checkpoint: input(checkpoint), state: state.as_ref().map(input) }
 }
 
-/// The tensors of the file and where they come from, after checking that the checkpoint has each in
-/// the right shape. That it has no others, [`source::detect`] saw to.
+/// The tensors of the file and their origins. Checks that the checkpoint has each tensor in the
+/// right shape. [`source::detect`] has checked that it has no others.
 fn model_tensors(
     sources: Sources<'_>,
     config: &Config,
@@ -253,8 +252,7 @@ fn write_tensors(
         if !encoded.bounds.is_empty() {
             bounds.insert(spec.name.as_str(), encoded.bounds);
         }
-        // The first plane of a nested head has no error of its own: its residual has that of both
-        // planes.
+        // The residual of a nested head has the error of both planes, so the first plane has none.
         if nested_head && tensor.role == Role::Head {
             errors.push(0.0);
         } else {
@@ -266,7 +264,7 @@ fn write_tensors(
     Ok((errors, sums))
 }
 
-/// Where the weights come from; what only the run can tell is missing.
+/// The provenance, without the fields that only the run can fill in.
 fn provenance(checkpoint: &Checkpoint, options: &Options, version: Version) -> Provenance {
     let container = checkpoint.container().to_string();
     Provenance {
@@ -299,14 +297,15 @@ fn printable(name: &str) -> String {
     name.replace(|c: char| c.is_control() || ['/', '\\'].contains(&c), "_")
 }
 
-/// What reading the input from beginning to end tells.
+/// Results of reading the input from beginning to end.
 struct Contents {
     sha256: [u8; 32],
     warnings: Vec<Warning>,
 }
 
-/// Does `work`, and reads the input from beginning to end: at the same time if there may be several
-/// threads and another one starts, or else before. Where one of both fails, the other stops.
+/// Does `work`, and reads the input from beginning to end. Both run at the same time if several
+/// threads are allowed and another one starts; otherwise the input is read first. If one fails, the
+/// other stops.
 fn while_reading<T>(
     sources: Sources<'_>,
     threads: usize,
@@ -333,8 +332,7 @@ fn while_reading<T>(
     })
 }
 
-/// Hashes the files with the tensors, one after the other, and looks for damage in all that is
-/// read.
+/// Hashes the files with the tensors, one after the other, and looks for damage in their bytes.
 fn read_contents(sources: Sources<'_>, stop: Stop<'_>) -> Result<Contents> {
     let mut warnings = Vec::new();
     let mut read_through = |input: Input<'_>, digest: &mut Sha256| {
@@ -383,7 +381,7 @@ fn tokenizer(path: Option<&Path>, n_vocab: usize) -> Result<Vec<u8>> {
     Ok(section)
 }
 
-/// Token 0 ends a document wherever it stands for no text.
+/// Token 0 ends a document in every vocabulary where it stands for no text.
 fn stop_tokens(tokenizer: &[u8]) -> Result<Vec<u32>> {
     let end_of_text: &[&[u8]] = &[b"", b"<|endoftext|>"];
     let tokenizer = Tokenizer::parse(tokenizer)?;
@@ -397,7 +395,8 @@ fn self_test_tokens(config: &Config, start_tokens: &[u32]) -> Vec<u32> {
     start_tokens.iter().copied().chain(spread).collect()
 }
 
-/// What the finished file computes, giving back pages as it goes so that memory stays bounded.
+/// Digest of the logits that the finished file computes. Gives back pages on the way, so that
+/// memory stays bounded.
 fn logits_digest(file: ModelFile, isa: Isa, tokens: &[u32], threads: usize) -> Result<[u8; 32]> {
     let options = LoadOptions { isa: Some(isa), verify: Verify::Never, low_memory: true };
     let model = Model::load(file, &options)?;

@@ -1,8 +1,8 @@
 //! Streams one tensor from the checkpoint into the file: read a slice, transform, quantize, write.
 //!
-//! Memory is bounded by the slice, whatever the tensor's size. Slices are encoded by several
-//! threads; every chunk (a block of 16 rows, a row, or a column) is encoded on its own, so bytes
-//! and error sums do not depend on how many.
+//! The slice bounds the memory, whatever the tensor's size. Several threads encode a slice. Every
+//! chunk (a block of 16 rows, a row, or a column) is encoded on its own, so bytes and error sums do
+//! not depend on the number of threads.
 
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -19,15 +19,15 @@ use crate::origin::{Input, Stored};
 use crate::residual::BlockRows;
 use crate::source::{LN0, SourceError, SourceTensor};
 
-/// Floats that one thread holds of a slice: 16 MiB, so that a slice of the columns of a large
-/// matrix still reads a few hundred neighbouring values of each row.
+/// Floats of a slice that one thread holds: 16 MiB. A slice of columns of a large matrix then still
+/// reads a few hundred neighbouring values of each row.
 const SLICE_FLOATS: usize = 4 << 20;
 
 /// Factor on the tensor scale after a group scale did not fit fp16, and how often to try.
 const SCALE_STEP: f32 = 64.0;
 const SCALE_TRIES: usize = 8;
 
-/// Called with the number of elements of the tensor that are encoded so far; it falls when a tensor
+/// Called with the number of elements of the tensor encoded so far. The number falls when a tensor
 /// is encoded again.
 pub(crate) type Advance<'a> = dyn FnMut(usize) + 'a;
 
@@ -45,10 +45,10 @@ pub(crate) struct Encoder<'a> {
 /// A tensor that was encoded.
 #[derive(Default)]
 pub(crate) struct Encoded {
-    /// Its error against the checkpoint; that of both planes together for the residual of a nested
-    /// head.
+    /// Its error against the checkpoint. The residual of a nested head has the error of both planes
+    /// together.
     pub(crate) sums: ErrorSums,
-    /// Bounds of a quantized `ffn.value` or of a residual; none of other tensors.
+    /// Bounds of a quantized `ffn.value` or of a residual; empty for other tensors.
     pub(crate) bounds: Vec<f32>,
 }
 
@@ -80,13 +80,13 @@ impl From<SourceError> for ChunkError {
 
 /// A matrix's values, row-major `[out, in]`.
 enum Values<'a> {
-    /// As the checkpoint has them.
+    /// In the checkpoint, already `[out, in]`.
     Checkpoint(Input<'a>, &'a Stored),
-    /// Turned.
+    /// In memory, transposed from `[in, out]`.
     Memory(Vec<f32>),
 }
 
-/// What a tensor is cut into: `count` pieces that are encoded independently.
+/// Partition of a tensor: `count` chunks that are encoded independently.
 struct Chunks {
     count: usize,
     /// Source elements of each; the last block of rows may have fewer.
@@ -183,7 +183,8 @@ impl<'a> Encoder<'a> {
         Ok(())
     }
 
-    /// A small matrix that the checkpoint has as `[in, out]`, as `[out, in]`.
+    /// Reads a small matrix that the checkpoint has as `[in, out]`, and transposes it to
+    /// `[out, in]`.
     fn transposed(&self, input: Input<'_>, origin: &Stored, [rows, cols]: [usize; 2]) -> Result<Vec<f32>> {
         let mut turned = vec![0.0; rows * cols];
         let per_slice = (SLICE_FLOATS / rows).max(1);
@@ -249,7 +250,7 @@ impl<'a> Encoder<'a> {
         result.map(|()| Encoded { sums, bounds: scales.unwrap_or(bounds) })
     }
 
-    /// Writes tensor number `index` of the file, which bounds another.
+    /// Writes tensor number `index` of the file: the bounds of another tensor.
     pub(crate) fn bounds(writer: &mut ModelWriter, index: usize, bounds: &[f32]) -> Result<()> {
         writer.begin(index, 1.0)?;
         writer.write(&bytes_of(bounds))?;
@@ -267,7 +268,7 @@ fn scale_of(writer: &ModelWriter, name: &str) -> Result<f32> {
     Ok(tensor.with_context(|| format!("there is no tensor {name} in the file"))?.scale)
 }
 
-/// What a matrix is encoded as.
+/// Encoding of a matrix.
 #[derive(Clone, Copy)]
 struct Target<'a> {
     spec: &'a WriteSpec,
@@ -278,7 +279,7 @@ struct Target<'a> {
     first_plane: Option<f32>,
 }
 
-/// What became of a chunk.
+/// Result of encoding a chunk.
 #[derive(Clone, Copy, Default)]
 struct Outcome {
     sums: ErrorSums,
@@ -335,9 +336,9 @@ struct Encoding<'a> {
 }
 
 impl Encoding<'_> {
-    /// Encodes the chunks from `first` on that fill `bytes`, in parts of `per_thread`: the calling
-    /// thread and one more for every further part take them in turn. If threads cannot start, fewer
-    /// do the same work.
+    /// Encodes the chunks from `first` on that fill `bytes`, in parts of `per_thread`. The calling
+    /// thread and one more thread for every further part take the parts in turn. If threads cannot
+    /// start, fewer do the same work.
     fn slice(
         self,
         first: usize,
@@ -411,7 +412,7 @@ impl Encoding<'_> {
         Ok(())
     }
 
-    /// Chunks of a block of rows each: what the first plane leaves of them.
+    /// Chunks of one block of rows each: the rounding errors of the first plane.
     fn residual<'b>(
         self,
         first: usize,

@@ -11,7 +11,7 @@ pub trait Progress {
     fn update(&mut self, done: u64, total: u64, tensor: &str);
 }
 
-/// What a long job gets from its caller.
+/// The caller's side of a long job: progress and interruption.
 pub struct Job<'a> {
     /// Is told how far the job is.
     pub progress: &'a mut dyn Progress,
@@ -25,13 +25,13 @@ impl<'a> Job<'a> {
         Self { progress, interrupted }
     }
 
-    /// Fails if the job is to end.
+    /// Fails if the job must end.
     pub(crate) fn check(&self) -> Result<()> {
         check(&[self.interrupted])
     }
 }
 
-/// Flags of which each ends a part of a job.
+/// Flags; each of them ends a part of a job.
 pub(crate) type Stop<'a> = [&'a AtomicBool; 2];
 
 /// Fails if a flag is raised.

@@ -9,8 +9,8 @@ use rwkv_edge::model::names::{self, ModelTensor, Role, V6_MIXES};
 use crate::config;
 use crate::source::{Checkpoint, Container, SourceError, SourceTensor, stored_names};
 
-/// Most values of a matrix that is turned in memory, 128 MiB of them. The largest of released
-/// models have 2 million.
+/// Most values of a matrix that is transposed in memory: 128 MiB. The largest in released models
+/// have 2 million.
 const MAX_TURNED: usize = 1 << 25;
 
 /// An opened checkpoint and the path it was opened by, for errors.
@@ -21,7 +21,7 @@ pub(crate) struct Input<'a> {
 }
 
 impl<'a> Input<'a> {
-    /// The error that `tensor` is not what its place asks for.
+    /// The error that `tensor` does not fit its place in the model.
     pub(crate) fn error(
         self,
         tensor: &str,
@@ -60,7 +60,7 @@ pub(crate) struct Stored {
     pub(crate) transform: Transform,
 }
 
-/// Where tensors come from: a checkpoint, and a state-tuned one's state, which may be a file of its
+/// Sources of tensors: a checkpoint, and the state of a state-tuned one, which may be a file of its
 /// own.
 #[derive(Clone, Copy)]
 pub(crate) struct Sources<'a> {
@@ -83,7 +83,8 @@ impl<'a> Sources<'a> {
         self.state.is_some() || tensors.iter().any(|tensor| tensor.name.ends_with(".att.time_state"))
     }
 
-    /// Refuses a file of a state that the model cannot have, or that has anything else in it.
+    /// Refuses a state file if the model cannot have a tuned state, or if the file has any other
+    /// tensor.
     pub(crate) fn check_state(&self, config: &Config) -> Result<(), SourceError> {
         let Some(state) = self.state else { return Ok(()) };
         if config.heads().is_none() {
@@ -102,7 +103,7 @@ impl<'a> Sources<'a> {
     }
 }
 
-/// What is done to the values of a vector.
+/// Transform of a vector's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Transform {
     /// Nothing.
@@ -115,7 +116,7 @@ pub(crate) enum Transform {
     Exp(usize),
     /// As it is; each value repeated.
     Repeat(usize),
-    /// A square matrix of this size for each head, turned.
+    /// A square matrix of this size for each head, transposed.
     TurnHeads(usize),
 }
 
@@ -128,7 +129,7 @@ impl Transform {
         }
     }
 
-    /// Values of the checkpoint that are transformed together, apart from all others.
+    /// Number of checkpoint values that are transformed together, apart from all others.
     pub(crate) fn unit(self) -> usize {
         match self {
             Transform::TurnHeads(n) => n * n,
@@ -214,7 +215,8 @@ impl Stored {
         input.error(&self.tensor.name, expected, format!("shape {:?}", self.tensor.shape))
     }
 
-    /// Whether there are `len` values in one dimension or by head, and what is expected.
+    /// Whether the tensor has `len` values, in one dimension or by head; and the expected form in
+    /// words.
     fn fits_vector(&self, config: &Config, len: usize) -> (bool, String) {
         let mut fits = has_shape(&self.tensor, &[len]);
         let mut expected = format!("{len} values");
@@ -261,20 +263,20 @@ fn has_shape(tensor: &SourceTensor, shape: &[usize]) -> bool {
     tensor.shape.iter().filter(counts).eq(shape.iter().filter(counts))
 }
 
-/// The slice of `time_maa_w2` that a tensor of the file is.
+/// The number of the slice of `time_maa_w2` that becomes this tensor of the file.
 fn mix_index(name: &str) -> Option<usize> {
     let (_, mix) = name.split_once(".att.time_maa_w2.")?;
     V6_MIXES.iter().position(|&name| name == mix)
 }
 
-/// The checkpoint's tensor for that of the file with this name.
+/// The checkpoint's tensor that becomes the file's tensor of this name.
 fn stored<'a>(input: Input<'a>, config: &Config, name: &str) -> Result<&'a SourceTensor, SourceError> {
     let names = stored_names(config.version(), name);
     let found = names.iter().find_map(|name| input.checkpoint.get(name));
     found.map_or_else(|| input.get(names.first().map_or(name, String::as_str)), Ok)
 }
 
-/// What is done to a decay or a bonus. rwkv.cpp stores both transformed already.
+/// Transform of a decay or a bonus. rwkv.cpp stores both already transformed.
 fn transform(container: Container, config: &Config, tensor: &SourceTensor) -> Transform {
     let raw = container != Container::RwkvCpp;
     let is_decay = tensor.name.ends_with(".att.time_decay");

@@ -15,17 +15,17 @@
 //! - Vectors are below 0.1 % of the bytes, have large outliers, and feed the recurrence.
 //! - The head decides between tokens directly. Both of its planes together are as precise as int8.
 //! - A token reads one row of the embedding only.
-//! - The input of `att.output` in layer 0 has a channel of thousands of times the usual size in
-//!   released RWKV-7 models. Quantized weights of that channel add an error that outweighs all
-//!   other channels, and quantized inputs round the channels beside it to zero. One matrix of f16
-//!   adds 0.3 to 0.6 % to an int4 file. RWKV-4 has no such channel; there f16 takes 2 % of the KL
-//!   divergence of int4 away.
+//! - In released RWKV-7 models, one channel of the input of `att.output` in layer 0 is thousands of
+//!   times as large as usual. Quantized weights of that channel add an error that outweighs all
+//!   other channels. Quantized inputs round the channels beside it to zero. One matrix of f16 adds
+//!   0.3 to 0.6 % to an int4 file. RWKV-4 has no such channel; there, f16 lowers the KL divergence
+//!   of int4 by 2 %.
 
 use rwkv_edge::format::{TensorLayout, WriteSpec};
 use rwkv_edge::kernels::DType;
 use rwkv_edge::model::names::{ModelTensor, OptionalTensors, Role};
 
-/// The quantization that is asked for.
+/// The requested quantization.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QuantSpec {
     /// Type of the projections.
@@ -38,12 +38,12 @@ pub struct QuantSpec {
 }
 
 impl QuantSpec {
-    /// The type of the projections, and for all else what goes with it.
+    /// Projections of type `dtype`, and the default types that go with them.
     pub fn new(dtype: DType) -> Self {
         Self { dtype, plain_head: false, quantize_first_output: false }
     }
 
-    /// The tensors that this adds to a model of tuned states or not.
+    /// The optional tensors of a model with this quantization, with or without a tuned state.
     pub fn optional_tensors(self, tuned_state: bool) -> OptionalTensors {
         OptionalTensors {
             tuned_state,
@@ -85,7 +85,7 @@ pub fn layout(role: Role) -> TensorLayout {
     }
 }
 
-/// What the file stores for `tensor`.
+/// Type, layout and shape that the file gives `tensor`.
 pub fn spec(tensor: &ModelTensor, quant: QuantSpec) -> WriteSpec {
     let dtype = dtype(tensor.role, quant);
     let spec = WriteSpec::weight(&tensor.name, dtype, layout(tensor.role), tensor.shape);

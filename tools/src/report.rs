@@ -1,4 +1,4 @@
-//! What was written, for people.
+//! The report of a conversion, for people.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -8,10 +8,10 @@ use rwkv_edge::model::names;
 
 use crate::source::ZeroRun;
 
-/// Tensors listed as the worst.
+/// Number of tensors in the list of the worst.
 const WORST: usize = 5;
 
-/// What may be wrong with a conversion that succeeded.
+/// A possible fault of a conversion that succeeded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Warning {
@@ -50,7 +50,7 @@ pub struct Report {
     pub rel_error: f32,
     /// The tensors with the largest relative errors, worst first.
     pub worst: Vec<(String, f32)>,
-    /// What the user should know before using the file.
+    /// Warnings that the user should read before using the file.
     pub warnings: Vec<Warning>,
 }
 
@@ -66,7 +66,8 @@ impl Report {
         Self {
             file_bytes: layout.file_len(),
             tensor_bytes: weights.iter().map(|t| t.len).sum(),
-            // The second plane of a nested head is the same weights, and bounds are none.
+            // The second plane of a nested head holds the same weights again. Bounds are no
+            // weights.
             weights: weights
                 .iter()
                 .filter(|t| !names::is_derived(&t.name))

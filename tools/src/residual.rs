@@ -1,5 +1,5 @@
-//! The second plane of a nested head: the rounding errors of its first, Int4 like the first, row by
-//! row.
+//! The second plane of a nested head: the rounding errors of the first plane, row by row, in int4
+//! like the first.
 
 use anyhow::{Context, Result};
 use rwkv_edge::kernels::layout::{Matrix, ROW_INTERLEAVE, Records, matrix_bytes};
@@ -22,8 +22,9 @@ impl BlockRows {
         Ok(Self { kernels, cols, first_plane, block: vec![0; bytes], row: vec![0.0; cols] })
     }
 
-    /// Encodes what the first plane leaves of `values`, up to 16 rows, as one record each. Sets an
-    /// upper bound of each record's norm, and returns the error of both planes together.
+    /// Encodes the rounding errors of the first plane for up to 16 rows of `values`, one record a
+    /// row. Sets an upper bound of each record's norm, and returns the error of both planes
+    /// together.
     pub(crate) fn encode<'a>(
         &mut self,
         values: &[f32],

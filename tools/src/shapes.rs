@@ -11,12 +11,12 @@ pub const GROUP_NORM_EPS: f32 = 64e-5;
 /// Channels of a head in every released model that has heads.
 const HEAD_SIZE: usize = 64;
 
-/// A released model: what tells it from the others of its version.
+/// A released model: the properties that tell it from the others of its version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
     /// Short name, unique among [`RELEASED`].
     pub name: &'static str,
-    /// What the models of this shape are called.
+    /// Names of the released models of this shape.
     pub models: &'static str,
     /// Architecture.
     pub version: Version,
@@ -80,8 +80,8 @@ impl Shape {
     }
 }
 
-/// The hyperparameters that a released model of this version would have with so many layers,
-/// channels and tokens.
+/// The hyperparameters of a released model of this version with these numbers of layers, channels
+/// and tokens.
 pub fn config(version: Version, [n_layer, n_embd, n_vocab]: [usize; 3]) -> Config {
     let heads = Heads { n_head: n_embd / HEAD_SIZE, head_size: HEAD_SIZE, group_norm_eps: GROUP_NORM_EPS };
     let v5 = |variant| Arch::V5(Rwkv5 { variant, heads });

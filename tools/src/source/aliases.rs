@@ -1,12 +1,12 @@
-//! Names of other programs for the same tensors, turned into BlinkDL's.
+//! Translates other programs' names for the same tensors to BlinkDL's.
 
 use std::fmt;
 
 use super::names::{split_layer, split_numbered};
 use super::tensor::SourceTensor;
 
-/// Whose names the tensors of a file have. A [`Checkpoint`](super::Checkpoint) shows BlinkDL's for
-/// all of them.
+/// The naming scheme of a file's tensors. A [`Checkpoint`](super::Checkpoint) shows BlinkDL's names
+/// for all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Naming {
     /// BlinkDL's own, which rwkv.cpp uses as well.
@@ -20,8 +20,8 @@ pub enum Naming {
     /// RWKV-7 of flash-linear-attention. Its group norm has the epsilon `head_size * norm_eps`,
     /// which is BlinkDL's for a head size of 64.
     FlashLinearAttention,
-    /// Files for web-rwkv and ai00: names that are almost BlinkDL's, low-rank factors and tuned
-    /// states transposed.
+    /// Files for web-rwkv and ai00. Names are almost BlinkDL's; low-rank factors and tuned states
+    /// are transposed.
     WebRwkv,
 }
 
@@ -36,7 +36,7 @@ impl fmt::Display for Naming {
     }
 }
 
-/// What transformers calls the mixes, and BlinkDL's names.
+/// Names of the mixes in transformers, and BlinkDL's.
 const HUGGING_FACE_MIXES: [(&str, &str); 4] = [
     ("time_mix_key", "time_mix_k"),
     ("time_mix_value", "time_mix_v"),
@@ -44,11 +44,10 @@ const HUGGING_FACE_MIXES: [(&str, &str); 4] = [
     ("time_mix_gate", "time_mix_g"),
 ];
 
-/// What flash-linear-attention calls the tensors beside the layers, and BlinkDL's names:
-/// beginnings.
+/// Beginnings of the names beside the layers in flash-linear-attention, and BlinkDL's.
 const FLA_GLOBAL: [(&str, &str); 3] = [("embeddings.", "emb."), ("norm.", "ln_out."), ("lm_head.", "head.")];
 
-/// The same inside a layer; the first that fits counts.
+/// The same inside a layer. The first one that fits counts.
 const FLA_LOCAL: [(&str, &str); 9] = [
     ("pre_norm.", "ln0."),
     ("attn_norm.", "ln1."),
@@ -61,7 +60,7 @@ const FLA_LOCAL: [(&str, &str); 9] = [
     ("attn.", "att."),
 ];
 
-/// Tells names apart that no two programs share. Without such names they count as BlinkDL's.
+/// Finds the naming by names that only one program uses. Without such names it is BlinkDL's.
 pub(super) fn naming(tensors: &[SourceTensor]) -> Naming {
     let any = |test: fn(&str) -> bool| tensors.iter().any(|tensor| test(&tensor.name));
     if any(is_hugging_face) {

@@ -11,9 +11,9 @@
 //! * RWKV-7: the same names, but low-rank factors whose shapes are swapped.
 //!
 //! A low-rank factor is as wide as the model on one side, and that side says how it is stored. Only
-//! the shape counts, whatever the container. A factor that is as wide on the other side too is
-//! stored as the program stores all of them; where the program is not known, as the other factors
-//! of the file are, or else as BlinkDL does.
+//! the shape counts, whatever the container. A factor that is as wide on both sides is stored as
+//! the program stores all factors. If the program is unknown, it is stored like the other factors
+//! of the file, or else as BlinkDL does.
 
 use super::aliases::{Naming, blinkdl_name, naming};
 use super::error::SourceError;
@@ -35,7 +35,7 @@ const SECOND_FACTORS: [&str; 6] =
 
 const TUNED_STATE: &str = "att.time_state";
 
-/// Renames, splits and marks the tensors, which come sorted and stay so.
+/// Renames, splits and marks the tensors. They come sorted and stay sorted.
 pub(super) fn canonicalize(
     source: &Source,
     container: Container,
@@ -91,8 +91,8 @@ fn refuse_states_alone(
     Ok(())
 }
 
-/// Presents the joined mixes of RWKV-7, of rwkv.cpp or of early flash-linear-attention, as six
-/// tensors.
+/// Presents the joined mixes of RWKV-7 as six tensors. rwkv.cpp and early flash-linear-attention
+/// join them.
 fn split_mixes(
     source: &Source,
     container: Container,
@@ -128,8 +128,8 @@ fn six_parts(tensor: &SourceTensor) -> Option<Vec<Location>> {
     (0..MIXES.len()).map(part).collect()
 }
 
-/// `time_mix_*` of RWKV-6 to `time_maa_*`; the same names are right in RWKV-4 and 5, which have no
-/// `time_mix_x`.
+/// Renames `time_mix_*` of RWKV-6 to `time_maa_*`. The same names are right in RWKV-4 and 5, which
+/// have no `time_mix_x`.
 fn rename_mixes_of_v6(tensors: &mut [SourceTensor]) -> bool {
     let is_v6 = find(tensors, "blocks.0.att.time_mix_x").is_some();
     if is_v6 {
@@ -138,7 +138,7 @@ fn rename_mixes_of_v6(tensors: &mut [SourceTensor]) -> bool {
     is_v6
 }
 
-/// `time_first` to `time_faaaa` where it has one value per channel and there is a group norm.
+/// Renames `time_first` to `time_faaaa` if it has one value per channel and there is a group norm.
 fn rename_raw_bonus(tensors: &mut [SourceTensor]) -> bool {
     let raw = |tensor: &SourceTensor| {
         let (layer, _) = split_layer(&tensor.name).filter(|(_, local)| *local == "att.time_first")?;
@@ -155,7 +155,7 @@ fn rename_raw_bonus(tensors: &mut [SourceTensor]) -> bool {
     any
 }
 
-/// How a factor is stored, as far as its shape says.
+/// Storage order of a factor, as far as its shape tells.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stored {
     AsBlinkDl,

@@ -50,8 +50,7 @@ impl Checkpoint {
         Self::of(Source::open(path)?)
     }
 
-    /// A checkpoint whose bytes are computed where they are read; `description` stands for its
-    /// path.
+    /// A checkpoint whose bytes are computed when read. `description` takes the place of its path.
     pub(crate) fn computed(description: PathBuf, bytes: Box<dyn ReadAt>) -> Result<Self, SourceError> {
         Self::of(Source::computed(description, bytes))
     }
@@ -83,7 +82,7 @@ impl Checkpoint {
         self.container
     }
 
-    /// Whose names the tensors have in the file.
+    /// Naming scheme of the tensors in the file.
     pub fn naming(&self) -> Naming {
         self.naming
     }
@@ -120,8 +119,8 @@ impl Checkpoint {
     }
 
     /// Passes all bytes of the files with the tensors to `take`, in order, until it fails. On the
-    /// way compares what the files have checksums of, and returns where matrices without one look
-    /// as if a piece were missing.
+    /// way, compares the checksums that the files have. Returns the places in matrices without a
+    /// checksum that look as if a piece were missing.
     pub(crate) fn read_through<E: From<SourceError>>(
         &self,
         mut take: impl FnMut(&[u8]) -> Result<(), E>,

@@ -8,8 +8,8 @@ use super::checkpoint::Checkpoint;
 use super::error::SourceError;
 use super::{inventory, names, shards};
 
-/// A variant that is refused: beginnings of names that mark it, in a layer or beside the layers,
-/// and the reason.
+/// A refused variant: the beginnings of names that mark it, in a layer or beside the layers, and
+/// the reason.
 struct Variant {
     in_layer: &'static [&'static str],
     beside: &'static [&'static str],
@@ -76,8 +76,8 @@ const VARIANTS: &[Variant] = &[
 ///
 /// # Errors
 ///
-/// When the tensors are not exactly those of one version that is read: variants are refused with
-/// their name and the reason, missing and unknown tensors by name.
+/// When the tensors are not exactly those of one supported version. The message gives the name of a
+/// variant and the reason, or names a missing or unknown tensor.
 pub fn detect(checkpoint: &Checkpoint) -> Result<Version, SourceError> {
     whole_model(checkpoint).map_err(|error| {
         if shards::is_shard_name(&checkpoint.file_name()) {

@@ -12,7 +12,7 @@ pub enum SourceError {
     Io {
         /// The checkpoint.
         file: PathBuf,
-        /// What the system said.
+        /// The system's error.
         error: io::Error,
     },
     /// The file is no checkpoint at all; says what it looks like and what to do.
@@ -20,7 +20,7 @@ pub enum SourceError {
     NotACheckpoint {
         /// The file.
         file: PathBuf,
-        /// What it looks like.
+        /// The kind of file that it looks like.
         what: String,
     },
     /// The container is cut off, inconsistent or hostile.
@@ -31,7 +31,7 @@ pub enum SourceError {
         /// The inconsistency.
         what: String,
     },
-    /// A part of the file does not match the checksum that the file has of it.
+    /// A part of the file does not match its checksum.
     #[error(
         "{}: damaged checkpoint: the checksum of {part} does not match; copy or download the file again",
         file.display()
@@ -42,7 +42,7 @@ pub enum SourceError {
         /// The tensor or the entry.
         part: String,
     },
-    /// The pickle names a global outside the list of what a plain dict of tensors needs.
+    /// The pickle names a global that a plain dict of tensors does not need.
     #[error("{}: refusing pickle global {global}: {reason}", file.display())]
     PickleGlobal {
         /// The checkpoint.
@@ -52,16 +52,16 @@ pub enum SourceError {
         /// Why, and what to do.
         reason: String,
     },
-    /// A tensor is not what its place asks for.
+    /// A tensor does not fit its place in the model.
     #[error("{}: tensor {tensor}: expected {expected}, found {found}", file.display())]
     Tensor {
         /// The checkpoint.
         file: PathBuf,
         /// Tensor name.
         tensor: String,
-        /// What is needed.
+        /// The form that is needed.
         expected: String,
-        /// What the file has.
+        /// The form in the file.
         found: String,
     },
     /// The file is well-formed but holds something this converter does not read.

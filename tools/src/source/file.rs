@@ -57,7 +57,7 @@ impl Source {
         Ok(Self { bytes: Box::new(OnDisk { file, len }), path: path.to_owned(), is_computed: false })
     }
 
-    /// A file that is computed where it is read.
+    /// A file whose bytes are computed when read.
     pub(super) fn computed(description: PathBuf, bytes: Box<dyn ReadAt>) -> Self {
         Self { bytes, path: description, is_computed: true }
     }
@@ -111,12 +111,12 @@ impl Source {
         SourceError::Checksum { file: self.path.clone(), part: part.into() }
     }
 
-    /// The file holds something that is not read.
+    /// The file holds something that the converter does not read.
     pub(super) fn unsupported(&self, what: impl Into<String>) -> SourceError {
         SourceError::Unsupported { file: self.path.clone(), what: what.into() }
     }
 
-    /// One tensor is not what its place asks for.
+    /// One tensor does not fit its place in the model.
     pub(super) fn tensor(
         &self,
         tensor: &str,

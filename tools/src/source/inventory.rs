@@ -1,5 +1,4 @@
-//! The tensors that a checkpoint of each version has: those that the tensors of a `.rwkv` file are
-//! made from.
+//! The tensors of a checkpoint of each version. The tensors of a `.rwkv` file are made from them.
 //!
 //! An unexpected tensor means an unknown variant, which would run but produce garbage. It is
 //! refused.
@@ -16,8 +15,8 @@ use crate::shapes;
 /// The norm that is folded into the embedding.
 pub(crate) const LN0: [&str; 2] = ["blocks.0.ln0.weight", "blocks.0.ln0.bias"];
 
-/// Names under which a checkpoint of `version` may have the tensor that `name` is made from. It has
-/// one of them.
+/// Possible names of the source of tensor `name` in a checkpoint of `version`. A checkpoint has the
+/// source under one of them.
 pub(crate) fn stored_names(version: Version, name: &str) -> Vec<String> {
     if name == model_names::HEAD_RESIDUAL {
         return vec![model_names::HEAD.to_owned()];
@@ -27,7 +26,7 @@ pub(crate) fn stored_names(version: Version, name: &str) -> Vec<String> {
     }
     let is_v5 = matches!(version, Version::V5_0 | Version::V5_1 | Version::V5_2);
     match name.strip_suffix("time_faaaa") {
-        // The bonus: its logarithm, or as it is under the second name.
+        // The bonus. The first name holds its logarithm, the second the bonus itself.
         Some(layer) if is_v5 => vec![format!("{layer}time_first"), name.to_owned()],
         _ => vec![name.to_owned()],
     }
@@ -36,7 +35,7 @@ pub(crate) fn stored_names(version: Version, name: &str) -> Vec<String> {
 /// A tensor that a checkpoint has.
 #[derive(PartialEq)]
 struct Entry {
-    /// Its name in the layer, or beside the layers: one of these.
+    /// Its possible names, in the layer or beside the layers.
     names: Vec<String>,
     required: bool,
 }

@@ -1,19 +1,19 @@
 //! Readers of RWKV checkpoints: torch zip files (`.pth`), `.safetensors` and rwkv.cpp `.bin`.
 //!
-//! Whoever wrote the file, a [`Checkpoint`] presents the tensors under the names that BlinkDL gives
-//! them: those of Hugging Face transformers, flash-linear-attention, web-rwkv and rwkv.cpp are
-//! translated. Values stay as they are stored; [`SourceTensor::transposed`] says where the last two
+//! A [`Checkpoint`] presents the tensors under BlinkDL's names, whoever wrote the file. It
+//! translates the names of Hugging Face transformers, flash-linear-attention, web-rwkv and
+//! rwkv.cpp. Values stay as they are stored; [`SourceTensor::transposed`] says where the last two
 //! dimensions are swapped.
 //!
-//! [`Checkpoint::open`] reads the container's index and nothing else, and refuses what is damaged,
-//! hostile or not a checkpoint with one line that says why. [`Checkpoint::read`] then decodes any
-//! range of a tensor to `f32` with positioned reads: memory stays bounded whatever the size of the
-//! file, and several threads may read at once. [`detect()`] tells the RWKV version from tensor
-//! names and shapes.
+//! [`Checkpoint::open`] reads the container's index and nothing else. It refuses files that are
+//! damaged, hostile or no checkpoint, with one line that says why. [`Checkpoint::read`] then
+//! decodes any range of a tensor to `f32` with positioned reads. Memory stays bounded whatever the
+//! size of the file, and several threads may read at once. [`detect()`] tells the RWKV version from
+//! tensor names and shapes.
 //!
-//! A `.pth` file contains a pickle, a format that can run code. The reader here builds numbers,
-//! strings, containers and tensor descriptions, knows the names of seven globals, and refuses any
-//! other one by name.
+//! A `.pth` file contains a pickle, a format that can run code. The reader here builds only
+//! numbers, strings, containers and tensor descriptions. It knows the names of seven globals, and
+//! refuses any other global by name.
 
 mod aliases;
 mod canonical;

@@ -6,7 +6,7 @@ use super::error::SourceError;
 use super::file::Source;
 use super::tensor::SourceTensor;
 
-/// What `torch.compile`, data-parallel wrappers and trainers put in front of every name.
+/// Prefixes that `torch.compile`, data-parallel wrappers and trainers put in front of every name.
 const PREFIXES: [&str; 3] = ["_orig_mod.", "module.", "model."];
 
 /// Longest tensor name accepted.
@@ -49,7 +49,7 @@ pub(super) fn clean(source: &Source, tensors: &mut [SourceTensor]) -> Result<(),
     sort(source, tensors)
 }
 
-/// Sorts into natural order; refuses names that meet.
+/// Sorts into natural order; refuses equal names.
 pub(super) fn sort(source: &Source, tensors: &mut [SourceTensor]) -> Result<(), SourceError> {
     tensors.sort_unstable_by(|a, b| natural_cmp(&a.name, &b.name));
     for pair in tensors.windows(2) {

@@ -2,8 +2,8 @@
 //! list of globals.
 //!
 //! Nothing is executed. Containers live in one table and refer to each other by index, so nothing
-//! here recurses, and a pickle of any depth, or one that contains itself, costs no stack. What a
-//! pickle can make the reader allocate is bounded by the limits below.
+//! here recurses, and a pickle of any depth, or one that contains itself, costs no stack. The
+//! limits below bound the memory that a pickle can make the reader allocate.
 
 use super::names::MAX_STORED_NAME;
 use super::pickle_globals;
@@ -65,8 +65,8 @@ pub(super) fn read(data: &[u8]) -> Result<Pickle<'_>> {
     Ok(Pickle { objects: machine.objects, root })
 }
 
-/// Codes of the opcodes that torch's pickles use, and of two that are only read to name what they
-/// ask for.
+/// Codes of the opcodes in torch's pickles. Two more are read only to name their global in the
+/// error.
 mod opcode {
     pub(super) const MARK: u8 = b'(';
     pub(super) const STOP: u8 = b'.';

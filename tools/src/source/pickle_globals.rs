@@ -1,4 +1,4 @@
-//! The globals that the pickle of a dict of tensors needs, and what they build.
+//! The globals that the pickle of a dict of tensors needs, and the values that they build.
 
 use super::names::{MAX_DIMENSIONS, MAX_NAME};
 use super::pickle_values::{Global, Object, PickleError, Result, Storage, Tensor, Value};

@@ -1,4 +1,4 @@
-//! What a pickle is made of here: values without parts, objects with parts, and tensors.
+//! The contents of a pickle: values without parts, objects with parts, and tensors.
 
 use super::tensor::SourceDType;
 
@@ -73,7 +73,7 @@ pub(super) struct Tensor<'a> {
     pub(super) stride: Vec<u64>,
 }
 
-/// What a pickle holds: all objects, and the one that was saved.
+/// A pickle that was read: all objects, and the value that was saved.
 #[derive(Debug)]
 pub(super) struct Pickle<'a> {
     pub(super) objects: Vec<Object<'a>>,

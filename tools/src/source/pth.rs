@@ -1,5 +1,5 @@
-//! Torch zip files: the central directory says where the storages are, the pickle says what they
-//! mean.
+//! Torch zip files. The central directory gives the places of the storages, the pickle their
+//! meaning.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
@@ -27,13 +27,13 @@ const MAX_WRAPPERS: usize = 8;
 /// Longest `byteorder` entry.
 const MAX_BYTE_ORDER: u64 = 64;
 
-/// Most bytes that opening reads, of which the zip file's directory is nearly all: that of a
-/// 61-layer model has 0.2 MB.
+/// Most bytes that opening reads. Nearly all of them are the zip file's directory, which has 0.2 MB
+/// for a 61-layer model.
 const MAX_DIRECTORY: u64 = 16 << 20;
 
 type Archive<'a> = ZipArchive<BufReader<Bounded<'a>>>;
 
-/// A reader that seeks in a file, of which it reads only so many bytes.
+/// A reader that seeks in a file and reads at most `left` more bytes.
 struct Bounded<'a> {
     source: &'a Source,
     at: u64,
@@ -288,8 +288,8 @@ fn locate(name: &str, tensor: &Tensor<'_>, entries: &mut Entries<'_>) -> Result<
         )));
     };
     let size = storage.dtype.size() as u64;
-    // torch writes all of a storage and counts whole elements: another number means another element
-    // type.
+    // torch writes all of a storage and counts whole elements, so another number means another
+    // element type.
     if storage.elements != entry.len / size {
         return Err(source.tensor(
             name,

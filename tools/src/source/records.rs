@@ -39,7 +39,7 @@ pub(super) struct Check<'a> {
     source: &'a Source,
     /// Records whose end has not passed, in the order of their places.
     rest: &'a [Record],
-    /// Of the bytes of the first of them that have passed.
+    /// CRC-32 of the first record's bytes that have passed.
     hasher: crc32fast::Hasher,
 }
 

@@ -18,7 +18,7 @@ const MAX_DIMENSIONS: usize = 4;
 /// Longest fixed part of a record: dimension count, name length, element type, dimensions.
 const MAX_RECORD: usize = 12 + 4 * MAX_DIMENSIONS;
 
-/// Element types by number; those without an element type of ours are quantized.
+/// Element types by number. `None` marks the quantized ones.
 const TYPES: [(&str, Option<SourceDType>); 10] = [
     ("FP32", Some(SourceDType::F32)),
     ("FP16", Some(SourceDType::F16)),

@@ -18,7 +18,7 @@ const MAX_HEADER: u64 = 100_000_000;
 /// Bytes before the header: its length.
 const PREFIX: u64 = 8;
 
-/// Whether a file's first bytes give the header a length that can be.
+/// Whether a file's first bytes give the header a possible length.
 pub(super) fn plausible_header(head: &[u8]) -> bool {
     head.len() >= PREFIX as usize && LittleEndian::read_u64(head) <= MAX_HEADER
 }

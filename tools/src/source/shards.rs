@@ -21,14 +21,14 @@ const MAX_INDEX: u64 = 32 << 20;
 /// Most files of a checkpoint; each of them stays open.
 const MAX_SHARDS: usize = 256;
 
-/// What `save_pretrained` writes beside the shards; `metadata` is not needed.
+/// The index that `save_pretrained` writes beside the shards. `metadata` is not needed.
 #[derive(Deserialize)]
 struct ShardIndex {
     #[serde(deserialize_with = "weight_map_entries")]
     weight_map: BTreeMap<String, String>,
 }
 
-/// Reads entries until there are too many; the others are only counted as one.
+/// Reads entries until there is one too many, and skips the rest.
 fn weight_map_entries<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<BTreeMap<String, String>, D::Error> {
@@ -145,7 +145,7 @@ fn check_complete(
     }
 }
 
-/// Whether a file's name is that of one of several: `model-00001-of-00003.safetensors`.
+/// Whether a file's name is that of a shard: `model-00001-of-00003.safetensors`.
 pub(super) fn is_shard_name(name: &str) -> bool {
     let number = |text: &str| {
         let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());

@@ -7,7 +7,7 @@ use super::file::Source;
 use super::safetensors;
 use super::tensor::Container;
 
-/// What a file is.
+/// Kind of a file.
 pub(super) enum Kind {
     /// A checkpoint.
     Container(Container),

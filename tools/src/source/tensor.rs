@@ -8,11 +8,11 @@ use super::records::Record;
 /// File format of a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Container {
-    /// What `torch.save` writes: a zip file with a pickle and one entry per storage.
+    /// The format of `torch.save`: a zip file with a pickle and one entry per storage.
     TorchZip,
     /// A JSON header and the tensors after it.
     Safetensors,
-    /// FP32 or FP16 `.bin` of rwkv.cpp, version 100 or 101. Some of its tensors are stored already
+    /// FP32 or FP16 `.bin` of rwkv.cpp, version 100 or 101. It stores some tensors already
     /// transformed.
     RwkvCpp,
 }
@@ -87,7 +87,7 @@ impl SourceTensor {
     }
 }
 
-/// What a container's reader finds: tensors, the names of entries that are no tensors, and
+/// Result of a container's reader: tensors, the names of entries that are no tensors, and
 /// checksums.
 #[derive(Default)]
 pub(super) struct Index {

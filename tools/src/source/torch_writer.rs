@@ -1,4 +1,4 @@
-//! Writes what `torch.save` writes for a dict of tensors, in one pass and with constant memory.
+//! Writes a dict of tensors as `torch.save` does, in one pass and with constant memory.
 //!
 //! For tests; the converter itself never writes this format. The layout is torch's: the pickle
 //! comes first, entries are stored with their data on 64-byte boundaries, sizes stand behind the

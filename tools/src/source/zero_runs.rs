@@ -1,5 +1,5 @@
-//! Zeros where a piece of a file is missing: what is left of an interrupted download or a bad
-//! memory card.
+//! Zeros where a piece of a file is missing: traces of an interrupted download or a bad memory
+//! card.
 //!
 //! Files without checksums do not say that they are damaged. A hole is made of whole blocks of the
 //! file, so it begins and ends inside rows of the matrices there, apart from chance. Honest zeros
@@ -80,7 +80,7 @@ impl<'a> Scan<'a> {
         self.found
     }
 
-    /// The zeros before `end` are all.
+    /// Ends the run of zeros at `end`.
     fn end_run(&mut self, end: u64) {
         let start = end - self.zeros;
         if std::mem::take(&mut self.long) {
@@ -110,8 +110,8 @@ impl<'a> Matrix<'a> {
         self.start + (self.elements * self.element_size) as u64
     }
 
-    /// What zeros from byte `from` to byte `to` of the file are in this matrix, unless they look
-    /// honest.
+    /// The run that zeros from byte `from` to byte `to` of the file make in this matrix, unless
+    /// they look honest.
     fn suspicion(&self, from: u64, to: u64) -> Option<ZeroRun> {
         let size = self.element_size as u64;
         let from = (from.max(self.start) - self.start).div_ceil(size) as usize;

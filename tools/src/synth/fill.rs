@@ -24,8 +24,8 @@ pub(super) enum Distribution {
 }
 
 impl Distribution {
-    /// The value that a share of all values is below; `normal` is that of the standard normal
-    /// distribution.
+    /// The value below which a share of all values lies. `normal` is that value of the standard
+    /// normal distribution.
     fn quantile(self, share: f64, normal: f64) -> f64 {
         match self {
             Self::Normal { mean, std } => mean + std * normal,
@@ -36,15 +36,15 @@ impl Distribution {
     }
 }
 
-/// What the place of an element does to it.
+/// Effect of an element's place on its value.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Place {
     /// Nothing.
     Any,
-    /// It is added to what goes from `from` to `to` over each `period` elements, and kept between
-    /// them.
+    /// It is added to a ramp from `from` to `to` over each `period` elements, and kept between
+    /// these two.
     Ramp { from: f64, to: f64, period: usize },
-    /// It is multiplied by the sign that the layer's pattern has for its column.
+    /// It is multiplied by the sign of its column in the layer's pattern.
     Signs { layer: usize, columns: usize },
     /// The first `len` elements of each `period` are multiplied by `factor`.
     Scaled { len: usize, period: usize, factor: f64 },

@@ -27,10 +27,10 @@ use crate::source::{Checkpoint, ReadAt, SourceDType, SourceError};
 use fill::{Elements, Tables};
 use model::Planned;
 
-/// Share of zeros behind the squared relu that weights without a bias give.
+/// Share of zeros behind the squared relu with weights that have no bias.
 pub const DENSE: f64 = 0.5;
 
-/// Largest outlier: weights that make it are still far from the largest number of F16.
+/// Largest outlier. The weights that make it are still far from the largest number of F16.
 const MAX_OUTLIER: f64 = 10_000.0;
 
 /// Elements computed at once.
@@ -39,7 +39,7 @@ const BLOCK: usize = 2048;
 /// Bytes written at once.
 const WRITE_BYTES: usize = 4 << 20;
 
-/// What a synthetic checkpoint is made from.
+/// Recipe of a synthetic checkpoint.
 #[derive(Clone, Debug)]
 pub struct Recipe {
     /// Name of the shape, for people.
@@ -48,8 +48,8 @@ pub struct Recipe {
     pub config: Config,
     /// Share of exact zeros among the squared-relu activations of channel mixing, 0.01 to 0.99.
     pub ffn_sparsity: f64,
-    /// How many times as large as the others one channel of the input of `att.output` is in layer
-    /// 0, 1 to 10,000.
+    /// Size of one channel of the input of `att.output` in layer 0, in multiples of the others, 1
+    /// to 10,000.
     pub outlier: Option<f64>,
     /// Seed of all weights.
     pub seed: u64,
@@ -62,7 +62,7 @@ impl fmt::Display for Recipe {
     }
 }
 
-/// The bytes of a safetensors file with BF16 tensors, computed where they are read.
+/// The bytes of a safetensors file with BF16 tensors, computed when read.
 #[derive(Debug)]
 struct VirtualFile {
     header: Vec<u8>,
@@ -148,8 +148,7 @@ impl ReadAt for VirtualFile {
     }
 }
 
-/// Opens the checkpoint that a recipe describes. It takes no space: values are computed where they
-/// are read.
+/// Opens the checkpoint that a recipe describes. It takes no space: values are computed when read.
 ///
 /// # Errors
 /// If the recipe's shape, share of zeros or outlier is not possible.
@@ -186,8 +185,8 @@ impl Tensor {
     }
 }
 
-/// Length and JSON header, padded with spaces so that the data is aligned; and where each tensor's
-/// data ends.
+/// Length and JSON header, padded with spaces so that the data is aligned; and the end of each
+/// tensor's data.
 fn header(recipe: &Recipe, tensors: &[Planned]) -> (Vec<u8>, Vec<u64>) {
     let dtype = SourceDType::BF16;
     let mut entries = Map::new();

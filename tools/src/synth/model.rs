@@ -9,7 +9,7 @@ use super::random::{normal_quantile, normal_tail};
 /// Magnitude of `ln2.bias`, which carries the shift of `ffn.key`.
 const PATTERN: f64 = 0.5;
 
-/// Root mean square of what an outlier adds to a product, as a share of that of all other channels.
+/// Root mean square of an outlier's part of a product, relative to the part of all other channels.
 const OUTLIER_SHARE: f64 = 0.85;
 
 /// Mixes of time mixing.
@@ -18,11 +18,10 @@ const MIX: Distribution = Distribution::Uniform { from: 0.0, to: 1.0 };
 /// Spread of the mixes of channel mixing around 0 and 1.
 const MIX_WIDTH: f64 = 0.1;
 
-/// Variance of an element that such a mix makes of two tokens of unit variance, of which a third is
-/// alike.
+/// Variance of such a mix of two tokens that have unit variance and a correlation of one third.
 const MIXED_VARIANCE: f64 = 0.938;
 
-/// Root mean square of what channel mixing adds to the residual stream.
+/// Root mean square of channel mixing's addition to the residual stream.
 const FFN_RMS: f64 = 0.35;
 
 /// Standard deviation of the logits: a few tokens then share most of the probability, as in a
@@ -80,12 +79,12 @@ impl Model<'_> {
         }
     }
 
-    /// Makes channel 0 of the input of `att.output` in layer 0 so many times as large as the
+    /// Makes channel 0 of the input of `att.output` in layer 0 `outlier` times as large as the
     /// others.
     ///
-    /// RWKV-4 gets it from a row of the value. The group norm of RWKV-5 to 7 would level such a
-    /// row, so they get it from the norm's weight. The column that reads the channel is as much
-    /// smaller, so that its products are of the size of all others together.
+    /// In RWKV-4, a row of the value makes the outlier. The group norm of RWKV-5 to 7 would level
+    /// such a row, so there the norm's weight makes it. The column that reads the channel is
+    /// correspondingly smaller, so that its products are of the size of all others together.
     fn add_outlier(&mut self, outlier: f64) {
         let Config { n_embd, n_att, arch, .. } = *self.config;
         let (source, len) = match arch {
@@ -117,7 +116,8 @@ impl Model<'_> {
             Arch::V6(_) => ("time_maa_", "kr"),
             Arch::V7(_) => ("x_", "k"),
         };
-        // Near 0 and 1, the size of what they mix hardly depends on how much two tokens are alike.
+        // With mixes near 0 and 1, the size of the result hardly depends on how alike two tokens
+        // are.
         self.mixes(&format!("{prefix}.{mixes}"), letters, Distribution::NearZeroOrOne { width: MIX_WIDTH });
         let gated = letters.contains('r');
         self.squared_relu(layer, sparsity, gated);
@@ -127,7 +127,7 @@ impl Model<'_> {
         }
     }
 
-    /// `ffn.key` and `ffn.value` of a network with a share of `sparsity` zeros behind its squared
+    /// `ffn.key` and `ffn.value` of a network. `sparsity` is the share of zeros behind its squared
     /// relu.
     ///
     /// Each row of the key has a component against the pattern of `ln2.bias`, which token shift
@@ -153,7 +153,7 @@ impl Model<'_> {
 
 /// The tensors of a model; `sparsity` is the share of zeros behind the squared relu.
 ///
-/// With an outlier, one channel of the input of `att.output` in layer 0 is so many times as large
+/// With an outlier, one channel of the input of `att.output` in layer 0 is `outlier` times as large
 /// as the others.
 pub(super) fn tensors(config: &Config, sparsity: f64, outlier: Option<f64>) -> Vec<Planned> {
     let Config { n_embd, n_vocab, n_layer, .. } = *config;
@@ -225,7 +225,7 @@ fn rwkv5(model: &mut Model<'_>, arch: &Rwkv5, att: &str) {
         model.normal(format!("{att}.time_first"), &[n_head], 0.0, 0.5);
     }
     let gains = [("receptance", 0.5), ("key", 1.0), ("value", 1.0), ("gate", 1.0)];
-    // The gate halves what it lets through.
+    // The gate halves the values that pass it.
     let (gains, output) = if gated { (&gains[..], 1.0) } else { (&gains[..3], 0.6) };
     projections(model, att, gains, output);
     group_norm(model, att);

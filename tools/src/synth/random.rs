@@ -1,4 +1,4 @@
-//! Random numbers by place: any of them can be had without those before it.
+//! Random numbers by place: each is computed without those before it.
 
 use std::f64::consts::SQRT_2;
 
@@ -61,7 +61,7 @@ impl Levels {
         Self { normal: (0..LEVELS).map(|level| normal_quantile(share(level))).collect() }
     }
 
-    /// A distribution by its quantile function, which is given a share and the standard normal
+    /// A distribution by its quantile function. The function gets a share and the standard normal
     /// quantile there.
     pub(super) fn table(&self, quantile: impl Fn(f64, f64) -> f64) -> Table {
         let mut table = Box::new([0; LEVELS]);
@@ -86,7 +86,7 @@ impl Table {
     }
 }
 
-/// The value nearby that both BF16 and F16 have, so that a checkpoint or model of either type is
+/// A value nearby that both BF16 and F16 represent, so that a checkpoint or model of either type is
 /// exact.
 pub(super) fn representable(x: f64) -> bf16 {
     bf16::from_f32(f16::from_f32(bf16::from_f64(x).to_f32()).to_f32())

@@ -7,8 +7,8 @@ use serde_json::{Map, Value};
 
 use super::error::{Result, VocabError};
 
-/// Most memory that the parsed text may take, in values of 32 bytes: 640 MB. One of 250,000 tokens
-/// takes a sixth.
+/// Most memory that the parsed text may take, in values of 32 bytes: 640 MB. A tokenizer of 250,000
+/// tokens takes a sixth of it.
 const MAX_COST: usize = 20 << 20;
 
 /// Reads a tokenizer.json.
@@ -129,7 +129,7 @@ fn added_tokens(list: &Value) -> Result<Vec<AddedToken>> {
             id: id(&entry["id"], content)?,
             content: content.into(),
             special,
-            // Absent, it depends on the other flag.
+            // If absent, it depends on the other flag.
             normalized: entry["normalized"].as_bool().unwrap_or(!special),
         });
     }

@@ -44,7 +44,7 @@ impl Parser<'_> {
         self.bytes.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
     }
 
-    /// What follows a backslash.
+    /// The rest of an escape, after its backslash.
     fn escape(&mut self) -> Result<(), String> {
         let c = self.next().ok_or("backslash before the closing quote")?;
         let simple = match c {

@@ -1,4 +1,5 @@
-//! World vocabularies: lines `id literal length`, and the one of the World models in compact form.
+//! World vocabularies: text files of lines `id literal length`, and that of the World models in
+//! compact form.
 
 use std::collections::HashMap;
 
@@ -23,8 +24,8 @@ pub fn world_builtin() -> Vec<u8> {
 /// document and not listed. Empty lines are skipped.
 ///
 /// # Errors
-/// [`VocabError::Line`] for a line of another form, a wrong length, an id or token that an earlier
-/// line has.
+/// [`VocabError::Line`] for a line of another form, a wrong length, or an id or token of an earlier
+/// line.
 pub fn world_file(text: &str) -> Result<Vec<(u32, Vec<u8>)>> {
     let mut tokens = Vec::new();
     let (mut line_of_id, mut line_of_token) = (HashMap::new(), HashMap::new());

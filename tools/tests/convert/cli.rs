@@ -88,7 +88,7 @@ fn a_conversion_reports_size_and_errors_and_shows_progress_in_plain_lines() {
 
     let model = Model::open(&desk.output()).0;
     let weights = model.tensors().iter().filter(|tensor| tensor.dtype.weight().is_some());
-    // The second plane of the head is of the same weights as the first, and bounds are none.
+    // The second plane of the head holds the same weights as the first. Bounds are no weights.
     let is_extra = |name: &str| name == "head.residual" || name.ends_with(".bound");
     let (bytes, count) = weights.clone().fold((0, 0), |(bytes, count), tensor| {
         let weights = if is_extra(&tensor.name) { 0 } else { tensor.shape[0] * tensor.shape[1] };
@@ -101,7 +101,7 @@ fn a_conversion_reports_size_and_errors_and_shows_progress_in_plain_lines() {
     assert!(
         report.contains(&format!("relative error {:.5} over all weights\n", model.provenance().rel_error))
     );
-    // What the first plane leaves is no error.
+    // The rounding error of the first plane does not count: the second plane has it.
     let mut worst: Vec<_> = weights
         .filter(|tensor| tensor.name != "head.weight")
         .map(|tensor| (tensor.rel_error, tensor.name.as_str()))
@@ -228,7 +228,7 @@ fn a_second_checkpoint_is_not_taken_for_the_output() {
         let output = command([desk.input(), second.clone()]).arg("--force").output().unwrap();
         assert!(output.status.success(), "{}", text(&output.stderr));
         Model::open(&second);
-        // What is a model may be replaced.
+        // A model may be replaced.
         assert!(run([desk.input(), second]).status.success());
         assert_eq!(desk.files(), ["input.pth", "notes.safetensors", "second.pth"]);
     }
@@ -553,7 +553,8 @@ fn large() -> Parts {
     parts
 }
 
-/// Waits until a process has a file open for writing in the folder of `desk`, with a name or without.
+/// Waits until a process has a file open for writing in the folder of `desk`, with a name or
+/// without.
 #[cfg(target_os = "linux")]
 fn wait_until_it_writes(desk: &Desk, pid: u32) {
     use std::thread::sleep;
@@ -587,7 +588,7 @@ const SIGNALS: [(&str, i32); 11] = [
     ("IO", 29),
 ];
 
-/// Whether a field of what Linux says about a process has the bit of a signal.
+/// Whether a field of `/proc/PID/status` has the bit of a signal.
 #[cfg(target_os = "linux")]
 fn has_signal(pid: u32, field: &str, signal: i32) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();

@@ -256,7 +256,7 @@ impl Desk {
         names
     }
 
-    /// Converts what [`put`](Self::put) wrote.
+    /// Converts the checkpoint that [`put`](Self::put) wrote.
     pub(crate) fn try_convert(&self, options: &Options) -> anyhow::Result<Report> {
         let conversion = Conversion::prepare(&self.input(), options)?;
         Ok(conversion.run(self.target(), Job::new(&mut Quiet, &AtomicBool::new(false)))?.0)
@@ -272,7 +272,7 @@ impl Desk {
         Model::open(&self.output())
     }
 
-    /// The message that a checkpoint is refused with: one line, and the folder is as it was before.
+    /// The refusal of a checkpoint: a message of one line, and the folder is as it was before.
     #[track_caller]
     pub(crate) fn refusal(&self, parts: &Parts, options: &Options) -> String {
         self.put(&parts.torch());
@@ -291,7 +291,8 @@ impl Desk {
         message
     }
 
-    /// As [`refusal`](Self::refusal), of one tensor: file, tensor, what was expected, what was found.
+    /// As [`refusal`](Self::refusal), of one tensor. The message names file, tensor, expected and
+    /// found.
     #[track_caller]
     pub(crate) fn tensor_refusal(&self, parts: &Parts, options: &Options, tensor: &str) -> String {
         let message = self.refusal(parts, options);
@@ -303,7 +304,7 @@ impl Desk {
     }
 }
 
-/// Fails unless `message` says about `tensor` what was expected and what was found.
+/// Fails unless `message` says what was expected of `tensor` and what was found.
 #[track_caller]
 pub(crate) fn assert_names(message: &str, tensor: &str) {
     let named = message
@@ -361,7 +362,8 @@ impl Model {
         self.values(self.0.tensor(name).unwrap())
     }
 
-    /// Name, scale and bytes of every tensor: what two conversions of the same weights have in common.
+    /// Name, scale and bytes of every tensor. Two conversions of the same weights have these in
+    /// common.
     pub(crate) fn tensors(&self) -> Vec<(&str, f32, &[u8])> {
         self.0.tensors().iter().map(|t| (t.name.as_str(), t.scale, self.0.bytes(t))).collect()
     }

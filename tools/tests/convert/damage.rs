@@ -1,4 +1,4 @@
-//! Checkpoints whose bytes changed after they were written, and such as look like it.
+//! Checkpoints whose bytes changed after they were written, and intact ones that look like it.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use rwkv_quantize::report::Warning;
 
 use crate::common::{Desk, Parts, fixture, options};
 
-/// Where the bytes of each tensor begin in what [`Parts::torch`] writes.
+/// First byte of each tensor in the file of [`Parts::torch`].
 fn places(parts: &Parts, file: &[u8]) -> Vec<usize> {
     let mut at = 0;
     let mut places = Vec::new();
@@ -131,7 +131,7 @@ fn damage_in_one_of_several_files_is_refused_by_name() {
     }
 }
 
-/// What is said about a safetensors file with a range of bytes of `emb.weight` set to zero.
+/// The warnings about a safetensors file with a range of bytes of `emb.weight` set to zero.
 fn warnings(zeros: std::ops::Range<usize>) -> Vec<Warning> {
     let desk = Desk::new();
     let mut parts = Parts::of("v7");

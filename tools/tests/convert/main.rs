@@ -1,4 +1,4 @@
-//! The converter: what it makes, what it refuses, and the program as a user meets it.
+//! The converter: the files that it makes, its refusals, and the program as a user meets it.
 
 mod cli;
 mod common;

@@ -165,7 +165,8 @@ fn a_seed_gives_its_own_weights_every_time() {
         };
         let bytes = write();
         assert!(bytes == write());
-        // The description has the seed too; what follows it are values.
+        // The description at the front has the seed too, so only the values at the end are
+        // compared.
         assert!(seen.insert(bytes[bytes.len() - 1024..].to_vec()), "seed {seed}");
     }
 }

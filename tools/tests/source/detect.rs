@@ -128,7 +128,7 @@ fn detected(tensors: &[TensorSpec]) -> Result<Version, SourceError> {
     detect(&open(&safetensors(tensors)).unwrap())
 }
 
-/// The message a model is refused with after adding tensors.
+/// The refusal of a model after adding tensors.
 #[track_caller]
 fn refusal_with(version: Version, names: &[&str]) -> String {
     let mut tensors = model(version);

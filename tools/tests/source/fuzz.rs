@@ -1,4 +1,5 @@
-//! Seeded mutations of good files of all three containers: whatever the bytes, opening and reading end without a panic.
+//! Seeded mutations of good files of all three containers. Opening and reading end without a panic,
+//! whatever the bytes.
 
 use crate::common::models::{blinkdl, fla, hugging_face, rwkvcpp, web_rwkv, with_states};
 use crate::common::{
@@ -54,7 +55,8 @@ fn exercise(folder: &Folder, bytes: &[u8]) -> bool {
     true
 }
 
-/// Makes a torch file say that checksums were not computed, so that damage is met by the readers behind.
+/// Makes a torch file say that checksums were not computed, so that damage reaches the readers
+/// behind.
 fn without_checksums(bytes: &mut [u8]) {
     for at in 0..bytes.len() - 20 {
         if bytes[at..].starts_with(b"PK\x01\x02") {

@@ -7,7 +7,8 @@ use crate::common::{
 use rwkv_quantize::source::torch_writer::{TensorSpec, TorchWriter};
 use rwkv_quantize::source::{Checkpoint, Container, SourceDType};
 
-/// A file with one float storage `0` that counts up to `elements`, and tensors that the pickle describes.
+/// A file with one float storage `0` that counts up to `elements`. The pickle describes its
+/// tensors.
 fn views(elements: usize, tensors: &[(&str, Vec<u8>)]) -> Vec<u8> {
     let body = pickle::whole(&pickle::dict(tensors));
     torch_file_of(&body, &[("0", &counting(SourceDType::F32, elements))])
@@ -124,7 +125,8 @@ fn optimizer_state_and_numbers_beside_the_weights_are_ignored_and_listed() {
         ("param_groups", [b"](", &*pickle::int(1), b"Ne"].concat()),
         ("lr", b"](\x88\x89ea".to_vec()),
     ]);
-    // The second list appends a value to itself with APPEND: the value below is the dict's key, so it is invalid.
+    // The second list appends a value to itself with APPEND. The value below is the dict's key, so
+    // that is invalid.
     assert!(open(&views(4, &[("w", pickle::vector("0", 4)), ("optimizer", optimizer)])).is_err());
     let optimizer = pickle::dict(&[("param_groups", [b"](", &*pickle::int(1), b"NeNa"].concat())]);
     let file = open(&views(

@@ -1,4 +1,4 @@
-//! rwkv.cpp files: what is read, and attacks on headers and records.
+//! rwkv.cpp files: good ones, and attacks on headers and records.
 
 use crate::common::{
     assert_every_cut_is_refused, assert_refused, open, read, rwkvcpp_file, rwkvcpp_header, rwkvcpp_record,

@@ -1,4 +1,4 @@
-//! Safetensors files: what is read, and attacks on the header.
+//! Safetensors files: good ones, and attacks on the header.
 
 use crate::common::{
     DTYPES, assert_every_cut_is_refused, assert_refused, open, read, refusal, safetensors, safetensors_file,

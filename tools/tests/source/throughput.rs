@@ -1,4 +1,5 @@
-//! Speed of reading, by hand: `cargo test --release -p rwkv-quantize --test source_throughput -- --ignored --nocapture`.
+//! Speed of reading, by hand:
+//! `cargo test --release -p rwkv-quantize --test source throughput -- --ignored --nocapture`.
 
 use std::time::Instant;
 
@@ -9,7 +10,9 @@ use rwkv_quantize::source::{Checkpoint, SourceTensor};
 const ROWS: usize = 4096;
 const COLUMNS: usize = 16384;
 
-/// Reads the tensor in pieces of `rows` rows and `columns` columns, and prints the speed of the fastest of three passes.
+/// Reads the tensor in pieces of `columns` values, and prints the speed of the fastest of three
+/// passes. From [`COLUMNS`] on, a piece is one or more rows. Below, the pieces go down the rows of
+/// one panel of columns after the other.
 fn measure(checkpoint: &Checkpoint, tensor: &SourceTensor, what: &str, columns: usize) {
     let mut out = vec![0.0; columns.min(COLUMNS) * 16.max(columns / COLUMNS)];
     let mut best = f64::MAX;

@@ -104,7 +104,7 @@ fn neox_text_survives_a_round_trip_in_normalisation_form_c() {
         decode(tokenizer, &encode(tokenizer, "e\u{301} \u{212b} \u{1112}\u{1161}\u{11ab}")),
         "é Å 한".as_bytes()
     );
-    // Tokens that are text by themselves: what they are encoded to spells the same.
+    // Tokens that are text by themselves. Encoding and decoding one gives its bytes back.
     for id in 2..50_277 {
         let bytes = tokenizer.token(id);
         if str::from_utf8(bytes).is_ok_and(|text| text.chars().all(|c| c < '\u{300}')) {
@@ -129,7 +129,7 @@ fn bytes_that_are_not_utf8_become_single_tokens_or_are_named() {
     assert_eq!(error, "no token for byte 0xff at offset 7 of the text");
 }
 
-/// The small tokenizer with one part replaced, and what is said about it.
+/// The refusal of the small tokenizer with one part replaced.
 fn refusal(pointer: &str, part: Value) -> String {
     let mut json: Value = serde_json::from_str(SMALL).unwrap();
     let (parent, key) = pointer.rsplit_once('/').unwrap();
@@ -251,7 +251,8 @@ fn messages_show_no_structures_of_the_program() {
     }
 }
 
-/// Time is linear in their number: this takes minutes where every token is compared with every added one.
+/// The time is linear in their number. Comparing every token with every added one would take
+/// minutes.
 #[test]
 fn many_tokens_outside_the_byte_alphabet_are_compiled_in_seconds() {
     let n = 60_000;
@@ -283,7 +284,7 @@ fn texts_that_would_fill_the_memory_are_refused() {
         let message = vocab::from_bytes(bomb.as_bytes()).unwrap_err().to_string();
         assert!(message.contains("more values than a tokenizer may have"), "{message}");
     }
-    // What looks like values inside of strings is none.
+    // Characters inside of strings are no values, whatever they look like.
     let text = format!("{{\"a\":\"{}\"}}", "{[:,\\\"".repeat(1 << 20));
     let message = vocab::from_bytes(text.as_bytes()).unwrap_err().to_string();
     assert!(message.contains("pre_tokenizer without a type"), "{message}");

@@ -1,5 +1,5 @@
-//! What the converter refuses, in every version: each message names the file and the tensor in one line, and
-//! nothing is left behind.
+//! Checkpoints that the converter refuses, in every version. Each message names the file and the
+//! tensor in one line, and nothing is left behind.
 
 mod content;
 mod output;

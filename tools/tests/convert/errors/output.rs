@@ -11,7 +11,7 @@ use rwkv_quantize::job::{Job, Progress};
 
 use crate::common::{Desk, Model, Parts, Quiet, fixture, options};
 
-/// The message when the converter is to write `output`, whatever is there; files and their contents stay as they are.
+/// The refusal of `output` as a target. Files and their contents stay as they are.
 #[track_caller]
 fn refusal(desk: &Desk, output: &Path, options: &Options) -> String {
     let contents =
@@ -182,7 +182,7 @@ fn a_failed_run_does_not_raise_the_flag_of_the_caller() {
     assert!(!flag.load(Ordering::Relaxed));
 }
 
-/// Remembers what it was told.
+/// Remembers every call.
 struct Record(Vec<(u64, u64)>);
 
 impl Progress for Record {

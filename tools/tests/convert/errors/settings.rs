@@ -6,7 +6,7 @@ use rwkv_quantize::source::Checkpoint;
 
 use crate::common::{Desk, Parts, VERSIONS, options};
 
-/// The message that a sound model is refused with under `options`.
+/// The refusal of a sound model under `options`.
 #[track_caller]
 fn refusal(version: &str, options: &Options) -> String {
     Desk::new().refusal(&Parts::of(version), options)

@@ -4,8 +4,8 @@ use rwkv_edge::kernels::DType;
 
 use crate::common::{Desk, Part, Parts, VERSIONS, options};
 
-/// Tensors by which a version is told from the others: without one, the file is of no version or looks like
-/// another one's variant.
+/// Tensors that tell a version from the others. Without one of them, the file is of no version or
+/// looks like a variant of another version.
 fn tells_the_version(version: &str, name: &str) -> bool {
     let marks: &[&str] = match version {
         "v4" => &["att.time_first"],
@@ -48,7 +48,8 @@ fn every_dimension_that_is_larger_by_one_is_refused_and_the_tensor_named() {
                 let mut larger = shape.clone();
                 larger[dimension] += 1;
                 let changed = parts.changed(index, |part| part.reshape(&larger));
-                // In 5.1 and 5.2, decays are counted, and the group norm says how many there must be.
+                // In 5.1 and 5.2, decays are counted, and the group norm says how many there must
+                // be.
                 let gated = ["v5.1", "v5.2"].contains(&version);
                 let norm = gated && name == "blocks.0.att.ln_x.weight";
                 let counted = norm || (gated && name == "blocks.0.att.time_decay");
@@ -278,7 +279,7 @@ fn transposed_low_rank_factors_give_the_same_model() {
     }
 }
 
-/// Nothing in a file says which way round a square matrix is: the model is another one.
+/// No file says which way round a square matrix is, so a transposed one makes another model.
 #[test]
 fn a_transposed_square_matrix_cannot_be_noticed() {
     let desk = Desk::new();

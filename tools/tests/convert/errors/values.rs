@@ -131,7 +131,7 @@ fn an_embedding_that_its_norm_makes_too_large_is_refused() {
     }
 }
 
-/// The largest number is 2^32 times the largest fp16 number times the largest code.
+/// The largest storable number is 2^32 times the largest fp16 number times the largest code.
 #[test]
 fn weights_that_no_tensor_scale_makes_fit_are_refused() {
     let desk = Desk::new();

@@ -26,7 +26,7 @@ impl Folder {
         Checkpoint::open(&path)
     }
 
-    /// The message a file is refused with: one line that names the file.
+    /// The refusal of a file: a message of one line that names the file.
     #[track_caller]
     pub(crate) fn refusal(&self, bytes: &[u8]) -> String {
         let message = self.open(bytes).map(|_| ()).expect_err("the file was accepted").to_string();
@@ -107,7 +107,8 @@ impl Random {
     }
 }
 
-/// Values 0, 1, 2, ... as little-endian elements; every element type represents the first 256 exactly.
+/// Values 0, 1, 2, ... as little-endian elements. Every element type represents the first 256
+/// exactly.
 pub(crate) fn counting(dtype: SourceDType, count: usize) -> Vec<u8> {
     (0..count).flat_map(|n| encode(dtype, n as f32)).collect()
 }
@@ -240,7 +241,7 @@ pub(crate) fn safetensors(tensors: &[TensorSpec]) -> Vec<u8> {
     safetensors_file(&format!("{{{}}}", entries.join(",")), &data)
 }
 
-/// A tensor with values, which are small integers: every element type represents them exactly.
+/// A tensor with values. They are small integers, so every element type represents them exactly.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Filled {
     pub(crate) name: String,
@@ -314,7 +315,7 @@ pub(crate) fn rwkvcpp_record(name: &str, shape: &[i32], data_type: i32, data: &[
     bytes
 }
 
-/// An rwkv.cpp file with one layer of which there is one tensor.
+/// An rwkv.cpp file with one layer; the layer has one tensor.
 pub(crate) fn rwkvcpp_file() -> Vec<u8> {
     let f16 = |count| counting(SourceDType::F16, count);
     [

@@ -191,7 +191,8 @@ pub(crate) fn hugging_face(model: Vec<Filled>) -> Vec<Filled> {
     model.into_iter().map(rename).collect()
 }
 
-/// RWKV-7 in flash-linear-attention: linear layers in place of low-rank factors, vectors without leading ones.
+/// RWKV-7 in flash-linear-attention. Linear layers replace low-rank factors; vectors have no
+/// leading dimensions of 1.
 pub(crate) fn fla(model: Vec<Filled>) -> Vec<Filled> {
     let rename = |tensor: Filled| {
         let mut tensor = if is_factor(&tensor.name) { tensor.swapped() } else { tensor };
@@ -226,7 +227,7 @@ pub(crate) fn fla(model: Vec<Filled>) -> Vec<Filled> {
     model.into_iter().map(rename).collect()
 }
 
-/// What web-rwkv's converters do: names changed, factors and states transposed.
+/// The work of web-rwkv's converters: they change names and transpose factors and states.
 pub(crate) fn web_rwkv(model: Vec<Filled>) -> Vec<Filled> {
     let convert = |tensor: Filled| {
         let swap = is_factor(&tensor.name) || tensor.name.ends_with("time_state");
@@ -236,7 +237,7 @@ pub(crate) fn web_rwkv(model: Vec<Filled>) -> Vec<Filled> {
     model.into_iter().map(convert).collect()
 }
 
-/// What rwkv.cpp's converter does, without the functions it applies to values.
+/// The work of rwkv.cpp's converter, without the functions that it applies to values.
 pub(crate) fn rwkvcpp(model: Vec<Filled>) -> Vec<Filled> {
     let mut converted = Vec::new();
     for tensor in model {
