@@ -2,15 +2,9 @@
 
 use rwkv_edge_kernels::{Kernels, sigmoid, tanh};
 
-use crate::support::{Report, Rng, scalar, vector_levels};
+use crate::support::{Report, Rng, all_floats, scalar, vector_levels};
 
 const EPS: f64 = f32::EPSILON as f64;
-
-/// Floats of every magnitude and sign, infinities and NaNs. The stride is a prime, so that all low
-/// bits occur.
-fn all_floats() -> impl Iterator<Item = f32> {
-    (0..=u32::MAX).step_by(499).map(f32::from_bits)
-}
 
 /// The largest error of `got` for `inputs`, in units of the last place of the result.
 fn worst_ulps(

@@ -2,14 +2,7 @@
 
 use rwkv_edge_kernels::{exp, sigmoid};
 
-use crate::support::{Report, vector_levels};
-
-/// A prime, so that all low bits occur.
-const STRIDE: usize = 499;
-
-fn all_floats() -> impl Iterator<Item = f32> {
-    (0..=u32::MAX).step_by(STRIDE).map(f32::from_bits)
-}
+use crate::support::{Report, all_floats, vector_levels};
 
 #[test]
 fn exp_is_within_one_ulp() {

@@ -141,6 +141,15 @@ pub(crate) fn expected_isa() -> Option<String> {
     std::env::var("RWKV_EDGE_EXPECT_ISA").ok()
 }
 
+/// Distance of the bits of [`all_floats`]: a prime, so that all low bits occur. A machine of 32 bits
+/// is emulated as a rule, and gets a sixteenth.
+const FLOAT_STRIDE: usize = if cfg!(target_pointer_width = "32") { 7993 } else { 499 };
+
+/// Floats of every magnitude and sign, infinities and NaNs.
+pub(crate) fn all_floats() -> impl Iterator<Item = f32> {
+    (0..=u32::MAX).step_by(FLOAT_STRIDE).map(f32::from_bits)
+}
+
 /// The levels to hold against scalar in [`Part::Base`].
 pub(crate) fn vector_levels() -> Vec<&'static Kernels> {
     Part::Base.levels()
