@@ -9,7 +9,9 @@ use crate::error::{Error, Result};
 use crate::format::Config;
 use crate::host;
 use crate::memory::{Arena, Measure, MemoryPlan};
-use crate::model::{self, Batch, Means, Meter, Model, NAN, Profile, Sequence, Shortcuts, State, Traffic};
+use crate::model::{
+    self, Batch, Means, Meter, Model, Profile, Sequence, Shortcuts, State, Traffic, unify_nan,
+};
 use crate::sampler::Sampler;
 use crate::threads::{Pool, WORKER_STACK_BYTES};
 
@@ -210,8 +212,7 @@ impl<'m> Engine<'m> {
         let _environment = default_float_environment();
         let (model, means, arena) = self.parts();
         let (logits, _) = model.logits(means, state, (None, std::iter::empty()), &mut arena.carve());
-        let unify = |logit: &mut f32| *logit = if logit.is_nan() { f32::from_bits(NAN) } else { *logit };
-        logits.iter_mut().for_each(unify);
+        logits.iter_mut().for_each(|logit| *logit = unify_nan(*logit));
         Ok(logits)
     }
 

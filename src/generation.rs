@@ -101,7 +101,7 @@ impl<'s> Generation<'s> {
         if self.end.is_none() {
             let token = self.session.sample()?;
             let model = self.session.model();
-            if model.chat().stop_tokens.contains(&token) {
+            if model.is_stop_token(token) {
                 self.end = Some(End::StopToken(token));
             } else {
                 self.tokens += 1;

@@ -219,7 +219,7 @@ impl Session {
     /// As [`Engine::sample`].
     pub fn next_token(&mut self) -> Result<Option<u32>> {
         let token = self.sample()?;
-        Ok((!self.model().chat().stop_tokens.contains(&token)).then_some(token))
+        Ok((!self.model().is_stop_token(token)).then_some(token))
     }
 
     /// Samples the next token. Unless it is a stop token, it is counted and becomes pending.
@@ -227,7 +227,7 @@ impl Session {
         self.feed_pending()?;
         let Snapshot { state, sampler, pending } = &mut self.text;
         let token = self.engine.sample(state, sampler)?;
-        if !self.engine.model().chat().stop_tokens.contains(&token) {
+        if !self.engine.model().is_stop_token(token) {
             sampler.accept(token);
             *pending = Some(token);
         }

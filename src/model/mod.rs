@@ -50,8 +50,8 @@ pub use batch::Sequence;
 pub(crate) use meter::Meter;
 pub use meter::{Phase, Profile, Traffic};
 pub use options::{LoadOptions, Shortcuts, Verify, choose_kernels};
-pub(crate) use state::NAN;
 pub use state::State;
+pub(crate) use state::unify_nan;
 
 /// A model ready to run: immutable, and shareable between threads and engines.
 #[derive(Debug)]
@@ -174,6 +174,11 @@ impl Model {
     /// The kernels that run this model.
     pub fn kernels(&self) -> &'static Kernels {
         self.kernels
+    }
+
+    /// Whether `token` ends a reply.
+    pub fn is_stop_token(&self, token: u32) -> bool {
+        self.chat().stop_tokens.contains(&token)
     }
 
     /// The tokenizer in the file.

@@ -7,9 +7,10 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Result};
 use crate::memory::Floats;
 
-/// The bits of every NaN in results. Sign and payload of a NaN from arithmetic depend on the
-/// processor.
-pub(crate) const NAN: u32 = 0x7fc0_0000;
+/// `value`, or one NaN for all: sign and payload of a NaN from arithmetic depend on the processor.
+pub(crate) fn unify_nan(value: f32) -> f32 {
+    if value.is_nan() { f32::from_bits(0x7fc0_0000) } else { value }
+}
 
 /// One text's recurrent state and last residual. The logits of the next token follow from the
 /// residual.
@@ -54,8 +55,7 @@ impl State {
     /// A copy of the recurrent state, layer by layer in the order of the version's equations. Every
     /// NaN has the bits `0x7FC00000`.
     pub fn to_values(&self) -> Box<[f32]> {
-        let unify = |value: &f32| if value.is_nan() { f32::from_bits(NAN) } else { *value };
-        self.recurrent.iter().map(unify).collect()
+        self.recurrent.iter().map(|&value| unify_nan(value)).collect()
     }
 
     /// Becomes a copy of `other` without allocating.

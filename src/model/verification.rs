@@ -41,11 +41,12 @@ impl Verification {
             return Ok(());
         }
         let share = file.data_bytes() as usize / TOKENS + 1;
-        match self.verifier.try_lock() {
-            Ok(verifier) => self.check(file, verifier, tokens.saturating_mul(share)),
-            Err(TryLockError::Poisoned(poisoned)) => self.check(file, poisoned.into_inner(), tokens * share),
-            Err(TryLockError::WouldBlock) => Ok(()),
-        }
+        let verifier = match self.verifier.try_lock() {
+            Ok(verifier) => verifier,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Ok(()),
+        };
+        self.check(file, verifier, tokens.saturating_mul(share))
     }
 
     /// Checks the rest of the file.
