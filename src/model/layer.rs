@@ -5,15 +5,15 @@
 use std::ops::Range;
 
 use crate::error::Result;
-use crate::format::{Config, ModelFile};
+use crate::format::{Config, MatrixHandle, ModelFile};
 use crate::memory::Buffers;
 
 use super::batch::{Batch, Mixing, Step};
 use super::channel_mix::{self, ChannelMix};
 use super::meter::Phase;
-use super::ops::{Norm, Ops};
+use super::ops::{Norm, Ops, Product};
 use super::sparse_value::ActiveColumns;
-use super::vectors::{SCRATCH, Vectors};
+use super::vectors::{Activations, SCRATCH, Vectors};
 
 /// Time mixing of one layer of one version.
 pub(crate) trait TimeMix: Sized {
@@ -40,6 +40,18 @@ pub(crate) trait TimeMix: Sized {
         tokens: usize,
     ) -> Self::Scratch<'a>;
 
+    /// Mixes each token with the one before it.
+    fn shift(&self, ops: &mut Ops<'_>, step: &mut Step<'_, '_>, scratch: &mut Self::Scratch<'_>);
+
+    /// Computes the products of the mixed inputs.
+    fn project(&self, ops: &mut Ops<'_>, tokens: usize, scratch: &mut Self::Scratch<'_>);
+
+    /// Computes the recurrence of token `t` and the input of the output projection.
+    fn recur(&self, ops: &mut Ops<'_>, t: usize, state: &mut [f32], scratch: &mut Self::Scratch<'_>);
+
+    /// The output projection, `[n_embd, n_att]`, with its input.
+    fn output<'s>(&self, scratch: &'s Self::Scratch<'_>) -> (MatrixHandle, &'s Activations<'s>);
+
     /// Computes `out`, `[tokens, n_embd]`, and updates the states of the texts.
     fn forward(
         &self,
@@ -47,7 +59,16 @@ pub(crate) trait TimeMix: Sized {
         step: &mut Step<'_, '_>,
         out: &mut Vectors<'_>,
         scratch: &mut Self::Scratch<'_>,
-    );
+    ) {
+        self.shift(ops, step, scratch);
+        ops.meter.end(Phase::Mix);
+        self.project(ops, step.tokens(), scratch);
+        ops.meter.end(Phase::TimeMixIn);
+        step.for_each_token(|t, state| self.recur(ops, t, state, scratch));
+        ops.meter.end(Phase::Wkv);
+        let (weight, input) = self.output(scratch);
+        ops.matmul(step.tokens(), [Product::new(weight, input, out.rows_mut())]);
+    }
 }
 
 /// Weights of one layer.

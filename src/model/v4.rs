@@ -8,7 +8,6 @@ use crate::memory::Buffers;
 
 use super::batch::Step;
 use super::layer;
-use super::meter::Phase;
 use super::ops::{Epilogue, Ops, Product};
 use super::vectors::{Activations, SCRATCH, Vectors};
 
@@ -112,34 +111,33 @@ impl layer::TimeMix for TimeMix {
         }
     }
 
-    /// `out = Wo @ (sigmoid(r) * wkv(k, v))`
-    fn forward(
-        &self,
-        ops: &mut Ops<'_>,
-        step: &mut Step<'_, '_>,
-        out: &mut Vectors<'_>,
-        scratch: &mut Scratch<'_>,
-    ) {
-        let Scratch { xk, xv, xr, k, v, r, wkv, gated } = scratch;
-        let shifts = [(&mut *xk, self.time_mix_k), (xv, self.time_mix_v), (xr, self.time_mix_r)];
-        step.shift(ops, Shift::Current, shifts);
-        ops.meter.end(Phase::Mix);
+    fn shift(&self, ops: &mut Ops<'_>, step: &mut Step<'_, '_>, scratch: &mut Scratch<'_>) {
+        let Scratch { xk, xv, xr, .. } = scratch;
+        let outs = [(xk, self.time_mix_k), (xv, self.time_mix_v), (xr, self.time_mix_r)];
+        step.shift(ops, Shift::Current, outs);
+    }
+
+    fn project(&self, ops: &mut Ops<'_>, tokens: usize, scratch: &mut Scratch<'_>) {
+        let Scratch { xk, xv, xr, k, v, r, .. } = scratch;
         let products = [
             Product::new(self.key, xk, k.rows_mut()),
             Product::new(self.value, xv, v.rows_mut()),
             Product::new(self.receptance, xr, r.rows_mut()).then(Epilogue::Sigmoid),
         ];
-        ops.matmul(step.tokens(), products);
-        ops.meter.end(Phase::TimeMixIn);
+        ops.matmul(tokens, products);
+    }
 
+    fn recur(&self, ops: &mut Ops<'_>, t: usize, state: &mut [f32], scratch: &mut Scratch<'_>) {
+        let Scratch { k, v, r, wkv, gated, .. } = scratch;
         let (time_first, time_decay) = (ops.vector(self.time_first), ops.vector(self.time_decay));
-        step.for_each_token(|t, state| {
-            let Wkv { aa, bb, pp } = Wkv::split(state);
-            ops.kernels.wkv4(wkv, k.row(t), v.row(t), time_first, time_decay, aa, bb, pp);
-            ops.kernels.mul(gated.values(t), r.row(t), wkv);
-            ops.quantize(gated, t);
-        });
-        ops.meter.end(Phase::Wkv);
-        ops.matmul(step.tokens(), [Product::new(self.output, gated, out.rows_mut())]);
+        let Wkv { aa, bb, pp } = Wkv::split(state);
+        ops.kernels.wkv4(wkv, k.row(t), v.row(t), time_first, time_decay, aa, bb, pp);
+        ops.kernels.mul(gated.values(t), r.row(t), wkv);
+        ops.quantize(gated, t);
+    }
+
+    /// `out = Wo @ (sigmoid(r) * wkv(k, v))`
+    fn output<'s>(&self, scratch: &'s Scratch<'_>) -> (MatrixHandle, &'s Activations<'s>) {
+        (self.output, &scratch.gated)
     }
 }

@@ -11,7 +11,6 @@ use crate::memory::Buffers;
 
 use super::batch::Step;
 use super::layer;
-use super::meter::Phase;
 use super::ops::{Ops, Product};
 use super::vectors::{Activations, SCRATCH, Vectors};
 use super::wkv_heads::{self, WkvHeads};
@@ -121,26 +120,7 @@ impl layer::TimeMix for TimeMix {
         }
     }
 
-    /// `out = Wo @ (group_norm(wkv(r, k, v)) * silu(g))`
-    fn forward(
-        &self,
-        ops: &mut Ops<'_>,
-        step: &mut Step<'_, '_>,
-        out: &mut Vectors<'_>,
-        scratch: &mut Scratch<'_>,
-    ) {
-        self.shift(ops, step, scratch);
-        ops.meter.end(Phase::Mix);
-        self.project(ops, step.tokens(), scratch);
-        ops.meter.end(Phase::TimeMixIn);
-        step.for_each_token(|t, state| self.recur(ops, t, state, scratch));
-        ops.meter.end(Phase::Wkv);
-        ops.matmul(step.tokens(), [Product::new(self.output, &scratch.gated, out.rows_mut())]);
-    }
-}
-
-impl TimeMix {
-    fn shift(&self, ops: &Ops<'_>, step: &mut Step<'_, '_>, scratch: &mut Scratch<'_>) {
+    fn shift(&self, ops: &mut Ops<'_>, step: &mut Step<'_, '_>, scratch: &mut Scratch<'_>) {
         let Scratch { xk, xv, xr, xg, .. } = scratch;
         let [k, v, r] = [(xk, self.time_mix_k), (xv, self.time_mix_v), (xr, self.time_mix_r)];
         match &self.gate {
@@ -188,5 +168,10 @@ impl TimeMix {
             },
         );
         ops.quantize(gated, t);
+    }
+
+    /// `out = Wo @ (group_norm(wkv(r, k, v)) * silu(g))`
+    fn output<'s>(&self, scratch: &'s Scratch<'_>) -> (MatrixHandle, &'s Activations<'s>) {
+        (self.output, &scratch.gated)
     }
 }

@@ -10,7 +10,6 @@ use crate::memory::Buffers;
 
 use super::batch::Step;
 use super::layer;
-use super::meter::Phase;
 use super::names::V6_MIXES;
 use super::ops::{Epilogue, Ops, Product};
 use super::vectors::{Activations, SCRATCH, Vectors};
@@ -124,27 +123,8 @@ impl layer::TimeMix for TimeMix {
         }
     }
 
-    /// `out = Wo @ (group_norm(wkv(r, k, v, w)) * silu(g))`
-    fn forward(
-        &self,
-        ops: &mut Ops<'_>,
-        step: &mut Step<'_, '_>,
-        out: &mut Vectors<'_>,
-        scratch: &mut Scratch<'_>,
-    ) {
-        self.dynamic_shift(ops, step, scratch);
-        ops.meter.end(Phase::Mix);
-        self.project(ops, step.tokens(), scratch);
-        ops.meter.end(Phase::TimeMixIn);
-        step.for_each_token(|t, state| self.recur(ops, t, state, scratch));
-        ops.meter.end(Phase::Wkv);
-        ops.matmul(step.tokens(), [Product::new(self.output, &scratch.gated, out.rows_mut())]);
-    }
-}
-
-impl TimeMix {
     /// `x_c = h + (h_prev - h) * (maa_c + w2_c @ tanh(w1 @ xx)_c)` for the five inputs c.
-    fn dynamic_shift(&self, ops: &mut Ops<'_>, step: &mut Step<'_, '_>, scratch: &mut Scratch<'_>) {
+    fn shift(&self, ops: &mut Ops<'_>, step: &mut Step<'_, '_>, scratch: &mut Scratch<'_>) {
         let Scratch { xx, low, lows, mixes, xs, .. } = scratch;
         let tokens = step.tokens();
         step.shift(ops, Shift::Previous, [(&mut *xx, self.time_maa_x)]);
@@ -217,5 +197,10 @@ impl TimeMix {
         );
         ops.release(decay_w2.data());
         ops.quantize(gated, t);
+    }
+
+    /// `out = Wo @ (group_norm(wkv(r, k, v, w)) * silu(g))`
+    fn output<'s>(&self, scratch: &'s Scratch<'_>) -> (MatrixHandle, &'s Activations<'s>) {
+        (self.output, &scratch.gated)
     }
 }

@@ -12,7 +12,6 @@ use crate::memory::Buffers;
 
 use super::batch::Step;
 use super::layer;
-use super::meter::Phase;
 use super::ops::{Epilogue, Ops, Product};
 use super::vectors::{Activations, SCRATCH, Vectors};
 use super::wkv_heads::{self, WkvHeads};
@@ -150,26 +149,7 @@ impl layer::TimeMix for TimeMix {
         }
     }
 
-    /// `out = Wo @ ((group_norm(wkv) + bonus * v) * g)`
-    fn forward(
-        &self,
-        ops: &mut Ops<'_>,
-        step: &mut Step<'_, '_>,
-        out: &mut Vectors<'_>,
-        scratch: &mut Scratch<'_>,
-    ) {
-        self.shift(ops, step, scratch);
-        ops.meter.end(Phase::Mix);
-        self.project(ops, step.tokens(), scratch);
-        ops.meter.end(Phase::TimeMixIn);
-        step.for_each_token(|t, state| self.heads(ops, t, state, scratch));
-        ops.meter.end(Phase::Wkv);
-        ops.matmul(step.tokens(), [Product::new(self.output, &scratch.gated, out.rows_mut())]);
-    }
-}
-
-impl TimeMix {
-    fn shift(&self, ops: &Ops<'_>, step: &mut Step<'_, '_>, scratch: &mut Scratch<'_>) {
+    fn shift(&self, ops: &mut Ops<'_>, step: &mut Step<'_, '_>, scratch: &mut Scratch<'_>) {
         let Scratch { xr, xw, xk, xv, xa, xg, .. } = scratch;
         let outs = [
             (xr, self.x_r),
@@ -206,7 +186,7 @@ impl TimeMix {
 
     /// The work of each head on its own: the second factors of the low-rank matrices, the
     /// recurrence, norm and gate.
-    fn heads(&self, ops: &mut Ops<'_>, t: usize, state: &mut [f32], scratch: &mut Scratch<'_>) {
+    fn recur(&self, ops: &mut Ops<'_>, t: usize, state: &mut [f32], scratch: &mut Scratch<'_>) {
         let Scratch { w_low, a_low, v_low, g_low, r, k, v, v_first, groups, gated, .. } = scratch;
         if self.value_mix.is_none() {
             v_first.row_mut(t).copy_from_slice(v.row(t));
@@ -263,6 +243,11 @@ impl TimeMix {
         let expansions = [Some(decay), Some(iclr), Some(gate), value_mix];
         expansions.iter().flatten().for_each(|expansion| ops.release(expansion.second.data()));
         ops.quantize(gated, t);
+    }
+
+    /// `out = Wo @ ((group_norm(wkv) + bonus * v) * g)`
+    fn output<'s>(&self, scratch: &'s Scratch<'_>) -> (MatrixHandle, &'s Activations<'s>) {
+        (self.output, &scratch.gated)
     }
 }
 
