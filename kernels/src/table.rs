@@ -44,9 +44,29 @@ pub(crate) type Dot3Fn = fn(&[f32], &[f32], &[f32]) -> f32;
 /// The largest number of streams of [`Kernels::read`].
 pub const MAX_READ_STREAMS: usize = 8;
 
-/// Rows that [`Kernels::matmul`] multiplies with all vectors before it reads the next ones. They
-/// stay in the cache next to a core meanwhile (`docs/DESIGN.md`, Prompts).
-const MATMUL_ROWS: usize = 4 * ROW_INTERLEAVE;
+/// Fewest vectors for which [`Kernels::matmul`] decodes weights once for all of them.
+const MANY: usize = 4;
+
+/// Rows that are multiplied with each of a few vectors before the next ones are read. They stay in
+/// the cache next to a core meanwhile.
+const FEW_ROWS: usize = 4 * ROW_INTERLEAVE;
+
+/// The products with several vectors by the product with one.
+pub(crate) fn vector_by_vector(
+    matvec: MatvecFn,
+    outs: &mut [&mut [f32]],
+    w: &Matrix<'_>,
+    first_row: usize,
+    xs: &[Activation<'_>],
+) {
+    let rows = outs.first().map_or(0, |out| out.len());
+    for start in (0..rows).step_by(FEW_ROWS) {
+        let end = rows.min(start + FEW_ROWS);
+        for (out, x) in outs.iter_mut().zip(xs) {
+            matvec(&mut out[start..end], w, first_row + start, *x);
+        }
+    }
+}
 
 /// The intermediate results of [`Kernels::softmax`].
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -68,9 +88,10 @@ pub struct Kernels {
     pub(crate) matvec_f16: MatvecFn,
     pub(crate) matvec_int8: MatvecFn,
     pub(crate) matvec_int4: MatvecFn,
-    /// Products with several vectors, where the level has a faster one than vector by vector.
-    pub(crate) matmul_int8: Option<MatmulFn>,
-    pub(crate) matmul_int4: Option<MatmulFn>,
+    pub(crate) matmul_f32: MatmulFn,
+    pub(crate) matmul_f16: MatmulFn,
+    pub(crate) matmul_int8: MatmulFn,
+    pub(crate) matmul_int4: MatmulFn,
     pub(crate) nonzero: NonzeroFn,
     pub(crate) sparse_f32: SparseFn,
     pub(crate) sparse_f16: SparseFn,
@@ -169,32 +190,16 @@ impl Kernels {
         check_range("rows", first_row, rows, w.rows());
         outs.iter().for_each(|out| check_len("output", out.len(), rows));
         xs.iter().for_each(|x| check_activation(*x, padded_cols(w.cols())));
+        if xs.len() < MANY {
+            return vector_by_vector(self.matvec_kernel(w.dtype()), outs, w, first_row, xs);
+        }
         let kernel = match w.dtype() {
+            DType::F32 => self.matmul_f32,
+            DType::F16 => self.matmul_f16,
             DType::Int8 => self.matmul_int8,
             DType::Int4 => self.matmul_int4,
-            DType::F32 | DType::F16 => None,
         };
-        match kernel {
-            Some(kernel) => kernel(outs, w, first_row, xs),
-            None => self.vector_by_vector(outs, w, first_row, xs),
-        }
-    }
-
-    fn vector_by_vector(
-        &self,
-        outs: &mut [&mut [f32]],
-        w: &Matrix<'_>,
-        first_row: usize,
-        xs: &[Activation<'_>],
-    ) {
-        let kernel = self.matvec_kernel(w.dtype());
-        let rows = outs.first().map_or(0, |out| out.len());
-        for start in (0..rows).step_by(MATMUL_ROWS) {
-            let end = rows.min(start + MATMUL_ROWS);
-            for (out, x) in outs.iter_mut().zip(xs) {
-                kernel(&mut out[start..end], w, first_row + start, *x);
-            }
-        }
+        kernel(outs, w, first_row, xs);
     }
 
     /// Copies the non-zero elements of `x` and their positions, in order, and returns their number.

@@ -32,7 +32,7 @@ use crate::generic::entries;
 use crate::isa::Isa;
 use crate::layout::{Activation, Matrix, Records, Sparse, SparseScale};
 use crate::scalar;
-use crate::table::Kernels;
+use crate::table::{Kernels, vector_by_vector};
 
 /// The kernels of [`Isa::Neon`]; to be used only where that level is available.
 pub(crate) const NEON: Kernels = Kernels {
@@ -41,6 +41,10 @@ pub(crate) const NEON: Kernels = Kernels {
     matvec_f16: entry::matvec_f16,
     matvec_int8: entry::matvec_int8,
     matvec_int4: entry::matvec_int4,
+    matmul_f32: |outs, w, first_row, xs| vector_by_vector(entry::matvec_f32, outs, w, first_row, xs),
+    matmul_f16: |outs, w, first_row, xs| vector_by_vector(entry::matvec_f16, outs, w, first_row, xs),
+    matmul_int8: |outs, w, first_row, xs| vector_by_vector(entry::matvec_int8, outs, w, first_row, xs),
+    matmul_int4: |outs, w, first_row, xs| vector_by_vector(entry::matvec_int4, outs, w, first_row, xs),
     nonzero: entry::nonzero,
     reaching: entry::reaching,
     sparse_f32: entry::sparse_f32,
@@ -62,6 +66,12 @@ pub(crate) const DOTPROD: Kernels = Kernels {
     isa: Isa::Dotprod,
     matvec_int8: dotprod_entry::matvec_int8,
     matvec_int4: dotprod_entry::matvec_int4,
+    matmul_int8: |outs, w, first_row, xs| {
+        vector_by_vector(dotprod_entry::matvec_int8, outs, w, first_row, xs)
+    },
+    matmul_int4: |outs, w, first_row, xs| {
+        vector_by_vector(dotprod_entry::matvec_int4, outs, w, first_row, xs)
+    },
     record_dots: dotprod_entry::record_dots_dotprod,
     ..NEON
 };
@@ -69,8 +79,8 @@ pub(crate) const DOTPROD: Kernels = Kernels {
 /// The kernels of [`Isa::I8mm`]; to be used only where that level is available.
 pub(crate) const I8MM: Kernels = Kernels {
     isa: Isa::I8mm,
-    matmul_int8: Some(i8mm_entry::matmul_int8),
-    matmul_int4: Some(i8mm_entry::matmul_int4),
+    matmul_int8: i8mm_entry::matmul_int8,
+    matmul_int4: i8mm_entry::matmul_int4,
     ..DOTPROD
 };
 

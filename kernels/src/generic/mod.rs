@@ -8,6 +8,7 @@
 mod block;
 mod compact;
 mod entries;
+mod matmul;
 mod read;
 mod sparse_float;
 mod wkv;
@@ -15,6 +16,10 @@ mod wkv;
 pub(crate) use block::{GROUPS, Group, Int4Lines, Int8Lines, Parts};
 pub(crate) use compact::compact;
 pub(crate) use entries::entries;
+pub(crate) use matmul::{
+    FLOAT_PANEL, FloatBlock, INT_PANEL, IntBlock, RowSums, by_panels, corrections, float_columns,
+    int_columns, matmul, steps,
+};
 pub(crate) use read::read;
 pub(crate) use sparse_float::{read_f32, sparse_float};
 pub(crate) use wkv::{by_strips, wkv};

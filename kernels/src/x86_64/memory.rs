@@ -66,6 +66,13 @@ pub(super) fn store_u32(to: &mut [u32; 8], value: __m256i) {
     unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), value) }
 }
 
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn store(to: &mut [u8; 32], value: __m256i) {
+    // SAFETY: 32 bytes are writable; the store needs no alignment.
+    unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), value) }
+}
+
 /// Eight fp16 numbers.
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
@@ -137,4 +144,17 @@ pub(super) fn prefetch<T>(items: &[T]) {
         };
     }
     compiler_fence(Ordering::SeqCst);
+}
+
+/// Prefetches every cache line of `bytes` to the second level: they are read after the first level
+/// has seen much else.
+#[inline]
+pub(super) fn prefetch_near(bytes: &[u8]) {
+    for line in bytes.chunks(64) {
+        // SAFETY: a prefetch never faults, whatever the address.
+        #[allow(unused_unsafe, reason = "not an unsafe function in newer compilers")]
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast())
+        };
+    }
 }

@@ -10,6 +10,7 @@ mod avx_vnni;
 mod compact;
 mod float;
 mod int;
+mod matmul;
 mod memory;
 mod quantize;
 mod read;
@@ -41,8 +42,10 @@ pub(crate) const AVX2: Kernels = Kernels {
     matvec_f16: entry::matvec_f16,
     matvec_int8: entry::matvec_int8,
     matvec_int4: entry::matvec_int4,
-    matmul_int8: None,
-    matmul_int4: None,
+    matmul_f32: entry::matmul_f32,
+    matmul_f16: entry::matmul_f16,
+    matmul_int8: entry::matmul_int8,
+    matmul_int4: entry::matmul_int4,
     nonzero: entry::nonzero,
     sparse_f32: entry::sparse_f32,
     sparse_f16: entry::sparse_f16,
@@ -125,6 +128,10 @@ entries! { entry:
     fn matvec_f16(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = float;
     fn matvec_int8(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = int;
     fn matvec_int4(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = int;
+    fn matmul_f32(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = matmul;
+    fn matmul_f16(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = matmul;
+    fn matmul_int8(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = matmul;
+    fn matmul_int4(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = matmul;
     fn nonzero(indices: &mut [u32], values: &mut [f32], x: &[f32]) -> usize = compact;
     fn sparse_f32(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) = sparse_float;
     fn sparse_f16(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) = sparse_float;

@@ -247,10 +247,7 @@ fn matvec_of_unaligned_weights() {
 }
 
 fn check_matmul(report: &mut Report, w: &TestMatrix, xs: &[Input], first: usize, n: usize) {
-    let levels = Part::ByteMatrices.levels();
-    if cfg!(miri) && (levels.is_empty() || !w.dtype.is_quantized()) {
-        return;
-    }
+    let levels = if w.dtype.is_quantized() { Part::ByteMatrices.levels() } else { Part::Base.levels() };
     let shape = format!("{} {}x{} rows {first}+{n}, {} vectors", w.dtype, w.rows, w.cols, xs.len());
     let views: Vec<_> = xs.iter().map(Input::view).collect();
     let mut wanted = vec![canaries(n); xs.len()];
@@ -273,7 +270,7 @@ fn matmul_of_every_number_of_vectors() {
     let (rows, cols) = if cfg!(miri) { (19, 33) } else { (147, 200) };
     for dtype in DType::ALL {
         let w = TestMatrix::new(dtype, rows, cols, Bytes::Finite, &mut rng);
-        for count in if cfg!(miri) { 3..=3 } else { 0..=9 } {
+        for count in if cfg!(miri) { 5..=5 } else { 0..=13 } {
             let inputs = |_| Input::new(&rng.normals(cols), scalar());
             let xs: Vec<_> = (0..count).map(inputs).collect();
             for first in (0..rows).step_by(64) {
@@ -300,6 +297,23 @@ fn matmul_of_every_width_input_and_any_bytes() {
                 let xs: Vec<_> =
                     Fill::ALL.iter().map(|fill| Input::new(&fill.vector(cols, &mut rng), scalar())).collect();
                 check_matmul(&mut report, &w, &xs, 0, 50);
+            }
+        }
+    }
+    report.finish();
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "the same code as for fewer vectors")]
+fn matmul_of_more_vectors_and_columns_than_go_together() {
+    let mut report = Report::default();
+    let mut rng = Rng(23);
+    for dtype in DType::ALL {
+        for cols in [300, 1100, 2100] {
+            let w = TestMatrix::new(dtype, 35, cols, Bytes::Finite, &mut rng);
+            let xs: Vec<_> = (0..131).map(|_| Input::new(&rng.normals(cols), scalar())).collect();
+            for count in [63, 64, 65, 131] {
+                check_matmul(&mut report, &w, &xs[..count], 0, 35);
             }
         }
     }

@@ -115,10 +115,9 @@ impl Part {
     /// Whether a level has code of its own for this part.
     fn is_own(self, isa: Isa) -> bool {
         match isa {
-            Isa::AvxVnni | Isa::Dotprod => self == Part::ByteProducts,
+            Isa::AvxVnni | Isa::Dotprod => self != Part::Base,
             Isa::I8mm => self == Part::ByteMatrices,
-            // Vector by vector, in safe code.
-            _ => self != Part::ByteMatrices || !cfg!(miri),
+            _ => true,
         }
     }
 

@@ -1,0 +1,216 @@
+//! Products of several vectors, in registers of 256 bits. `generic` has the loops around them.
+//!
+//! A tile multiplies each line of the panel, 16 rows of 4 columns, with four codes of each of its
+//! vectors. The integer sums of a group stay in registers. The sums of floats stay in memory: they
+//! take part once a group.
+
+use core::arch::x86_64::*;
+
+use super::memory::{broadcast, load, load_f16, load_f32, prefetch_near, store, store_f32};
+use crate::generic::{
+    FLOAT_PANEL, FloatBlock, GROUPS, INT_PANEL, IntBlock, Parts, RowSums, corrections, float_columns,
+    int_columns, matmul, steps,
+};
+use crate::layout::{Activation, DType, GROUP_SIZE, Matrix};
+
+// Four vectors have eight registers of sums.
+matmul!(
+    "avx2,fma,f16c",
+    matmul_int4,
+    DType::Int4,
+    [IntBlock; INT_PANEL],
+    prefetch_near,
+    decode_int4,
+    tile_u4,
+    4: [1 2 3 4]
+);
+matmul!(
+    "avx2,fma,f16c",
+    matmul_int8,
+    DType::Int8,
+    [IntBlock; INT_PANEL],
+    prefetch_near,
+    decode_int8,
+    tile_i8,
+    4: [1 2 3 4]
+);
+matmul!(
+    "avx2,fma,f16c",
+    matmul_f16,
+    DType::F16,
+    [FloatBlock; FLOAT_PANEL],
+    prefetch_near,
+    decode_f16,
+    float_tile,
+    4: [1 2 3 4]
+);
+matmul!(
+    "avx2,fma,f16c",
+    matmul_f32,
+    DType::F32,
+    [FloatBlock; FLOAT_PANEL],
+    prefetch_near,
+    decode_f32,
+    float_tile,
+    4: [1 2 3 4]
+);
+
+/// Nibbles as bytes: codes + 8.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(super) fn decode_int4(block: &[u8; DType::Int4.block_bytes()], decoded: &mut IntBlock) {
+    let parts = Parts::<4>::of(block);
+    let low = _mm256_set1_epi8(15);
+    for (lines, decoded) in parts.lines.iter().zip(&mut decoded.lines) {
+        for (line, [first, second]) in lines.iter().zip(decoded.as_chunks_mut::<2>().0) {
+            let halves = first.as_chunks_mut().0.iter_mut().zip(second.as_chunks_mut().0);
+            for (half, (first, second)) in line.as_chunks().0.iter().zip(halves) {
+                let half = load(half);
+                store(first, _mm256_and_si256(half, low));
+                store(second, _mm256_and_si256(_mm256_srli_epi16::<4>(half), low));
+            }
+        }
+    }
+    decode_scales(parts.scales, &mut decoded.scales);
+}
+
+/// Codes as they are.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn decode_int8(block: &[u8; DType::Int8.block_bytes()], decoded: &mut IntBlock) {
+    let parts = Parts::<8>::of(block);
+    decoded.lines = *parts.lines;
+    decode_scales(parts.scales, &mut decoded.scales);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(super) fn decode_scales(scales: &[[u8; 32]; GROUPS], decoded: &mut [RowSums; GROUPS]) {
+    for (scales, decoded) in scales.iter().zip(decoded) {
+        for (scales, decoded) in scales.as_chunks().0.iter().zip(decoded.as_chunks_mut().0) {
+            store_f32(decoded, load_f16(scales));
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn decode_f16(block: &[u8; DType::F16.block_bytes()], decoded: &mut FloatBlock) {
+    let decoded = decoded.0.as_flattened_mut().as_flattened_mut().as_chunks_mut().0;
+    for (values, decoded) in block.as_chunks().0.iter().zip(decoded) {
+        store_f32(decoded, load_f16(values));
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn decode_f32(block: &[u8; DType::F32.block_bytes()], decoded: &mut FloatBlock) {
+    let decoded = decoded.0.as_flattened_mut().as_flattened_mut().as_chunks_mut().0;
+    for (values, decoded) in block.as_chunks().0.iter().zip(decoded) {
+        store_f32(decoded, _mm256_castsi256_ps(load(values)));
+    }
+}
+
+/// Weights are nibbles: codes + 8. The 16-bit sums reach 8 * 2 * 15 * 127 = 30480.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn tile_u4<const T: usize>(panel: &[IntBlock], first: usize, xs: &[Activation<'_>], sums: &mut [RowSums]) {
+    let xs = int_columns::<T>(xs, first, panel.len());
+    let corrections = corrections(&xs, 8);
+    let ones = _mm256_set1_epi16(1);
+    let quads = steps(GROUP_SIZE / 4);
+    for (i, block) in panel.iter().enumerate() {
+        for (g, (lines, scales)) in block.lines.iter().zip(&block.scales).enumerate() {
+            let mut dots = [[_mm256_setzero_si256(); 2]; T];
+            for (q, line) in lines.iter().take(quads).enumerate() {
+                let weights = line.as_chunks().0;
+                let weights = [load(&weights[0]), load(&weights[1])];
+                for (dots, x) in dots.iter_mut().zip(&xs) {
+                    let codes = broadcast(&x.codes[i][g][q]);
+                    dots[0] = _mm256_add_epi16(dots[0], _mm256_maddubs_epi16(weights[0], codes));
+                    dots[1] = _mm256_add_epi16(dots[1], _mm256_maddubs_epi16(weights[1], codes));
+                }
+            }
+            for t in 0..T {
+                let correction = _mm256_set1_epi32(corrections[t][i][g]);
+                let dots = [
+                    _mm256_add_epi32(_mm256_madd_epi16(dots[t][0], ones), correction),
+                    _mm256_add_epi32(_mm256_madd_epi16(dots[t][1], ones), correction),
+                ];
+                add_group(&mut sums[t], scales, xs[t].scales[i][g], dots);
+            }
+        }
+    }
+}
+
+/// Weights are codes. The unsigned factor is `|w|`, at most 128. The signed factor is the vector's
+/// code with the sign of `w`. Two products reach 2 * 128 * 127, which 16 bits hold.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn tile_i8<const T: usize>(panel: &[IntBlock], first: usize, xs: &[Activation<'_>], sums: &mut [RowSums]) {
+    let xs = int_columns::<T>(xs, first, panel.len());
+    let ones = _mm256_set1_epi16(1);
+    let quads = steps(GROUP_SIZE / 4);
+    for (i, block) in panel.iter().enumerate() {
+        for (g, (lines, scales)) in block.lines.iter().zip(&block.scales).enumerate() {
+            let mut dots = [[_mm256_setzero_si256(); 2]; T];
+            for (q, line) in lines.iter().take(quads).enumerate() {
+                let weights = line.as_chunks().0;
+                let weights = [load(&weights[0]), load(&weights[1])];
+                let magnitudes = [_mm256_abs_epi8(weights[0]), _mm256_abs_epi8(weights[1])];
+                for (dots, x) in dots.iter_mut().zip(&xs) {
+                    let codes = broadcast(&x.codes[i][g][q]);
+                    for ((dot, weights), magnitudes) in dots.iter_mut().zip(weights).zip(magnitudes) {
+                        let pairs = _mm256_maddubs_epi16(magnitudes, _mm256_sign_epi8(codes, weights));
+                        *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(pairs, ones));
+                    }
+                }
+            }
+            for t in 0..T {
+                add_group(&mut sums[t], scales, xs[t].scales[i][g], dots[t]);
+            }
+        }
+    }
+}
+
+/// `sums + scales * scale * dots`.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(super) fn add_group(sums: &mut RowSums, scales: &RowSums, scale: f32, dots: [__m256i; 2]) {
+    let scale = _mm256_set1_ps(scale);
+    for ((sums, scales), dot) in sums.as_chunks_mut().0.iter_mut().zip(scales.as_chunks().0).zip(dots) {
+        let scales = _mm256_mul_ps(load_f32(scales), scale);
+        store_f32(sums, _mm256_fmadd_ps(scales, _mm256_cvtepi32_ps(dot), load_f32(sums)));
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn float_tile<const T: usize>(
+    panel: &[FloatBlock],
+    first: usize,
+    xs: &[Activation<'_>],
+    sums: &mut [RowSums],
+) {
+    let xs = float_columns::<T>(xs, first, panel.len());
+    let columns = steps(GROUP_SIZE);
+    for (i, block) in panel.iter().enumerate() {
+        for (g, weights) in block.0.iter().enumerate() {
+            let mut partial = [[_mm256_setzero_ps(); 2]; T];
+            for (k, weights) in weights.iter().take(columns).enumerate() {
+                let weights = weights.as_chunks().0;
+                let weights = [load_f32(&weights[0]), load_f32(&weights[1])];
+                for (partial, x) in partial.iter_mut().zip(&xs) {
+                    let x = _mm256_set1_ps(x[i][g][k]);
+                    partial[0] = _mm256_fmadd_ps(weights[0], x, partial[0]);
+                    partial[1] = _mm256_fmadd_ps(weights[1], x, partial[1]);
+                }
+            }
+            for (sums, partial) in sums.iter_mut().zip(partial) {
+                for (sums, partial) in sums.as_chunks_mut().0.iter_mut().zip(partial) {
+                    store_f32(sums, _mm256_add_ps(load_f32(sums), partial));
+                }
+            }
+        }
+    }
+}
