@@ -28,6 +28,7 @@ pub(crate) type RecordFn = fn(&mut [f32], &Records<'_>, usize);
 pub(crate) type RecordDotsFn = fn(&mut [f32], &Records<'_>, &[u32], Activation<'_>);
 pub(crate) type PrefetchFn = fn(&[f32]);
 pub(crate) type ReadFn = fn(&[u8], usize) -> u64;
+pub(crate) type PeakFn = fn(usize) -> u64;
 pub(crate) type LayerNormFn = fn(&mut [f32], &[f32], &[f32], &[f32], f32);
 pub(crate) type LerpFn = fn(&mut [f32], &[f32], &[f32], &[f32]);
 pub(crate) type NormShiftFn = fn(&mut [f32], Normed<'_>, &[f32], Shift, &mut [Shifted<'_, '_>]);
@@ -106,6 +107,7 @@ pub struct Kernels {
     pub(crate) record_dots: RecordDotsFn,
     pub(crate) prefetch: PrefetchFn,
     pub(crate) read: ReadFn,
+    pub(crate) multiply_accumulate: PeakFn,
     pub(crate) layer_norm: LayerNormFn,
     pub(crate) lerp: LerpFn,
     pub(crate) norm_shift: NormShiftFn,
@@ -349,6 +351,14 @@ impl Kernels {
     pub fn read(&self, bytes: &[u8], streams: usize) -> u64 {
         assert!((1..=MAX_READ_STREAMS).contains(&streams), "{streams} streams");
         (self.read)(bytes, streams)
+    }
+
+    /// Runs `rounds` of the sequence with which this level multiplies and adds bytes, on registers
+    /// alone. Returns the number of multiply-accumulates.
+    ///
+    /// It measures the peak of a core, as [`read`](Self::read) measures that of memory.
+    pub fn multiply_accumulate(&self, rounds: usize) -> u64 {
+        (self.multiply_accumulate)(rounds)
     }
 }
 

@@ -68,6 +68,7 @@ pub(crate) const fn kernels<F: Fma>(isa: Isa) -> Kernels {
         record_dots: record::record_dots::<F>,
         prefetch: |_| (),
         read: read::read,
+        multiply_accumulate: read::multiply_accumulate,
         layer_norm: norm::layer_norm::<F>,
         lerp: activation::lerp::<F>,
         norm_shift: shift::norm_shift::<F>,

@@ -12,6 +12,7 @@ mod float;
 mod int;
 mod matmul;
 mod memory;
+mod peak;
 mod quantize;
 mod read;
 mod record;
@@ -60,6 +61,7 @@ pub(crate) const AVX2: Kernels = Kernels {
     record_dots: entry::record_dots_avx2,
     prefetch: memory::prefetch,
     read: entry::read,
+    multiply_accumulate: entry::multiply_accumulate,
     layer_norm: entry::layer_norm,
     lerp: entry::lerp,
     norm_shift: entry::norm_shift,
@@ -87,6 +89,7 @@ pub(crate) const AVX_VNNI: Kernels = Kernels {
     matvec_int8: avx_vnni_entry::matvec_int8,
     matvec_int4: avx_vnni_entry::matvec_int4,
     record_dots: avx_vnni_entry::record_dots_avx_vnni,
+    multiply_accumulate: avx_vnni_entry::multiply_accumulate_avx_vnni,
     ..AVX2
 };
 
@@ -96,6 +99,7 @@ pub(crate) const AVX512_VNNI: Kernels = Kernels {
     matvec_int8: avx512_vnni_entry::matvec_int8,
     matvec_int4: avx512_vnni_entry::matvec_int4,
     record_dots: avx512_vnni_entry::record_dots,
+    multiply_accumulate: avx512_vnni_entry::multiply_accumulate_avx512_vnni,
     sparse_accumulate_int8: avx512_vnni_entry::accumulate_int8,
     sparse_accumulate_int4: avx512_vnni_entry::accumulate_int4,
     sparse_finish_int8: avx512_vnni_entry::finish_int8,
@@ -106,6 +110,7 @@ pub(crate) const AVX512_VNNI: Kernels = Kernels {
 entries! { avx_vnni_entry:
     fn matvec_int8(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = avx_vnni;
     fn matvec_int4(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = avx_vnni;
+    fn multiply_accumulate_avx_vnni(rounds: usize) -> u64 = peak;
     fn record_dots_avx_vnni(out: &mut [f32], w: &Records<'_>, indices: &[u32], x: Activation<'_>) = record;
 }
 
@@ -116,6 +121,7 @@ entries! { avx512_vnni_entry:
     fn accumulate_int4(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>) = sparse_512;
     fn finish_int8(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) = sparse_512;
     fn finish_int4(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) = sparse_512;
+    fn multiply_accumulate_avx512_vnni(rounds: usize) -> u64 = peak;
     fn record_dots(out: &mut [f32], w: &Records<'_>, indices: &[u32], x: Activation<'_>) = record_512;
 }
 
@@ -142,6 +148,7 @@ entries! { entry:
     fn dequantize_record(out: &mut [f32], w: &Records<'_>, index: usize) = shared;
     fn record_dots_avx2(out: &mut [f32], w: &Records<'_>, indices: &[u32], x: Activation<'_>) = record;
     fn read(bytes: &[u8], streams: usize) -> u64 = read;
+    fn multiply_accumulate(rounds: usize) -> u64 = peak;
     fn layer_norm(out: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32], eps: f32) = shared;
     fn lerp(out: &mut [f32], a: &[f32], b: &[f32], t: &[f32]) = shared;
     fn wkv4(
