@@ -25,9 +25,9 @@ use crate::layout::{Activation, GROUP_SIZE, LINE_BYTES, Matrix, ROW_INTERLEAVE};
 /// Vectors that share a decoded panel. Their sums take 4 KiB.
 pub(crate) const RUN: usize = 64;
 
-/// Column blocks in a panel of quantized weights: with the codes of a tile it fits an L1 cache of
-/// 32 KiB.
-pub(crate) const INT_PANEL: usize = 16;
+/// Column blocks in a panel with a byte for each weight. With the codes of a tile it fits an L1
+/// cache of 32 KiB.
+pub(crate) const BYTE_PANEL: usize = 16;
 
 /// Column blocks in a panel of float weights.
 pub(crate) const FLOAT_PANEL: usize = 4;
@@ -35,20 +35,24 @@ pub(crate) const FLOAT_PANEL: usize = 4;
 /// The sums of 16 rows.
 pub(crate) type RowSums = [f32; ROW_INTERLEAVE];
 
-/// A decoded block of quantized weights.
+/// A decoded block of quantized weights, with `LINES` lines for each group. The lines stand for
+/// codes + `OFFSET`.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-pub(crate) struct IntBlock {
-    /// One byte for each weight: 16 rows of 4 columns in each line.
-    pub(crate) lines: [[[u8; LINE_BYTES]; GROUP_SIZE / 4]; GROUPS],
+pub(crate) struct IntBlock<const LINES: usize, const OFFSET: i32> {
+    /// Bytes of 16 rows of 4 columns in each line.
+    pub(crate) lines: [[[u8; LINE_BYTES]; LINES]; GROUPS],
     /// Scales of 16 rows.
     pub(crate) scales: [RowSums; GROUPS],
 }
 
-impl IntBlock {
+impl<const LINES: usize, const OFFSET: i32> IntBlock<LINES, OFFSET> {
     pub(crate) const ZERO: Self =
-        Self { lines: [[[0; LINE_BYTES]; GROUP_SIZE / 4]; GROUPS], scales: [[0.0; ROW_INTERLEAVE]; GROUPS] };
+        Self { lines: [[[0; LINE_BYTES]; LINES]; GROUPS], scales: [[0.0; ROW_INTERLEAVE]; GROUPS] };
 }
+
+/// A byte for each weight.
+pub(crate) type ByteBlock<const OFFSET: i32> = IntBlock<8, OFFSET>;
 
 /// A decoded block of float weights: 16 rows in each column.
 #[derive(Clone, Copy)]
@@ -70,7 +74,7 @@ pub(crate) struct IntColumns<'a> {
 /// The columns of `blocks` column blocks from `first` on, of each vector of a tile.
 #[inline(always)]
 pub(crate) fn int_columns<'a, const T: usize>(
-    xs: &[Activation<'a>],
+    xs: &[Activation<'a>; T],
     first: usize,
     blocks: usize,
 ) -> [IntColumns<'a>; T] {
@@ -81,17 +85,17 @@ pub(crate) fn int_columns<'a, const T: usize>(
     })
 }
 
-/// What the sums of products with `code + offset` have too much: the sum of each group of a vector
-/// times `-offset`.
+/// What turns sums of products with codes + `OFFSET` into those with codes: the sum of each group
+/// of a vector, times `-OFFSET`.
 #[inline(always)]
-pub(crate) fn corrections<const T: usize>(
+pub(crate) fn corrections<const T: usize, const LINES: usize, const OFFSET: i32>(
     xs: &[IntColumns<'_>; T],
-    offset: i32,
-) -> [[[i32; GROUPS]; INT_PANEL]; T] {
-    let mut corrections = [[[0; GROUPS]; INT_PANEL]; T];
+    _panel: &[IntBlock<LINES, OFFSET>],
+) -> [[[i32; GROUPS]; BYTE_PANEL]; T] {
+    let mut corrections = [[[0; GROUPS]; BYTE_PANEL]; T];
     for (corrections, x) in corrections.iter_mut().zip(xs) {
         for (correction, sum) in corrections.as_flattened_mut().iter_mut().zip(x.sums.as_flattened()) {
-            *correction = sum.wrapping_mul(-offset);
+            *correction = sum.wrapping_mul(-OFFSET);
         }
     }
     corrections
@@ -100,7 +104,7 @@ pub(crate) fn corrections<const T: usize>(
 /// The columns of `blocks` column blocks from `first` on, of each vector of a tile.
 #[inline(always)]
 pub(crate) fn float_columns<'a, const T: usize>(
-    xs: &[Activation<'a>],
+    xs: &[Activation<'a>; T],
     first: usize,
     blocks: usize,
 ) -> [&'a [[[f32; GROUP_SIZE]; GROUPS]]; T] {
@@ -138,12 +142,12 @@ impl<'a> Ahead<'a> {
 /// Defines the product `$matmul` of a level with tiles of up to `$size` vectors; `$count` are all
 /// numbers up to `$size`.
 ///
-/// `$decode(block, decoded)` decodes a block for the panel, `[$block::ZERO; $panel]`.
-/// `$tile::<T>(panel, i, xs, sums)` adds the products of the panel, which begins with column block
-/// `i`, to the sums of `T` vectors. `$prefetch` prefetches bytes that the next panel has.
+/// `$decode(block, decoded)` decodes a block for the panel, `[$block; $panel]`.
+/// `$tile(panel, i, xs, sums)` adds the products of the panel, which begins with column block `i`,
+/// to the sums of the vectors `xs`, an array. `$prefetch` prefetches bytes that the next panel has.
 macro_rules! matmul {
     (
-        $features:literal, $matmul:ident, $dtype:expr, [$block:ident; $panel:expr], $prefetch:ident, $decode:ident,
+        $features:literal, $matmul:ident, $dtype:expr, [$block:ty; $panel:expr], $prefetch:ident, $decode:ident,
         $tile:ident, $size:literal: [$($count:literal)*]
     ) => {
         #[target_feature(enable = $features)]
@@ -152,12 +156,14 @@ macro_rules! matmul {
                 (outs, xs),
                 w,
                 first_row,
-                &mut [$block::ZERO; $panel],
+                &mut [<$block>::ZERO; $panel],
                 $prefetch,
                 |block, decoded| $decode(block, decoded),
                 $size,
                 |panel, i, xs, sums| match xs.len() {
-                    $($count => $tile::<$count>(panel, i, xs, sums),)*
+                    $($count => if let (Some(xs), Some(sums)) = (xs.first_chunk::<$count>(), sums.first_chunk_mut()) {
+                        $tile(panel, i, xs, sums);
+                    })*
                     n => unreachable!("a tile of {n} vectors"),
                 },
             );

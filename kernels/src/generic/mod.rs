@@ -17,7 +17,7 @@ pub(crate) use block::{GROUPS, Group, Int4Lines, Int8Lines, Parts};
 pub(crate) use compact::compact;
 pub(crate) use entries::entries;
 pub(crate) use matmul::{
-    FLOAT_PANEL, FloatBlock, INT_PANEL, IntBlock, RowSums, by_panels, corrections, float_columns,
+    BYTE_PANEL, ByteBlock, FLOAT_PANEL, FloatBlock, IntBlock, RowSums, by_panels, corrections, float_columns,
     int_columns, matmul, steps,
 };
 pub(crate) use read::read;

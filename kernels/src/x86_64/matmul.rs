@@ -8,8 +8,8 @@ use core::arch::x86_64::*;
 
 use super::memory::{broadcast, load, load_f16, load_f32, prefetch_near, store, store_f32};
 use crate::generic::{
-    FLOAT_PANEL, FloatBlock, GROUPS, INT_PANEL, IntBlock, Parts, RowSums, corrections, float_columns,
-    int_columns, matmul, steps,
+    BYTE_PANEL, ByteBlock, FLOAT_PANEL, FloatBlock, GROUPS, IntBlock, Parts, RowSums, corrections,
+    float_columns, int_columns, matmul, steps,
 };
 use crate::layout::{Activation, DType, GROUP_SIZE, Matrix};
 
@@ -18,7 +18,7 @@ matmul!(
     "avx2,fma,f16c",
     matmul_int4,
     DType::Int4,
-    [IntBlock; INT_PANEL],
+    [ByteBlock<8>; BYTE_PANEL],
     prefetch_near,
     decode_int4,
     tile_u4,
@@ -28,11 +28,11 @@ matmul!(
     "avx2,fma,f16c",
     matmul_int8,
     DType::Int8,
-    [IntBlock; INT_PANEL],
+    [NibbleBlock; BYTE_PANEL / 2],
     prefetch_near,
     decode_int8,
-    tile_i8,
-    4: [1 2 3 4]
+    tile_u8,
+    2: [1 2]
 );
 matmul!(
     "avx2,fma,f16c",
@@ -58,7 +58,7 @@ matmul!(
 /// Nibbles as bytes: codes + 8.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-pub(super) fn decode_int4(block: &[u8; DType::Int4.block_bytes()], decoded: &mut IntBlock) {
+pub(super) fn decode_int4(block: &[u8; DType::Int4.block_bytes()], decoded: &mut ByteBlock<8>) {
     let parts = Parts::<4>::of(block);
     let low = _mm256_set1_epi8(15);
     for (lines, decoded) in parts.lines.iter().zip(&mut decoded.lines) {
@@ -74,12 +74,29 @@ pub(super) fn decode_int4(block: &[u8; DType::Int4.block_bytes()], decoded: &mut
     decode_scales(parts.scales, &mut decoded.scales);
 }
 
-/// Codes as they are.
+/// Two lines for each line of codes: the high nibbles of codes + 128, and the low ones.
+type NibbleBlock = IntBlock<16, 128>;
+
+/// The nibbles of codes + 128.
+///
+/// VPMADDUBSW saturates with larger weights. Nibbles need no sign either, which the product with
+/// one vector moves from the weights to the codes.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn decode_int8(block: &[u8; DType::Int8.block_bytes()], decoded: &mut IntBlock) {
+fn decode_int8(block: &[u8; DType::Int8.block_bytes()], decoded: &mut NibbleBlock) {
     let parts = Parts::<8>::of(block);
-    decoded.lines = *parts.lines;
+    let (low, sign) = (_mm256_set1_epi8(15), _mm256_set1_epi8(8));
+    for (lines, decoded) in parts.lines.iter().zip(&mut decoded.lines) {
+        for (line, [first, second]) in lines.iter().zip(decoded.as_chunks_mut::<2>().0) {
+            let halves = first.as_chunks_mut().0.iter_mut().zip(second.as_chunks_mut().0);
+            for (half, (first, second)) in line.as_chunks().0.iter().zip(halves) {
+                let half = load(half);
+                let high = _mm256_and_si256(_mm256_srli_epi16::<4>(half), low);
+                store(first, _mm256_xor_si256(high, sign));
+                store(second, _mm256_and_si256(half, low));
+            }
+        }
+    }
     decode_scales(parts.scales, &mut decoded.scales);
 }
 
@@ -114,9 +131,14 @@ fn decode_f32(block: &[u8; DType::F32.block_bytes()], decoded: &mut FloatBlock) 
 /// Weights are nibbles: codes + 8. The 16-bit sums reach 8 * 2 * 15 * 127 = 30480.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn tile_u4<const T: usize>(panel: &[IntBlock], first: usize, xs: &[Activation<'_>], sums: &mut [RowSums]) {
-    let xs = int_columns::<T>(xs, first, panel.len());
-    let corrections = corrections(&xs, 8);
+fn tile_u4<const T: usize>(
+    panel: &[ByteBlock<8>],
+    first: usize,
+    xs: &[Activation<'_>; T],
+    sums: &mut [RowSums; T],
+) {
+    let xs = int_columns(xs, first, panel.len());
+    let corrections = corrections(&xs, panel);
     let ones = _mm256_set1_epi16(1);
     let quads = steps(GROUP_SIZE / 4);
     for (i, block) in panel.iter().enumerate() {
@@ -143,31 +165,42 @@ fn tile_u4<const T: usize>(panel: &[IntBlock], first: usize, xs: &[Activation<'_
     }
 }
 
-/// Weights are codes. The unsigned factor is `|w|`, at most 128. The signed factor is the vector's
-/// code with the sign of `w`. Two products reach 2 * 128 * 127, which 16 bits hold.
+/// Weights are nibbles of codes + 128. The 16-bit sums are those of [`tile_u4`].
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn tile_i8<const T: usize>(panel: &[IntBlock], first: usize, xs: &[Activation<'_>], sums: &mut [RowSums]) {
-    let xs = int_columns::<T>(xs, first, panel.len());
-    let ones = _mm256_set1_epi16(1);
+fn tile_u8<const T: usize>(
+    panel: &[NibbleBlock],
+    first: usize,
+    xs: &[Activation<'_>; T],
+    sums: &mut [RowSums; T],
+) {
+    let xs = int_columns(xs, first, panel.len());
+    let corrections = corrections(&xs, panel);
+    let [ones, sixteens] = [_mm256_set1_epi16(1), _mm256_set1_epi16(16)];
     let quads = steps(GROUP_SIZE / 4);
     for (i, block) in panel.iter().enumerate() {
         for (g, (lines, scales)) in block.lines.iter().zip(&block.scales).enumerate() {
-            let mut dots = [[_mm256_setzero_si256(); 2]; T];
-            for (q, line) in lines.iter().take(quads).enumerate() {
-                let weights = line.as_chunks().0;
-                let weights = [load(&weights[0]), load(&weights[1])];
-                let magnitudes = [_mm256_abs_epi8(weights[0]), _mm256_abs_epi8(weights[1])];
+            let mut dots = [[_mm256_setzero_si256(); 4]; T];
+            for (q, lines) in lines.as_chunks::<2>().0.iter().take(quads).enumerate() {
+                let weights = lines.as_flattened().as_chunks().0;
+                let weights = [load(&weights[0]), load(&weights[1]), load(&weights[2]), load(&weights[3])];
                 for (dots, x) in dots.iter_mut().zip(&xs) {
                     let codes = broadcast(&x.codes[i][g][q]);
-                    for ((dot, weights), magnitudes) in dots.iter_mut().zip(weights).zip(magnitudes) {
-                        let pairs = _mm256_maddubs_epi16(magnitudes, _mm256_sign_epi8(codes, weights));
-                        *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(pairs, ones));
+                    for (dot, weights) in dots.iter_mut().zip(weights) {
+                        *dot = _mm256_add_epi16(*dot, _mm256_maddubs_epi16(weights, codes));
                     }
                 }
             }
             for t in 0..T {
-                add_group(&mut sums[t], scales, xs[t].scales[i][g], dots[t]);
+                let correction = _mm256_set1_epi32(corrections[t][i][g]);
+                let [a, b, c, d] = dots[t];
+                let high = [_mm256_madd_epi16(a, sixteens), _mm256_madd_epi16(b, sixteens)];
+                let low = [_mm256_madd_epi16(c, ones), _mm256_madd_epi16(d, ones)];
+                let dots = [
+                    _mm256_add_epi32(_mm256_add_epi32(high[0], low[0]), correction),
+                    _mm256_add_epi32(_mm256_add_epi32(high[1], low[1]), correction),
+                ];
+                add_group(&mut sums[t], scales, xs[t].scales[i][g], dots);
             }
         }
     }
@@ -189,10 +222,10 @@ pub(super) fn add_group(sums: &mut RowSums, scales: &RowSums, scale: f32, dots: 
 fn float_tile<const T: usize>(
     panel: &[FloatBlock],
     first: usize,
-    xs: &[Activation<'_>],
-    sums: &mut [RowSums],
+    xs: &[Activation<'_>; T],
+    sums: &mut [RowSums; T],
 ) {
-    let xs = float_columns::<T>(xs, first, panel.len());
+    let xs = float_columns(xs, first, panel.len());
     let columns = steps(GROUP_SIZE);
     for (i, block) in panel.iter().enumerate() {
         for (g, weights) in block.0.iter().enumerate() {

@@ -96,6 +96,13 @@ pub(super) fn load_512(from: &[u8; 64]) -> __m512i {
 
 #[target_feature(enable = "avx512f")]
 #[inline]
+pub(super) fn load_f32_512(from: &[f32; 16]) -> __m512 {
+    // SAFETY: 16 floats are readable; the load needs no alignment.
+    unsafe { _mm512_loadu_ps(from.as_ptr()) }
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
 pub(super) fn store_f32_512(to: &mut [f32; 16], value: __m512) {
     // SAFETY: 16 floats are writable; the store needs no alignment.
     unsafe { _mm512_storeu_ps(to.as_mut_ptr(), value) }

@@ -11,6 +11,7 @@ mod compact;
 mod float;
 mod int;
 mod matmul;
+mod matmul_vnni;
 mod memory;
 mod peak;
 mod quantize;
@@ -88,6 +89,8 @@ pub(crate) const AVX_VNNI: Kernels = Kernels {
     isa: Isa::AvxVnni,
     matvec_int8: avx_vnni_entry::matvec_int8,
     matvec_int4: avx_vnni_entry::matvec_int4,
+    matmul_int8: avx_vnni_entry::matmul_int8_256,
+    matmul_int4: avx_vnni_entry::matmul_int4_256,
     record_dots: avx_vnni_entry::record_dots_avx_vnni,
     multiply_accumulate: avx_vnni_entry::multiply_accumulate_avx_vnni,
     ..AVX2
@@ -98,6 +101,8 @@ pub(crate) const AVX512_VNNI: Kernels = Kernels {
     isa: Isa::Avx512Vnni,
     matvec_int8: avx512_vnni_entry::matvec_int8,
     matvec_int4: avx512_vnni_entry::matvec_int4,
+    matmul_int8: avx512_vnni_entry::matmul_int8_512,
+    matmul_int4: avx512_vnni_entry::matmul_int4_512,
     record_dots: avx512_vnni_entry::record_dots,
     multiply_accumulate: avx512_vnni_entry::multiply_accumulate_avx512_vnni,
     sparse_accumulate_int8: avx512_vnni_entry::accumulate_int8,
@@ -110,6 +115,8 @@ pub(crate) const AVX512_VNNI: Kernels = Kernels {
 entries! { avx_vnni_entry:
     fn matvec_int8(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = avx_vnni;
     fn matvec_int4(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = avx_vnni;
+    fn matmul_int8_256(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = matmul_vnni;
+    fn matmul_int4_256(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = matmul_vnni;
     fn multiply_accumulate_avx_vnni(rounds: usize) -> u64 = peak;
     fn record_dots_avx_vnni(out: &mut [f32], w: &Records<'_>, indices: &[u32], x: Activation<'_>) = record;
 }
@@ -117,6 +124,8 @@ entries! { avx_vnni_entry:
 entries! { avx512_vnni_entry:
     fn matvec_int8(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = avx512_vnni;
     fn matvec_int4(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = avx512_vnni;
+    fn matmul_int8_512(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = matmul_vnni;
+    fn matmul_int4_512(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = matmul_vnni;
     fn accumulate_int8(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>) = sparse_512;
     fn accumulate_int4(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>) = sparse_512;
     fn finish_int8(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) = sparse_512;

@@ -1,0 +1,135 @@
+//! Products of several vectors by VPDPBUSD. `generic` has the loops around them.
+//!
+//! VPDPBUSD takes one unsigned factor, so the panel has codes + offset, and sums start as `-offset`
+//! times the sum of the vector's codes.
+
+use core::arch::x86_64::*;
+
+use super::matmul::{add_group, decode_int4, decode_scales};
+use super::memory::{
+    broadcast, broadcast_512, load, load_512, load_f32_512, prefetch_near, store, store_f32_512,
+};
+use crate::generic::{BYTE_PANEL, ByteBlock, Parts, RowSums, corrections, int_columns, matmul, steps};
+use crate::layout::{Activation, DType, GROUP_SIZE, Matrix};
+
+// Four vectors have eight registers of sums.
+matmul!(
+    "avx2,fma,f16c,avxvnni",
+    matmul_int4_256,
+    DType::Int4,
+    [ByteBlock<8>; BYTE_PANEL],
+    prefetch_near,
+    decode_int4,
+    tile_256,
+    4: [1 2 3 4]
+);
+matmul!(
+    "avx2,fma,f16c,avxvnni",
+    matmul_int8_256,
+    DType::Int8,
+    [ByteBlock<128>; BYTE_PANEL],
+    prefetch_near,
+    decode_int8,
+    tile_256,
+    4: [1 2 3 4]
+);
+// Eight vectors have eight registers of sums. Their chains hide the latency of VPDPBUSD.
+matmul!(
+    "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni",
+    matmul_int4_512,
+    DType::Int4,
+    [ByteBlock<8>; BYTE_PANEL],
+    prefetch_near,
+    decode_int4,
+    tile_512,
+    8: [1 2 3 4 5 6 7 8]
+);
+matmul!(
+    "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni",
+    matmul_int8_512,
+    DType::Int8,
+    [ByteBlock<128>; BYTE_PANEL],
+    prefetch_near,
+    decode_int8,
+    tile_512,
+    8: [1 2 3 4 5 6 7 8]
+);
+
+/// Codes + 128.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn decode_int8(block: &[u8; DType::Int8.block_bytes()], decoded: &mut ByteBlock<128>) {
+    let parts = Parts::<8>::of(block);
+    let sign = _mm256_set1_epi8(i8::MIN);
+    let lines = parts.lines.as_flattened().as_flattened().as_chunks().0;
+    let decoded_lines = decoded.lines.as_flattened_mut().as_flattened_mut().as_chunks_mut().0;
+    for (half, decoded) in lines.iter().zip(decoded_lines) {
+        store(decoded, _mm256_xor_si256(load(half), sign));
+    }
+    decode_scales(parts.scales, &mut decoded.scales);
+}
+
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+#[inline]
+fn tile_256<const T: usize, const OFFSET: i32>(
+    panel: &[ByteBlock<OFFSET>],
+    first: usize,
+    xs: &[Activation<'_>; T],
+    sums: &mut [RowSums; T],
+) {
+    let xs = int_columns(xs, first, panel.len());
+    let corrections = corrections(&xs, panel);
+    let quads = steps(GROUP_SIZE / 4);
+    for (i, block) in panel.iter().enumerate() {
+        for (g, (lines, scales)) in block.lines.iter().zip(&block.scales).enumerate() {
+            let mut dots = [[_mm256_setzero_si256(); 2]; T];
+            for (dots, corrections) in dots.iter_mut().zip(&corrections) {
+                *dots = [_mm256_set1_epi32(corrections[i][g]); 2];
+            }
+            for (q, line) in lines.iter().take(quads).enumerate() {
+                let weights = line.as_chunks().0;
+                let weights = [load(&weights[0]), load(&weights[1])];
+                for (dots, x) in dots.iter_mut().zip(&xs) {
+                    let codes = broadcast(&x.codes[i][g][q]);
+                    dots[0] = _mm256_dpbusd_avx_epi32(dots[0], weights[0], codes);
+                    dots[1] = _mm256_dpbusd_avx_epi32(dots[1], weights[1], codes);
+                }
+            }
+            for ((sums, dots), x) in sums.iter_mut().zip(dots).zip(&xs) {
+                add_group(sums, scales, x.scales[i][g], dots);
+            }
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline]
+fn tile_512<const T: usize, const OFFSET: i32>(
+    panel: &[ByteBlock<OFFSET>],
+    first: usize,
+    xs: &[Activation<'_>; T],
+    sums: &mut [RowSums; T],
+) {
+    let xs = int_columns(xs, first, panel.len());
+    let corrections = corrections(&xs, panel);
+    let quads = steps(GROUP_SIZE / 4);
+    for (i, block) in panel.iter().enumerate() {
+        for (g, (lines, scales)) in block.lines.iter().zip(&block.scales).enumerate() {
+            let mut dots = [_mm512_setzero_si512(); T];
+            for (dot, corrections) in dots.iter_mut().zip(&corrections) {
+                *dot = _mm512_set1_epi32(corrections[i][g]);
+            }
+            for (q, line) in lines.iter().take(quads).enumerate() {
+                let weights = load_512(line);
+                for (dot, x) in dots.iter_mut().zip(&xs) {
+                    *dot = _mm512_dpbusd_epi32(*dot, weights, broadcast_512(&x.codes[i][g][q]));
+                }
+            }
+            let scales = load_f32_512(scales);
+            for ((sums, dot), x) in sums.iter_mut().zip(dots).zip(&xs) {
+                let scales = _mm512_mul_ps(scales, _mm512_set1_ps(x.scales[i][g]));
+                store_f32_512(sums, _mm512_fmadd_ps(scales, _mm512_cvtepi32_ps(dot), load_f32_512(sums)));
+            }
+        }
+    }
+}
