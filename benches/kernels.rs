@@ -1,8 +1,8 @@
 //! Every kernel at every level, from the cache. Ids are `op/dtype/shape/isa`.
 //!
-//! The throughput of products counts the bytes of the weights, that of encoding the fp32 input, and
-//! that of the other kernels all slices read and written. For weights that do not fit the cache use
-//! `rwkv-edge bench`.
+//! The throughput of products with one vector counts the bytes of the weights, that of products
+//! with several the multiply-accumulates, that of encoding the fp32 input, and that of the other
+//! kernels all slices read and written. For weights that do not fit the cache use `rwkv-edge bench`.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -97,26 +97,37 @@ fn matvec(c: &mut Criterion) {
     }
 }
 
-/// Eight vectors at once, as in a prompt. The throughput counts the weights, which are read once.
+/// Several vectors at once, as for several texts and in a prompt. The throughput counts
+/// multiply-accumulates.
 fn matmul(c: &mut Criterion) {
-    const VECTORS: usize = 8;
     let mut group = group(c, "matmul");
     for dtype in DType::ALL {
         let (rows, n) = (256, WIDTHS[1]);
         let data = matrix_data(dtype, rows, n);
         let w = Matrix::new(dtype, rows, n, TENSOR_SCALE, &data).expect("a matrix");
         let mut input = Input::new(n);
-        let mut outs = vec![0.0; VECTORS * rows];
-        let mut outs: Vec<_> = outs.chunks_exact_mut(rows).collect();
-        group.throughput(Throughput::Bytes(data.len() as u64));
-        for kernels in levels() {
-            kernels.quantize(&mut input.parts());
-            let parts = input.parts();
-            let xs = [parts.view(); VECTORS];
-            group.bench_function(id(dtype.name(), format_args!("{VECTORS}x{rows}x{n}"), kernels), |b| {
-                b.iter(|| kernels.matmul(&mut outs, black_box(&w), 0, &xs));
-            });
+        for vectors in [2, 8, 32] {
+            let mut outs = vec![0.0; vectors * rows];
+            let mut outs: Vec<_> = outs.chunks_exact_mut(rows).collect();
+            group.throughput(Throughput::Elements((vectors * rows * n) as u64));
+            for kernels in levels() {
+                kernels.quantize(&mut input.parts());
+                let parts = input.parts();
+                let xs = vec![parts.view(); vectors];
+                group.bench_function(id(dtype.name(), format_args!("{vectors}x{rows}x{n}"), kernels), |b| {
+                    b.iter(|| kernels.matmul(&mut outs, black_box(&w), 0, &xs));
+                });
+            }
         }
+    }
+}
+
+/// The most that [`matmul`] of quantized weights can reach: multiply-accumulates on registers.
+fn multiply_accumulate(c: &mut Criterion) {
+    let mut group = group(c, "multiply_accumulate");
+    for kernels in levels() {
+        group.throughput(Throughput::Elements(kernels.multiply_accumulate(1000)));
+        group.bench_function(kernels.isa().name(), |b| b.iter(|| kernels.multiply_accumulate(1000)));
     }
 }
 
@@ -382,6 +393,7 @@ criterion_group!(
     benches,
     matvec,
     matmul,
+    multiply_accumulate,
     sparse_product,
     record_dots,
     dequantize_record,
