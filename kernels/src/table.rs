@@ -45,9 +45,6 @@ pub(crate) type Dot3Fn = fn(&[f32], &[f32], &[f32]) -> f32;
 /// The largest number of streams of [`Kernels::read`].
 pub const MAX_READ_STREAMS: usize = 8;
 
-/// Fewest vectors for which [`Kernels::matmul`] decodes weights once for all of them.
-const MANY: usize = 4;
-
 /// Rows that are multiplied with each of a few vectors before the next ones are read. They stay in
 /// the cache next to a core meanwhile.
 const FEW_ROWS: usize = 4 * ROW_INTERLEAVE;
@@ -89,6 +86,8 @@ pub struct Kernels {
     pub(crate) matvec_f16: MatvecFn,
     pub(crate) matvec_int8: MatvecFn,
     pub(crate) matvec_int4: MatvecFn,
+    /// Fewest vectors for which the functions that follow are faster than vector by vector.
+    pub(crate) many: usize,
     pub(crate) matmul_f32: MatmulFn,
     pub(crate) matmul_f16: MatmulFn,
     pub(crate) matmul_int8: MatmulFn,
@@ -192,7 +191,7 @@ impl Kernels {
         check_range("rows", first_row, rows, w.rows());
         outs.iter().for_each(|out| check_len("output", out.len(), rows));
         xs.iter().for_each(|x| check_activation(*x, padded_cols(w.cols())));
-        if xs.len() < MANY {
+        if xs.len() < self.many {
             return vector_by_vector(self.matvec_kernel(w.dtype()), outs, w, first_row, xs);
         }
         let kernel = match w.dtype() {

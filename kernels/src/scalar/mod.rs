@@ -42,6 +42,7 @@ pub(crate) const fn kernels<F: Fma>(isa: Isa) -> Kernels {
         matvec_f16: matvec::matvec_f16::<F>,
         matvec_int8: matvec::matvec_int8::<F>,
         matvec_int4: matvec::matvec_int4::<F>,
+        many: 4,
         matmul_f32: |outs, w, first_row, xs| {
             vector_by_vector(matvec::matvec_f32::<F>, outs, w, first_row, xs)
         },

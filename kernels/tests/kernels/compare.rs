@@ -270,7 +270,7 @@ fn matmul_of_every_number_of_vectors() {
     let (rows, cols) = if cfg!(miri) { (19, 33) } else { (147, 200) };
     for dtype in DType::ALL {
         let w = TestMatrix::new(dtype, rows, cols, Bytes::Finite, &mut rng);
-        for count in if cfg!(miri) { 5..=5 } else { 0..=13 } {
+        for count in if cfg!(miri) { 9..=9 } else { 0..=17 } {
             let inputs = |_| Input::new(&rng.normals(cols), scalar());
             let xs: Vec<_> = (0..count).map(inputs).collect();
             for first in (0..rows).step_by(64) {
