@@ -3,14 +3,15 @@
 use std::slice;
 use std::sync::Arc;
 
-use rwkv_edge_kernels::default_float_environment;
+use rwkv_edge_kernels::{Isa, default_float_environment};
 
 use crate::error::{Error, Result};
 use crate::format::Config;
 use crate::host;
 use crate::memory::{Arena, Measure, MemoryPlan};
 use crate::model::{
-    self, Batch, Means, Meter, Model, Profile, Sequence, Shortcuts, State, Traffic, unify_nan,
+    self, Batch, MAX_HEAD_BATCH, Means, Meter, Model, Phase, Profile, Room, Sequence, Shortcuts, State,
+    Traffic, choose_kernels, default_prompt_chunk, unify_nan,
 };
 use crate::sampler::Sampler;
 use crate::threads::{Pool, WORKER_STACK_BYTES};
@@ -27,16 +28,21 @@ pub struct EngineOptions {
     /// Number of threads, at most 1024. `None` takes one per physical performance core, at most 4.
     pub threads: Option<usize>,
     /// Tokens that go through the model together, at most 4096. The engine reads each matrix once
-    /// for all of them. Each token takes some memory. 1 feeds token by token. The results are the
-    /// same.
-    pub prompt_chunk: usize,
+    /// for all of them. Each token takes some memory. 1 feeds token by token. `None` takes the
+    /// [default](default_prompt_chunk) of the kernels. The results are the same.
+    pub prompt_chunk: Option<usize>,
+    /// Tokens that go through the output head together, at most 64. The engine reads the head once
+    /// for all of them, in [`feed_all`](Engine::feed_all) and
+    /// [`sample_batch`](Engine::sample_batch). Each token takes `n_vocab` floats. The results are
+    /// the same.
+    pub head_batch: usize,
     /// Ways of reading less. The results are the same without them.
     pub shortcuts: Shortcuts,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { threads: None, prompt_chunk: 8, shortcuts: Shortcuts::default() }
+        Self { threads: None, prompt_chunk: None, head_batch: 1, shortcuts: Shortcuts::default() }
     }
 }
 
@@ -46,22 +52,36 @@ impl EngineOptions {
         self.threads.unwrap_or_else(host::default_threads).max(1)
     }
 
-    /// The same options with the number of threads fixed.
+    /// The same options with the numbers of threads and of tokens fixed, for the kernels of `isa`.
     ///
     /// # Errors
-    /// If the number of threads or the chunk is out of range.
-    fn resolve(&self) -> Result<Self> {
-        let (threads, chunk) = (self.thread_count(), self.prompt_chunk);
+    /// If a number is out of range.
+    fn resolve(&self, isa: Isa) -> Result<Resolved> {
+        let (threads, head_batch) = (self.thread_count(), self.head_batch);
+        let tokens = self.prompt_chunk.unwrap_or_else(|| default_prompt_chunk(isa));
         if threads > MAX_THREADS {
             return Err(Error::invalid(format!("{threads} threads; an engine has at most {MAX_THREADS}")));
         }
-        if !(1..=MAX_PROMPT_CHUNK).contains(&chunk) {
+        if !(1..=MAX_PROMPT_CHUNK).contains(&tokens) {
             return Err(Error::invalid(format!(
-                "a prompt chunk of {chunk} tokens; it must be in 1..={MAX_PROMPT_CHUNK}"
+                "a prompt chunk of {tokens} tokens; it must be in 1..={MAX_PROMPT_CHUNK}"
             )));
         }
-        Ok(Self { threads: Some(threads), ..*self })
+        if !(1..=MAX_HEAD_BATCH).contains(&head_batch) {
+            return Err(Error::invalid(format!(
+                "a head batch of {head_batch} tokens; it must be in 1..={MAX_HEAD_BATCH}"
+            )));
+        }
+        let options = Self { threads: Some(threads), prompt_chunk: Some(tokens), ..*self };
+        Ok(Resolved { options, threads, room: Room { tokens, head_batch } })
     }
+}
+
+/// Options within their ranges, with all defaults filled in.
+struct Resolved {
+    options: EngineOptions,
+    threads: usize,
+    room: Room,
 }
 
 /// Threads, memory and counters that compute for any number of texts, one call at a time.
@@ -78,6 +98,7 @@ impl EngineOptions {
 pub struct Engine<'m> {
     model: Arc<Model>,
     options: EngineOptions,
+    room: Room,
     arena: Arena<'m>,
     plan: MemoryPlan,
     pool: Pool,
@@ -93,7 +114,7 @@ impl Engine<'static> {
     /// # Errors
     /// If the options are out of range, there is no memory, or a thread cannot be started.
     pub fn new(model: Arc<Model>, options: &EngineOptions) -> Result<Self> {
-        let plan = Self::plan(model.config(), options)?;
+        let plan = Self::plan_for(&model, options)?;
         let arena = Arena::new(plan.arena_bytes())?;
         Self::with_arena(model, options, plan, arena)
     }
@@ -101,13 +122,13 @@ impl Engine<'static> {
 
 impl<'m> Engine<'m> {
     /// Starts an engine that computes in `memory`. It uses the first
-    /// [`arena_bytes`](MemoryPlan::arena_bytes) of its [`plan`](Self::plan).
+    /// [`arena_bytes`](MemoryPlan::arena_bytes) of its [`plan_for`](Self::plan_for) the model.
     ///
     /// # Errors
     /// As [`new`](Engine::new), or if `memory` is smaller than that or does not begin at a multiple
     /// of 64.
     pub fn in_memory(model: Arc<Model>, options: &EngineOptions, memory: &'m mut [u8]) -> Result<Self> {
-        let plan = Self::plan(model.config(), options)?;
+        let plan = Self::plan_for(&model, options)?;
         let arena = Arena::within(memory, plan.arena_bytes())?;
         Self::with_arena(model, options, plan, arena)
     }
@@ -118,23 +139,34 @@ impl<'m> Engine<'m> {
         plan: MemoryPlan,
         arena: Arena<'m>,
     ) -> Result<Self> {
-        let options = options.resolve()?;
-        let pool = Pool::new(options.thread_count())?;
-        Ok(Self { model, options, arena, plan, pool, meter: Meter::default(), unchecked: None })
+        let Resolved { options, threads, room } = options.resolve(model.kernels().isa())?;
+        let (pool, meter) = (Pool::new(threads)?, Meter::default());
+        Ok(Self { model, options, room, arena, plan, pool, meter, unchecked: None })
     }
 
-    /// The memory of an engine for models with hyperparameters `config`: arena and stacks.
+    /// The memory of an engine for models with hyperparameters `config`: arena and stacks. The
+    /// models run on the kernels that [`LoadOptions::default`](crate::LoadOptions) takes.
+    ///
+    /// # Errors
+    /// If the options are out of range, or this machine cannot address the buffers, or the
+    /// environment asks for kernels that this machine does not have.
+    pub fn plan(config: &Config, options: &EngineOptions) -> Result<MemoryPlan> {
+        let isa = choose_kernels(None)?.isa();
+        Self::plan_within(Measure::default(), config, &options.resolve(isa)?)
+    }
+
+    /// The memory of an engine for `model`: arena and stacks.
     ///
     /// # Errors
     /// If the options are out of range, or this machine cannot address the buffers.
-    pub fn plan(config: &Config, options: &EngineOptions) -> Result<MemoryPlan> {
-        Self::plan_within(Measure::default(), config, options)
+    pub fn plan_for(model: &Model, options: &EngineOptions) -> Result<MemoryPlan> {
+        let options = options.resolve(model.kernels().isa())?;
+        Self::plan_within(Measure::default(), model.config(), &options)
     }
 
-    fn plan_within(mut measure: Measure, config: &Config, options: &EngineOptions) -> Result<MemoryPlan> {
-        let options = options.resolve()?;
-        let threads = options.thread_count();
-        model::measure(config, threads, options.prompt_chunk, &mut measure);
+    fn plan_within(mut measure: Measure, config: &Config, options: &Resolved) -> Result<MemoryPlan> {
+        let Resolved { threads, room, .. } = *options;
+        model::measure(config, threads, room, &mut measure);
         Ok(MemoryPlan {
             regions: measure.into_regions()?,
             stack_bytes: (threads - 1) * WORKER_STACK_BYTES,
@@ -147,9 +179,15 @@ impl<'m> Engine<'m> {
         &self.model
     }
 
-    /// The options, with the actual number of threads.
+    /// The options, with the actual numbers of threads and of tokens that go together.
     pub fn options(&self) -> &EngineOptions {
         &self.options
+    }
+
+    /// Most tokens that go through the model together. A caller that feeds as many at a time can
+    /// do something else in between, such as telling how far it is, at no cost.
+    pub fn prompt_chunk(&self) -> usize {
+        self.room.tokens
     }
 
     /// The memory of the engine.
@@ -188,15 +226,43 @@ impl<'m> Engine<'m> {
     /// # Errors
     /// As [`feed`](Self::feed).
     pub fn feed_batch(&mut self, sequences: &mut [Sequence<'_>]) -> Result<()> {
-        for sequence in &*sequences {
-            sequence.state().check(self.model.file().model_id())?;
-            sequence.left().iter().try_for_each(|&token| self.model.check_token(token))?;
-        }
+        self.check_sequences(sequences)?;
         let _environment = default_float_environment();
-        while let Some(batch) = Batch::next(sequences, self.options.prompt_chunk) {
+        while let Some(batch) = Batch::next(sequences, self.room.tokens) {
             let tokens = batch.tokens();
             let (model, means, arena) = self.parts();
             model.forward(means, batch, &mut arena.carve())?;
+            self.check_file(tokens)?;
+        }
+        Ok(())
+    }
+
+    /// As [`feed`](Self::feed), and calls `each(i, logits)` with the logits after each token
+    /// `tokens[i]`, in order. `logits` is `[n_vocab]`, and `each` may change it. Every NaN has the
+    /// bits `0x7FC00000`.
+    ///
+    /// The engine reads the head once for up to [`head_batch`](EngineOptions::head_batch) tokens.
+    /// `each` runs in the default floating-point environment.
+    ///
+    /// # Errors
+    /// As `feed`, or the first error of `each`: [`State::tokens_read`] tells how many tokens were
+    /// fed, which may be some more than `each` was called for.
+    pub fn feed_all(
+        &mut self,
+        state: &mut State,
+        tokens: &[u32],
+        mut each: impl FnMut(usize, &mut [f32]) -> Result<()>,
+    ) -> Result<()> {
+        let mut sequence = [Sequence::new(state, tokens)];
+        self.check_sequences(&sequence)?;
+        let _environment = default_float_environment();
+        let mut fed = 0;
+        while let Some(batch) = Batch::next(&mut sequence, self.room.tokens) {
+            let tokens = batch.tokens();
+            let (model, means, arena) = self.parts();
+            let mut each = |t: usize, logits: &mut [f32]| each(fed + t, logits);
+            model.forward_all(means, batch, &mut each, &mut arena.carve())?;
+            fed += tokens;
             self.check_file(tokens)?;
         }
         Ok(())
@@ -211,7 +277,9 @@ impl<'m> Engine<'m> {
         self.check_readable(state)?;
         let _environment = default_float_environment();
         let (model, means, arena) = self.parts();
-        let (logits, _) = model.logits(means, state, (None, std::iter::empty()), &mut arena.carve());
+        let mut head = model.head(means, &mut arena.carve());
+        head.estimate(1, &|_| state);
+        let logits = head.into_logits();
         logits.iter_mut().for_each(|logit| *logit = unify_nan(*logit));
         Ok(logits)
     }
@@ -222,21 +290,52 @@ impl<'m> Engine<'m> {
     /// # Errors
     /// As [`logits`](Self::logits), or if the logits are not finite.
     pub fn sample(&mut self, state: &State, sampler: &mut Sampler) -> Result<u32> {
-        self.check_readable(state)?;
+        let mut token = [0];
+        self.sample_batch(&mut [(state, sampler)], &mut token)?;
+        Ok(token[0])
+    }
+
+    /// Draws the token that follows each of `texts` into `tokens`, as [`sample`](Self::sample)
+    /// does. The engine reads the head once for up to [`head_batch`](EngineOptions::head_batch)
+    /// texts.
+    ///
+    /// # Errors
+    /// As `sample`. If a text is empty or belongs to another model file, no sampler has drawn.
+    /// Otherwise the samplers of the texts before have.
+    ///
+    /// # Panics
+    /// If there are not as many `tokens` as `texts`.
+    pub fn sample_batch(&mut self, texts: &mut [(&State, &mut Sampler)], tokens: &mut [u32]) -> Result<()> {
+        assert!(texts.len() == tokens.len(), "{} tokens for {} texts", tokens.len(), texts.len());
+        texts.iter().try_for_each(|(state, _)| self.check_readable(state))?;
         let _environment = default_float_environment();
+        let head_batch = self.room.head_batch;
         let (model, means, arena) = self.parts();
-        let seen = sampler.counts().iter().map(|&(id, _)| id);
-        let needed = (sampler.largest_needed(), seen);
-        let (logits, ids) = model.logits(means, state, needed, &mut arena.carve());
-        let token = sampler.draw(model.kernels(), logits, ids)?;
-        self.meter.end(model::Phase::Sample);
-        Ok(token)
+        let mut head = model.head(means, &mut arena.carve());
+        for (texts, tokens) in texts.chunks_mut(head_batch).zip(tokens.chunks_mut(head_batch)) {
+            head.estimate(texts.len(), &|t| texts[t].0);
+            for (t, ((_, sampler), token)) in texts.iter_mut().zip(tokens).enumerate() {
+                let seen = sampler.counts().iter().map(|&(id, _)| id);
+                let (logits, ids) = head.logits(t, (sampler.largest_needed(), seen));
+                *token = sampler.draw(model.kernels(), logits, ids)?;
+                head.end(Phase::Sample);
+            }
+        }
+        Ok(())
     }
 
     fn parts(&mut self) -> (&Model, Means<'_>, &mut Arena<'m>) {
-        let Self { model, options, arena, pool, meter, .. } = self;
-        let means = Means { pool, meter, shortcuts: options.shortcuts, tokens: options.prompt_chunk };
+        let Self { model, options, room, arena, pool, meter, .. } = self;
+        let means = Means { pool, meter, shortcuts: options.shortcuts, room: *room };
         (model, means, arena)
+    }
+
+    fn check_sequences(&self, sequences: &[Sequence<'_>]) -> Result<()> {
+        for sequence in sequences {
+            sequence.state().check(self.model.file().model_id())?;
+            sequence.left().try_for_each(|token| self.model.check_token(token))?;
+        }
+        Ok(())
     }
 
     fn check_readable(&self, state: &State) -> Result<()> {
@@ -285,7 +384,9 @@ mod tests {
     }
 
     fn plan(prompt_chunk: usize, address_space: usize) -> Result<MemoryPlan> {
+        let prompt_chunk = Some(prompt_chunk);
         let options = EngineOptions { threads: Some(MAX_THREADS), prompt_chunk, ..EngineOptions::default() };
+        let options = options.resolve(Isa::Scalar)?;
         Engine::plan_within(Measure::within(address_space), &largest(), &options)
     }
 
@@ -316,14 +417,19 @@ mod tests {
 
     #[test]
     fn options_out_of_range_are_refused() {
-        let plan = |threads, prompt_chunk| {
-            let options = EngineOptions { threads: Some(threads), prompt_chunk, ..Default::default() };
+        let plan = |threads, prompt_chunk, head_batch| {
+            let [threads, prompt_chunk] = [threads, prompt_chunk].map(Some);
+            let options = EngineOptions { threads, prompt_chunk, head_batch, ..Default::default() };
             Engine::plan(&Config { n_layer: 1, ..largest() }, &options).map(|_| ()).map_err(|e| e.to_string())
         };
-        assert_eq!(plan(1025, 8).unwrap_err(), "1025 threads; an engine has at most 1024");
+        assert_eq!(plan(1025, 8, 1).unwrap_err(), "1025 threads; an engine has at most 1024");
         for chunk in [0, 4097] {
             let expected = format!("a prompt chunk of {chunk} tokens; it must be in 1..=4096");
-            assert_eq!(plan(1, chunk).unwrap_err(), expected);
+            assert_eq!(plan(1, chunk, 1).unwrap_err(), expected);
+        }
+        for batch in [0, 65] {
+            let expected = format!("a head batch of {batch} tokens; it must be in 1..=64");
+            assert_eq!(plan(1, 1, batch).unwrap_err(), expected);
         }
     }
 }

@@ -34,7 +34,9 @@ pub use error::{Error, ErrorKind, Result};
 pub use format::{Config, SamplingParams, Version};
 pub use generation::{End, Generation, StopRules};
 pub use memory::MemoryPlan;
-pub use model::{LoadOptions, Model, Phase, Profile, Sequence, Shortcuts, State, Traffic, Verify};
+pub use model::{
+    LoadOptions, Model, Phase, Profile, Sequence, Shortcuts, State, Traffic, Verify, default_prompt_chunk,
+};
 pub use rwkv_edge_kernels as kernels;
 pub use sampler::Sampler;
 pub use session::{Session, SessionOptions, Snapshot};

@@ -1,12 +1,13 @@
 //! A session: one engine and one text, for the simple case.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use crate::engine::{Engine, EngineOptions};
 use crate::error::Result;
 use crate::format::SamplingParams;
 use crate::memory::MemoryPlan;
-use crate::model::{Model, State};
+use crate::model::{Model, Sequence, State};
 use crate::sampler::Sampler;
 
 /// How a session runs.
@@ -76,7 +77,7 @@ impl Session {
     /// The memory of a session of `model` with these options.
     ///
     /// # Errors
-    /// As [`Engine::plan`].
+    /// As [`Engine::plan_for`].
     pub fn plan(model: &Model, options: &SessionOptions) -> Result<MemoryPlan> {
         let (file, config) = (model.file(), model.config());
         let embedding_bytes = file.embedding_bytes();
@@ -88,7 +89,7 @@ impl Session {
             tables_bytes: file.file_len() - weights_bytes - embedding_bytes,
             state_bytes: State::bytes(config),
             sampler_bytes: Sampler::bytes(config.n_vocab),
-            ..Engine::plan(config, &options.engine)?
+            ..Engine::plan_for(model, &options.engine)?
         })
     }
 
@@ -178,11 +179,34 @@ impl Session {
     /// # Errors
     /// As [`Engine::feed`].
     pub fn feed(&mut self, tokens: &[u32]) -> Result<()> {
-        if tokens.is_empty() {
-            return Ok(());
+        self.feed_with(tokens, &mut |_| ControlFlow::Continue(())).map(drop)
+    }
+
+    /// As [`feed`](Self::feed), in pieces that the engine computes at once. Calls `progress` after
+    /// each with the number of `tokens` fed so far. If the result is `Break`, the text ends there.
+    /// Returns the number of `tokens` fed.
+    ///
+    /// # Errors
+    /// As [`Engine::feed`].
+    pub fn feed_with(
+        &mut self,
+        tokens: &[u32],
+        progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<usize> {
+        tokens.iter().try_for_each(|&token| self.model().check_token(token))?;
+        let most = self.engine.prompt_chunk();
+        let mut fed = 0;
+        while fed < tokens.len() {
+            // The pending token and the first tokens go together.
+            let room = most.saturating_sub(usize::from(self.text.pending.is_some())).max(1);
+            let count = room.min(tokens.len() - fed);
+            self.feed_after_pending(&tokens[fed..fed + count])?;
+            fed += count;
+            if progress(fed).is_break() {
+                break;
+            }
         }
-        self.feed_pending()?;
-        self.engine.feed(&mut self.text.state, tokens)
+        Ok(fed)
     }
 
     /// Feeds a text and returns the number of tokens fed. The model's start tokens go before the
@@ -235,11 +259,20 @@ impl Session {
     }
 
     fn feed_pending(&mut self) -> Result<()> {
-        let Some(token) = self.text.pending else { return Ok(()) };
-        let read = self.text.state.tokens_read();
-        let result = self.engine.feed(&mut self.text.state, &[token]);
-        if self.text.state.tokens_read() > read {
-            self.text.pending = None;
+        match self.text.pending {
+            Some(_) => self.feed_after_pending(&[]),
+            None => Ok(()),
+        }
+    }
+
+    /// Feeds the pending token, if there is one, and then `tokens`.
+    fn feed_after_pending(&mut self, tokens: &[u32]) -> Result<()> {
+        let Snapshot { state, pending, .. } = &mut self.text;
+        let (waiting, read) = (*pending, state.tokens_read());
+        let mut sequence = [Sequence::of_two_parts(state, [waiting.as_slice(), tokens])];
+        let result = self.engine.feed_batch(&mut sequence);
+        if state.tokens_read() > read {
+            *pending = None;
         }
         result
     }

@@ -27,6 +27,7 @@
 
 use std::cell::UnsafeCell;
 use std::io;
+use std::marker::PhantomData;
 use std::mem;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -36,6 +37,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
+use arrayvec::ArrayVec;
 use rwkv_edge_kernels::default_float_environment;
 
 /// Stack of one worker. Kernels keep a few KiB of scratch on it.
@@ -84,7 +86,232 @@ impl<'a> RowsMut<'a> {
         assert!(len <= self.stride, "{len} elements of {}", self.stride);
         Self { rows, len, ..self }
     }
+
+    /// Some of the rows.
+    ///
+    /// # Panics
+    /// If there are fewer rows.
+    pub fn part(&mut self, rows: Range<usize>) -> RowsMut<'_> {
+        assert!(rows.end <= self.rows, "rows to {} of {}", rows.end, self.rows);
+        let Self { stride, len, .. } = *self;
+        let data = &mut self.data[rows.start * stride..rows.end * stride];
+        RowsMut { data, stride, rows: rows.len(), len }
+    }
+
+    /// Each row as a piece.
+    pub fn rows(self) -> impl Pieces<Piece = &'a mut [f32]> {
+        let Self { data, stride, rows, len } = self;
+        Map::new(Cut::new(&mut data[..rows * stride], stride), move |row: &'a mut [f32]| &mut row[..len])
+    }
+
+    /// Pieces of `width` columns of all rows; the last may have fewer.
+    ///
+    /// # Panics
+    /// If `width` is 0.
+    pub fn columns(self, width: usize) -> Columns<'a, f32> {
+        let Self { data, stride, rows, len } = self;
+        Columns::new(data, [rows, stride], len, width)
+    }
 }
+
+/// Exclusive access to memory that is cut into pieces, which threads work on at the same time.
+///
+/// # Safety
+/// Pieces of different indices do not overlap.
+pub unsafe trait Pieces: Sync {
+    /// Exclusive access to one piece.
+    type Piece;
+
+    /// Number of pieces.
+    fn count(&self) -> usize;
+
+    /// Piece `index`.
+    ///
+    /// # Safety
+    /// `index` is below [`count`](Self::count), and no index is given twice.
+    unsafe fn piece(&self, index: usize) -> Self::Piece;
+}
+
+/// A slice as pieces of equal length; the last may be shorter.
+pub struct Cut<'a, T> {
+    data: Part<T>,
+    len: usize,
+    borrow: PhantomData<&'a mut [T]>,
+}
+
+impl<'a, T> Cut<'a, T> {
+    /// Pieces of `len` elements.
+    ///
+    /// # Panics
+    /// If `len` is 0.
+    pub fn new(slice: &'a mut [T], len: usize) -> Self {
+        assert!(len > 0, "pieces of no elements");
+        Self { data: Part::new(slice), len, borrow: PhantomData }
+    }
+}
+
+// SAFETY: piece `i` has the elements from `i * len` on, up to the next piece.
+unsafe impl<'a, T: Send + Sync> Pieces for Cut<'a, T> {
+    type Piece = &'a mut [T];
+
+    fn count(&self) -> usize {
+        self.data.len.div_ceil(self.len)
+    }
+
+    unsafe fn piece(&self, index: usize) -> &'a mut [T] {
+        let start = index * self.len;
+        // SAFETY: the borrow lasts for 'a, and no other piece has these elements.
+        unsafe { self.data.chunk(start, self.len.min(self.data.len - start)) }
+    }
+}
+
+/// A matrix as pieces that are the same range of columns of every row.
+pub struct Columns<'a, T> {
+    data: Part<T>,
+    rows: usize,
+    stride: usize,
+    len: usize,
+    width: usize,
+    borrow: PhantomData<&'a mut [T]>,
+}
+
+impl<'a, T> Columns<'a, T> {
+    /// Pieces of `width` of the first `len` columns of `data`, `[rows, stride]`.
+    ///
+    /// # Panics
+    /// If `width` is 0, `len` exceeds the stride, or `data` is too short.
+    pub fn new(data: &'a mut [T], [rows, stride]: [usize; 2], len: usize, width: usize) -> Self {
+        assert!(width > 0 && len <= stride, "{width} of {len} columns of {stride}");
+        Self { data: Part::new(&mut data[..rows * stride]), rows, stride, len, width, borrow: PhantomData }
+    }
+}
+
+// SAFETY: piece `i` has the columns from `i * width` on, up to the next piece, and a row has at
+// least `len` elements.
+unsafe impl<'a, T: Send + Sync> Pieces for Columns<'a, T> {
+    type Piece = Block<'a, T>;
+
+    fn count(&self) -> usize {
+        self.len.div_ceil(self.width)
+    }
+
+    unsafe fn piece(&self, index: usize) -> Block<'a, T> {
+        let start = index * self.width;
+        let columns = start..self.len.min(start + self.width);
+        let data = Part { ..self.data };
+        Block { data, rows: self.rows, stride: self.stride, columns, borrow: PhantomData }
+    }
+}
+
+/// Exclusive access to a range of columns of each row of a matrix.
+pub struct Block<'a, T> {
+    data: Part<T>,
+    rows: usize,
+    stride: usize,
+    columns: Range<usize>,
+    borrow: PhantomData<&'a mut [T]>,
+}
+
+impl<T> Block<'_, T> {
+    /// The range of row `row`.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn row(&mut self, row: usize) -> &mut [T] {
+        assert!(row < self.rows, "row {row} of {}", self.rows);
+        // SAFETY: the borrow outlives `self`, this piece alone has these columns, and it is borrowed
+        // exclusively.
+        unsafe { self.data.chunk(row * self.stride + self.columns.start, self.columns.len()) }
+    }
+}
+
+/// Pieces, and what is made of each.
+pub struct Map<P, F> {
+    pieces: P,
+    make: F,
+}
+
+impl<P: Pieces, R, F: Fn(P::Piece) -> R + Sync> Map<P, F> {
+    /// `make(piece)` for each piece.
+    pub fn new(pieces: P, make: F) -> Self {
+        Self { pieces, make }
+    }
+}
+
+// SAFETY: a safe function makes each from one piece of `pieces`.
+unsafe impl<P: Pieces, R, F: Fn(P::Piece) -> R + Sync> Pieces for Map<P, F> {
+    type Piece = R;
+
+    fn count(&self) -> usize {
+        self.pieces.count()
+    }
+
+    unsafe fn piece(&self, index: usize) -> R {
+        // SAFETY: the caller's promise.
+        (self.make)(unsafe { self.pieces.piece(index) })
+    }
+}
+
+/// The number of pieces that all have.
+fn common_count(mut counts: impl Iterator<Item = usize>) -> usize {
+    let first = counts.next().unwrap_or(0);
+    assert!(counts.all(|count| count == first), "not equally many pieces");
+    first
+}
+
+// SAFETY: the elements are exclusive borrows of their own.
+unsafe impl<P: Pieces, const N: usize> Pieces for [P; N] {
+    type Piece = [P::Piece; N];
+
+    fn count(&self) -> usize {
+        common_count(self.iter().map(P::count))
+    }
+
+    unsafe fn piece(&self, index: usize) -> [P::Piece; N] {
+        // SAFETY: the caller's promise.
+        self.each_ref().map(|pieces| unsafe { pieces.piece(index) })
+    }
+}
+
+// SAFETY: as for arrays.
+unsafe impl<P: Pieces, const N: usize> Pieces for ArrayVec<P, N> {
+    type Piece = ArrayVec<P::Piece, N>;
+
+    fn count(&self) -> usize {
+        common_count(self.iter().map(P::count))
+    }
+
+    unsafe fn piece(&self, index: usize) -> ArrayVec<P::Piece, N> {
+        // SAFETY: the caller's promise.
+        self.iter().map(|pieces| unsafe { pieces.piece(index) }).collect()
+    }
+}
+
+/// Implements [`Pieces`] for tuples.
+macro_rules! tuple_of_pieces {
+    ($($name:ident)*) => {
+        // SAFETY: as for arrays.
+        #[allow(non_snake_case, reason = "a variable is named after its type")]
+        unsafe impl<$($name: Pieces),*> Pieces for ($($name,)*) {
+            type Piece = ($($name::Piece,)*);
+
+            fn count(&self) -> usize {
+                let ($($name,)*) = self;
+                common_count([$($name.count()),*].into_iter())
+            }
+
+            unsafe fn piece(&self, index: usize) -> Self::Piece {
+                let ($($name,)*) = self;
+                // SAFETY: the caller's promise.
+                ($(unsafe { $name.piece(index) },)*)
+            }
+        }
+    };
+}
+
+tuple_of_pieces!(A B);
+tuple_of_pieces!(A B C);
+tuple_of_pieces!(A B C D);
 
 /// Keeps its content on cache lines of its own: two lines, for CPUs that fetch lines in pairs.
 #[repr(align(128))]
@@ -311,68 +538,50 @@ impl Pool {
         if grains <= 1 { take_shares() } else { self.run(&take_shares) }
     }
 
-    /// Shares `0..total` among the threads, cut at multiples of `grain`. Calls `work(range, part)`
-    /// for each share. `scratch` is cut into one equal part per thread; a thread has the same part
-    /// for all its shares.
+    /// Shares `0..total` among the threads, cut at multiples of `grain`. Calls `work(range, piece)`
+    /// for each share. `scratch` has one piece per thread; a thread has the same piece for all its
+    /// shares.
     ///
     /// # Panics
-    /// If `grain` is 0, `scratch` cannot be cut into equal parts, or `work` panics.
-    pub fn for_each_share<T: Send>(
+    /// If `grain` is 0, `scratch` has another number of pieces, or `work` panics.
+    pub fn for_each_share<P: Pieces>(
         &mut self,
         total: usize,
         grain: usize,
-        scratch: &mut [T],
-        work: &(dyn Fn(Range<usize>, &mut [T]) + Sync),
+        scratch: P,
+        work: &(dyn Fn(Range<usize>, &mut P::Piece) + Sync),
     ) {
         let (grains, threads) = (total.div_ceil(grain), self.threads());
-        assert!(scratch.len().is_multiple_of(threads), "{} elements for {threads} threads", scratch.len());
-        let each = scratch.len() / threads;
-        let parts = Part::new(scratch);
+        assert!(scratch.count() == threads, "{} pieces for {threads} threads", scratch.count());
         let shares = Shares::new(grains, threads);
         let (next, joined) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let parts = &parts;
         let take_shares = || {
             let index = joined.fetch_add(1, Ordering::Relaxed);
             // SAFETY: every thread runs this at most once, so the indices are below the number of
-            // threads and each is given out once. The exclusive borrow of `scratch` lasts until
-            // `run` returns.
-            let part = unsafe { parts.chunk(index * each, each) };
+            // threads and each is given out once.
+            let mut piece = unsafe { scratch.piece(index) };
             while let Some(share) = shares.get(next.fetch_add(1, Ordering::Relaxed)) {
-                work(share.start * grain..total.min(share.end * grain), &mut *part);
+                work(share.start * grain..total.min(share.end * grain), &mut piece);
             }
         };
         if grains <= 1 { take_shares() } else { self.run(&take_shares) }
     }
 
-    /// Cuts every slice into pieces of its given length; the last piece may be shorter. Calls
-    /// `work(index, [piece of each slice])` for each index, on all threads.
+    /// Calls `work(index, piece)` for each piece, on all threads.
     ///
     /// # Panics
-    /// If a length is 0, the slices do not give equally many pieces, or `work` panics.
-    pub fn for_each_piece<const N: usize>(
-        &mut self,
-        slices: [(&mut [f32], usize); N],
-        work: &(dyn Fn(usize, [&mut [f32]; N]) + Sync),
-    ) {
-        let slices = slices.map(|(slice, len)| (Part::new(slice), len));
-        let total = slices.first().map_or(0, |(slice, len)| slice.len.div_ceil(*len));
-        let alike = slices.iter().all(|(slice, len)| slice.len.div_ceil(*len) == total);
-        assert!(alike, "the slices are not equally many pieces");
+    /// If several sources of pieces do not have equally many, or `work` panics.
+    pub fn for_each_piece<P: Pieces>(&mut self, pieces: P, work: &(dyn Fn(usize, P::Piece) + Sync)) {
+        let total = pieces.count();
         let next = AtomicUsize::new(0);
-        let slices = &slices;
         let take_pieces = || {
             loop {
                 let index = next.fetch_add(1, Ordering::Relaxed);
                 if index >= total {
                     return;
                 }
-                let pieces = slices.each_ref().map(|(slice, len)| {
-                    let start = index * len;
-                    // SAFETY: `next` gives every index to one thread only. The exclusive borrows of
-                    // the slices last until `run` returns.
-                    unsafe { slice.chunk(start, slice.len.min(start + len) - start) }
-                });
-                work(index, pieces);
+                // SAFETY: `next` gives every index to one thread only.
+                work(index, unsafe { pieces.piece(index) });
             }
         };
         if total <= 1 { take_pieces() } else { self.run(&take_pieces) }
@@ -454,10 +663,9 @@ impl<T> Part<T> {
     /// Elements `offset..offset + len`.
     ///
     /// # Safety
-    /// - The borrow that `new` was given lasts as long as the result is used.
+    /// - The borrow that `new` was given lasts for 'a.
     /// - No other chunk that overlaps with this one is in use.
-    #[allow(clippy::mut_from_ref, reason = "the second condition")]
-    unsafe fn chunk(&self, offset: usize, len: usize) -> &mut [T] {
+    unsafe fn chunk<'a>(&self, offset: usize, len: usize) -> &'a mut [T] {
         assert!(offset <= self.len && len <= self.len - offset);
         // SAFETY: the offset was just checked to lie in the slice.
         let start = unsafe { self.ptr.add(offset) };
@@ -630,12 +838,16 @@ mod tests {
         for threads in 1..=4 {
             let mut pool = Pool::new(threads).unwrap();
             let (mut a, mut b) = (vec![0.0; 6 * 9], vec![0.0; 5 * 3 + 1]);
-            pool.for_each_piece([(&mut a, 9), (&mut b, 3)], &|i, [a, b]| {
+            let mut c = vec![0u8; 6];
+            let pieces = ([Cut::new(&mut a, 9), Cut::new(&mut b, 3)], Cut::new(&mut c, 1));
+            pool.for_each_piece(pieces, &|i, ([a, b], c)| {
                 a.iter_mut().for_each(|x| *x += (i + 1) as f32);
                 b.iter_mut().for_each(|x| *x -= (i + 1) as f32);
+                c[0] += i as u8 + 1;
             });
             assert!(a.iter().enumerate().all(|(i, &x)| x == (i / 9 + 1) as f32));
             assert!(b.iter().enumerate().all(|(i, &x)| x == -((i / 3 + 1) as f32)));
+            assert_eq!(c, [1, 2, 3, 4, 5, 6]);
         }
     }
 
@@ -646,7 +858,7 @@ mod tests {
             for total in [0, 1, 31, 32, 33, 1000] {
                 let mut scratch = vec![0u64; 2 * threads];
                 let seen: Vec<AtomicU32> = (0..total).map(|_| AtomicU32::new(0)).collect();
-                pool.for_each_share(total, 32, &mut scratch, &|range, scratch| {
+                pool.for_each_share(total, 32, Cut::new(&mut scratch, 2), &|range, scratch| {
                     assert!(range.start.is_multiple_of(32) && scratch.len() == 2);
                     scratch[1] += range.len() as u64;
                     seen[range].iter().for_each(|seen| {
@@ -660,15 +872,61 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "3 elements for 2 threads")]
-    fn scratch_that_cannot_be_cut_is_refused() {
-        Pool::new(2).unwrap().for_each_share(1, 1, &mut [0u8; 3], &|_, _| ());
+    #[should_panic(expected = "3 pieces for 2 threads")]
+    fn scratch_that_is_not_one_piece_per_thread_is_refused() {
+        Pool::new(2).unwrap().for_each_share(1, 1, Cut::new(&mut [0u8; 3], 1), &|_, _| ());
     }
 
     #[test]
     #[should_panic(expected = "equally many pieces")]
     fn pieces_that_do_not_match_are_refused() {
-        Pool::new(1).unwrap().for_each_piece([(&mut [0.0; 6], 3), (&mut [0.0; 7], 2)], &|_, _| ());
+        let (mut a, mut b) = ([0.0; 6], [0.0; 7]);
+        Pool::new(1).unwrap().for_each_piece([Cut::new(&mut a, 3), Cut::new(&mut b, 2)], &|_, _| ());
+    }
+
+    #[test]
+    fn a_block_is_the_same_columns_of_every_row() {
+        for threads in 1..=3 {
+            let mut pool = Pool::new(threads).unwrap();
+            let (mut matrix, mut rest) = ([0usize; 3 * 10 + 4], [0.0; 3 * 10]);
+            let columns = Columns::new(&mut matrix, [3, 10], 7, 2);
+            let mut others = ArrayVec::<_, 4>::new();
+            others.push(RowsMut::new(&mut rest, 10).cut(3, 7).columns(2));
+            pool.for_each_piece((columns, others), &|i, (mut block, mut others)| {
+                for row in 0..3 {
+                    let len = block.row(row).len();
+                    assert_eq!((len, others[0].row(row).len()), (2.min(7 - 2 * i), len));
+                    block.row(row).iter_mut().for_each(|x| *x += 10 * (i + 1) + row);
+                    others[0].row(row).fill(1.0);
+                }
+            });
+            for (i, &x) in matrix.iter().enumerate() {
+                let (row, column) = (i / 10, i % 10);
+                let expected = if row < 3 && column < 7 { 10 * (column / 2 + 1) + row } else { 0 };
+                assert_eq!(x, expected, "row {row}, column {column}");
+            }
+            assert!(rest.iter().enumerate().all(|(i, &x)| x == if i % 10 < 7 { 1.0 } else { 0.0 }));
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "row 2 of 2")]
+    fn a_row_that_a_block_does_not_have_is_refused() {
+        let mut matrix = [0u8; 12];
+        let columns = Columns::new(&mut matrix, [2, 5], 5, 5);
+        Pool::new(1).unwrap().for_each_piece(columns, &|_, mut block| block.row(2).fill(1));
+    }
+
+    #[test]
+    fn rows_of_a_part_of_a_matrix_are_pieces() {
+        let mut matrix = [0.0; 4 * 5];
+        let mut rows = RowsMut::new(&mut matrix, 5).cut(4, 3);
+        let part = rows.part(1..3).rows();
+        Pool::new(2).unwrap().for_each_piece(part, &|i, row| row.fill(i as f32 + 1.0));
+        for (i, &x) in matrix.iter().enumerate() {
+            let expected = if (1..3).contains(&(i / 5)) && i % 5 < 3 { (i / 5) as f32 } else { 0.0 };
+            assert_eq!(x, expected);
+        }
     }
 
     #[test]

@@ -141,7 +141,7 @@ fn measure(args: &BenchArgs, model: &Arc<Model>, threads: usize) -> Result<Measu
         ..EngineOptions::default()
     };
     if without(Saving::PromptChunks) {
-        options.prompt_chunk = 1;
+        options.prompt_chunk = Some(1);
     }
     let mut engine = Engine::new(Arc::clone(model), &options)?;
     let Snapshot { mut state, mut sampler, .. } = Snapshot::new(model, sampling, SEED)?;

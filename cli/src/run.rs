@@ -89,7 +89,7 @@ impl RunArgs {
         let started = Instant::now();
         let tokens = model.encode_prompt(prompt)?;
         let mut fed = 0;
-        for chunk in tokens.chunks(session.engine().options().prompt_chunk) {
+        for chunk in tokens.chunks(session.engine().prompt_chunk()) {
             if interrupted.load(Ordering::Relaxed) {
                 break;
             }

@@ -8,15 +8,21 @@ use rwkv_edge_kernels::layout::{Normed, Shift, Shifted};
 
 use crate::format::VectorHandle;
 
+use crate::threads::{Cut, Pieces, Pool};
+
 use super::ops::{Norm, Ops};
 use super::state::State;
 use super::vectors::{Activations, Vectors};
 
+/// Most tokens of a [`Tile`]. More of them take more scratch, which should stay in the cache next
+/// to a core.
+pub(crate) const TILE_TOKENS: usize = 16;
+
 /// A text and the tokens to continue it with.
 pub struct Sequence<'a> {
     pub(super) state: &'a mut State,
-    /// Tokens that the model has not read yet.
-    left: &'a [u32],
+    /// Tokens that the model has not read yet: the first part, then the second.
+    left: [&'a [u32]; 2],
     /// Rows of the batch that have tokens of this text.
     rows: Range<usize>,
 }
@@ -24,12 +30,25 @@ pub struct Sequence<'a> {
 impl<'a> Sequence<'a> {
     /// Continues the text of `state` with `tokens`.
     pub fn new(state: &'a mut State, tokens: &'a [u32]) -> Self {
-        Self { state, left: tokens, rows: 0..0 }
+        Self::of_two_parts(state, [&[], tokens])
+    }
+
+    /// Continues the text of `state` with the tokens of both parts.
+    pub(crate) fn of_two_parts(state: &'a mut State, parts: [&'a [u32]; 2]) -> Self {
+        Self { state, left: parts, rows: 0..0 }
     }
 
     /// Tokens that the model has not read yet.
-    pub(crate) fn left(&self) -> &'a [u32] {
-        self.left
+    pub(crate) fn left(&self) -> impl Iterator<Item = u32> + use<'a> {
+        self.left.into_iter().flatten().copied()
+    }
+
+    /// Counts tokens as read.
+    fn read(&mut self, count: usize) {
+        self.left().take(count).for_each(|token| self.state.count(token));
+        let [first, second] = &mut self.left;
+        let in_first = count.min(first.len());
+        (*first, *second) = (&first[in_first..], &second[count - in_first..]);
     }
 
     /// The state that the tokens change.
@@ -50,7 +69,8 @@ impl<'b, 's> Batch<'b, 's> {
     pub(crate) fn next(sequences: &'b mut [Sequence<'s>], room: usize) -> Option<Self> {
         let mut tokens = 0;
         for sequence in &mut *sequences {
-            let end = room.min(tokens + sequence.left.len());
+            let [first, second] = sequence.left;
+            let end = room.min(tokens + first.len() + second.len());
             sequence.rows = tokens..end;
             tokens = end;
         }
@@ -64,19 +84,43 @@ impl<'b, 's> Batch<'b, 's> {
 
     /// The token of each row.
     pub(crate) fn ids(&self) -> impl Iterator<Item = u32> {
-        self.sequences.iter().flat_map(|sequence| sequence.left[..sequence.rows.len()].iter().copied())
+        self.sequences.iter().flat_map(|sequence| sequence.left().take(sequence.rows.len()))
+    }
+
+    /// Number of texts that have tokens in the batch.
+    pub(crate) fn texts(&self) -> usize {
+        self.sequences.iter().filter(|sequence| !sequence.rows.is_empty()).count()
     }
 
     /// Copies the last residual of each text into its state, and counts its tokens as read.
     pub(crate) fn finish(self, x: &Vectors<'_>) {
-        for Sequence { state, left, rows } in self.sequences {
-            let Some(last) = rows.clone().last() else { continue };
-            state.residual_mut().copy_from_slice(x.row(last));
-            let (read, rest) = left.split_at(rows.len());
-            read.iter().for_each(|&token| state.count(token));
-            *left = rest;
+        for sequence in self.sequences {
+            let Some(last) = sequence.rows.clone().last() else { continue };
+            sequence.state.residual_mut().copy_from_slice(x.row(last));
+            sequence.read(sequence.rows.len());
         }
     }
+}
+
+/// The text that row `t` belongs to.
+fn text_of<'a, 's>(sequences: &'a [Sequence<'s>], t: usize) -> &'a Sequence<'s> {
+    &sequences[sequences.partition_point(|sequence| sequence.rows.end <= t)]
+}
+
+/// Some consecutive tokens of a batch on their way through the recurrence.
+pub(crate) struct Tile<'a> {
+    /// Rows of the batch that have the tokens, at most [`TILE_TOKENS`].
+    pub(crate) rows: Range<usize>,
+    /// The texts that the tokens belong to, in their order.
+    pub(crate) texts: ArrayVec<TileText<'a>, TILE_TOKENS>,
+}
+
+/// A text that has tokens in a [`Tile`].
+pub(crate) struct TileText<'a> {
+    /// The tokens, counted from the first of the tile.
+    pub(crate) tokens: Range<usize>,
+    /// The state of the layer's time mixing.
+    pub(crate) state: &'a mut [f32],
 }
 
 /// The half of a layer that a batch goes through.
@@ -122,54 +166,80 @@ impl<'a, 's> Step<'a, 's> {
     }
 
     /// Normalises the streams of all tokens, and mixes each with the stream of the token before it
-    /// in its text. `outs` are inputs of matrices, each with its mix weights, `[n_embd]`.
+    /// in its text. `outs` are inputs of matrices, each with its mix weights, `[n_embd]`. The
+    /// threads share the tokens.
     pub(crate) fn shift<const N: usize>(
         &mut self,
-        ops: &Ops<'_>,
+        ops: &mut Ops<'_>,
         shift: Shift,
-        mut outs: [(&mut Activations<'_>, VectorHandle); N],
+        outs: [(&mut Activations<'_>, VectorHandle); N],
     ) {
-        let (x, n_embd, previous) = (self.x, self.n_embd, self.previous_input());
+        let (x, n_embd, eps, kernels) = (self.x, self.n_embd, ops.layer_norm_eps, ops.kernels);
         let (weight, bias) = ops.norm(self.norm);
         let mixes = outs.each_ref().map(|(_, mix)| ops.vector(*mix));
-        for Sequence { state, rows, .. } in &mut *self.sequences {
-            for t in rows.clone() {
-                let (before, h) = self.h.split_at_mut(t * n_embd);
-                let h_prev = match t == rows.start {
-                    true => &state.recurrent_mut()[previous.clone()],
-                    false => &before[(t - 1) * n_embd..],
-                };
-                let mut outs = outs.each_mut().map(|(out, _)| out.row_mut(t));
-                let mut shifted: ArrayVec<_, N> =
-                    outs.iter_mut().zip(mixes).map(|(out, mix)| Shifted { mix, out }).collect();
-                let x = Normed { x: &x[t * n_embd..][..n_embd], weight, bias, eps: ops.layer_norm_eps };
-                ops.kernels.norm_shift(&mut h[..n_embd], x, h_prev, shift, &mut shifted);
-            }
+        let outs = outs.map(|(out, _)| out.pieces(self.tokens));
+        let x = |t: usize| &x[t * n_embd..][..n_embd];
+        if self.sequences.iter().all(|sequence| sequence.rows.len() <= 1) {
+            // No token waits for the stream of another: one pass does everything.
+            let (previous, sequences) = (self.previous_input(), &*self.sequences);
+            ops.pool.for_each_piece((Cut::new(self.h, n_embd), outs), &|t, (h, mut outs)| {
+                let h_prev = &text_of(sequences, t).state.recurrent()[previous.clone()];
+                let outs = outs.iter_mut().zip(mixes);
+                let mut shifted: ArrayVec<_, N> = outs.map(|(out, mix)| Shifted { mix, out }).collect();
+                kernels.norm_shift(h, Normed { x: x(t), weight, bias, eps }, h_prev, shift, &mut shifted);
+            });
+            return;
         }
+        ops.pool.for_each_piece(Cut::new(self.h, n_embd), &|t, h| {
+            kernels.layer_norm(h, x(t), weight, bias, eps);
+        });
+        self.for_each_pair(ops.pool, outs, &|h, h_prev, outs| {
+            let (a, b) = match shift {
+                Shift::Current => (h_prev, h),
+                Shift::Previous => (h, h_prev),
+            };
+            for (mut out, mix) in outs.into_iter().zip(mixes) {
+                kernels.lerp(&mut out.values[..n_embd], a, b, mix);
+                kernels.quantize(&mut out);
+            }
+        });
     }
 
-    /// Calls `work(row, h, h_prev)` for each token, after [`shift`](Self::shift). `h` is the
-    /// token's normalised stream, `h_prev` that of the token before it in its text.
-    pub(crate) fn for_each_pair(&mut self, mut work: impl FnMut(usize, &[f32], &[f32])) {
+    /// Calls `work(h, h_prev, piece)` with the piece of each token, after [`shift`](Self::shift).
+    /// `h` is the token's normalised stream, `h_prev` that of the token before it in its text. The
+    /// threads share the tokens.
+    pub(crate) fn for_each_pair<P: Pieces>(
+        &self,
+        pool: &mut Pool,
+        pieces: P,
+        work: &(dyn Fn(&[f32], &[f32], P::Piece) + Sync),
+    ) {
         let (n_embd, previous) = (self.n_embd, self.previous_input());
-        let row = |t: usize| &self.h[t * n_embd..][..n_embd];
-        for Sequence { state, rows, .. } in &mut *self.sequences {
-            for t in rows.clone() {
-                let h_prev = match t == rows.start {
-                    true => &state.recurrent_mut()[previous.clone()],
-                    false => row(t - 1),
-                };
-                work(t, row(t), h_prev);
-            }
-        }
+        let (sequences, h) = (&*self.sequences, &*self.h);
+        let row = |t: usize| &h[t * n_embd..][..n_embd];
+        pool.for_each_piece(pieces, &|t, piece| {
+            let Sequence { state, rows, .. } = text_of(sequences, t);
+            let h_prev = match t == rows.start {
+                true => &state.recurrent()[previous.clone()],
+                false => row(t - 1),
+            };
+            work(row(t), h_prev, piece);
+        });
     }
 
-    /// Calls `work(row, state of the text's time mixing)` for each token. The tokens of a text come
-    /// in their order.
-    pub(crate) fn for_each_token(&mut self, mut work: impl FnMut(usize, &mut [f32])) {
+    /// Calls `work` with the tokens of the batch, [`TILE_TOKENS`] at a time, in their order.
+    pub(crate) fn for_each_tile(&mut self, mut work: impl FnMut(Tile<'_>)) {
         let wkv = self.layer.start + 2 * self.n_embd..self.layer.end;
-        for Sequence { state, rows, .. } in &mut *self.sequences {
-            rows.clone().for_each(|t| work(t, &mut state.recurrent_mut()[wkv.clone()]));
+        for first in (0..self.tokens).step_by(TILE_TOKENS) {
+            let rows = first..self.tokens.min(first + TILE_TOKENS);
+            let begin = self.sequences.partition_point(|sequence| sequence.rows.end <= first);
+            let texts = self.sequences[begin..].iter_mut().take_while(|text| text.rows.start < rows.end);
+            let texts =
+                texts.filter(|text| !text.rows.is_empty()).map(|Sequence { state, rows: own, .. }| {
+                    let tokens = own.start.max(rows.start) - first..own.end.min(rows.end) - first;
+                    TileText { tokens, state: &mut state.recurrent_mut()[wkv.clone()] }
+                });
+            work(Tile { texts: texts.collect(), rows });
         }
     }
 

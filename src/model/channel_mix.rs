@@ -35,14 +35,13 @@ struct Gate {
 
 /// Buffers for the tokens of a batch.
 pub(crate) struct Scratch<'a> {
+    /// Shifted inputs, `[tokens, n_embd]`. Once `xk` has been used, it takes the ungated output.
     xk: Activations<'a>,
     xr: Activations<'a>,
     /// Hidden layer, `[tokens, n_ffn]`.
     hidden: Vectors<'a>,
     /// `[tokens, n_embd]`
     r: Vectors<'a>,
-    /// `[n_embd]`
-    value: &'a mut [f32],
 }
 
 impl<'a> Scratch<'a> {
@@ -53,7 +52,6 @@ impl<'a> Scratch<'a> {
             xr: Activations::take(buffers, SCRATCH, [tokens, n_embd]),
             hidden: Vectors::take(buffers, SCRATCH, [tokens, n_ffn]),
             r: Vectors::take(buffers, SCRATCH, [tokens, n_embd]),
-            value: buffers.f32s(SCRATCH, n_embd),
         }
     }
 }
@@ -92,7 +90,7 @@ impl ChannelMix {
         scratch: &mut Scratch<'_>,
         active: &mut ActiveColumns<'_>,
     ) {
-        let Scratch { xk, xr, hidden, r, value } = scratch;
+        let Scratch { xk, xr, hidden, r } = scratch;
         let tokens = step.tokens();
         match self.gate {
             None => step.shift(ops, self.shift, [(xk, self.mix_k)]),
@@ -108,14 +106,13 @@ impl ChannelMix {
             }
         }
         ops.meter.end(Phase::ChannelMixKey);
-        for t in 0..tokens {
-            match self.gate {
-                None => self.value.forward(ops, out.row_mut(t), hidden.row(t), active),
-                Some(_) => {
-                    self.value.forward(ops, value, hidden.row(t), active);
-                    ops.kernels.mul(out.row_mut(t), r.row(t), value);
-                }
-            }
+        if self.gate.is_none() {
+            return self.value.forward(ops, out.rows_mut(), (tokens, hidden), active);
         }
+        self.value.forward(ops, xk.rows_mut(), (tokens, hidden), active);
+        let (kernels, value) = (ops.kernels, xk);
+        ops.pool.for_each_piece(out.pieces(tokens), &|t, out| {
+            kernels.mul(out, r.row(t), &value.row(t).values[..out.len()]);
+        });
     }
 }

@@ -46,8 +46,8 @@ pub(crate) trait TimeMix: Sized {
     /// Computes the products of the mixed inputs.
     fn project(&self, ops: &mut Ops<'_>, tokens: usize, scratch: &mut Self::Scratch<'_>);
 
-    /// Computes the recurrence of token `t` and the input of the output projection.
-    fn recur(&self, ops: &mut Ops<'_>, t: usize, state: &mut [f32], scratch: &mut Self::Scratch<'_>);
+    /// Computes the recurrence of each text and the input of the output projection.
+    fn recur(&self, ops: &mut Ops<'_>, step: &mut Step<'_, '_>, scratch: &mut Self::Scratch<'_>);
 
     /// The output projection, `[n_embd, n_att]`, with its input.
     fn output<'s>(&self, scratch: &'s Self::Scratch<'_>) -> (MatrixHandle, &'s Activations<'s>);
@@ -64,7 +64,7 @@ pub(crate) trait TimeMix: Sized {
         ops.meter.end(Phase::Mix);
         self.project(ops, step.tokens(), scratch);
         ops.meter.end(Phase::TimeMixIn);
-        step.for_each_token(|t, state| self.recur(ops, t, state, scratch));
+        self.recur(ops, step, scratch);
         ops.meter.end(Phase::Wkv);
         let (weight, input) = self.output(scratch);
         ops.matmul(step.tokens(), [Product::new(weight, input, out.rows_mut())]);
@@ -106,7 +106,7 @@ impl<'a, T: TimeMix> Scratch<'a, T> {
         Self {
             h: Vectors::take(buffers, SCRATCH, [tokens, n_embd]),
             out: Vectors::take(buffers, SCRATCH, [tokens, n_embd]),
-            active: ActiveColumns::take(buffers, n_ffn, n_embd, threads),
+            active: ActiveColumns::take(buffers, [n_embd, n_ffn], threads, tokens),
             time_mix: T::take(buffers, config, arch, tokens),
             channel_mix: channel_mix::Scratch::take(buffers, config, tokens),
         }
@@ -152,12 +152,12 @@ impl<T: TimeMix> Layer<T> {
         self.time_mix.forward(ops, &mut step, out, time_mix);
         step.finish();
         ops.meter.end(Phase::TimeMixOut);
-        ops.kernels.add(x.first_mut(tokens), out.first_mut(tokens));
+        ops.add(tokens, x, out);
 
         let mut step = Step::new(batch, self.state.clone(), (Mixing::Channel, self.ln2), x, h);
         self.channel_mix.forward(ops, &mut step, out, channel_mix, active);
         step.finish();
         ops.meter.end(Phase::ChannelMixValue);
-        ops.kernels.add(x.first_mut(tokens), out.first_mut(tokens));
+        ops.add(tokens, x, out);
     }
 }

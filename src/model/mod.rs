@@ -39,6 +39,7 @@ use crate::threads::Pool;
 use crate::tokenizer::Tokenizer;
 use layers::Layers;
 use lm_head::LmHead;
+pub(crate) use lm_head::MAX_HEAD_BATCH;
 use names::OptionalTensors;
 use ops::Ops;
 use shortlist::LogitsAndIds;
@@ -49,7 +50,7 @@ pub(crate) use batch::Batch;
 pub use batch::Sequence;
 pub(crate) use meter::Meter;
 pub use meter::{Phase, Profile, Traffic};
-pub use options::{LoadOptions, Shortcuts, Verify, choose_kernels};
+pub use options::{LoadOptions, Shortcuts, Verify, choose_kernels, default_prompt_chunk};
 pub use state::State;
 pub(crate) use state::unify_nan;
 
@@ -74,9 +75,20 @@ pub(crate) struct Means<'a> {
     pub(crate) pool: &'a mut Pool,
     pub(crate) meter: &'a mut Meter,
     pub(crate) shortcuts: Shortcuts,
+    pub(crate) room: Room,
+}
+
+/// What the buffers have room for.
+#[derive(Clone, Copy)]
+pub(crate) struct Room {
     /// Most tokens of a batch.
     pub(crate) tokens: usize,
+    /// Most tokens that go through the head together.
+    pub(crate) head_batch: usize,
 }
+
+/// Receives the logits of a token: `(place of the token in its batch, logits)`.
+pub(crate) type LogitsSink<'a> = dyn FnMut(usize, &mut [f32]) -> Result<()> + 'a;
 
 /// Buffers of a model outside the layers, cut out of an arena. The buffers of the layers follow
 /// them.
@@ -88,19 +100,61 @@ struct Workspace<'a> {
 }
 
 impl<'a> Workspace<'a> {
-    fn take(buffers: &mut impl Buffers<'a>, config: &Config, tokens: usize) -> Self {
+    fn take(buffers: &mut impl Buffers<'a>, config: &Config, room: Room) -> Self {
         Self {
-            head: lm_head::Scratch::take(buffers, config),
+            head: lm_head::Scratch::take(buffers, config, room.head_batch),
             shortlist: shortlist::Scratch::take(buffers, config),
-            x: Vectors::take(buffers, SCRATCH, [tokens, config.n_embd]),
+            x: Vectors::take(buffers, SCRATCH, [room.tokens, config.n_embd]),
         }
     }
 }
 
-/// Takes the buffers for batches of up to `tokens` tokens and drops them, for the memory plan.
-pub(crate) fn measure<'a>(config: &Config, threads: usize, tokens: usize, buffers: &mut impl Buffers<'a>) {
-    Workspace::take(buffers, config, tokens);
-    layers::measure(config, threads, tokens, buffers);
+/// Takes the buffers and drops them, for the memory plan.
+pub(crate) fn measure<'a>(config: &Config, threads: usize, room: Room, buffers: &mut impl Buffers<'a>) {
+    Workspace::take(buffers, config, room);
+    layers::measure(config, threads, room.tokens, buffers);
+}
+
+/// The output head with its buffers, which have the estimates of some tokens.
+pub(crate) struct Head<'a> {
+    model: &'a Model,
+    ops: Ops<'a>,
+    use_shortlist: bool,
+    head: lm_head::Scratch<'a>,
+    shortlist: shortlist::Scratch<'a>,
+}
+
+impl<'a> Head<'a> {
+    /// Estimates the logits of the tokens that follow `states(0)` and so on, `count` of them.
+    pub(crate) fn estimate<'x>(&mut self, count: usize, states: &(dyn Fn(usize) -> &'x State + Sync)) {
+        self.ops.meter.start();
+        let residuals = |t: usize| states(t).residual();
+        self.model.head.estimate(&mut self.ops, (count, &residuals), &mut self.head);
+    }
+
+    /// The logits of the token that follows state `t`, and a free buffer of as many ids. If
+    /// `largest` is given, only the `largest` largest logits and those of `known` are guaranteed;
+    /// the others may be -infinity.
+    pub(crate) fn logits(
+        &mut self,
+        t: usize,
+        (largest, known): (Option<usize>, impl Iterator<Item = u32>),
+    ) -> LogitsAndIds<'_> {
+        let largest = largest.filter(|_| self.use_shortlist);
+        let head = (&self.model.head, &mut self.ops);
+        shortlist::logits(head, t, (largest, known), &mut self.head, &mut self.shortlist)
+    }
+
+    /// Ends a phase.
+    pub(crate) fn end(&mut self, phase: Phase) {
+        self.ops.meter.end(phase);
+    }
+
+    /// The logits of the token that follows the only state, `[n_vocab]`.
+    pub(crate) fn into_logits(mut self) -> &'a mut [f32] {
+        self.model.head.refine_all(&mut self.ops, 0..1, &mut self.head);
+        self.head.into_logits()
+    }
 }
 
 impl Model {
@@ -251,38 +305,74 @@ impl Model {
     pub(crate) fn forward<'a>(
         &self,
         means: Means<'_>,
-        mut batch: Batch<'_, '_>,
+        batch: Batch<'_, '_>,
         buffers: &mut impl Buffers<'a>,
     ) -> Result<()> {
-        let (config, most_tokens) = (self.config(), means.tokens);
+        let room = means.room;
         let mut ops = self.ops(means);
-        let Workspace { mut x, .. } = Workspace::take(buffers, config, most_tokens);
-        for (t, token) in batch.ids().enumerate() {
-            self.embed(token, x.row_mut(t))?;
+        let Workspace { mut x, .. } = Workspace::take(buffers, self.config(), room);
+        self.run_layers(&mut ops, batch, &mut x, room, buffers)
+    }
+
+    /// As [`forward`](Self::forward), and gives `each` the logits after every token, in order.
+    /// Every NaN has the bits `0x7FC00000`.
+    ///
+    /// # Errors
+    /// As `forward`, or an error of `each`: the batch was fed.
+    pub(crate) fn forward_all<'a>(
+        &self,
+        means: Means<'_>,
+        batch: Batch<'_, '_>,
+        each: &mut LogitsSink<'_>,
+        buffers: &mut impl Buffers<'a>,
+    ) -> Result<()> {
+        let (room, tokens) = (means.room, batch.tokens());
+        let mut ops = self.ops(means);
+        let Workspace { mut x, mut head, .. } = Workspace::take(buffers, self.config(), room);
+        self.run_layers(&mut ops, batch, &mut x, room, buffers)?;
+        for first in (0..tokens).step_by(room.head_batch) {
+            let count = room.head_batch.min(tokens - first);
+            let x = &x;
+            self.head.estimate(&mut ops, (count, &|t| x.row(first + t)), &mut head);
+            self.head.refine_all(&mut ops, 0..count, &mut head);
+            ops.meter.end(Phase::Head);
+            for t in 0..count {
+                let logits = head.logits_mut(t);
+                logits.iter_mut().for_each(|logit| *logit = unify_nan(*logit));
+                each(first + t, logits)?;
+            }
+            ops.meter.start();
         }
-        let state_bytes = (batch.tokens() * layers::state_len(config) * size_of::<f32>()) as u64;
-        ops.meter.traffic.weight_bytes += self.small_bytes;
-        ops.meter.traffic.state_bytes += state_bytes;
-        self.layers.run((&mut ops, config), &mut batch, &mut x, most_tokens, buffers);
-        batch.finish(&x);
         Ok(())
     }
 
-    /// Computes the logits of the token that follows `state`; returns them with a free buffer of as
-    /// many ids. If `largest` is given, only the `largest` largest logits and those of `known` are
-    /// guaranteed; the others may be -infinity.
-    pub(crate) fn logits<'a>(
+    /// Runs the layers on a batch and updates the states of its texts. `x` becomes the residual
+    /// streams after the last layer, `[tokens, n_embd]`.
+    fn run_layers<'a>(
         &self,
-        means: Means<'_>,
-        state: &State,
-        needed: (Option<usize>, impl Iterator<Item = u32>),
+        ops: &mut Ops<'_>,
+        mut batch: Batch<'_, '_>,
+        x: &mut Vectors<'_>,
+        room: Room,
         buffers: &mut impl Buffers<'a>,
-    ) -> LogitsAndIds<'a> {
-        let (largest, known) = needed;
-        let largest = largest.filter(|_| means.shortcuts.head_shortlist);
-        let Workspace { head, shortlist, .. } = Workspace::take(buffers, self.config(), means.tokens);
-        let mut ops = self.ops(means);
-        shortlist::logits(&self.head, &mut ops, state.residual(), (largest, known), head, shortlist)
+    ) -> Result<()> {
+        let config = self.config();
+        for (t, token) in batch.ids().enumerate() {
+            self.embed(token, x.row_mut(t))?;
+        }
+        let state_bytes = (batch.texts() * layers::state_len(config) * size_of::<f32>()) as u64;
+        ops.meter.traffic.weight_bytes += self.small_bytes;
+        ops.meter.traffic.state_bytes += state_bytes;
+        self.layers.run((ops, config), &mut batch, x, room.tokens, buffers);
+        batch.finish(x);
+        Ok(())
+    }
+
+    /// The output head. `buffers` are those that [`measure`] took.
+    pub(crate) fn head<'a>(&'a self, means: Means<'a>, buffers: &mut impl Buffers<'a>) -> Head<'a> {
+        let (room, use_shortlist) = (means.room, means.shortcuts.head_shortlist);
+        let Workspace { head, shortlist, .. } = Workspace::take(buffers, self.config(), room);
+        Head { model: self, ops: self.ops(means), use_shortlist, head, shortlist }
     }
 
     /// Refuses a token outside the vocabulary.

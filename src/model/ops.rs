@@ -9,15 +9,15 @@ use crate::format::{MatrixHandle, ModelFile, VectorHandle};
 use crate::threads::{Pool, RowsMut};
 
 use super::meter::Meter;
-use super::vectors::Activations;
+use super::vectors::{Activations, Vectors};
 
 /// Fewest rows that a thread takes at a time: four blocks of 16. The kernels read the four blocks
 /// as four streams.
 const MATVEC_GRAIN: usize = 64;
 
-/// Tokens that go through a matrix kernel together. With eight, most products wait for arithmetic
-/// instead of weights, on boards too.
-const KERNEL_TOKENS: usize = 8;
+/// Most tokens that go through a matrix kernel together. The kernels decode a block of weights once
+/// for all of them.
+const KERNEL_TOKENS: usize = 64;
 
 /// Weight and bias of a layer norm, `[n]` each.
 #[derive(Clone, Copy, Debug)]
@@ -89,12 +89,6 @@ pub(crate) struct Ops<'a> {
 }
 
 impl<'a> Ops<'a> {
-    /// `out = layer_norm(x)`.
-    pub(crate) fn layer_norm(&self, out: &mut [f32], x: &[f32], norm: Norm) {
-        let (weight, bias) = self.norm(norm);
-        self.kernels.layer_norm(out, x, weight, bias, self.layer_norm_eps);
-    }
-
     /// A vector of the file.
     pub(crate) fn vector(&self, vector: VectorHandle) -> &'a [f32] {
         self.file.vector(vector)
@@ -105,9 +99,19 @@ impl<'a> Ops<'a> {
         (self.vector(norm.weight), self.vector(norm.bias))
     }
 
-    /// Quantizes the values of the input of token `t`.
-    pub(crate) fn quantize(&self, input: &mut Activations<'_>, t: usize) {
-        self.kernels.quantize(&mut input.row_mut(t));
+    /// Quantizes the values of the inputs of the first `tokens` tokens. The threads share the
+    /// tokens.
+    pub(crate) fn quantize<const N: usize>(&mut self, tokens: usize, inputs: [&mut Activations<'_>; N]) {
+        let kernels = self.kernels;
+        self.pool.for_each_piece(inputs.map(|input| input.pieces(tokens)), &|_, mut inputs| {
+            inputs.iter_mut().for_each(|input| kernels.quantize(input));
+        });
+    }
+
+    /// `x + y` in place of `x` for the first `tokens` tokens. The threads share the tokens.
+    pub(crate) fn add(&mut self, tokens: usize, x: &mut Vectors<'_>, y: &Vectors<'_>) {
+        let kernels = self.kernels;
+        self.pool.for_each_piece(x.pieces(tokens), &|t, x| kernels.add(x, y.row(t)));
     }
 
     /// Computes all products for the first `tokens` tokens. The threads share the rows of the

@@ -13,7 +13,7 @@ use rwkv_edge_kernels::Kernels;
 use crate::format::Config;
 use crate::memory::Buffers;
 
-use super::lm_head::{self, LmHead};
+use super::lm_head::{self, Estimated, LmHead};
 use super::ops::Ops;
 
 /// Largest number of deciding logits for which a shortlist is tried.
@@ -42,29 +42,27 @@ impl<'a> Scratch<'a> {
 /// Logits, and a free buffer of as many ids.
 pub(crate) type LogitsAndIds<'a> = (&'a mut [f32], &'a mut [u32]);
 
-/// Computes the logits of the token that follows the residual stream `x`, `[n_embd]`. If `largest`
-/// is given, only the `largest` largest logits and those of `known` are guaranteed; the others may
-/// be -infinity.
+/// Computes the logits of row `t` of the head's buffers, which has its estimates. If `largest` is
+/// given, only the `largest` largest logits and those of `known` are guaranteed; the others may be
+/// -infinity.
 ///
 /// `known` must have every token whose logit the caller will change, so the order of the other
 /// logits stays.
-pub(crate) fn logits<'a>(
-    head: &LmHead,
-    ops: &mut Ops<'_>,
-    x: &[f32],
+pub(crate) fn logits<'s>(
+    (head, ops): (&LmHead, &mut Ops<'_>),
+    t: usize,
     (largest, known): (Option<usize>, impl Iterator<Item = u32>),
-    mut all: lm_head::Scratch<'a>,
-    mut scratch: Scratch<'a>,
-) -> LogitsAndIds<'a> {
-    head.estimate(ops, x, &mut all);
+    all: &'s mut lm_head::Scratch<'_>,
+    scratch: &'s mut Scratch<'_>,
+) -> LogitsAndIds<'s> {
     let largest = largest.filter(|&n| n <= MOST_LARGEST && head.is_nested());
     if let Some(n) = largest
-        && shortlist(head, ops, (n, known), &all, &mut scratch)
+        && shortlist(head, ops, (n, known), all.estimated(t), scratch)
     {
         return (scratch.logits, scratch.ids);
     }
-    head.refine_all(ops, &mut all);
-    (all.into_logits(), scratch.ids)
+    head.refine_all(ops, t..t + 1, all);
+    (all.logits_mut(t), scratch.ids)
 }
 
 /// Computes the exact logits of all tokens that can be among the `largest`. Returns `false` if the
@@ -73,11 +71,11 @@ fn shortlist(
     head: &LmHead,
     ops: &mut Ops<'_>,
     (largest, known): (usize, impl Iterator<Item = u32>),
-    all: &lm_head::Scratch<'_>,
+    all: Estimated<'_>,
     scratch: &mut Scratch<'_>,
 ) -> bool {
     let (bounds, norm) = head.bounds(ops, all);
-    let estimates = Estimates { logits: all.estimates(), bounds, norm, kernels: ops.kernels };
+    let estimates = Estimates { logits: all.logits, bounds, norm, kernels: ops.kernels };
     if !estimates.are_finite() {
         return false;
     }

@@ -80,6 +80,11 @@ impl State {
     }
 
     /// The recurrent state of all layers.
+    pub(super) fn recurrent(&self) -> &[f32] {
+        &self.recurrent
+    }
+
+    /// As [`recurrent`](Self::recurrent), for writing.
     pub(super) fn recurrent_mut(&mut self) -> &mut [f32] {
         &mut self.recurrent
     }

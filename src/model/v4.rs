@@ -1,15 +1,23 @@
 //! Time mixing of RWKV-4 (arXiv 2305.13048, section 3; appendix D for the numerically stable WKV).
 
+use arrayvec::ArrayVec;
 use rwkv_edge_kernels::layout::Shift;
 
 use crate::error::Result;
 use crate::format::{Config, MatrixHandle, ModelFile, VectorHandle};
 use crate::memory::Buffers;
+use crate::threads::Cut;
 
-use super::batch::Step;
+use super::batch::{Step, TILE_TOKENS, Tile, TileText};
 use super::layer;
 use super::ops::{Epilogue, Ops, Product};
 use super::vectors::{Activations, SCRATCH, Vectors};
+
+/// Ranges of channels per thread, if there are enough channels.
+const TURNS: usize = 4;
+
+/// Fewest channels that a thread takes at a time: whole cache lines, and whole registers.
+const GRAIN: usize = 64;
 
 /// Weights of one layer's time mixing.
 #[derive(Debug)]
@@ -41,7 +49,7 @@ pub(crate) struct Scratch<'a> {
     k: Vectors<'a>,
     v: Vectors<'a>,
     r: Vectors<'a>,
-    /// `[n_att]`
+    /// The recurrence's output of one token, `[n_att]`.
     wkv: &'a mut [f32],
     /// Input of the output projection, `[tokens, n_att]`.
     gated: Activations<'a>,
@@ -127,13 +135,34 @@ impl layer::TimeMix for TimeMix {
         ops.matmul(tokens, products);
     }
 
-    fn recur(&self, ops: &mut Ops<'_>, t: usize, state: &mut [f32], scratch: &mut Scratch<'_>) {
+    fn recur(&self, ops: &mut Ops<'_>, step: &mut Step<'_, '_>, scratch: &mut Scratch<'_>) {
         let Scratch { k, v, r, wkv, gated, .. } = scratch;
         let (time_first, time_decay) = (ops.vector(self.time_first), ops.vector(self.time_decay));
-        let Wkv { aa, bb, pp } = Wkv::split(state);
-        ops.kernels.wkv4(wkv, k.row(t), v.row(t), time_first, time_decay, aa, bb, pp);
-        ops.kernels.mul(gated.values(t), r.row(t), wkv);
-        ops.quantize(gated, t);
+        let (kernels, tokens) = (ops.kernels, step.tokens());
+        // A single token is too little work to share.
+        let shares = if tokens == 1 { 1 } else { TURNS * ops.pool.threads() };
+        let len = wkv.len().div_ceil(shares).next_multiple_of(GRAIN);
+        step.for_each_tile(|Tile { rows, texts }| {
+            let sums_of = texts.into_iter().map(|TileText { tokens, state }| {
+                let Wkv { aa, bb, pp } = Wkv::split(state);
+                (tokens, [aa, bb, pp].map(|sums| Cut::new(sums, len)))
+            });
+            let (tokens, sums): (ArrayVec<_, TILE_TOKENS>, ArrayVec<_, TILE_TOKENS>) = sums_of.unzip();
+            let (first, mut out) = (rows.start, gated.rows_mut());
+            let pieces = (sums, out.part(rows).columns(len), Cut::new(wkv, len));
+            ops.pool.for_each_piece(pieces, &|i, (sums, mut out, wkv)| {
+                let i = i * len..i * len + wkv.len();
+                let (time_first, time_decay) = (&time_first[i.clone()], &time_decay[i.clone()]);
+                for (tokens, [aa, bb, pp]) in tokens.iter().cloned().zip(sums) {
+                    for t in tokens {
+                        let [k, v, r] = [&*k, v, r].map(|x| &x.row(first + t)[i.clone()]);
+                        kernels.wkv4(wkv, k, v, time_first, time_decay, aa, bb, pp);
+                        kernels.mul(out.row(t), r, wkv);
+                    }
+                }
+            });
+        });
+        ops.quantize(tokens, [gated]);
     }
 
     /// `out = Wo @ (sigmoid(r) * wkv(k, v))`

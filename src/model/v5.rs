@@ -57,7 +57,7 @@ pub(crate) struct Scratch<'a> {
     v: Vectors<'a>,
     r: Vectors<'a>,
     g: Vectors<'a>,
-    /// Two vectors for each group of heads.
+    /// Two matrices for each group of heads.
     groups: &'a mut [f32],
     /// Input of the output projection, `[tokens, n_att]`.
     gated: Activations<'a>,
@@ -115,7 +115,7 @@ impl layer::TimeMix for TimeMix {
             v: Vectors::take(buffers, SCRATCH, [tokens, n_att]),
             r: Vectors::take(buffers, SCRATCH, [tokens, n_att]),
             g: Vectors::take(buffers, SCRATCH, [tokens, n_att]),
-            groups: buffers.f32s(SCRATCH, 2 * n_att),
+            groups: buffers.f32s(SCRATCH, WkvHeads::scratch_len(2, tokens, n_att)),
             gated: Activations::take(buffers, SCRATCH, [tokens, n_att]),
         }
     }
@@ -143,31 +143,35 @@ impl layer::TimeMix for TimeMix {
         }
     }
 
-    /// The recurrence of token `t`, with its norm and gate.
-    fn recur(&self, ops: &mut Ops<'_>, t: usize, state: &mut [f32], scratch: &mut Scratch<'_>) {
+    /// The recurrence, with its norm and gate.
+    fn recur(&self, ops: &mut Ops<'_>, step: &mut Step<'_, '_>, scratch: &mut Scratch<'_>) {
         let Scratch { k, v, r, g, groups, gated, .. } = scratch;
         let (u, w) = (ops.vector(self.time_faaaa), ops.vector(self.time_decay));
         let (kernels, norm, gate) = (ops.kernels, self.heads.group_norm(ops), self.gate.is_some());
-        let [k, v, r, g] = [k, v, r, g].map(|x| x.row(t));
-        self.heads.for_each_group(
-            ops.pool,
-            state,
-            gated.values(t),
-            groups,
-            &|i, state, out, [wkv, normed]| {
-                self.heads.recur(kernels, state, wkv, |state, y, head| {
-                    let [r, k, v, u, w] = [r, k, v, u, w].map(|x| &x[i.clone()][head.clone()]);
+        let n_att = k.len();
+        step.for_each_tile(|tile| {
+            let first = tile.rows.start;
+            let out = (gated.rows_mut(), n_att);
+            self.heads.for_each_group(ops.pool, tile, out, groups, &|mut group, [wkv, normed]| {
+                let i = group.channels.clone();
+                self.heads.recur(kernels, &mut group, wkv, |t, state, y, head| {
+                    let [r, k, v] = [&*r, k, v].map(|x| &x.row(first + t)[i.clone()][head.clone()]);
+                    let [u, w] = [u, w].map(|x| &x[i.clone()][head.clone()]);
                     kernels.wkv6(y, state, r, k, v, u, w);
                 });
-                if gate {
-                    norm.normalize(normed, wkv, i.clone());
-                    kernels.silu_mul(out, &g[i], normed);
-                } else {
-                    norm.normalize(out, wkv, i);
+                let each = wkv.chunks_exact(i.len()).zip(normed.chunks_exact_mut(i.len()));
+                for (t, (wkv, normed)) in each.enumerate() {
+                    let out = group.out.row(t);
+                    if gate {
+                        norm.normalize(normed, wkv, i.clone());
+                        kernels.silu_mul(out, &g.row(first + t)[i.clone()], normed);
+                    } else {
+                        norm.normalize(out, wkv, i.clone());
+                    }
                 }
-            },
-        );
-        ops.quantize(gated, t);
+            });
+        });
+        ops.quantize(step.tokens(), [gated]);
     }
 
     /// `out = Wo @ (group_norm(wkv(r, k, v)) * silu(g))`

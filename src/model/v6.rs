@@ -60,7 +60,7 @@ pub(crate) struct Scratch<'a> {
     v: Vectors<'a>,
     r: Vectors<'a>,
     g: Vectors<'a>,
-    /// Three vectors for each group of heads.
+    /// Three matrices for each group of heads.
     groups: &'a mut [f32],
     /// Input of the output projection, `[tokens, n_att]`.
     gated: Activations<'a>,
@@ -118,7 +118,7 @@ impl layer::TimeMix for TimeMix {
             v: Vectors::take(buffers, SCRATCH, [tokens, n_att]),
             r: Vectors::take(buffers, SCRATCH, [tokens, n_att]),
             g: Vectors::take(buffers, SCRATCH, [tokens, n_att]),
-            groups: buffers.f32s(SCRATCH, 3 * n_att),
+            groups: buffers.f32s(SCRATCH, WkvHeads::scratch_len(3, tokens, n_att)),
             gated: Activations::take(buffers, SCRATCH, [tokens, n_att]),
         }
     }
@@ -130,13 +130,13 @@ impl layer::TimeMix for TimeMix {
         step.shift(ops, Shift::Previous, [(&mut *xx, self.time_maa_x)]);
         let low_rank = Product::new(self.time_maa_w1, xx, low.rows_mut()).then(Epilogue::Tanh);
         ops.matmul(tokens, [low_rank]);
-        for t in 0..tokens {
-            let low = low.row(t);
-            for (input, low) in lows.iter_mut().zip(low.chunks_exact(low.len() / 5)) {
-                input.values(t).copy_from_slice(low);
-                ops.quantize(input, t);
+        let (kernels, rank) = (ops.kernels, low.len() / 5);
+        ops.pool.for_each_piece(lows.each_mut().map(|input| input.pieces(tokens)), &|t, mut inputs| {
+            for (input, low) in inputs.iter_mut().zip(low.row(t).chunks_exact(rank)) {
+                input.values[..rank].copy_from_slice(low);
+                kernels.quantize(input);
             }
-        }
+        });
         let mut parts = self.time_maa_w2.iter().zip(&*lows);
         ops.matmul(
             tokens,
@@ -145,12 +145,14 @@ impl layer::TimeMix for TimeMix {
                 Product::new(*weight, low, mix.rows_mut())
             }),
         );
-        step.for_each_pair(|t, h, h_prev| {
-            for ((x, mix), maa) in xs.iter_mut().zip(&mut *mixes).zip(self.time_maa) {
-                let mix = mix.row_mut(t);
-                ops.kernels.add(mix, ops.vector(maa));
-                ops.kernels.lerp(x.values(t), h, h_prev, mix);
-                ops.quantize(x, t);
+        let maas = self.time_maa.map(|maa| ops.vector(maa));
+        let xs = xs.each_mut().map(|x| x.pieces(tokens));
+        let mixes = mixes.each_mut().map(|mix| mix.pieces(tokens));
+        step.for_each_pair(ops.pool, (xs, mixes), &|h, h_prev, (xs, mixes)| {
+            for ((mut x, mix), maa) in xs.into_iter().zip(mixes).zip(maas) {
+                kernels.add(mix, maa);
+                kernels.lerp(&mut x.values[..h.len()], h, h_prev, mix);
+                kernels.quantize(&mut x);
             }
         });
     }
@@ -167,36 +169,39 @@ impl layer::TimeMix for TimeMix {
             Product::new(self.time_decay_w1, xw, decay_low.rows_mut()).then(Epilogue::Tanh),
         ];
         ops.matmul(tokens, products);
-        (0..tokens).for_each(|t| ops.quantize(decay_low, t));
+        ops.quantize(tokens, [decay_low]);
     }
 
-    /// The recurrence of token `t`, with its decay, norm and gate.
-    fn recur(&self, ops: &mut Ops<'_>, t: usize, state: &mut [f32], scratch: &mut Scratch<'_>) {
+    /// The recurrence, with its decay, norm and gate.
+    fn recur(&self, ops: &mut Ops<'_>, step: &mut Step<'_, '_>, scratch: &mut Scratch<'_>) {
         let Scratch { decay_low, k, v, r, g, groups, gated, .. } = scratch;
         let decay_w2 = ops.read(self.time_decay_w2);
         let (u, decay) = (ops.vector(self.time_faaaa), ops.vector(self.time_decay));
-        let (kernels, norm, decay_low) = (ops.kernels, self.heads.group_norm(ops), decay_low.row(t));
-        let [k, v, r, g] = [k, v, r, g].map(|x| x.row(t));
-        self.heads.for_each_group(
-            ops.pool,
-            state,
-            gated.values(t),
-            groups,
-            &|i, state, out, [w, wkv, normed]| {
+        let (kernels, norm, n_att) = (ops.kernels, self.heads.group_norm(ops), k.len());
+        step.for_each_tile(|tile| {
+            let rows = tile.rows.clone();
+            let first = rows.start;
+            let out = (gated.rows_mut(), n_att);
+            self.heads.for_each_group(ops.pool, tile, out, groups, &|mut group, [w, wkv, normed]| {
+                let (i, len) = (group.channels.clone(), group.channels.len());
                 // w = exp(-exp(time_decay + w2 @ tanh(w1 @ xw)))
-                kernels.matvec(w, &decay_w2, i.start, decay_low);
-                kernels.add(w, &decay[i.clone()]);
+                decay_low.multiply(kernels, (&decay_w2, i.start), rows.clone(), w);
+                w.chunks_exact_mut(len).for_each(|w| kernels.add(w, &decay[i.clone()]));
                 kernels.decay6(w);
-                self.heads.recur(kernels, state, wkv, |state, y, head| {
-                    let [r, k, v, u] = [r, k, v, u].map(|x| &x[i.clone()][head.clone()]);
-                    kernels.wkv6(y, state, r, k, v, u, &w[head]);
+                self.heads.recur(kernels, &mut group, wkv, |t, state, y, head| {
+                    let [r, k, v] = [&*r, k, v].map(|x| &x.row(first + t)[i.clone()][head.clone()]);
+                    let (u, w) = (&u[i.clone()][head.clone()], &w[t * len..][head]);
+                    kernels.wkv6(y, state, r, k, v, u, w);
                 });
-                norm.normalize(normed, wkv, i.clone());
-                kernels.silu_mul(out, &g[i], normed);
-            },
-        );
+                for (t, (wkv, normed)) in wkv.chunks_exact(len).zip(normed.chunks_exact_mut(len)).enumerate()
+                {
+                    norm.normalize(normed, wkv, i.clone());
+                    kernels.silu_mul(group.out.row(t), &g.row(first + t)[i.clone()], normed);
+                }
+            });
+        });
         ops.release(decay_w2.data());
-        ops.quantize(gated, t);
+        ops.quantize(step.tokens(), [gated]);
     }
 
     /// `out = Wo @ (group_norm(wkv(r, k, v, w)) * silu(g))`

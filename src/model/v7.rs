@@ -3,8 +3,10 @@
 //! The state decays, and a normalised key removes a part of it at an in-context learning rate.
 //! Values are mixed with those of layer 0.
 
+use std::ops::Range;
+
 use rwkv_edge_kernels::Kernels;
-use rwkv_edge_kernels::layout::{Activation, Matrix, Shift};
+use rwkv_edge_kernels::layout::{Matrix, Shift};
 
 use crate::error::{Error, Result};
 use crate::format::{Config, MatrixHandle, ModelFile, Rwkv7, VectorHandle};
@@ -77,7 +79,7 @@ pub(crate) struct Scratch<'a> {
     v: Vectors<'a>,
     /// Values of layer 0.
     v_first: Vectors<'a>,
-    /// Eight vectors for each group of heads.
+    /// Eight matrices for each group of heads.
     groups: &'a mut [f32],
     /// Input of the output projection, `[tokens, n_att]`.
     gated: Activations<'a>,
@@ -144,7 +146,7 @@ impl layer::TimeMix for TimeMix {
             k: Vectors::take(buffers, SCRATCH, [tokens, n_att]),
             v: Vectors::take(buffers, SCRATCH, [tokens, n_att]),
             v_first: Vectors::take(buffers, SCRATCH, [tokens, n_att]),
-            groups: buffers.f32s(SCRATCH, 8 * n_att),
+            groups: buffers.f32s(SCRATCH, WkvHeads::scratch_len(8, tokens, n_att)),
             gated: Activations::take(buffers, SCRATCH, [tokens, n_att]),
         }
     }
@@ -179,70 +181,88 @@ impl layer::TimeMix for TimeMix {
             }
             None => ops.matmul(tokens, [a, b, c, d, e, f]),
         }
-        for low in [w_low, a_low, v_low, g_low] {
-            (0..tokens).for_each(|t| ops.quantize(low, t));
-        }
+        ops.quantize(tokens, [w_low, a_low, v_low, g_low]);
     }
 
     /// The work of each head on its own: the second factors of the low-rank matrices, the
     /// recurrence, norm and gate.
-    fn recur(&self, ops: &mut Ops<'_>, t: usize, state: &mut [f32], scratch: &mut Scratch<'_>) {
+    fn recur(&self, ops: &mut Ops<'_>, step: &mut Step<'_, '_>, scratch: &mut Scratch<'_>) {
         let Scratch { w_low, a_low, v_low, g_low, r, k, v, v_first, groups, gated, .. } = scratch;
+        let tokens = step.tokens();
         if self.value_mix.is_none() {
-            v_first.row_mut(t).copy_from_slice(v.row(t));
+            v_first.first_mut(tokens).copy_from_slice(v.first(tokens));
         }
-        let decay = self.decay.expand(ops, w_low.row(t));
-        let iclr = self.iclr.expand(ops, a_low.row(t));
-        let gate = self.gate.expand(ops, g_low.row(t));
-        let value_mix = self.value_mix.as_ref().map(|mix| mix.expand(ops, v_low.row(t)));
+        let decay = self.decay.expand(ops, w_low);
+        let iclr = self.iclr.expand(ops, a_low);
+        let gate = self.gate.expand(ops, g_low);
+        let value_mix = self.value_mix.as_ref().map(|mix| mix.expand(ops, v_low));
         let [k_k, k_a, r_k] = [self.k_k, self.k_a, self.r_k].map(|vector| ops.vector(vector));
         let (kernels, norm, n) = (ops.kernels, self.heads.group_norm(ops), self.heads.head_size());
-        let [r, k, v, v_first] = [r, k, v, v_first].map(|x| x.row(t));
-        self.heads.for_each_group(ops.pool, state, gated.values(t), groups, &|i, state, out, vectors| {
-            let [w, a, g, key, value, kk, wkv, tmp] = vectors;
-            kernels.prefetch(&state[..n * n]);
-            [k_k, k_a, r_k].iter().for_each(|x| kernels.prefetch(&x[i.clone()]));
-            norm.prefetch(i.clone());
-            let [r, k, v, v_first] = [r, k, v, v_first].map(|x| &x[i.clone()]);
-            let [k_k, k_a, r_k] = [k_k, k_a, r_k].map(|x| &x[i.clone()]);
-            decay.rows(kernels, w, i.start);
-            kernels.decay7(w);
-            iclr.rows(kernels, a, i.start);
-            kernels.sigmoid(a);
-            gate.rows(kernels, g, i.start);
-
-            // value = v + sigmoid(mix) * (v_first - v)
-            match &value_mix {
-                Some(mix) => {
-                    mix.rows(kernels, tmp, i.start);
+        let n_att = k.len();
+        step.for_each_tile(|tile| {
+            let rows = tile.rows.clone();
+            let out = (gated.rows_mut(), n_att);
+            self.heads.for_each_group(ops.pool, tile, out, groups, &|mut group, matrices| {
+                let [w, a, g, key, value, kk, wkv, tmp] = matrices;
+                let (i, len) = (group.channels.clone(), group.channels.len());
+                group.prefetch(kernels, n);
+                [k_k, k_a, r_k].iter().for_each(|x| kernels.prefetch(&x[i.clone()]));
+                norm.prefetch(i.clone());
+                let [k_k, k_a, r_k] = [k_k, k_a, r_k].map(|x| &x[i.clone()]);
+                decay.rows(kernels, w, i.clone(), rows.clone());
+                kernels.decay7(w);
+                iclr.rows(kernels, a, i.clone(), rows.clone());
+                kernels.sigmoid(a);
+                gate.rows(kernels, g, i.clone(), rows.clone());
+                if let Some(mix) = &value_mix {
+                    mix.rows(kernels, tmp, i.clone(), rows.clone());
                     kernels.sigmoid(tmp);
-                    kernels.lerp(value, v, v_first, tmp);
                 }
-                None => value.copy_from_slice(v),
-            }
-            // The key that removes is normalised. The key that adds is k * (1 + (a - 1) * k_a).
-            kernels.mul(kk, k, k_k);
-            kk.chunks_exact_mut(n).for_each(|head| kernels.l2_normalize(head));
-            kernels.mul(tmp, k, a);
-            kernels.lerp(key, k, tmp, k_a);
 
-            self.heads.recur(kernels, state, wkv, |state, y, head| {
-                let [w, k, v, kk, a] = [&*w, &*key, &*value, &*kk, &*a].map(|x| &x[head.clone()]);
-                kernels.wkv7(y, state, &r[head], w, k, v, kk, a);
+                for (t, row) in rows.clone().enumerate() {
+                    let own = t * len..(t + 1) * len;
+                    let [k, v, v_first] = [&*k, v, v_first].map(|x| &x.row(row)[i.clone()]);
+                    let (tmp, value) = (&mut tmp[own.clone()], &mut value[own.clone()]);
+                    // value = v + sigmoid(mix) * (v_first - v)
+                    match value_mix {
+                        Some(_) => kernels.lerp(value, v, v_first, tmp),
+                        None => value.copy_from_slice(v),
+                    }
+                    // The key that removes is normalised. The key that adds is
+                    // k * (1 + (a - 1) * k_a).
+                    let kk = &mut kk[own.clone()];
+                    kernels.mul(kk, k, k_k);
+                    kk.chunks_exact_mut(n).for_each(|head| kernels.l2_normalize(head));
+                    kernels.mul(tmp, k, &a[own.clone()]);
+                    kernels.lerp(&mut key[own], k, tmp, k_a);
+                }
+
+                self.heads.recur(kernels, &mut group, wkv, |t, state, y, head| {
+                    let r = &r.row(rows.start + t)[i.clone()][head.clone()];
+                    let [w, k, v, kk, a] =
+                        [&*w, &*key, &*value, &*kk, &*a].map(|x| &x[t * len..][head.clone()]);
+                    kernels.wkv7(y, state, r, w, k, v, kk, a);
+                });
+
+                for (t, row) in rows.clone().enumerate() {
+                    let own = t * len..(t + 1) * len;
+                    let (r, key, value) = (&r.row(row)[i.clone()], &key[own.clone()], &value[own.clone()]);
+                    let (w, wkv, tmp) = (&mut w[own.clone()], &mut wkv[own.clone()], &mut tmp[own.clone()]);
+                    norm.normalize(tmp, wkv, i.clone());
+                    // The bonus is one number for each head: sum(r * k * r_k).
+                    for (head, bonus) in w.chunks_exact_mut(n).enumerate() {
+                        let head = head * n..(head + 1) * n;
+                        bonus.fill(kernels.dot3(&r[head.clone()], &key[head.clone()], &r_k[head]));
+                    }
+                    kernels.mul(wkv, w, value);
+                    kernels.add(tmp, wkv);
+                    kernels.mul(group.out.row(t), tmp, &g[own]);
+                }
             });
-            norm.normalize(tmp, wkv, i);
-            // The bonus is one number for each head: sum(r * k * r_k).
-            for (head, bonus) in w.chunks_exact_mut(n).enumerate() {
-                let head = head * n..(head + 1) * n;
-                bonus.fill(kernels.dot3(&r[head.clone()], &key[head.clone()], &r_k[head]));
-            }
-            kernels.mul(wkv, w, value);
-            kernels.add(tmp, wkv);
-            kernels.mul(out, tmp, g);
         });
         let expansions = [Some(decay), Some(iclr), Some(gate), value_mix];
         expansions.iter().flatten().for_each(|expansion| ops.release(expansion.second.data()));
-        ops.quantize(gated, t);
+        ops.quantize(tokens, [gated]);
     }
 
     /// `out = Wo @ ((group_norm(wkv) + bonus * v) * g)`
@@ -251,27 +271,28 @@ impl layer::TimeMix for TimeMix {
     }
 }
 
-/// The second factor of a low-rank matrix, with its input.
+/// The second factor of a low-rank matrix, with its inputs.
 #[derive(Clone, Copy)]
 struct Expansion<'f, 'x> {
     second: Matrix<'f>,
-    input: Activation<'x>,
+    inputs: &'x Activations<'x>,
     bias: Option<&'f [f32]>,
 }
 
 impl LowRank {
-    fn expand<'f, 'x>(&self, ops: &mut Ops<'f>, input: Activation<'x>) -> Expansion<'f, 'x> {
+    fn expand<'f, 'x>(&self, ops: &mut Ops<'f>, inputs: &'x Activations<'_>) -> Expansion<'f, 'x> {
         let bias = self.bias.map(|bias| ops.vector(bias));
-        Expansion { second: ops.read(self.second), input, bias }
+        Expansion { second: ops.read(self.second), inputs, bias }
     }
 }
 
 impl Expansion<'_, '_> {
-    /// Computes rows from `first` on, with their bias, as many as `out` has.
-    fn rows(&self, kernels: &Kernels, out: &mut [f32], first: usize) {
-        kernels.matvec(out, &self.second, first, self.input);
+    /// Computes the outputs `channels` of some tokens, with their bias, `[tokens, channels]`.
+    fn rows(&self, kernels: &Kernels, out: &mut [f32], channels: Range<usize>, tokens: Range<usize>) {
+        self.inputs.multiply(kernels, (&self.second, channels.start), tokens, out);
         if let Some(bias) = self.bias {
-            kernels.add(out, &bias[first..][..out.len()]);
+            let bias = &bias[channels];
+            out.chunks_exact_mut(bias.len()).for_each(|out| kernels.add(out, bias));
         }
     }
 }

@@ -1,9 +1,15 @@
 //! Buffers with one row per token: plain vectors, and inputs of matrices with their quantized form.
 
-use rwkv_edge_kernels::layout::{Activation, ActivationMut, GROUP_SIZE, padded_cols};
+use std::ops::Range;
+
+use arrayvec::ArrayVec;
+use rwkv_edge_kernels::Kernels;
+use rwkv_edge_kernels::layout::{Activation, ActivationMut, GROUP_SIZE, Matrix, padded_cols};
 
 use crate::memory::Buffers;
-use crate::threads::RowsMut;
+use crate::threads::{Cut, Map, Pieces, RowsMut};
+
+use super::batch::TILE_TOKENS;
 
 /// Name of the layers' buffers in the memory plan.
 pub(super) const SCRATCH: &str = "time and channel mixing";
@@ -40,8 +46,19 @@ impl<'a> Vectors<'a> {
     }
 
     /// The vectors of the first `tokens` tokens, one after the other.
+    pub(crate) fn first(&self, tokens: usize) -> &[f32] {
+        &self.data[..tokens * self.len]
+    }
+
+    /// As [`first`](Self::first), for writing.
     pub(crate) fn first_mut(&mut self, tokens: usize) -> &mut [f32] {
         &mut self.data[..tokens * self.len]
+    }
+
+    /// The vectors of the first `tokens` tokens, each as a piece.
+    pub(crate) fn pieces(&mut self, tokens: usize) -> Cut<'_, f32> {
+        let len = self.len;
+        Cut::new(self.first_mut(tokens), len)
     }
 
     /// The buffer itself.
@@ -88,15 +105,22 @@ impl<'a> Activations<'a> {
         }
     }
 
-    /// The values of token `t` without padding, to be written before
-    /// [`Ops::quantize`](super::ops::Ops::quantize).
-    pub(crate) fn values(&mut self, t: usize) -> &mut [f32] {
-        &mut self.values[t * self.padded..][..self.len]
+    /// The inputs of the first `tokens` tokens, each as a piece to be quantized.
+    pub(crate) fn pieces(&mut self, tokens: usize) -> impl Pieces<Piece = ActivationMut<'_>> {
+        let (padded, groups) = (self.padded, self.padded / GROUP_SIZE);
+        let parts = (
+            Cut::new(&mut self.values[..tokens * padded], padded),
+            Cut::new(&mut self.codes[..tokens * padded], padded),
+            Cut::new(&mut self.scales[..tokens * groups], groups),
+            Cut::new(&mut self.sums[..tokens * groups], groups),
+        );
+        Map::new(parts, |(values, codes, scales, sums)| ActivationMut { values, codes, scales, sums })
     }
 
-    /// The values of all tokens, for a matrix to write.
+    /// The values of all tokens without padding.
     pub(crate) fn rows_mut(&mut self) -> RowsMut<'_> {
-        RowsMut::new(self.values, self.padded)
+        let rows = self.values.len() / self.padded;
+        RowsMut::new(self.values, self.padded).cut(rows, self.len)
     }
 
     /// The input of token `t`.
@@ -110,14 +134,18 @@ impl<'a> Activations<'a> {
         }
     }
 
-    /// The input of token `t`, to be quantized.
-    pub(crate) fn row_mut(&mut self, t: usize) -> ActivationMut<'_> {
-        let (at, group) = (t * self.padded, t * (self.padded / GROUP_SIZE));
-        ActivationMut {
-            values: &mut self.values[at..][..self.padded],
-            codes: &mut self.codes[at..][..self.padded],
-            scales: &mut self.scales[group..][..self.padded / GROUP_SIZE],
-            sums: &mut self.sums[group..][..self.padded / GROUP_SIZE],
-        }
+    /// The rows from `first` on of the product of `weight` with the inputs of a tile's `tokens`, as
+    /// many as `out`, `[tokens, rows]`, has.
+    pub(super) fn multiply(
+        &self,
+        kernels: &Kernels,
+        (weight, first): (&Matrix<'_>, usize),
+        tokens: Range<usize>,
+        out: &mut [f32],
+    ) {
+        let rows = out.len() / tokens.len();
+        let mut outs: ArrayVec<_, TILE_TOKENS> = out.chunks_exact_mut(rows).collect();
+        let inputs: ArrayVec<_, TILE_TOKENS> = tokens.map(|t| self.row(t)).collect();
+        kernels.matmul(&mut outs, weight, first, &inputs);
     }
 }

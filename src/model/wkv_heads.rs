@@ -3,20 +3,30 @@
 
 use std::ops::Range;
 
+use arrayvec::ArrayVec;
 use rwkv_edge_kernels::{Kernels, ROW_INTERLEAVE};
 
 use crate::error::Result;
 use crate::format::{Config, Heads, ModelFile};
-use crate::threads::Pool;
+use crate::threads::{Block, Cut, Pool, RowsMut};
 
+use super::batch::{TILE_TOKENS, Tile};
 use super::ops::{Norm, Ops};
 
 /// Groups of heads per thread, if there are enough heads.
 const TURNS: usize = 4;
 
-/// Work on a group of heads: `(its channels, their state, their output, N vectors of scratch)`.
-pub(crate) type GroupWork<'a, const N: usize> =
-    dyn Fn(Range<usize>, &mut [f32], &mut [f32], [&mut [f32]; N]) + Sync + 'a;
+/// Work on a group of heads, with `N` matrices of scratch, `[tokens, channels]` each.
+pub(crate) type GroupWork<'a, const N: usize> = dyn Fn(Group<'_>, [&mut [f32]; N]) + Sync + 'a;
+
+/// A group of heads, for the tokens of a tile.
+pub(crate) struct Group<'a> {
+    pub(crate) channels: Range<usize>,
+    /// The tokens of each text, counted from the first of the tile, and the group's state.
+    texts: ArrayVec<(Range<usize>, &'a mut [f32]), TILE_TOKENS>,
+    /// The output of each token.
+    pub(crate) out: Block<'a, f32>,
+}
 
 /// Heads of one layer's time mixing, with the group norm that follows the recurrence.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +50,13 @@ pub(crate) struct GroupNorm<'a> {
     eps: f32,
     weight: &'a [f32],
     bias: &'a [f32],
+}
+
+impl Group<'_> {
+    /// Prefetches the state of the first head, of `n` channels.
+    pub(crate) fn prefetch(&self, kernels: &Kernels, n: usize) {
+        self.texts.iter().take(1).for_each(|(_, state)| kernels.prefetch(&state[..n * n]));
+    }
 }
 
 impl GroupNorm<'_> {
@@ -80,40 +97,67 @@ impl WkvHeads {
         least * (n_att / least / (TURNS * threads)).max(1)
     }
 
-    /// Shares groups of heads among the threads. `state` and `out` belong to all heads. `scratch`
-    /// has `N` vectors of `n_att` floats.
+    /// Floats of scratch that [`for_each_group`](Self::for_each_group) needs for batches of up to
+    /// `tokens` tokens: `matrices` matrices for each group.
+    pub(crate) fn scratch_len(matrices: usize, tokens: usize, n_att: usize) -> usize {
+        (matrices * tokens.min(TILE_TOKENS)).saturating_mul(n_att)
+    }
+
+    /// Shares groups of heads among the threads, for the tokens of `tile`. `out` has a row of
+    /// `n_att` floats for each token of the batch. `scratch` has
+    /// [`scratch_len`](Self::scratch_len) floats.
     pub(crate) fn for_each_group<const N: usize>(
         &self,
         pool: &mut Pool,
-        state: &mut [f32],
-        out: &mut [f32],
+        tile: Tile<'_>,
+        (mut out, n_att): (RowsMut<'_>, usize),
         scratch: &mut [f32],
         work: &GroupWork<'_, N>,
     ) {
-        let (n, len) = (self.head_size, self.group_len(out.len(), pool.threads()));
-        let pieces = [(state, len * n), (out, len), (scratch, N * len)];
-        pool.for_each_piece(pieces, &|i, [state, out, mut scratch]| {
-            let channels = i * len..i * len + out.len();
-            let vectors = [(); N].map(|()| scratch.split_off_mut(..out.len()).unwrap_or_default());
-            work(channels, state, out, vectors);
+        let (n, len) = (self.head_size, self.group_len(n_att, pool.threads()));
+        let Tile { rows, texts } = tile;
+        let count = rows.len();
+        let (tokens, states): (ArrayVec<_, TILE_TOKENS>, ArrayVec<_, TILE_TOKENS>) =
+            texts.into_iter().map(|text| (text.tokens, Cut::new(text.state, len * n))).unzip();
+        let scratch = Cut::new(&mut scratch[..N * count * n_att], N * count * len);
+        let pieces = (states, out.part(rows).columns(len), scratch);
+        pool.for_each_piece(pieces, &|i, (states, out, mut scratch)| {
+            let channels = i * len..n_att.min((i + 1) * len);
+            let each = count * channels.len();
+            let matrices = [(); N].map(|()| scratch.split_off_mut(..each).unwrap_or_default());
+            let texts = tokens.iter().cloned().zip(states).collect();
+            work(Group { channels, texts, out }, matrices);
         });
     }
 
-    /// Calls `head(its state, its output, its channels in the group)` for each head of a group.
-    /// Prefetches the state of the next head before each call. A step reads a state once, and a
-    /// state is too short for the hardware to prefetch.
+    /// Calls `head(token, its state, its output, its channels in the group)` for each head of a
+    /// group and each token. `out` is `[tokens, channels]`. The tokens of a text come in their
+    /// order, one head after the other, so that the head's state stays in the nearest cache.
+    ///
+    /// Prefetches the state of the head that comes next. A step reads a state once, and a state is
+    /// too short for the hardware to prefetch.
     pub(crate) fn recur(
         &self,
         kernels: &Kernels,
-        mut state: &mut [f32],
+        group: &mut Group<'_>,
         out: &mut [f32],
-        mut head: impl FnMut(&mut [f32], &mut [f32], Range<usize>),
+        mut head: impl FnMut(usize, &mut [f32], &mut [f32], Range<usize>),
     ) {
-        let n = self.head_size;
-        for (i, out) in out.chunks_exact_mut(n).enumerate() {
-            let Some(own) = state.split_off_mut(..n * n) else { break };
-            kernels.prefetch(&state[..state.len().min(n * n)]);
-            head(own, out, i * n..(i + 1) * n);
+        let (n, len) = (self.head_size, group.channels.len());
+        let mut texts = group.texts.iter_mut().peekable();
+        while let Some((tokens, state)) = texts.next() {
+            let mut states = state.chunks_exact_mut(n * n).enumerate().peekable();
+            while let Some((i, state)) = states.next() {
+                match (states.peek(), texts.peek()) {
+                    (Some((_, next)), _) => kernels.prefetch(next),
+                    (None, Some((_, next))) => kernels.prefetch(&next[..n * n]),
+                    (None, None) => (),
+                }
+                let channels = i * n..(i + 1) * n;
+                for t in tokens.clone() {
+                    head(t, state, &mut out[t * len..][channels.clone()], channels.clone());
+                }
+            }
         }
     }
 

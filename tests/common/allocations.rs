@@ -2,12 +2,13 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::Write;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rwkv_edge::format::SamplingParams;
 use rwkv_edge::text::TextStream;
-use rwkv_edge::{Model, Sequence, Session, SessionOptions, StopRules};
+use rwkv_edge::{EngineOptions, Model, Sampler, Sequence, Session, SessionOptions, StopRules};
 
 /// Counts the allocations of all threads.
 struct Counting;
@@ -45,8 +46,8 @@ pub(crate) fn generate_without_allocating(model: &Arc<Model>, n: usize) {
         frequency_penalty: 0.3,
         penalty_decay: 0.99,
     };
-    let options =
-        SessionOptions { sampling: Some(sampling), seed: 3, ..SessionOptions::with_threads(Some(2)) };
+    let engine = EngineOptions { threads: Some(2), head_batch: 2, ..EngineOptions::default() };
+    let options = SessionOptions { engine, sampling: Some(sampling), seed: 3 };
     let before = BYTES.load(Ordering::Relaxed);
     let mut session = Session::new(Arc::clone(model), &options).unwrap();
     let allocated = BYTES.load(Ordering::Relaxed) - before;
@@ -91,4 +92,15 @@ pub(crate) fn generate_without_allocating(model: &Arc<Model>, n: usize) {
     session.engine_mut().feed_batch(&mut batch).unwrap();
     session.engine_mut().logits(&states[1]).unwrap();
     assert_eq!(ALLOCATIONS.load(Ordering::Relaxed) - before, 0, "allocations for a batch of three texts");
+
+    let mut samplers = [(); 3].map(|()| Sampler::new(sampling, model.config().n_vocab, 1).unwrap());
+    let prompt = [1; 70];
+    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    let [first, ..] = &mut states;
+    session.engine_mut().feed_all(first, &prompt, |_, _| Ok(())).unwrap();
+    session.feed_with(&prompt, &mut |_| ControlFlow::Continue(())).unwrap();
+    let [a, b, c] = samplers.each_mut();
+    let mut texts = [(&states[0], a), (&states[1], b), (&states[2], c)];
+    session.engine_mut().sample_batch(&mut texts, &mut [0; 3]).unwrap();
+    assert_eq!(ALLOCATIONS.load(Ordering::Relaxed) - before, 0, "allocations for all logits and three draws");
 }

@@ -1,6 +1,7 @@
 //! The promises of a session to programs that use the library.
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -13,7 +14,8 @@ use tempfile::TempDir;
 /// A session that takes the likeliest tokens.
 fn greedy(model: &Arc<Model>, prompt_chunk: usize) -> Session {
     let sampling = SamplingParams { temperature: 0.0, ..crate::common::PLAIN };
-    let engine = EngineOptions { threads: Some(2), prompt_chunk, ..EngineOptions::default() };
+    let engine =
+        EngineOptions { threads: Some(2), prompt_chunk: Some(prompt_chunk), ..EngineOptions::default() };
     let options = SessionOptions { engine, sampling: Some(sampling), seed: 0 };
     Session::new(Arc::clone(model), &options).unwrap()
 }
@@ -52,6 +54,54 @@ fn the_last_token_of_a_reply_is_fed_before_what_comes_after_the_reply() {
         fed.feed(&[&[1, 2, 3], &reply[..], &[5, 6, 7]].concat()).unwrap();
         assert!(talking.state() == fed.state(), "way {way}");
     }
+}
+
+#[test]
+fn a_prompt_that_is_interrupted_leaves_the_state_of_the_tokens_read() {
+    let model = model(&fixture("v6-tiny.pth"), DType::Int8, None);
+    let tokens = token_walk(30, model.config().n_vocab);
+    for waits in [false, true] {
+        let begin = || {
+            let mut session = greedy(&model, 8);
+            session.feed(&[1]).unwrap();
+            let pending = waits.then(|| session.next_token().unwrap().unwrap());
+            (session, pending)
+        };
+        let (mut session, pending) = begin();
+        let mut reports = Vec::new();
+        let fed = session.feed_with(&tokens, &mut |fed| {
+            reports.push(fed);
+            if fed > 10 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        // The pending token goes with the first tokens.
+        let expected = if waits { [7, 15] } else { [8, 16] };
+        assert_eq!((fed.unwrap(), &reports[..]), (expected[1], &expected[..]));
+        let mut fed = greedy(&model, 1);
+        fed.feed(&[1]).unwrap();
+        fed.feed(&pending.into_iter().chain(tokens[..expected[1]].iter().copied()).collect::<Vec<_>>())
+            .unwrap();
+        assert!(session.state() == fed.state());
+        // The text goes on from there.
+        session.feed(&tokens[expected[1]..]).unwrap();
+        let (mut whole, _) = begin();
+        whole.feed(&tokens).unwrap();
+        assert!(session.state() == whole.state());
+    }
+}
+
+#[test]
+fn a_pending_token_is_fed_in_one_pass_with_what_follows() {
+    let model = model(&fixture("v7-tiny.pth"), DType::Int8, None);
+    let mut session = greedy(&model, 8);
+    session.feed(&[1, 2, 3]).unwrap();
+    session.next_token().unwrap().unwrap();
+    let before = session.engine().traffic();
+    session.feed(&[4, 5, 6]).unwrap();
+    let together = session.engine().traffic() - before;
+    let before = session.engine().traffic();
+    session.feed(&[7]).unwrap();
+    let one = session.engine().traffic() - before;
+    assert!(together.weight_bytes < one.weight_bytes * 3 / 2, "{together:?}, {one:?}");
 }
 
 #[test]
