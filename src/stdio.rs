@@ -10,6 +10,7 @@ use std::iter;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use crate::error::ErrorKind;
 use crate::{host, printable, signals};
 
 /// Standard input.
@@ -122,7 +123,7 @@ pub fn report(program: &str, error: &(dyn Error + 'static)) -> ExitCode {
     let causes: Vec<_> = iter::successors(Some(error), |&error| error.source()).collect();
     let is_broken_pipe = causes
         .iter()
-        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .filter_map(|&cause| io_error(cause))
         .any(|error| error.kind() == io::ErrorKind::BrokenPipe);
     if !is_broken_pipe {
         let texts: Vec<_> = causes.iter().map(ToString::to_string).collect();
@@ -130,6 +131,14 @@ pub fn report(program: &str, error: &(dyn Error + 'static)) -> ExitCode {
     }
     signals::die_if_caught();
     if is_broken_pipe { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The I/O error that an error is. The library's error shows it as its own and not as its source.
+fn io_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a io::Error> {
+    match error.downcast_ref::<crate::Error>().map(crate::Error::kind) {
+        Some(ErrorKind::Io(error)) => Some(error),
+        _ => error.downcast_ref(),
+    }
 }
 
 /// The largest resident set so far, as text.
@@ -166,6 +175,14 @@ impl StatusLine {
         let _ = Stderr.write_all(line.as_bytes());
     }
 
+    /// Erases the line. The cursor is then where the line began.
+    pub fn erase(&mut self) {
+        if self.columns > 0 {
+            let _ = Stderr.write_all(erasure(self.columns, Self::width()).as_bytes());
+            self.columns = 0;
+        }
+    }
+
     fn width() -> usize {
         #[cfg(unix)]
         let width = rustix::termios::tcgetwinsize(io::stderr()).map_or(0, |size| size.ws_col);
@@ -194,9 +211,27 @@ fn rewrite(text: &str, old: usize, width: usize) -> (String, usize) {
     (format!("\r{text}{:blanks$}", ""), columns)
 }
 
+/// The output that erases a line of `old` columns.
+fn erasure(old: usize, width: usize) -> String {
+    rewrite("", old, width).0 + "\r"
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_of_progress_is_erased_whole() {
+        assert_eq!(erasure(3, 80), "\r   \r");
+        assert_eq!(erasure(30, 5), "\r    \r");
+    }
+
+    #[test]
+    fn a_pipe_that_broke_inside_the_library_is_a_broken_pipe() {
+        let error = crate::Error::from(io::Error::from(io::ErrorKind::BrokenPipe));
+        assert_eq!(io_error(&error).unwrap().kind(), io::ErrorKind::BrokenPipe);
+        assert!(io_error(&crate::Error::invalid("no I/O")).is_none());
+    }
 
     #[test]
     fn a_line_of_progress_is_never_wider_than_the_terminal() {

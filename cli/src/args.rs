@@ -11,6 +11,10 @@ use rwkv_edge::kernels::Isa;
 use rwkv_edge::printable::Printable;
 use rwkv_edge::{EngineOptions, LoadOptions, Model, Verify, stdio};
 
+/// Rows of logits that the head computes together where all are needed. Each takes `n_vocab` floats
+/// of memory.
+pub(crate) const ALL_LOGITS_BATCH: usize = 8;
+
 /// Which model to load and how to compute.
 #[derive(Args)]
 pub(crate) struct ModelArgs {
@@ -29,13 +33,17 @@ pub(crate) struct ComputeArgs {
     pub(crate) kernels: KernelArgs,
 }
 
-/// Which kernels to run, and whether to check the weights.
+/// Which kernels to run and for how many tokens, and whether to check the weights.
 #[derive(Args)]
 pub(crate) struct KernelArgs {
     /// Instruction set of the kernels, by the names that `info` lists [default: $RWKV_EDGE_ISA, or
     /// the best this CPU has]
     #[arg(long)]
     pub(crate) isa: Option<Isa>,
+    /// Tokens of a text that go through the model together; 1 is token by token [default: what is
+    /// fastest with these kernels]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    prompt_chunk: Option<u16>,
     /// Do not check the weights' checksums
     #[arg(long)]
     pub(crate) no_verify: bool,
@@ -52,9 +60,13 @@ impl ModelArgs {
 }
 
 impl ComputeArgs {
-    /// The default options with these threads.
+    /// The default options with these threads and chunks.
     pub(crate) fn engine_options(&self) -> EngineOptions {
-        EngineOptions { threads: self.threads(), ..EngineOptions::default() }
+        EngineOptions {
+            threads: self.threads(),
+            prompt_chunk: self.kernels.prompt_chunk(),
+            ..EngineOptions::default()
+        }
     }
 
     /// The number of threads of an engine. If the user did not choose it, threads from here on keep
@@ -64,6 +76,13 @@ impl ComputeArgs {
             DefaultThreads::detect().keep_to_fast_cores();
         }
         self.threads.map(usize::from)
+    }
+}
+
+impl KernelArgs {
+    /// The number of tokens that go through the model together.
+    pub(crate) fn prompt_chunk(&self) -> Option<usize> {
+        self.prompt_chunk.map(usize::from)
     }
 }
 

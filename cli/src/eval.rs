@@ -6,14 +6,13 @@
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use clap::Args;
-use rwkv_edge::stdio::StatusLine;
-use rwkv_edge::{Model, Session, SessionOptions, Verify, input, stdio};
+use rwkv_edge::{Engine, EngineOptions, Model, State, Verify, input, stdio};
 
-use crate::args::{ModelArgs, load};
+use crate::args::{ALL_LOGITS_BATCH, ModelArgs, load};
+use crate::progress::Progress;
 use crate::utf16::hint_at_utf16;
 
 #[derive(Args)]
@@ -50,30 +49,92 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
     let first = start.len().max(1);
     ensure!(tokens.len() > first, "{}: too short to predict anything", args.text.display());
 
-    let options = SessionOptions::with_threads(args.model.compute.threads());
-    let mut session = Session::new(Arc::clone(&model), &options)?;
-    let mut other = reference.map(|model| Session::new(model, &options)).transpose()?;
-    let mut totals = Totals::default();
-    let mut progress = Progress::new(tokens.len() - first);
-    for (i, pair) in tokens.windows(2).enumerate() {
-        session.feed(&pair[..1])?;
-        if let Some(other) = &mut other {
-            other.feed(&pair[..1])?;
-        }
-        if i + 1 < first {
-            continue;
-        }
-        let logits = LogSoftmax::new(session.logits()?);
-        totals.predict(&logits, pair[1]);
-        if let Some(other) = &mut other {
-            totals.compare(&LogSoftmax::new(other.logits()?), &logits);
-        }
-        progress.step(&totals);
-    }
-    drop(progress);
+    let engine = args.model.compute.engine_options();
+    let mut reader = Reader::new(Arc::clone(&model), &engine, &tokens[..first - 1])?;
+    let mut reference = reference
+        .map(|model| anyhow::Ok(Reference::new(Reader::new(model, &engine, &tokens[..first - 1])?)))
+        .transpose()?;
+    let totals = predict(&mut reader, reference.as_mut(), &tokens[first - 1..])?;
     let tokenizer = model.tokenizer();
     let bytes: usize = tokens[first..].iter().map(|&id| tokenizer.token(id).len()).sum();
     totals.report(bytes)
+}
+
+/// Predicts each of `tokens` but the first from those before it.
+fn predict(reader: &mut Reader, mut reference: Option<&mut Reference>, tokens: &[u32]) -> Result<Totals> {
+    let predicted = &tokens[1..];
+    let mut totals = Totals::default();
+    let mut progress = Progress::new(predicted.len());
+    let block = if reference.is_some() { Reference::TOKENS } else { tokens.len() };
+    let known = tokens[..predicted.len()].chunks(block);
+    for (known, predicted) in known.zip(predicted.chunks(block)) {
+        if let Some(reference) = &mut reference {
+            reference.read(known)?;
+        }
+        reader.read(known, |i, logits| {
+            let logits = LogSoftmax::new(logits);
+            totals.predict(&logits, predicted[i]);
+            if let Some(reference) = &reference {
+                totals.compare(&LogSoftmax::new(reference.logits(i)), &logits);
+            }
+            progress.show(totals.tokens, || format!(", {:.4} nats/token", totals.nats.mean()));
+        })?;
+    }
+    Ok(totals)
+}
+
+/// A model that reads the text.
+struct Reader {
+    engine: Engine<'static>,
+    state: State,
+}
+
+impl Reader {
+    /// A model that has read `start`.
+    fn new(model: Arc<Model>, options: &EngineOptions, start: &[u32]) -> Result<Self> {
+        let mut state = model.initial_state()?;
+        let mut engine = Engine::new(model, &EngineOptions { head_batch: ALL_LOGITS_BATCH, ..*options })?;
+        engine.feed(&mut state, start)?;
+        Ok(Self { engine, state })
+    }
+
+    /// Reads on, and calls `each` with the index of each token and the logits after it.
+    fn read(&mut self, tokens: &[u32], mut each: impl FnMut(usize, &[f32])) -> Result<()> {
+        self.engine.feed_all(&mut self.state, tokens, |i, logits| {
+            each(i, logits);
+            Ok(())
+        })?;
+        Ok(())
+    }
+}
+
+/// Another file of the model. It reads a block of the text ahead.
+struct Reference {
+    reader: Reader,
+    /// The logits after each token of the block, `[TOKENS, n_vocab]`.
+    logits: Vec<f32>,
+}
+
+impl Reference {
+    /// Tokens of a block.
+    const TOKENS: usize = 32;
+
+    fn new(reader: Reader) -> Self {
+        let n_vocab = reader.engine.model().config().n_vocab;
+        Self { reader, logits: vec![0.0; Self::TOKENS * n_vocab] }
+    }
+
+    /// Reads a block of at most [`TOKENS`](Self::TOKENS).
+    fn read(&mut self, tokens: &[u32]) -> Result<()> {
+        let logits = &mut self.logits;
+        self.reader.read(tokens, |i, row| logits[i * row.len()..][..row.len()].copy_from_slice(row))
+    }
+
+    /// The logits after token `i` of the block, `[n_vocab]`.
+    fn logits(&self, i: usize) -> &[f32] {
+        let n_vocab = self.logits.len() / Self::TOKENS;
+        &self.logits[i * n_vocab..][..n_vocab]
+    }
 }
 
 fn check_comparable(model: &Model, reference: &Model) -> Result<()> {
@@ -183,40 +244,5 @@ impl Totals {
             writeln!(out, "top-1 agreement   {share:.2} %")?;
         }
         Ok(out.flush()?)
-    }
-}
-
-/// Progress on standard error: a line that is rewritten on a terminal, or one line every ten
-/// seconds elsewhere.
-struct Progress {
-    total: usize,
-    started: Instant,
-    shown: Instant,
-    terminal: Option<StatusLine>,
-}
-
-impl Progress {
-    const INTERVAL: Duration = Duration::from_secs(10);
-
-    fn new(total: usize) -> Self {
-        let now = Instant::now();
-        Self { total, started: now, shown: now, terminal: StatusLine::on_terminal() }
-    }
-
-    fn step(&mut self, totals: &Totals) {
-        let Self { total, started, .. } = *self;
-        let text = || {
-            let rate = totals.tokens as f64 / started.elapsed().as_secs_f64();
-            let nats = totals.nats.mean();
-            format!("{}/{total} tokens, {rate:.0} tokens/s, {nats:.4} nats/token", totals.tokens)
-        };
-        match &mut self.terminal {
-            Some(line) => line.show(text),
-            None if self.shown.elapsed() >= Self::INTERVAL => {
-                self.shown = Instant::now();
-                stdio::eprint_line(format_args!("{}", text()));
-            }
-            None => {}
-        }
     }
 }

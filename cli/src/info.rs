@@ -36,8 +36,8 @@ pub(super) fn run(args: &InfoArgs) -> Result<()> {
     }
     // Detected before threads are restricted to the cores that this finds.
     let default_threads = DefaultThreads::detect();
-    let threads = compute.threads();
-    let session = SessionOptions::with_threads(threads);
+    let session = SessionOptions { engine: compute.engine_options(), ..SessionOptions::default() };
+    let threads = session.engine.threads;
     writeln!(out, "memory plan")?;
     write!(out, "{}", Session::plan(&model, &session)?)?;
     let available: Vec<_> = Isa::ALL.iter().filter(|isa| isa.is_available()).map(|isa| isa.name()).collect();

@@ -9,6 +9,7 @@ mod builtin;
 mod eval;
 mod info;
 mod logits;
+mod progress;
 mod run;
 mod tokenize;
 mod utf16;

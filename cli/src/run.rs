@@ -1,6 +1,7 @@
 //! `rwkv-edge run`: continue a text.
 
 use std::io::{self, IsTerminal, Write};
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +14,7 @@ use rwkv_edge::{
 };
 
 use crate::args::ModelArgs;
+use crate::progress::Progress;
 use crate::utf16::hint_at_utf16;
 
 #[derive(Args)]
@@ -88,14 +90,7 @@ impl RunArgs {
     ) -> Result<Written> {
         let started = Instant::now();
         let tokens = model.encode_prompt(prompt)?;
-        let mut fed = 0;
-        for chunk in tokens.chunks(session.engine().prompt_chunk()) {
-            if interrupted.load(Ordering::Relaxed) {
-                break;
-            }
-            session.feed(chunk)?;
-            fed += chunk.len();
-        }
+        let fed = feed(session, &tokens, interrupted)?;
         let prompt_rate = Rate { tokens: fed as u64, time: started.elapsed() };
 
         let started = Instant::now();
@@ -166,6 +161,19 @@ impl RunArgs {
             stdio::peak_rss(),
         ));
     }
+}
+
+/// Feeds tokens until a signal comes. Returns their number.
+fn feed(session: &mut Session, tokens: &[u32], interrupted: &AtomicBool) -> Result<usize> {
+    let mut progress = Progress::new(tokens.len());
+    let fed = session.feed_with(tokens, &mut |fed| {
+        progress.show(fed, String::new);
+        match interrupted.load(Ordering::Relaxed) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    })?;
+    Ok(fed)
 }
 
 /// The result of a run.

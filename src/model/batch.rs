@@ -130,6 +130,9 @@ pub(crate) enum Mixing {
     Channel,
 }
 
+/// Work on a token: `(its normalised stream, that of the token before it, its piece)`.
+pub(crate) type PairWork<'a, P> = dyn Fn(&[f32], &[f32], <P as Pieces>::Piece) + Sync + 'a;
+
 /// A batch on its way through one half of one layer.
 pub(crate) struct Step<'a, 's> {
     sequences: &'a mut [Sequence<'s>],
@@ -212,7 +215,7 @@ impl<'a, 's> Step<'a, 's> {
         &self,
         pool: &mut Pool,
         pieces: P,
-        work: &(dyn Fn(&[f32], &[f32], P::Piece) + Sync),
+        work: &PairWork<'_, P>,
     ) {
         let (n_embd, previous) = (self.n_embd, self.previous_input());
         let (sequences, h) = (&*self.sequences, &*self.h);

@@ -94,6 +94,65 @@ fn logits_as_text_and_binary_are_the_same_numbers() {
 }
 
 #[test]
+fn chunks_of_every_length_give_the_same_logits() {
+    let (_folder, model) = tiny();
+    let tokens: Vec<_> = (0..130).map(|i| (i * 89 % 256).to_string()).collect();
+    let tokens = tokens.join(",");
+    let logits = |options: &[&str]| {
+        let output = run(&[&["logits", &model, "--tokens", &tokens, "--binary"], options].concat());
+        assert!(output.status.success(), "{output:?}");
+        output.stdout
+    };
+    let expected = logits(&[]);
+    assert_eq!(expected.len(), 4 * 256);
+    for chunk in ["1", "7", "64", "4096"] {
+        assert!(logits(&["--prompt-chunk", chunk]) == expected, "chunks of {chunk}");
+    }
+}
+
+#[test]
+fn logits_of_all_tokens_are_those_after_each_prefix() {
+    let (_folder, model) = tiny();
+    let tokens: Vec<_> = (0..20).map(|i| (i * 89 % 256).to_string()).collect();
+    let logits = |tokens: &[String], options: &[&str]| {
+        let output = run(&[&["logits", &model, "--tokens", &tokens.join(",")], options].concat());
+        assert!(output.status.success(), "{output:?}");
+        output.stdout
+    };
+    let binary: Vec<_> = (1..=20).flat_map(|prefix| logits(&tokens[..prefix], &["--binary"])).collect();
+    let text: String = (1..=20)
+        .map(|prefix| String::from_utf8(logits(&tokens[..prefix], &[])).unwrap())
+        .map(|lines| lines.trim_end().replace('\n', " ") + "\n")
+        .collect();
+    for chunk in ["1", "7", "64"] {
+        let options = ["--all", "--prompt-chunk", chunk];
+        assert!(logits(&tokens, &[&options[..], &["--binary"]].concat()) == binary, "chunks of {chunk}");
+        assert_eq!(String::from_utf8(logits(&tokens, &options)).unwrap(), text, "chunks of {chunk}");
+    }
+}
+
+#[test]
+fn an_unknown_token_is_refused_before_any_logits() {
+    assert!(failure(&["logits", FAIRY, "--all", "--tokens", "1,2,5000"]).contains("5000"));
+}
+
+#[test]
+fn logits_that_nobody_reads_are_no_failure() {
+    let (_folder, model) = tiny();
+    let tokens = vec!["1"; 2000].join(",");
+    let mut child = command()
+        .args(["logits", &model, "--all", "--tokens", &tokens])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}
+
+#[test]
 fn tokenize_prints_ids_and_decodes_them_again() {
     let text = b"Once upon a time, \xf0\x9f\x90\xba \xff\n";
     let ids = stdout(&pipe(&["tokenize", FAIRY], text));
@@ -130,6 +189,23 @@ fn eval_against_itself_is_exact_and_against_another_is_not() {
 }
 
 #[test]
+fn eval_prints_the_same_for_chunks_of_every_length() {
+    let (_f32_folder, f32) = convert(&fixture("v4-tiny.pth"), &options(DType::F32));
+    let (folder, model) = tiny();
+    let text = folder.path().join("text.txt");
+    fs::write(&text, "Some bytes, and then 99 others. ".repeat(5)).unwrap();
+    let (f32, text) = (f32.to_str().unwrap(), text.to_str().unwrap());
+    for against in [&[][..], &["--against", f32][..]] {
+        let eval =
+            |options: &[&str]| stdout(&run(&[&["eval", &model, "--text", text], against, options].concat()));
+        let expected = eval(&[]);
+        for chunk in ["1", "7", "64"] {
+            assert_eq!(eval(&["--prompt-chunk", chunk]), expected, "chunks of {chunk}");
+        }
+    }
+}
+
+#[test]
 fn eval_against_another_model_is_refused() {
     let (_folder, model) = tiny();
     let message =
@@ -159,7 +235,23 @@ fn info_shows_the_header_the_plan_and_the_kernels_and_verifies() {
 fn bench_prints_speed_and_bandwidth() {
     let (_folder, model) = tiny();
     let text = stdout(&run(&["bench", &model, "-n", "4", "--threads", "1,2", "--profile"]));
-    for part in ["threads           2", "decode", "p99", "read per token", "share of limit", "time_mix in"] {
+    for part in [
+        "threads           2",
+        "prompt   ",
+        "GMAC/s",
+        "share of peak",
+        "decode",
+        "p99",
+        "read per token",
+        "share of limit",
+        "time_mix in",
+    ] {
+        assert!(text.contains(part), "{part:?} missing in {text}");
+    }
+    assert!(!text.contains("texts") && !text.contains("depth"), "{text}");
+    let text =
+        stdout(&run(&["bench", &model, "-n", "4", "--threads", "1", "--sessions", "3", "--depth", "9"]));
+    for part in ["the sum over 3 texts", "depth             9 tokens"] {
         assert!(text.contains(part), "{part:?} missing in {text}");
     }
 }
@@ -169,10 +261,14 @@ fn bench_prints_json() {
     let (_folder, model) = tiny();
     let text = stdout(&run(&["bench", &model, "-n", "4", "--threads", "1,2", "--json", "--profile"]));
     let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((&json["sessions"], &json["depth"]), (&1.into(), &0.into()));
     for (run, threads) in json["runs"].as_array().unwrap().iter().zip([1, 2]) {
         assert_eq!(run["threads"], threads);
         for key in [
+            "prompt_chunk",
             "prompt_tokens_per_second",
+            "multiply_accumulate_peak_per_second",
+            "prompt_share_of_peak",
             "decode_tokens_per_second",
             "bytes_per_token",
             "read_bandwidth_bytes_per_second",
@@ -186,14 +282,39 @@ fn bench_prints_json() {
     }
 }
 
+/// What `bench` measures with one thread.
+fn bench(options: &[&str]) -> serde_json::Value {
+    let args = ["bench", FAIRY, "--prompt", "8", "--threads", "1", "--json"];
+    let text = stdout(&run(&[&args, options].concat()));
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    json["runs"][0].clone()
+}
+
+/// Bytes per token that `bench` measures.
+fn bytes(options: &[&str]) -> f64 {
+    bench(&[&["-n", "8"], options].concat())["bytes_per_token"].as_f64().unwrap()
+}
+
+#[test]
+fn texts_together_read_each_matrix_once() {
+    for choose in ["greedy", "sample"] {
+        let one = bytes(&["--choose", choose]);
+        let four = bytes(&["--choose", choose, "--sessions", "4"]);
+        // What remains are the columns of ffn.value, which differ between texts, and states.
+        assert!(four < 0.6 * one, "{choose}: {four} bytes of {one}");
+    }
+}
+
+#[test]
+fn the_speed_of_several_texts_is_the_sum_and_the_latency_that_of_a_step() {
+    let run = bench(&["-n", "1", "--sessions", "5", "--choose", "logits"]);
+    let (speed, latency) = (&run["decode_tokens_per_second"], &run["latency_ms"]["max"]);
+    let tokens = speed.as_f64().unwrap() * latency.as_f64().unwrap() / 1e3;
+    assert!((tokens - 5.0).abs() < 0.05, "{run}");
+}
+
 #[test]
 fn what_bench_does_without_costs_bytes() {
-    let bytes = |without: &[&str]| {
-        let text =
-            stdout(&run(&[&["bench", FAIRY, "-n", "8", "--threads", "1", "--json"], without].concat()));
-        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
-        json["runs"][0]["bytes_per_token"].as_f64().unwrap()
-    };
     let all = bytes(&[]);
     assert!(bytes(&["--without", "sparse-value"]) > 1.1 * all);
     assert!(bytes(&["--without", "shortlist"]) > 1.02 * all);
@@ -263,6 +384,24 @@ fn wrong_numbers_are_refused() {
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("mmx"));
     assert_eq!(run(&["run", "--no-such-option"]).status.code(), Some(2));
+    for command in ["run", "logits", "eval", "bench"] {
+        for chunk in ["0", "4097", "many"] {
+            let output = run(&[command, "--prompt-chunk", chunk]);
+            assert_eq!(output.status.code(), Some(2));
+            let message = String::from_utf8(output.stderr).unwrap();
+            let line = message.lines().next().unwrap();
+            assert!(line.contains("--prompt-chunk") && line.contains(chunk), "{message}");
+        }
+    }
+    for [option, value] in
+        [["--sessions", "0"], ["--sessions", "65"], ["--depth", "-1"], ["--without", "prompt-chunks"]]
+    {
+        let output = run(&["bench", &format!("{option}={value}")]);
+        assert_eq!(output.status.code(), Some(2), "{option} {value}");
+        let message = String::from_utf8(output.stderr).unwrap();
+        let line = message.lines().next().unwrap();
+        assert!(line.contains(option) && line.contains(value), "{message}");
+    }
 }
 
 #[test]

@@ -3,7 +3,9 @@
 
 use std::fs;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
-use std::process::{Command, Output, Stdio};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread::{self, sleep};
 use std::time::Duration;
 
@@ -51,7 +53,7 @@ fn output_that_would_block_is_waited_for() {
     let (_folder, model) = tiny();
     let text = ["run", &model, "-p", "x", "-n", "6000", "--seed", "1"];
     let info = ["info", &model, "--tensors"];
-    let logits = ["logits", &model, "--tokens", "1"];
+    let logits = ["logits", &model, "--tokens", "1,2", "--all"];
     for args in [&text[..], &info[..], &logits[..]] {
         let expected = run(args).stdout;
         assert_eq!(run_into_slow_pipe(args), expected, "{args:?}");
@@ -94,39 +96,107 @@ fn a_summary_that_would_block_is_waited_for() {
     assert!(child.wait().unwrap().success());
 }
 
-/// The output of a command on a terminal of `columns` columns.
-fn on_terminal(mut command: Command, columns: u16) -> String {
+/// A text that takes every machine more than seconds to read, and its length.
+fn endless_text(folder: &Path) -> (String, usize) {
+    let path = folder.join("text.txt");
+    let text = "some bytes to predict ".repeat(100_000);
+    fs::write(&path, &text).unwrap();
+    (path.to_str().unwrap().to_owned(), text.len())
+}
+
+fn terminate(child: &Child) {
+    assert!(Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
+}
+
+/// The output of a command on a terminal of `columns` columns. A signal ends the command after it
+/// has shown progress twice.
+fn interrupted_on_terminal(mut command: Command, columns: u16) -> (String, ExitStatus) {
     let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
     unlockpt(&terminal).unwrap();
     let peer = fs::File::from(ioctl_tiocgptpeer(&terminal, OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap());
     tcsetwinsize(&peer, Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
     let mut child = command.stdout(peer.try_clone().unwrap()).stderr(peer).spawn().unwrap();
     drop(command);
-    let reader = thread::spawn(move || {
-        let (mut terminal, mut bytes) = (fs::File::from(terminal), Vec::new());
-        // The read ends with an error, because nobody has the terminal open any more.
-        let _ = terminal.read_to_end(&mut bytes);
-        String::from_utf8(bytes).unwrap()
-    });
-    assert!(child.wait().unwrap().success());
-    reader.join().unwrap()
+    let (mut terminal, mut bytes, mut piece) = (fs::File::from(terminal), Vec::new(), [0; 4096]);
+    let mut is_terminated = false;
+    // The read ends with an error, because nobody has the terminal open any more.
+    while let Ok(n @ 1..) = terminal.read(&mut piece) {
+        bytes.extend_from_slice(&piece[..n]);
+        if !is_terminated && bytes.iter().filter(|byte| **byte == b'\r').count() >= 2 {
+            terminate(&child);
+            is_terminated = true;
+        }
+    }
+    (String::from_utf8(bytes).unwrap(), child.wait().unwrap())
+}
+
+/// The updates of a line of progress.
+fn updates(progress: &str) -> Vec<&str> {
+    progress.split('\r').filter(|update| !update.is_empty()).collect()
+}
+
+#[test]
+fn an_interrupted_prompt_erases_its_progress_and_tells_the_tokens_read() {
+    let (folder, model) = tiny();
+    let (text, tokens) = endless_text(folder.path());
+    let mut run = command();
+    run.args(["run", &model, "--threads", "1", "--prompt-file", &text]);
+    let (output, status) = interrupted_on_terminal(run, 80);
+    assert_eq!(status.signal(), Some(15), "{output}");
+    let (progress, summary) = output.split_once('\n').unwrap();
+    let updates = updates(progress);
+    let (erased, shown) = updates.split_last().unwrap();
+    assert!(shown.len() >= 2 && erased.trim().is_empty() && progress.ends_with('\r'), "{output:?}");
+    assert!(erased.len() >= shown.iter().map(|update| update.trim_end().len()).max().unwrap(), "{output:?}");
+    for update in shown {
+        assert!(update.contains(&format!("/{tokens} tokens, ")) && update.contains(" s left"), "{update}");
+    }
+    let read: usize = summary.split_whitespace().nth(1).unwrap().parse().unwrap();
+    assert!(summary.starts_with("prompt: ") && (1..tokens).contains(&read), "{summary}");
+    assert!(summary.contains("generation: 0 tokens"), "{summary}");
 }
 
 #[test]
 fn progress_does_not_wrap_on_a_narrow_terminal() {
     let (folder, model) = tiny();
-    let text = folder.path().join("text.txt");
-    fs::write(&text, "some bytes to predict ".repeat(50)).unwrap();
-    for (columns, room) in [(80, 79), (40, 39), (10, 9), (0, 39)] {
+    let (text, _) = endless_text(folder.path());
+    let output = |columns| {
         let mut eval = command();
-        eval.args(["eval", &model, "--threads", "1", "--text", text.to_str().unwrap()]);
-        let output = on_terminal(eval, columns);
-        let (progress, report) = output.split_once('\n').unwrap();
-        let updates: Vec<_> = progress.trim_end().split('\r').filter(|update| !update.is_empty()).collect();
-        assert!(!updates.is_empty() && updates.iter().all(|update| update.len() <= room), "{updates:?}");
-        assert!(updates[0].contains("/1099"), "{updates:?}");
-        assert!(report.starts_with("tokens   "), "{report}");
-    }
+        eval.args(["eval", &model, "--threads", "1", "--text", &text]);
+        interrupted_on_terminal(eval, columns).0
+    };
+    thread::scope(|scope| {
+        for (columns, room) in [(40, 39), (10, 9), (0, 39)] {
+            scope.spawn(move || {
+                let output = output(columns);
+                let updates = updates(&output);
+                assert!(
+                    updates.len() >= 2 && updates.iter().all(|update| update.len() <= room),
+                    "{output:?}"
+                );
+                assert!(updates.iter().all(|update| update.contains("/2199")), "{output:?}");
+            });
+        }
+    });
+}
+
+#[test]
+fn a_pipe_gets_no_progress() {
+    let (folder, model) = tiny();
+    let (text, _) = endless_text(folder.path());
+    let start =
+        |args: [&str; 6]| command().args(args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let run = start(["run", &model, "--threads", "1", "--prompt-file", &text]);
+    let eval = start(["eval", &model, "--threads", "1", "--text", &text]);
+    sleep(Duration::from_millis(1500));
+    let errors = [run, eval].map(|child| {
+        terminate(&child);
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.signal(), Some(15), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    });
+    assert!(errors[0].starts_with("prompt: ") && errors[0].lines().count() == 3, "{}", errors[0]);
+    assert_eq!(errors[1], "");
 }
 
 fn hint(output: &Output) -> bool {
