@@ -211,12 +211,7 @@ impl<'a, 's> Step<'a, 's> {
     /// Calls `work(h, h_prev, piece)` with the piece of each token, after [`shift`](Self::shift).
     /// `h` is the token's normalised stream, `h_prev` that of the token before it in its text. The
     /// threads share the tokens.
-    pub(crate) fn for_each_pair<P: Pieces>(
-        &self,
-        pool: &mut Pool,
-        pieces: P,
-        work: &PairWork<'_, P>,
-    ) {
+    pub(crate) fn for_each_pair<P: Pieces>(&self, pool: &mut Pool, pieces: P, work: &PairWork<'_, P>) {
         let (n_embd, previous) = (self.n_embd, self.previous_input());
         let (sequences, h) = (&*self.sequences, &*self.h);
         let row = |t: usize| &h[t * n_embd..][..n_embd];
