@@ -3,14 +3,39 @@
 use core::arch::aarch64::*;
 
 use super::int::{Rows, add_group, finish, groups, int_matvec, load_line, nibbles, row_scales};
-use super::memory::load_codes;
-use super::shim::{prefetch, sdot_rows};
+use super::matmul::{BIAS, decode_int4, decode_int8, load_rows, load_weights, store_rows, value};
+use super::memory::{load_codes, load_f32};
+use super::shim::{broadcast_i32, floats_in_step, in_step, prefetch, prefetch_panel, sdot_rows};
 use super::streams::BlockStream;
-use crate::generic::{Group, Int4Lines, Int8Lines, Parts};
+use crate::generic::{
+    BYTE_PANEL, ByteBlock, Group, Int4Lines, Int8Lines, IntColumns, Parts, RowSums, int_columns, matmul,
+};
 use crate::layout::{Activation, DType, LINE_BYTES, Matrix, ROW_INTERLEAVE};
 
 int_matvec!("neon,dotprod", matvec_int4, DType::Int4, Int4Lines, int4_dot);
 int_matvec!("neon,dotprod", matvec_int8, DType::Int8, Int8Lines, int8_dot);
+
+// Three vectors have 24 registers of sums.
+matmul!(
+    "neon,dotprod",
+    matmul_int4,
+    DType::Int4,
+    [ByteBlock<0>; BYTE_PANEL],
+    prefetch_panel,
+    decode_int4,
+    tile,
+    3: [1 2 3]
+);
+matmul!(
+    "neon,dotprod",
+    matmul_int8,
+    DType::Int8,
+    [ByteBlock<0>; BYTE_PANEL],
+    prefetch_panel,
+    decode_int8,
+    tile,
+    3: [1 2 3]
+);
 
 /// The 32 codes of a group.
 #[target_feature(enable = "neon")]
@@ -79,9 +104,91 @@ fn int8_line<const LINE: usize, const QUAD: usize>(
     x: int8x16_t,
     later: &[u8],
 ) -> Rows<int32x4_t> {
-    let [a, b, c, d] = load_line(line);
+    let weights = load_weights(line);
     prefetch::<LINE>(later);
-    let weights =
-        [vreinterpretq_s8_u8(a), vreinterpretq_s8_u8(b), vreinterpretq_s8_u8(c), vreinterpretq_s8_u8(d)];
     sdot_rows::<QUAD>(sums, weights, x)
+}
+
+#[target_feature(enable = "neon,dotprod")]
+#[inline]
+fn tile<const T: usize>(
+    panel: &[ByteBlock<0>],
+    first: usize,
+    xs: &[Activation<'_>; T],
+    sums: &mut [RowSums; T],
+) {
+    let xs = int_columns(xs, first, panel.len());
+    let mut acc = sums.each_ref().map(|sums| load_rows(sums));
+    for (i, block) in panel.iter().enumerate() {
+        acc = add_group_of::<0, T>(acc, block, &xs, i);
+        acc = add_group_of::<1, T>(acc, block, &xs, i);
+    }
+    for (sums, acc) in sums.iter_mut().zip(acc) {
+        store_rows(sums, acc);
+    }
+}
+
+/// Adds the products with group `G` of column block `i`.
+#[target_feature(enable = "neon,dotprod")]
+#[inline]
+fn add_group_of<const G: usize, const T: usize>(
+    mut acc: [Rows<float32x4_t>; T],
+    block: &ByteBlock<0>,
+    xs: &[IntColumns<'_>; T],
+    i: usize,
+) -> [Rows<float32x4_t>; T] {
+    let (first, second) = block.lines[G].split_at(4);
+    let mut dots = [[vdupq_n_s32(0); 4]; T];
+    for dot in dots.as_flattened_mut() {
+        *dot = broadcast_i32(BIAS);
+    }
+    let codes = xs.each_ref().map(|x| load_codes(&x.codes[i][G].as_flattened().as_chunks().0[0]));
+    let dots = add_line::<0, T>(dots, &first[0], codes);
+    let dots = add_line::<1, T>(dots, &first[1], codes);
+    let dots = add_line::<2, T>(dots, &first[2], codes);
+    let dots = add_line::<3, T>(dots, &first[3], codes);
+    let codes = xs.each_ref().map(|x| load_codes(&x.codes[i][G].as_flattened().as_chunks().0[1]));
+    let dots = add_line::<0, T>(dots, &second[0], codes);
+    let dots = add_line::<1, T>(dots, &second[1], codes);
+    let dots = add_line::<2, T>(dots, &second[2], codes);
+    let dots = add_line::<3, T>(dots, &second[3], codes);
+    let (scales, _) = block.scales[G].as_chunks();
+    let x_scales = xs.each_ref().map(|x| x.scales[i][G]);
+    acc = add_register::<0, T>(acc, &scales[0], x_scales, &dots);
+    acc = add_register::<1, T>(acc, &scales[1], x_scales, &dots);
+    acc = add_register::<2, T>(acc, &scales[2], x_scales, &dots);
+    add_register::<3, T>(acc, &scales[3], x_scales, &dots)
+}
+
+/// Adds `scales * x_scale * dot` to register `R` of each vector.
+#[target_feature(enable = "neon")]
+#[inline]
+fn add_register<const R: usize, const T: usize>(
+    mut acc: [Rows<float32x4_t>; T],
+    scales: &[f32; 4],
+    x_scales: [f32; T],
+    dots: &[Rows<int32x4_t>; T],
+) -> [Rows<float32x4_t>; T] {
+    let scales = load_f32(scales);
+    for ((acc, dots), x_scale) in acc.iter_mut().zip(dots).zip(x_scales) {
+        acc[R] = vfmaq_f32(acc[R], vmulq_n_f32(scales, x_scale), value(dots[R]));
+    }
+    floats_in_step(&mut acc);
+    acc
+}
+
+/// Adds the products of a line with quad `QUAD` of each vector.
+#[target_feature(enable = "neon,dotprod")]
+#[inline]
+fn add_line<const QUAD: usize, const T: usize>(
+    mut dots: [Rows<int32x4_t>; T],
+    line: &[u8; LINE_BYTES],
+    codes: [int8x16_t; T],
+) -> [Rows<int32x4_t>; T] {
+    let weights = load_weights(line);
+    for (dots, codes) in dots.iter_mut().zip(codes) {
+        *dots = sdot_rows::<QUAD>(*dots, weights, codes);
+    }
+    in_step(&mut dots);
+    dots
 }

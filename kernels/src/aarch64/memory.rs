@@ -18,13 +18,12 @@ pub(super) fn load_codes(from: &[i8; 16]) -> int8x16_t {
     unsafe { vld1q_s8(from.as_ptr()) }
 }
 
-/// Eight codes in each half of a register.
 #[target_feature(enable = "neon")]
 #[inline]
-pub(super) fn load_code_pair(from: [&[i8; 8]; 2]) -> int8x16_t {
-    // SAFETY: 8 bytes are readable at each place.
-    let [low, high] = from.map(|from| unsafe { vld1_s8(from.as_ptr()) });
-    vcombine_s8(low, high)
+pub(super) fn store_codes(to: &mut [u8; 16], value: int8x16_t) {
+    let bytes = vreinterpretq_u8_s8(value);
+    // SAFETY: 16 bytes are writable; the store needs no alignment.
+    unsafe { vst1q_u8(to.as_mut_ptr(), bytes) }
 }
 
 #[target_feature(enable = "neon")]

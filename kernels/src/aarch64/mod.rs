@@ -16,6 +16,7 @@ mod dotprod;
 mod float;
 mod i8mm;
 mod int;
+mod matmul;
 mod memory;
 #[cfg(miri)]
 mod miri;
@@ -32,7 +33,7 @@ use crate::generic::entries;
 use crate::isa::Isa;
 use crate::layout::{Activation, Matrix, Records, Sparse, SparseScale};
 use crate::scalar;
-use crate::table::{Kernels, vector_by_vector};
+use crate::table::Kernels;
 
 /// The kernels of [`Isa::Neon`]; to be used only where that level is available.
 pub(crate) const NEON: Kernels = Kernels {
@@ -41,10 +42,10 @@ pub(crate) const NEON: Kernels = Kernels {
     matvec_f16: entry::matvec_f16,
     matvec_int8: entry::matvec_int8,
     matvec_int4: entry::matvec_int4,
-    matmul_f32: |outs, w, first_row, xs| vector_by_vector(entry::matvec_f32, outs, w, first_row, xs),
-    matmul_f16: |outs, w, first_row, xs| vector_by_vector(entry::matvec_f16, outs, w, first_row, xs),
-    matmul_int8: |outs, w, first_row, xs| vector_by_vector(entry::matvec_int8, outs, w, first_row, xs),
-    matmul_int4: |outs, w, first_row, xs| vector_by_vector(entry::matvec_int4, outs, w, first_row, xs),
+    matmul_f32: entry::matmul_f32,
+    matmul_f16: entry::matmul_f16,
+    matmul_int8: entry::matmul_int8,
+    matmul_int4: entry::matmul_int4,
     nonzero: entry::nonzero,
     reaching: entry::reaching,
     sparse_f32: entry::sparse_f32,
@@ -66,12 +67,8 @@ pub(crate) const DOTPROD: Kernels = Kernels {
     isa: Isa::Dotprod,
     matvec_int8: dotprod_entry::matvec_int8,
     matvec_int4: dotprod_entry::matvec_int4,
-    matmul_int8: |outs, w, first_row, xs| {
-        vector_by_vector(dotprod_entry::matvec_int8, outs, w, first_row, xs)
-    },
-    matmul_int4: |outs, w, first_row, xs| {
-        vector_by_vector(dotprod_entry::matvec_int4, outs, w, first_row, xs)
-    },
+    matmul_int8: dotprod_entry::matmul_int8,
+    matmul_int4: dotprod_entry::matmul_int4,
     record_dots: dotprod_entry::record_dots_dotprod,
     ..NEON
 };
@@ -92,6 +89,8 @@ entries! { i8mm_entry:
 entries! { dotprod_entry:
     fn matvec_int8(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = dotprod;
     fn matvec_int4(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = dotprod;
+    fn matmul_int8(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = dotprod;
+    fn matmul_int4(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = dotprod;
     fn record_dots_dotprod(out: &mut [f32], w: &Records<'_>, indices: &[u32], x: Activation<'_>) = record;
 }
 
@@ -100,6 +99,10 @@ entries! { entry:
     fn matvec_f16(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = float;
     fn matvec_int8(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = int;
     fn matvec_int4(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = int;
+    fn matmul_f32(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = matmul;
+    fn matmul_f16(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = matmul;
+    fn matmul_int8(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = matmul;
+    fn matmul_int4(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = matmul;
     fn nonzero(indices: &mut [u32], values: &mut [f32], x: &[f32]) -> usize = compact;
     fn reaching(indices: &mut [u32], x: &[f32], bounds: &[f32], norm: f32, least: f32) -> usize = compact;
     fn sparse_f32(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) = sparse_float;

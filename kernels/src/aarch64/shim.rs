@@ -33,6 +33,22 @@ pub(super) fn prefetch_all<T>(items: &[T]) {
     items.chunks(LINE_BYTES / size_of::<T>()).for_each(|line| prefetch_at::<0>(line.as_ptr().cast()));
 }
 
+/// Prefetches every cache line of what is decoded into the next panel, into the cache that the panel
+/// of the moment does not fill.
+#[inline(always)]
+pub(super) fn prefetch_panel(bytes: &[u8]) {
+    #[cfg(not(miri))]
+    for line in bytes.chunks(LINE_BYTES) {
+        // SAFETY: a prefetch changes nothing and never faults, whatever the address.
+        unsafe {
+            asm!("prfm pldl2keep, [{at}]", at = in(reg) line.as_ptr(),
+                options(nostack, preserves_flags, readonly))
+        };
+    }
+    #[cfg(miri)]
+    let _ = bytes;
+}
+
 /// Four times four codes, each in every 32-bit lane of a register (LD4R).
 #[target_feature(enable = "neon")]
 #[inline]
@@ -112,6 +128,49 @@ pub(super) fn sdot_rows<const QUAD: usize>(
         [a, b, c, d]
     }
 }
+
+/// The number in every lane, from a general register (DUP): for a start of sums that takes no turn
+/// of the units that multiply, and keeps no vector register. Compilers copy one.
+#[target_feature(enable = "neon")]
+#[inline]
+pub(super) fn broadcast_i32(x: i32) -> int32x4_t {
+    #[cfg(miri)]
+    return vdupq_n_s32(x);
+    #[cfg(not(miri))]
+    {
+        let out: int32x4_t;
+        // SAFETY: touches registers only. It is not `pure`, as a compiler would do it once.
+        unsafe {
+            asm!("dup {o:v}.4s, {x:w}", o = lateout(vreg) out, x = in(reg) x,
+                options(nomem, nostack, preserves_flags))
+        };
+        out
+    }
+}
+
+/// Defines `$name`, which changes nothing. Whatever the registers are computed from is computed
+/// before it, for all vectors of a tile.
+///
+/// A compiler that may do one vector after the other moves weights to the stack in between.
+macro_rules! in_step {
+    ($name:ident, $register:ty) => {
+        #[target_feature(enable = "neon")]
+        #[inline]
+        pub(super) fn $name<const N: usize>(tile: &mut [[$register; N]]) {
+            #[cfg(not(miri))]
+            for register in tile.as_flattened_mut() {
+                // SAFETY: there is no instruction.
+                unsafe { asm!("/* {r:v} */", r = inout(vreg) * register, options(nostack, preserves_flags)) };
+            }
+            #[cfg(miri)]
+            let _ = tile;
+        }
+    };
+}
+
+in_step!(in_step, int32x4_t);
+in_step!(shorts_in_step, int16x8_t);
+in_step!(floats_in_step, float32x4_t);
 
 /// `acc[i] + w[4i..4i + 4] . x[4i..4i + 4]` for the four lanes `i` (SDOT).
 #[target_feature(enable = "neon,dotprod")]

@@ -1,6 +1,8 @@
 //! The parts of an interleaved block, and the parts of a vector that they are multiplied with.
 
-use crate::layout::{Activation, GROUP_SIZE, K_BLOCK, LINE_BYTES, ROW_INTERLEAVE};
+#[cfg(target_arch = "x86_64")]
+use crate::layout::Activation;
+use crate::layout::{GROUP_SIZE, K_BLOCK, LINE_BYTES, ROW_INTERLEAVE};
 
 const QUADS: usize = GROUP_SIZE / 4;
 /// Groups in a row of a block.
@@ -19,6 +21,7 @@ pub(crate) struct Group<'a> {
     pub(crate) sum: i32,
 }
 
+#[cfg(target_arch = "x86_64")]
 impl<'a> Group<'a> {
     /// Group `g` of the vector.
     #[inline(always)]

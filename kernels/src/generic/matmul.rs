@@ -68,6 +68,7 @@ impl FloatBlock {
 pub(crate) struct IntColumns<'a> {
     pub(crate) codes: &'a [[[[i8; 4]; GROUP_SIZE / 4]; GROUPS]],
     pub(crate) scales: &'a [[f32; GROUPS]],
+    #[cfg(target_arch = "x86_64")]
     sums: &'a [[i32; GROUPS]],
 }
 
@@ -81,12 +82,14 @@ pub(crate) fn int_columns<'a, const T: usize>(
     from_fn(|t| IntColumns {
         codes: &xs[t].codes.as_chunks().0.as_chunks().0.as_chunks().0[first..][..blocks],
         scales: &xs[t].scales.as_chunks().0[first..][..blocks],
+        #[cfg(target_arch = "x86_64")]
         sums: &xs[t].sums.as_chunks().0[first..][..blocks],
     })
 }
 
 /// What turns sums of products with codes + `OFFSET` into those with codes: the sum of each group
 /// of a vector, times `-OFFSET`.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(crate) fn corrections<const T: usize, const LINES: usize, const OFFSET: i32>(
     xs: &[IntColumns<'_>; T],

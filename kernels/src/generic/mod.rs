@@ -16,10 +16,14 @@ mod wkv;
 pub(crate) use block::{GROUPS, Group, Int4Lines, Int8Lines, Parts};
 pub(crate) use compact::compact;
 pub(crate) use entries::entries;
+#[cfg(target_arch = "aarch64")]
+pub(crate) use matmul::IntColumns;
 pub(crate) use matmul::{
-    BYTE_PANEL, ByteBlock, FLOAT_PANEL, FloatBlock, IntBlock, RowSums, by_panels, corrections, float_columns,
-    int_columns, matmul, steps,
+    BYTE_PANEL, ByteBlock, FLOAT_PANEL, FloatBlock, RowSums, by_panels, float_columns, int_columns, matmul,
+    steps,
 };
+#[cfg(target_arch = "x86_64")]
+pub(crate) use matmul::{IntBlock, corrections};
 pub(crate) use read::read;
 pub(crate) use sparse_float::{read_f32, sparse_float};
 pub(crate) use wkv::{by_strips, wkv};
