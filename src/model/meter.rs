@@ -112,6 +112,15 @@ impl Profile {
     }
 }
 
+impl Sub for Profile {
+    type Output = Self;
+
+    /// The time since an earlier profile.
+    fn sub(self, earlier: Self) -> Self {
+        Self { nanos: std::array::from_fn(|i| self.nanos[i] - earlier.nanos[i]) }
+    }
+}
+
 /// Counts traffic always, and time if asked to.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Meter {

@@ -58,8 +58,10 @@ impl Default for Shortcuts {
 /// Tokens that an engine feeds together, unless its options say otherwise, with the kernels of
 /// `isa`. A larger number is hardly faster and takes more memory.
 pub const fn default_prompt_chunk(isa: Isa) -> usize {
-    let _ = isa;
-    32
+    match isa {
+        Isa::Avx2 | Isa::AvxVnni | Isa::Avx512Vnni => 64,
+        _ => 32,
+    }
 }
 
 /// The kernels of `isa`. Without it, those of `RWKV_EDGE_ISA`, or else the best for the CPU.

@@ -42,6 +42,9 @@ struct Prompt {
     shares: Vec<f64>,
     /// Multiply-accumulates per second of each pass of plain multiplying.
     peaks: Vec<f64>,
+    /// Of all tokens of all times.
+    tokens: usize,
+    profile: Profile,
 }
 
 /// A few tokens between two passes of plain reading. Shared machines change their speed from one
@@ -68,7 +71,9 @@ pub(super) fn measure(args: &BenchArgs, model: &Arc<Model>, threads: usize) -> R
     let mut yardstick = Yardstick::new(model, threads)?;
     let mut latencies = Vec::new();
     latencies.try_reserve_exact(args.n_tokens as usize).context("-n asks for too many tokens")?;
+    texts.engine.measure_time(args.profile);
     let prompt = texts.measure_prompt(args, &mut yardstick)?;
+    texts.engine.measure_time(false);
     texts.fork(usize::from(args.sessions))?;
     (0..args.n_tokens.div_ceil(4)).try_for_each(|i| texts.step(i))?;
 
@@ -101,10 +106,10 @@ pub(super) fn measure(args: &BenchArgs, model: &Arc<Model>, threads: usize) -> R
         threads,
         prompt_chunk: texts.engine.prompt_chunk(),
         sessions: texts.states.len(),
-        prompt,
         latencies,
         traffic: texts.engine.traffic() - before,
-        profile: texts.engine.profile(),
+        profile: texts.engine.profile() - prompt.profile,
+        prompt,
         rounds,
         passes,
     })
@@ -157,7 +162,8 @@ impl Texts {
             peaks.push(after);
             time += taken;
         }
-        Ok(Prompt { rates, shares, peaks })
+        let (tokens, profile) = (tokens.len() * rates.len(), self.engine.profile());
+        Ok(Prompt { rates, shares, peaks, tokens, profile })
     }
 
     /// Makes `n` texts of the one that there is.
@@ -240,6 +246,11 @@ impl Measured {
     /// The median over the times that the prompt was read.
     pub(super) fn share_of_peak(&self) -> f64 {
         median(&self.prompt.shares)
+    }
+
+    /// The time of the prompts, and the number of their tokens.
+    pub(super) fn prompt_profile(&self) -> (Profile, f64) {
+        (self.prompt.profile, self.prompt.tokens as f64)
     }
 
     /// Bytes of weights and state per token.

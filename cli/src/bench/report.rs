@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use rwkv_edge::model::Phase;
+use rwkv_edge::model::{Phase, Profile};
 use rwkv_edge::{Model, host, stdio};
 
 use crate::args::model_name;
@@ -34,6 +34,9 @@ pub(super) fn text(
         )?;
         writeln!(out, "  peak            {:.2} GMAC/s of bytes in registers", run.peak() / 1e9)?;
         writeln!(out, "  share of peak   {:.1} %", 100.0 * run.share_of_peak())?;
+        if args.profile {
+            text_profile(out, run.prompt_profile())?;
+        }
         write!(out, "  decode          {:.2} tokens/s", run.tokens_per_second())?;
         match run.sessions {
             1 => writeln!(out)?,
@@ -57,17 +60,18 @@ pub(super) fn text(
         let note = if run.is_disturbed() { ", disturbed: something else used the machine" } else { "" };
         writeln!(out, "  share of limit  {:.1} %{note}", 100.0 * run.share_of_limit())?;
         if args.profile {
-            text_profile(out, run)?;
+            text_profile(out, (run.profile, run.tokens()))?;
         }
     }
     writeln!(out, "peak RSS          {}", stdio::peak_rss())
 }
 
-fn text_profile(out: &mut impl Write, run: &Measured) -> io::Result<()> {
-    let total = run.profile.total().max(1) as f64;
+/// The time of each phase for one of `tokens` tokens.
+fn text_profile(out: &mut impl Write, (profile, tokens): (Profile, f64)) -> io::Result<()> {
+    let total = profile.total().max(1) as f64;
     for phase in Phase::ALL {
-        let nanos = run.profile.nanos(phase) as f64;
-        let (micros, share) = (nanos / 1e3 / run.tokens(), 100.0 * nanos / total);
+        let nanos = profile.nanos(phase) as f64;
+        let (micros, share) = (nanos / 1e3 / tokens, 100.0 * nanos / total);
         writeln!(out, "    {:<22} {micros:>10.1} us  {share:>5.1} %", phase.name())?;
     }
     Ok(())
