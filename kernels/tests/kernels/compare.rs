@@ -270,7 +270,7 @@ fn matmul_of_every_number_of_vectors() {
     let (rows, cols) = if cfg!(miri) { (19, 33) } else { (147, 200) };
     for dtype in DType::ALL {
         let w = TestMatrix::new(dtype, rows, cols, Bytes::Finite, &mut rng);
-        for count in if cfg!(miri) { 9..=9 } else { 0..=17 } {
+        for count in if cfg!(miri) { vec![9] } else { vec![0, 1, 2, 3, 4, 5, 7, 8, 9, 15] } {
             let inputs = |_| Input::new(&rng.normals(cols), scalar());
             let xs: Vec<_> = (0..count).map(inputs).collect();
             for first in (0..rows).step_by(64) {
@@ -309,13 +309,9 @@ fn matmul_of_more_vectors_and_columns_than_go_together() {
     let mut report = Report::default();
     let mut rng = Rng(23);
     for dtype in DType::ALL {
-        for cols in [300, 1100, 2100] {
-            let w = TestMatrix::new(dtype, 35, cols, Bytes::Finite, &mut rng);
-            let xs: Vec<_> = (0..131).map(|_| Input::new(&rng.normals(cols), scalar())).collect();
-            for count in [63, 64, 65, 131] {
-                check_matmul(&mut report, &w, &xs[..count], 0, 35);
-            }
-        }
+        let w = TestMatrix::new(dtype, 19, 1100, Bytes::Finite, &mut rng);
+        let xs: Vec<_> = (0..131).map(|_| Input::new(&rng.normals(1100), scalar())).collect();
+        check_matmul(&mut report, &w, &xs, 0, 19);
     }
     report.finish();
 }
