@@ -20,6 +20,7 @@ mod matmul;
 mod memory;
 #[cfg(miri)]
 mod miri;
+mod peak;
 mod read;
 mod record;
 mod shim;
@@ -57,6 +58,7 @@ pub(crate) const NEON: Kernels = Kernels {
     record_dots: entry::record_dots,
     prefetch: shim::prefetch_all,
     read: entry::read,
+    multiply_accumulate: entry::multiply_accumulate,
     wkv6: entry::wkv6,
     wkv7: entry::wkv7,
     ..scalar::KERNELS
@@ -70,6 +72,7 @@ pub(crate) const DOTPROD: Kernels = Kernels {
     matmul_int8: dotprod_entry::matmul_int8,
     matmul_int4: dotprod_entry::matmul_int4,
     record_dots: dotprod_entry::record_dots_dotprod,
+    multiply_accumulate: dotprod_entry::multiply_accumulate_dotprod,
     ..NEON
 };
 
@@ -78,15 +81,18 @@ pub(crate) const I8MM: Kernels = Kernels {
     isa: Isa::I8mm,
     matmul_int8: i8mm_entry::matmul_int8,
     matmul_int4: i8mm_entry::matmul_int4,
+    multiply_accumulate: i8mm_entry::multiply_accumulate_i8mm,
     ..DOTPROD
 };
 
 entries! { i8mm_entry:
+    fn multiply_accumulate_i8mm(rounds: usize) -> u64 = peak;
     fn matmul_int8(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = i8mm;
     fn matmul_int4(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = i8mm;
 }
 
 entries! { dotprod_entry:
+    fn multiply_accumulate_dotprod(rounds: usize) -> u64 = peak;
     fn matvec_int8(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = dotprod;
     fn matvec_int4(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = dotprod;
     fn matmul_int8(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = dotprod;
@@ -113,6 +119,7 @@ entries! { entry:
     fn finish_int4(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) = sparse;
     fn record_dots(out: &mut [f32], w: &Records<'_>, indices: &[u32], x: Activation<'_>) = record;
     fn read(bytes: &[u8], streams: usize) -> u64 = read;
+    fn multiply_accumulate(rounds: usize) -> u64 = peak;
     fn wkv6(
         y: &mut [f32], state: &mut [f32], r: &[f32], k: &[f32], v: &[f32], u: &[f32], w: &[f32]
     ) = wkv;

@@ -590,6 +590,15 @@ fn read_of_every_length_and_number_of_streams() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "assembly")]
+fn multiply_accumulates_are_counted_by_the_round() {
+    for kernels in vector_levels() {
+        let [none, one, many] = [0, 1, 1000].map(|rounds| kernels.multiply_accumulate(rounds));
+        assert!(none == 0 && one > 0 && many == 1000 * one, "{}: {one}, {many}", kernels.isa());
+    }
+}
+
+#[test]
 #[cfg_attr(miri, ignore = "no unsafe code on any level")]
 fn dequantize_record() {
     let mut report = Report::default();
