@@ -173,7 +173,7 @@ fn add_register<const R: usize, const T: usize>(
     for ((acc, dots), x_scale) in acc.iter_mut().zip(dots).zip(x_scales) {
         acc[R] = vfmaq_f32(acc[R], vmulq_n_f32(scales, x_scale), value(dots[R]));
     }
-    floats_in_step(&mut acc);
+    acc.iter_mut().for_each(|acc| floats_in_step(acc));
     acc
 }
 
@@ -189,6 +189,6 @@ fn add_line<const QUAD: usize, const T: usize>(
     for (dots, codes) in dots.iter_mut().zip(codes) {
         *dots = sdot_rows::<QUAD>(*dots, weights, codes);
     }
-    in_step(&mut dots);
+    dots.iter_mut().for_each(|dots| in_step(dots));
     dots
 }

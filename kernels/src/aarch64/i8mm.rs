@@ -10,10 +10,10 @@ use core::arch::aarch64::*;
 use core::array::from_fn;
 
 use super::int::Rows;
-use super::matmul::{BIAS, load_weights, signed_nibbles, value};
-use super::memory::{load, load_codes, load_f16, load_f32, store_codes, store_f32};
-use super::shim::{prefetch_panel, smmla};
-use crate::generic::{BYTE_PANEL, GROUPS, Parts, RowSums, int_columns, matmul};
+use super::matmul::{BIAS, load_rows, load_weights, signed_nibbles, store_rows, value};
+use super::memory::{load, load_codes, load_f16, load_f32, load_scales, store_codes, store_f32};
+use super::shim::{broadcast_i32, floats_in_step, in_step, prefetch_panel, smmla};
+use crate::generic::{BYTE_PANEL, GROUPS, IntColumns, Parts, RowSums, int_columns, matmul};
 use crate::layout::{Activation, DType, GROUP_SIZE, Matrix, ROW_INTERLEAVE};
 
 /// Two rows in each register, or two rows of two vectors: `[row][vector]`.
@@ -36,7 +36,8 @@ impl PairBlock {
     };
 }
 
-// Two pairs have 16 registers of sums.
+// A pair has 16 registers of sums: a second one would have the sums of floats in memory, and their
+// stores take turns of the units that multiply.
 matmul!(
     "neon,i8mm",
     matmul_int4,
@@ -45,7 +46,7 @@ matmul!(
     prefetch_panel,
     decode_int4,
     tile,
-    4: [1 2 3 4]
+    2: [1 2]
 );
 matmul!(
     "neon,i8mm",
@@ -55,7 +56,7 @@ matmul!(
     prefetch_panel,
     decode_int8,
     tile,
-    4: [1 2 3 4]
+    2: [1 2]
 );
 
 #[target_feature(enable = "neon")]
@@ -116,76 +117,91 @@ fn tile<const T: usize>(
     xs: &[Activation<'_>; T],
     sums: &mut [RowSums; T],
 ) {
-    if T > 2 {
-        pairs::<2>(panel, first, xs, sums);
-    } else {
-        pairs::<1>(panel, first, xs, sums);
-    }
+    pair_tile(panel, first, &[xs[0], xs[T - 1]], sums);
 }
 
-/// Adds the products with `P` pairs of vectors. The last one may have one vector.
+/// Adds the products with a pair to the sums of both vectors, or of the first one.
+#[target_feature(enable = "neon,i8mm")]
+fn pair_tile(panel: &[PairBlock], first: usize, xs: &[Activation<'_>; 2], sums: &mut [RowSums]) {
+    let pair = int_columns(xs, first, panel.len());
+    let mut acc = zip_sums(&sums[0], &sums[sums.len() - 1]);
+    for (i, block) in panel.iter().enumerate() {
+        let [x, y] = pair.map(|x| load_scales(&x.scales[i]));
+        let scales = vreinterpretq_f64_f32(vcombine_f32(vzip1_f32(x, y), vzip2_f32(x, y)));
+        acc = add_group::<0>(acc, block, &pair, i, vreinterpretq_f32_f64(vdupq_laneq_f64::<0>(scales)));
+        acc = add_group::<1>(acc, block, &pair, i, vreinterpretq_f32_f64(vdupq_laneq_f64::<1>(scales)));
+    }
+    unzip_sums(acc, sums);
+}
+
+/// Adds the products with group `G` of column block `i`, whose scales are those of each vector in
+/// turn.
 #[target_feature(enable = "neon,i8mm")]
 #[inline]
-fn pairs<const P: usize>(panel: &[PairBlock], first: usize, xs: &[Activation<'_>], sums: &mut [RowSums]) {
-    let last = xs.len() - 1;
-    let pairs: [_; P] = from_fn(|p| int_columns(&[xs[2 * p], xs[last.min(2 * p + 1)]], first, panel.len()));
-    let mut paired = [[[0.0; 4]; ROW_INTERLEAVE / 2]; P];
-    for (paired, sums) in paired.iter_mut().zip(sums.chunks(2)) {
-        zip_sums(paired, &sums[0], &sums[sums.len() - 1]);
+fn add_group<const G: usize>(
+    mut acc: Pairs<float32x4_t>,
+    block: &PairBlock,
+    pair: &[IntColumns<'_>; 2],
+    i: usize,
+    x_scales: float32x4_t,
+) -> Pairs<float32x4_t> {
+    let [x, y] = pair.each_ref().map(|x| x.codes[i][G].as_flattened().as_chunks().0);
+    let [low, high] = [zip_codes(&x[0], &y[0]), zip_codes(&x[1], &y[1])];
+    let octets = &block.octets[G];
+    let mut dots = [vdupq_n_s32(0); ROW_INTERLEAVE / 2];
+    dots.iter_mut().for_each(|dot| *dot = broadcast_i32(BIAS));
+    add_octet(&mut dots, &octets[0], low[0]);
+    add_octet(&mut dots, &octets[1], low[1]);
+    add_octet(&mut dots, &octets[2], high[0]);
+    add_octet(&mut dots, &octets[3], high[1]);
+    for ((acc, scales), dot) in acc.iter_mut().zip(&block.scales[G]).zip(dots) {
+        *acc = vfmaq_f32(*acc, vmulq_f32(load_f32(scales), x_scales), value(dot));
     }
-    for (i, block) in panel.iter().enumerate() {
-        for (g, (octets, scales)) in block.octets.iter().zip(&block.scales).enumerate() {
-            let mut dots = [[vdupq_n_s32(BIAS); ROW_INTERLEAVE / 2]; P];
-            for (h, octets) in octets.as_chunks::<2>().0.iter().enumerate() {
-                let codes = pairs.each_ref().map(|pair| {
-                    let [x, y] = pair.map(|x| load_codes(&x.codes[i][g].as_flattened().as_chunks().0[h]));
-                    let (x, y) = (vreinterpretq_s64_s8(x), vreinterpretq_s64_s8(y));
-                    [vreinterpretq_s8_s64(vzip1q_s64(x, y)), vreinterpretq_s8_s64(vzip2q_s64(x, y))]
-                });
-                for (o, rows) in octets.iter().enumerate() {
-                    for (r, weights) in rows.iter().enumerate() {
-                        let weights = vreinterpretq_s8_u8(load(weights));
-                        for (dots, codes) in dots.iter_mut().zip(&codes) {
-                            dots[r] = smmla(dots[r], weights, codes[o]);
-                        }
-                    }
-                }
-            }
-            for ((sums, dots), [x, y]) in paired.iter_mut().zip(dots).zip(&pairs) {
-                let scale = vzip1_f32(vdup_n_f32(x.scales[i][g]), vdup_n_f32(y.scales[i][g]));
-                let scale = vcombine_f32(scale, scale);
-                for ((sums, scales), dot) in sums.iter_mut().zip(scales).zip(dots) {
-                    let scales = vmulq_f32(load_f32(scales), scale);
-                    store_f32(sums, vfmaq_f32(load_f32(sums), scales, value(dot)));
-                }
-            }
-        }
+    floats_in_step(&mut acc);
+    acc
+}
+
+/// The first eight codes of each vector, and the last eight.
+#[target_feature(enable = "neon")]
+#[inline]
+fn zip_codes(x: &[i8; 16], y: &[i8; 16]) -> [int8x16_t; 2] {
+    let (x, y) = (vreinterpretq_s64_s8(load_codes(x)), vreinterpretq_s64_s8(load_codes(y)));
+    [vreinterpretq_s8_s64(vzip1q_s64(x, y)), vreinterpretq_s8_s64(vzip2q_s64(x, y))]
+}
+
+/// Adds the products of eight columns.
+#[target_feature(enable = "neon,i8mm")]
+#[inline]
+fn add_octet(dots: &mut Pairs<int32x4_t>, rows: &Pairs<[u8; 16]>, codes: int8x16_t) {
+    for (dot, weights) in dots.iter_mut().zip(rows) {
+        *dot = smmla(*dot, vreinterpretq_s8_u8(load(weights)), codes);
     }
-    for (paired, sums) in paired.iter().zip(sums.chunks_mut(2)) {
-        unzip_sums(paired, sums);
-    }
+    in_step(dots);
 }
 
 #[target_feature(enable = "neon")]
 #[inline]
-fn zip_sums(paired: &mut Pairs<[f32; 4]>, x: &RowSums, y: &RowSums) {
-    let (x, y) = (x.as_chunks().0, y.as_chunks().0);
-    for ([low, high], (x, y)) in paired.as_chunks_mut::<2>().0.iter_mut().zip(x.iter().zip(y)) {
-        let (x, y) = (load_f32(x), load_f32(y));
-        store_f32(low, vzip1q_f32(x, y));
-        store_f32(high, vzip2q_f32(x, y));
-    }
+fn zip_sums(x: &RowSums, y: &RowSums) -> Pairs<float32x4_t> {
+    let ([a, b, c, d], [e, f, g, h]) = (load_rows(x), load_rows(y));
+    [
+        vzip1q_f32(a, e),
+        vzip2q_f32(a, e),
+        vzip1q_f32(b, f),
+        vzip2q_f32(b, f),
+        vzip1q_f32(c, g),
+        vzip2q_f32(c, g),
+        vzip1q_f32(d, h),
+        vzip2q_f32(d, h),
+    ]
 }
 
-/// The sums of one vector or two.
 #[target_feature(enable = "neon")]
 #[inline]
-fn unzip_sums(paired: &Pairs<[f32; 4]>, sums: &mut [RowSums]) {
-    for (v, sums) in sums.iter_mut().enumerate() {
-        for (sums, pair) in sums.as_chunks_mut().0.iter_mut().zip(paired.as_chunks().0) {
-            let [low, high] = pair;
-            let (low, high) = (load_f32(low), load_f32(high));
-            store_f32(sums, if v == 0 { vuzp1q_f32(low, high) } else { vuzp2q_f32(low, high) });
-        }
+fn unzip_sums(acc: Pairs<float32x4_t>, sums: &mut [RowSums]) {
+    let [a, b, c, d, e, f, g, h] = acc;
+    let (x, y) = ([a, c, e, g], [b, d, f, h]);
+    store_rows(&mut sums[0], from_fn(|r| vuzp1q_f32(x[r], y[r])));
+    if let Some(sums) = sums.get_mut(1) {
+        store_rows(sums, from_fn(|r| vuzp2q_f32(x[r], y[r])));
     }
 }

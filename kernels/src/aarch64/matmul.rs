@@ -2,7 +2,7 @@
 //!
 //! The bytes of a panel are codes of either type: int4 loses its offset while it is decoded. A tile
 //! multiplies each line, 16 rows of 4 columns, with four codes of each of its vectors. The integer
-//! sums of a group stay in registers. The sums of floats stay in memory: they take part once a
+//! sums of a group stay in registers. The sums of floats stay in memory here: they take part once a
 //! group.
 
 use core::arch::aarch64::*;
@@ -161,9 +161,30 @@ pub(super) fn store_rows(values: &mut RowSums, rows: Rows<float32x4_t>) {
     }
 }
 
-/// Defines `$tile`: adds the products of the panel to the sums of `T` vectors. `$half(dots, lines,
-/// quads)` adds those of half a group to its sums, and `$dot` makes a register of 4 rows of them,
-/// with their [`BIAS`].
+/// Adds the products of four lines of int4. A macro, as compilers call a function of this size, with
+/// all registers in memory.
+macro_rules! int4_half {
+    ($dots:expr, $lines:expr, $codes:expr) => {{
+        let (lines, codes) = ($lines, $codes);
+        let dots = int4_line($dots, &lines[0], codes.map(|codes| codes[0]));
+        let dots = int4_line(dots, &lines[1], codes.map(|codes| codes[1]));
+        let dots = int4_line(dots, &lines[2], codes.map(|codes| codes[2]));
+        int4_line(dots, &lines[3], codes.map(|codes| codes[3]))
+    }};
+}
+
+/// The same of int8.
+macro_rules! int8_half {
+    ($dots:expr, $lines:expr, $codes:expr) => {{
+        let (lines, codes) = ($lines.as_chunks::<2>().0, $codes);
+        let dots = int8_lines($dots, &lines[0], codes.map(|codes| [codes[0], codes[1]]));
+        int8_lines(dots, &lines[1], codes.map(|codes| [codes[2], codes[3]]))
+    }};
+}
+
+/// Defines `$tile`: adds the products of the panel to the sums of `T` vectors. The macro `$half`
+/// adds those of half a group to its sums, and `$dot` makes a register of 4 rows of them, with
+/// their [`BIAS`].
 macro_rules! tile {
     ($tile:ident, $zero:ident, $half:ident, $dot:expr) => {
         #[target_feature(enable = "neon")]
@@ -180,8 +201,8 @@ macro_rules! tile {
                     let halves = xs.each_ref().map(|x| x.codes[i][g].as_chunks::<4>().0);
                     let (lines, _) = lines.as_chunks::<4>();
                     let dots = [[[$zero(0); 2]; 4]; T];
-                    let dots = $half(dots, &lines[0], halves.map(|halves| broadcast(&halves[0])));
-                    let dots = $half(dots, &lines[1], halves.map(|halves| broadcast(&halves[1])));
+                    let dots = $half!(dots, &lines[0], halves.map(|halves| broadcast(&halves[0])));
+                    let dots = $half!(dots, &lines[1], halves.map(|halves| broadcast(&halves[1])));
                     for ((sums, dots), x) in sums.iter_mut().zip(dots).zip(&xs) {
                         let acc = load_rows(sums);
                         let acc = add_group(acc, load_rows(scales), x.scales[i][g], dots.map($dot));
@@ -199,19 +220,6 @@ tile!(int8_tile, vdupq_n_s32, int8_half, |[a, b]| vaddq_s32(vdupq_n_s32(BIAS), v
 
 #[target_feature(enable = "neon")]
 #[inline]
-fn int4_half<const T: usize>(
-    dots: [Rows<[int16x8_t; 2]>; T],
-    lines: &[[u8; LINE_BYTES]; 4],
-    codes: [[int8x16_t; 4]; T],
-) -> [Rows<[int16x8_t; 2]>; T] {
-    let dots = int4_line(dots, &lines[0], codes.map(|codes| codes[0]));
-    let dots = int4_line(dots, &lines[1], codes.map(|codes| codes[1]));
-    let dots = int4_line(dots, &lines[2], codes.map(|codes| codes[2]));
-    int4_line(dots, &lines[3], codes.map(|codes| codes[3]))
-}
-
-#[target_feature(enable = "neon")]
-#[inline]
 fn int4_line<const T: usize>(
     mut dots: [Rows<[int16x8_t; 2]>; T],
     line: &[u8; LINE_BYTES],
@@ -221,22 +229,10 @@ fn int4_line<const T: usize>(
     for (dots, codes) in dots.iter_mut().zip(codes) {
         for (dot, weights) in dots.iter_mut().zip(weights) {
             *dot = multiply_add(*dot, weights, codes);
+            shorts_in_step(dot);
         }
     }
-    shorts_in_step(dots.as_flattened_mut());
     dots
-}
-
-#[target_feature(enable = "neon")]
-#[inline]
-fn int8_half<const T: usize>(
-    dots: [Rows<[int32x4_t; 2]>; T],
-    lines: &[[u8; LINE_BYTES]; 4],
-    codes: [[int8x16_t; 4]; T],
-) -> [Rows<[int32x4_t; 2]>; T] {
-    let (lines, _) = lines.as_chunks::<2>();
-    let dots = int8_lines(dots, &lines[0], codes.map(|codes| [codes[0], codes[1]]));
-    int8_lines(dots, &lines[1], codes.map(|codes| [codes[2], codes[3]]))
 }
 
 /// Two products in 16 bits, which hold 2 * 128 * 127, then in 32.
@@ -247,12 +243,14 @@ fn int8_lines<const T: usize>(
     lines: &[[u8; LINE_BYTES]; 2],
     codes: [[int8x16_t; 2]; T],
 ) -> [Rows<[int32x4_t; 2]>; T] {
-    for (r, (first, second)) in load_weights(&lines[0]).into_iter().zip(load_weights(&lines[1])).enumerate() {
+    let [first, second] = lines.each_ref().map(|line| line.as_chunks().0);
+    for r in 0..4 {
+        let (first, second) = (vreinterpretq_s8_u8(load(&first[r])), vreinterpretq_s8_u8(load(&second[r])));
         for (dots, [x, y]) in dots.iter_mut().zip(codes) {
             let products = [vmull_s8(vget_low_s8(first), vget_low_s8(x)), vmull_high_s8(first, x)];
             let [a, b] = multiply_add(products, second, y);
             dots[r] = [add_pairs(dots[r][0], a), add_pairs(dots[r][1], b)];
-            in_step(&mut dots[r..=r]);
+            in_step(&mut dots[r]);
         }
     }
     dots

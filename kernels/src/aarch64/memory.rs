@@ -35,6 +35,13 @@ pub(super) fn load_f32(from: &[f32; 4]) -> float32x4_t {
 
 #[target_feature(enable = "neon")]
 #[inline]
+pub(super) fn load_scales(from: &[f32; 2]) -> float32x2_t {
+    // SAFETY: 2 floats are readable.
+    unsafe { vld1_f32(from.as_ptr()) }
+}
+
+#[target_feature(enable = "neon")]
+#[inline]
 pub(super) fn store_f32(to: &mut [f32; 4], value: float32x4_t) {
     // SAFETY: 4 floats are writable.
     unsafe { vst1q_f32(to.as_mut_ptr(), value) }

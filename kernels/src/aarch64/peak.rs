@@ -10,29 +10,31 @@ use core::hint::black_box;
 const SUMS: usize = 12;
 
 /// Defines `$name`, a loop of steps with `$macs` multiply-accumulates each. `$step` changes `{sum}`
-/// by the products of `{weights}` and `{codes}`.
+/// by the products of `{weights}` and `{codes}`. Each of its instructions is done for all sums
+/// before the next one, as small cores wait for results.
 macro_rules! peak {
     ($features:literal, $name:ident, $macs:literal, $($step:literal),+) => {
         #[target_feature(enable = $features)]
         pub(super) fn $name(rounds: usize) -> u64 {
             let mut sums = [vdupq_n_s32(0); SUMS];
+            let mut scratch = sums;
             let (weights, codes) = (vdupq_n_s8(3), vdupq_n_s8(1));
             for _ in 0..rounds {
-                for sum in &mut sums {
-                    // SAFETY: the instructions touch the named registers only, and the function has
-                    // their target features.
+                $(for (sum, scratch) in sums.iter_mut().zip(&mut scratch) {
+                    // SAFETY: the instruction touches the named registers only, and the function has
+                    // its target features. It is not `pure`, so that it keeps its place.
                     unsafe {
                         asm!(
-                            $($step,)+
-                            "/* {scratch:v} */",
+                            $step,
+                            "/* {sum:v} {weights:v} {codes:v} {scratch:v} */",
                             sum = inout(vreg) *sum,
                             weights = in(vreg) weights,
                             codes = in(vreg) codes,
-                            scratch = out(vreg) _,
-                            options(pure, nomem, nostack, preserves_flags),
+                            scratch = inout(vreg) *scratch,
+                            options(nomem, nostack, preserves_flags),
                         );
                     }
-                }
+                })+
             }
             black_box(sums);
             (rounds * SUMS * $macs) as u64

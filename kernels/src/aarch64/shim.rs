@@ -156,14 +156,14 @@ macro_rules! in_step {
     ($name:ident, $register:ty) => {
         #[target_feature(enable = "neon")]
         #[inline]
-        pub(super) fn $name<const N: usize>(tile: &mut [[$register; N]]) {
+        pub(super) fn $name<const N: usize>(registers: &mut [$register; N]) {
             #[cfg(not(miri))]
-            for register in tile.as_flattened_mut() {
+            for register in registers {
                 // SAFETY: there is no instruction.
                 unsafe { asm!("/* {r:v} */", r = inout(vreg) * register, options(nostack, preserves_flags)) };
             }
             #[cfg(miri)]
-            let _ = tile;
+            let _ = registers;
         }
     };
 }
