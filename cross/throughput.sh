@@ -3,9 +3,13 @@
 # memory of a board with that CPU delivers. A model without caches, not a measurement; it is wrong by a fifth or more.
 #
 #   cross/throughput.sh [PATTERN...]      functions of the ARM kernels whose symbol contains a pattern; by default the hot ones
+#   cross/throughput.sh tiles             those that multiply several vectors
 #
 # In each function it takes the innermost loop that loads most. "loads" are all bytes loaded in one turn except from the stack, so
 # activations count too; "step" is the largest advance of a pointer. ALL=1 shows every innermost loop.
+#
+# "of the peak" compares the multiply-accumulates of bytes of a turn with a loop of nothing else, on the same model: SMMLA if the
+# loop has it, else SDOT, else SMULL, SMLAL2 and SADALP.
 #
 # Takes the newest llvm-mca of /usr/bin and /usr/local/bin, or the one of LLVM_MCA. Models change between versions: docs/ARM.md has
 # figures of LLVM 22.
@@ -14,6 +18,7 @@ cd "$(dirname "$0")/.."
 target=aarch64-unknown-linux-musl
 patterns=("$@")
 [ $# -gt 0 ] || patterns=(matvec_int4 matvec_int8 record_dots accumulate_int)
+[ "${patterns[*]}" != tiles ] || patterns=(entry11matmul_int 4tile pair_tile)
 folder=${CARGO_TARGET_DIR:-target}/throughput
 mca=${LLVM_MCA:-$(find /usr/bin /usr/local/bin -name 'llvm-mca*' | sort -t- -k3 -n | tail -1)}
 [ -n "$mca" ] || { echo "cross/throughput.sh: needs llvm-mca: apt-get install llvm-22" >&2; exit 1; }
@@ -26,6 +31,7 @@ cortex-a72 1.8 4.25 Pi_4
 neoverse-n1 2.4 14.5 Pi_5
 cortex-a55 2.0 7    RK3588,_a_small_core
 cortex-x1  2.8 25   phone,_a_large_core
+neoverse-n2 2.8 25  phone,_a_Cortex-A710_or_X2
 '
 
 rm -rf "$folder/loops" "$folder/$target/release/deps"
@@ -121,6 +127,37 @@ loops() {
     ' "$folder/$target"/release/deps/rwkv_edge_kernels-*.s
 }
 
+cycles() { "$mca" -mtriple=aarch64 -mcpu="$1" -iterations=100 "$2" 2>/dev/null | awk '/^Total Cycles/ { print $3 }'; }
+
+# Multiply-accumulates of the loop in file $1, and what a step of the peak does: its number and its instructions.
+products() {
+    local sdot smmla smull
+    sdot=$(grep -c sdot "$1" || true) smmla=$(grep -c smmla "$1" || true) smull=$(grep -cE 'smull|smlal' "$1" || true)
+    if [ "$smmla" -gt 0 ]; then
+        echo $((32 * smmla)) 32 'smmla vN.4s, v30.16b, v31.16b'
+    elif [ "$sdot" -gt 0 ]; then
+        echo $((16 * sdot)) 16 'sdot vN.4s, v30.16b, v31.16b'
+    elif [ "$smull" -gt 0 ]; then
+        echo $((8 * smull)) 16 'smull vM.8h, v30.8b, v31.8b; smlal2 vM.8h, v30.16b, v31.16b; sadalp vN.4s, vM.8h'
+    fi
+}
+
+# The share of the peak of CPU $1 of the loop in file $2, which takes $3 / 100 cycles.
+share() {
+    local macs step code peak instruction line i
+    read -r macs step code < <(products "$2") || return 0
+    peak=$folder/peak.s
+    echo ".arch armv8.6-a" >"$peak"
+    while read -r instruction; do
+        for i in {0..11}; do
+            line=${instruction//vN/v$i}
+            echo "${line//vM/v$((i + 12))}"
+        done
+    done <<<"${code//; /$'\n'}" >>"$peak"
+    awk -v c="$3" -v macs="$macs" -v peak="$(cycles "$1" "$peak")" -v step="$step" \
+        'BEGIN { printf "; %.0f %% of the peak", 100 * (macs / c) / (12 * step / peak) }'
+}
+
 echo "$("$mca" --version | sed -n 's/.*LLVM version/LLVM/p'), $target"
 while read -r file name bytes step count; do
     echo
@@ -128,11 +165,12 @@ while read -r file name bytes step count; do
     while read -r cpu ghz memory board; do
         [ -n "$cpu" ] || continue
         if [[ $cpu =~ a53|a72 ]] && grep -qE '[su]dot' "$file"; then continue; fi
-        if cycles=$("$mca" -mtriple=aarch64 -mcpu="$cpu" -iterations=100 "$file" 2>/dev/null | awk '/^Total Cycles/ { print $3 }') &&
-            [ -n "$cycles" ]; then
-            awk -v c="$cycles" -v b="$bytes" -v ghz="$ghz" -v memory="$memory" -v cpu="$cpu" -v board="${board//_/ }" 'BEGIN {
-                printf "  %-11s %8.1f cycles %6.2f B/cycle %6.1f GB/s at %.1f GHz; memory %5.1f GB/s (%s)\n",
-                    cpu, c / 100, 100 * b / c, 100 * b / c * ghz, ghz, memory, board }'
+        if [[ $cpu != *n2 ]] && grep -q smmla "$file"; then continue; fi
+        if cycles=$(cycles "$cpu" "$file") && [ -n "$cycles" ]; then
+            awk -v c="$cycles" -v b="$bytes" -v ghz="$ghz" -v memory="$memory" -v cpu="$cpu" -v board="${board//_/ }" \
+                -v share="$(share "$cpu" "$file" "$cycles")" 'BEGIN {
+                printf "  %-11s %8.1f cycles %6.2f B/cycle %6.1f GB/s at %.1f GHz; memory %5.1f GB/s (%s)%s\n",
+                    cpu, c / 100, 100 * b / c, 100 * b / c * ghz, ghz, memory, board, share }'
         else
             echo "  $cpu: llvm-mca cannot read the loop (a call in it?): $file"
         fi
