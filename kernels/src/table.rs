@@ -49,21 +49,15 @@ pub const MAX_READ_STREAMS: usize = 8;
 /// the cache next to a core meanwhile.
 const FEW_ROWS: usize = 4 * ROW_INTERLEAVE;
 
-/// The products with several vectors by the product with one.
-pub(crate) fn vector_by_vector(
-    matvec: MatvecFn,
-    outs: &mut [&mut [f32]],
-    w: &Matrix<'_>,
-    first_row: usize,
-    xs: &[Activation<'_>],
-) {
-    let rows = outs.first().map_or(0, |out| out.len());
-    for start in (0..rows).step_by(FEW_ROWS) {
-        let end = rows.min(start + FEW_ROWS);
-        for (out, x) in outs.iter_mut().zip(xs) {
-            matvec(&mut out[start..end], w, first_row + start, *x);
-        }
-    }
+/// Products with many vectors, which decode the weights once for all of them.
+#[derive(Clone, Copy)]
+pub(crate) struct Tiles {
+    /// Fewest vectors for which they are faster than vector by vector.
+    pub(crate) many: usize,
+    pub(crate) f32: MatmulFn,
+    pub(crate) f16: MatmulFn,
+    pub(crate) int8: MatmulFn,
+    pub(crate) int4: MatmulFn,
 }
 
 /// The intermediate results of [`Kernels::softmax`].
@@ -86,12 +80,8 @@ pub struct Kernels {
     pub(crate) matvec_f16: MatvecFn,
     pub(crate) matvec_int8: MatvecFn,
     pub(crate) matvec_int4: MatvecFn,
-    /// Fewest vectors for which the functions that follow are faster than vector by vector.
-    pub(crate) many: usize,
-    pub(crate) matmul_f32: MatmulFn,
-    pub(crate) matmul_f16: MatmulFn,
-    pub(crate) matmul_int8: MatmulFn,
-    pub(crate) matmul_int4: MatmulFn,
+    /// Where the level has none, all vectors go one by one.
+    pub(crate) tiles: Option<Tiles>,
     pub(crate) nonzero: NonzeroFn,
     pub(crate) sparse_f32: SparseFn,
     pub(crate) sparse_f16: SparseFn,
@@ -191,16 +181,33 @@ impl Kernels {
         check_range("rows", first_row, rows, w.rows());
         outs.iter().for_each(|out| check_len("output", out.len(), rows));
         xs.iter().for_each(|x| check_activation(*x, padded_cols(w.cols())));
-        if xs.len() < self.many {
-            return vector_by_vector(self.matvec_kernel(w.dtype()), outs, w, first_row, xs);
-        }
+        let Some(tiles) = self.tiles.filter(|tiles| xs.len() >= tiles.many) else {
+            return self.vector_by_vector(outs, w, first_row, xs);
+        };
         let kernel = match w.dtype() {
-            DType::F32 => self.matmul_f32,
-            DType::F16 => self.matmul_f16,
-            DType::Int8 => self.matmul_int8,
-            DType::Int4 => self.matmul_int4,
+            DType::F32 => tiles.f32,
+            DType::F16 => tiles.f16,
+            DType::Int8 => tiles.int8,
+            DType::Int4 => tiles.int4,
         };
         kernel(outs, w, first_row, xs);
+    }
+
+    fn vector_by_vector(
+        &self,
+        outs: &mut [&mut [f32]],
+        w: &Matrix<'_>,
+        first_row: usize,
+        xs: &[Activation<'_>],
+    ) {
+        let kernel = self.matvec_kernel(w.dtype());
+        let rows = outs.first().map_or(0, |out| out.len());
+        for start in (0..rows).step_by(FEW_ROWS) {
+            let end = rows.min(start + FEW_ROWS);
+            for (out, x) in outs.iter_mut().zip(xs) {
+                kernel(&mut out[start..end], w, first_row + start, *x);
+            }
+        }
     }
 
     /// Copies the non-zero elements of `x` and their positions, in order, and returns their number.

@@ -34,7 +34,15 @@ use crate::generic::entries;
 use crate::isa::Isa;
 use crate::layout::{Activation, Matrix, Records, Sparse, SparseScale};
 use crate::scalar;
-use crate::table::Kernels;
+use crate::table::{Kernels, Tiles};
+
+const NEON_TILES: Tiles = Tiles {
+    many: 4,
+    f32: entry::matmul_f32,
+    f16: entry::matmul_f16,
+    int8: entry::matmul_int8,
+    int4: entry::matmul_int4,
+};
 
 /// The kernels of [`Isa::Neon`]; to be used only where that level is available.
 pub(crate) const NEON: Kernels = Kernels {
@@ -43,10 +51,7 @@ pub(crate) const NEON: Kernels = Kernels {
     matvec_f16: entry::matvec_f16,
     matvec_int8: entry::matvec_int8,
     matvec_int4: entry::matvec_int4,
-    matmul_f32: entry::matmul_f32,
-    matmul_f16: entry::matmul_f16,
-    matmul_int8: entry::matmul_int8,
-    matmul_int4: entry::matmul_int4,
+    tiles: Some(NEON_TILES),
     nonzero: entry::nonzero,
     reaching: entry::reaching,
     sparse_f32: entry::sparse_f32,
@@ -69,8 +74,7 @@ pub(crate) const DOTPROD: Kernels = Kernels {
     isa: Isa::Dotprod,
     matvec_int8: dotprod_entry::matvec_int8,
     matvec_int4: dotprod_entry::matvec_int4,
-    matmul_int8: dotprod_entry::matmul_int8,
-    matmul_int4: dotprod_entry::matmul_int4,
+    tiles: Some(Tiles { int8: dotprod_entry::matmul_int8, int4: dotprod_entry::matmul_int4, ..NEON_TILES }),
     record_dots: dotprod_entry::record_dots_dotprod,
     multiply_accumulate: dotprod_entry::multiply_accumulate_dotprod,
     ..NEON
@@ -79,8 +83,7 @@ pub(crate) const DOTPROD: Kernels = Kernels {
 /// The kernels of [`Isa::I8mm`]; to be used only where that level is available.
 pub(crate) const I8MM: Kernels = Kernels {
     isa: Isa::I8mm,
-    matmul_int8: i8mm_entry::matmul_int8,
-    matmul_int4: i8mm_entry::matmul_int4,
+    tiles: Some(Tiles { int8: i8mm_entry::matmul_int8, int4: i8mm_entry::matmul_int4, ..NEON_TILES }),
     multiply_accumulate: i8mm_entry::multiply_accumulate_i8mm,
     ..DOTPROD
 };

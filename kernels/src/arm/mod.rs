@@ -19,7 +19,7 @@ cfg_if::cfg_if! {
 
         use crate::isa::Isa;
         use crate::scalar;
-                use crate::table::{Kernels, vector_by_vector};
+        use crate::table::Kernels;
 
         /// The kernels of [`Isa::Neon32`]; to be used only where that level is available.
         pub(crate) const NEON32: Kernels = Kernels {
@@ -27,10 +27,6 @@ cfg_if::cfg_if! {
             matvec_f16: products::matvec_f16,
             matvec_int8: products::matvec_int8,
             matvec_int4: products::matvec_int4,
-            matmul_f32: |outs, w, first_row, xs| vector_by_vector(products::matvec_f32, outs, w, first_row, xs),
-            matmul_f16: |outs, w, first_row, xs| vector_by_vector(products::matvec_f16, outs, w, first_row, xs),
-            matmul_int8: |outs, w, first_row, xs| vector_by_vector(products::matvec_int8, outs, w, first_row, xs),
-            matmul_int4: |outs, w, first_row, xs| vector_by_vector(products::matvec_int4, outs, w, first_row, xs),
             sparse_accumulate_int8: sparse::accumulate_int8,
             sparse_accumulate_int4: sparse::accumulate_int4,
             record_dots: products::record_dots,

@@ -29,7 +29,7 @@ use crate::isa::Isa;
 use crate::layout::{Activation, Records};
 use crate::math::{Fma, MulAdd};
 use crate::quant;
-use crate::table::{Kernels, SoftmaxStats, vector_by_vector};
+use crate::table::{Kernels, SoftmaxStats};
 
 pub(crate) const KERNELS: Kernels = kernels::<MulAdd>(Isa::Scalar);
 
@@ -42,19 +42,7 @@ pub(crate) const fn kernels<F: Fma>(isa: Isa) -> Kernels {
         matvec_f16: matvec::matvec_f16::<F>,
         matvec_int8: matvec::matvec_int8::<F>,
         matvec_int4: matvec::matvec_int4::<F>,
-        many: 4,
-        matmul_f32: |outs, w, first_row, xs| {
-            vector_by_vector(matvec::matvec_f32::<F>, outs, w, first_row, xs)
-        },
-        matmul_f16: |outs, w, first_row, xs| {
-            vector_by_vector(matvec::matvec_f16::<F>, outs, w, first_row, xs)
-        },
-        matmul_int8: |outs, w, first_row, xs| {
-            vector_by_vector(matvec::matvec_int8::<F>, outs, w, first_row, xs)
-        },
-        matmul_int4: |outs, w, first_row, xs| {
-            vector_by_vector(matvec::matvec_int4::<F>, outs, w, first_row, xs)
-        },
+        tiles: None,
         nonzero,
         sparse_f32: sparse::sparse_f32::<F>,
         sparse_f16: sparse::sparse_f16::<F>,

@@ -34,7 +34,15 @@ use crate::layout::{
     Activation, ActivationMut, GROUP_SIZE, Matrix, Normed, Records, Shift, Shifted, Sparse, SparseScale,
 };
 use crate::quant::{Group, ScaleOverflow};
-use crate::table::{Kernels, SoftmaxStats};
+use crate::table::{Kernels, SoftmaxStats, Tiles};
+
+const AVX2_TILES: Tiles = Tiles {
+    many: 8,
+    f32: entry::matmul_f32,
+    f16: entry::matmul_f16,
+    int8: entry::matmul_int8,
+    int4: entry::matmul_int4,
+};
 
 /// The kernels of [`Isa::Avx2`]; to be used only where that level is available.
 pub(crate) const AVX2: Kernels = Kernels {
@@ -44,11 +52,7 @@ pub(crate) const AVX2: Kernels = Kernels {
     matvec_f16: entry::matvec_f16,
     matvec_int8: entry::matvec_int8,
     matvec_int4: entry::matvec_int4,
-    many: 8,
-    matmul_f32: entry::matmul_f32,
-    matmul_f16: entry::matmul_f16,
-    matmul_int8: entry::matmul_int8,
-    matmul_int4: entry::matmul_int4,
+    tiles: Some(AVX2_TILES),
     nonzero: entry::nonzero,
     sparse_f32: entry::sparse_f32,
     sparse_f16: entry::sparse_f16,
@@ -90,9 +94,12 @@ pub(crate) const AVX_VNNI: Kernels = Kernels {
     isa: Isa::AvxVnni,
     matvec_int8: avx_vnni_entry::matvec_int8,
     matvec_int4: avx_vnni_entry::matvec_int4,
-    many: 4,
-    matmul_int8: avx_vnni_entry::matmul_int8_256,
-    matmul_int4: avx_vnni_entry::matmul_int4_256,
+    tiles: Some(Tiles {
+        many: 4,
+        int8: avx_vnni_entry::matmul_int8_256,
+        int4: avx_vnni_entry::matmul_int4_256,
+        ..AVX2_TILES
+    }),
     record_dots: avx_vnni_entry::record_dots_avx_vnni,
     multiply_accumulate: avx_vnni_entry::multiply_accumulate_avx_vnni,
     ..AVX2
@@ -103,9 +110,12 @@ pub(crate) const AVX512_VNNI: Kernels = Kernels {
     isa: Isa::Avx512Vnni,
     matvec_int8: avx512_vnni_entry::matvec_int8,
     matvec_int4: avx512_vnni_entry::matvec_int4,
-    many: 4,
-    matmul_int8: avx512_vnni_entry::matmul_int8_512,
-    matmul_int4: avx512_vnni_entry::matmul_int4_512,
+    tiles: Some(Tiles {
+        many: 4,
+        int8: avx512_vnni_entry::matmul_int8_512,
+        int4: avx512_vnni_entry::matmul_int4_512,
+        ..AVX2_TILES
+    }),
     record_dots: avx512_vnni_entry::record_dots,
     multiply_accumulate: avx512_vnni_entry::multiply_accumulate_avx512_vnni,
     sparse_accumulate_int8: avx512_vnni_entry::accumulate_int8,
