@@ -7,7 +7,6 @@ use arrayvec::ArrayVec;
 use rwkv_edge_kernels::layout::{Normed, Shift, Shifted};
 
 use crate::format::VectorHandle;
-
 use crate::threads::{Cut, Pieces, Pool};
 
 use super::ops::{Norm, Ops};

@@ -103,19 +103,21 @@ fn decode_int8(block: &[u8; DType::Int8.block_bytes()], decoded: &mut NibbleBloc
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 pub(super) fn decode_scales(scales: &[[u8; 32]; GROUPS], decoded: &mut [RowSums; GROUPS]) {
-    for (scales, decoded) in scales.iter().zip(decoded) {
-        for (scales, decoded) in scales.as_chunks().0.iter().zip(decoded.as_chunks_mut().0) {
-            store_f32(decoded, load_f16(scales));
-        }
-    }
+    store_halves(scales.as_flattened(), decoded.as_flattened_mut());
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 fn decode_f16(block: &[u8; DType::F16.block_bytes()], decoded: &mut FloatBlock) {
-    let decoded = decoded.0.as_flattened_mut().as_flattened_mut().as_chunks_mut().0;
-    for (values, decoded) in block.as_chunks().0.iter().zip(decoded) {
-        store_f32(decoded, load_f16(values));
+    store_halves(block, decoded.0.as_flattened_mut().as_flattened_mut());
+}
+
+/// The values of fp16 numbers, eight at a time.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn store_halves(halves: &[u8], values: &mut [f32]) {
+    for (halves, values) in halves.as_chunks().0.iter().zip(values.as_chunks_mut().0) {
+        store_f32(values, load_f16(halves));
     }
 }
 

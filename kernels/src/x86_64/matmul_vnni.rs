@@ -69,67 +69,77 @@ fn decode_int8(block: &[u8; DType::Int8.block_bytes()], decoded: &mut ByteBlock<
     decode_scales(parts.scales, &mut decoded.scales);
 }
 
-#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-#[inline]
-fn tile_256<const T: usize, const OFFSET: i32>(
-    panel: &[ByteBlock<OFFSET>],
-    first: usize,
-    xs: &[Activation<'_>; T],
-    sums: &mut [RowSums; T],
-) {
-    let xs = int_columns(xs, first, panel.len());
-    let corrections = corrections(&xs, panel);
-    let quads = steps(GROUP_SIZE / 4);
-    for (i, block) in panel.iter().enumerate() {
-        for (g, (lines, scales)) in block.lines.iter().zip(&block.scales).enumerate() {
-            let mut dots = [[_mm256_setzero_si256(); 2]; T];
-            for (dots, corrections) in dots.iter_mut().zip(&corrections) {
-                *dots = [_mm256_set1_epi32(corrections[i][g]); 2];
-            }
-            for (q, line) in lines.iter().take(quads).enumerate() {
-                let weights = line.as_chunks().0;
-                let weights = [load(&weights[0]), load(&weights[1])];
-                for (dots, x) in dots.iter_mut().zip(&xs) {
-                    let codes = broadcast(&x.codes[i][g][q]);
-                    dots[0] = _mm256_dpbusd_avx_epi32(dots[0], weights[0], codes);
-                    dots[1] = _mm256_dpbusd_avx_epi32(dots[1], weights[1], codes);
+/// Defines `$tile` with lines of `$registers` registers of `$bytes` bytes. `$splat` brings a number
+/// to all lanes and `$broadcast` four codes. `$multiply` is VPDPBUSD. `$add_group` adds the sums of
+/// a group to those of floats.
+macro_rules! tile {
+    (
+        $features:literal, $tile:ident, $registers:literal x $bytes:literal, $splat:ident, $load:ident,
+        $broadcast:ident, $multiply:ident, $add_group:ident
+    ) => {
+        #[target_feature(enable = $features)]
+        #[inline]
+        fn $tile<const T: usize, const OFFSET: i32>(
+            panel: &[ByteBlock<OFFSET>],
+            first: usize,
+            xs: &[Activation<'_>; T],
+            sums: &mut [RowSums; T],
+        ) {
+            let xs = int_columns(xs, first, panel.len());
+            let corrections = corrections(&xs, panel);
+            let quads = steps(GROUP_SIZE / 4);
+            for (i, block) in panel.iter().enumerate() {
+                for (g, (lines, scales)) in block.lines.iter().zip(&block.scales).enumerate() {
+                    let mut dots = [[$splat(0); $registers]; T];
+                    for (dots, corrections) in dots.iter_mut().zip(&corrections) {
+                        *dots = [$splat(corrections[i][g]); $registers];
+                    }
+                    for (q, line) in lines.iter().take(quads).enumerate() {
+                        let mut weights = [$splat(0); $registers];
+                        for (weights, part) in weights.iter_mut().zip(line.as_chunks::<$bytes>().0) {
+                            *weights = $load(part);
+                        }
+                        for (dots, x) in dots.iter_mut().zip(&xs) {
+                            let codes = $broadcast(&x.codes[i][g][q]);
+                            for (dot, weights) in dots.iter_mut().zip(weights) {
+                                *dot = $multiply(*dot, weights, codes);
+                            }
+                        }
+                    }
+                    for ((sums, dots), x) in sums.iter_mut().zip(dots).zip(&xs) {
+                        $add_group(sums, scales, x.scales[i][g], dots);
+                    }
                 }
             }
-            for ((sums, dots), x) in sums.iter_mut().zip(dots).zip(&xs) {
-                add_group(sums, scales, x.scales[i][g], dots);
-            }
         }
-    }
+    };
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+tile!(
+    "avx2,fma,f16c,avxvnni",
+    tile_256,
+    2 x 32,
+    _mm256_set1_epi32,
+    load,
+    broadcast,
+    _mm256_dpbusd_avx_epi32,
+    add_group
+);
+tile!(
+    "avx512f,avx512bw,avx512vnni",
+    tile_512,
+    1 x 64,
+    _mm512_set1_epi32,
+    load_512,
+    broadcast_512,
+    _mm512_dpbusd_epi32,
+    add_group_512
+);
+
+/// `sums + scales * scale * dots`.
+#[target_feature(enable = "avx512f")]
 #[inline]
-fn tile_512<const T: usize, const OFFSET: i32>(
-    panel: &[ByteBlock<OFFSET>],
-    first: usize,
-    xs: &[Activation<'_>; T],
-    sums: &mut [RowSums; T],
-) {
-    let xs = int_columns(xs, first, panel.len());
-    let corrections = corrections(&xs, panel);
-    let quads = steps(GROUP_SIZE / 4);
-    for (i, block) in panel.iter().enumerate() {
-        for (g, (lines, scales)) in block.lines.iter().zip(&block.scales).enumerate() {
-            let mut dots = [_mm512_setzero_si512(); T];
-            for (dot, corrections) in dots.iter_mut().zip(&corrections) {
-                *dot = _mm512_set1_epi32(corrections[i][g]);
-            }
-            for (q, line) in lines.iter().take(quads).enumerate() {
-                let weights = load_512(line);
-                for (dot, x) in dots.iter_mut().zip(&xs) {
-                    *dot = _mm512_dpbusd_epi32(*dot, weights, broadcast_512(&x.codes[i][g][q]));
-                }
-            }
-            let scales = load_f32_512(scales);
-            for ((sums, dot), x) in sums.iter_mut().zip(dots).zip(&xs) {
-                let scales = _mm512_mul_ps(scales, _mm512_set1_ps(x.scales[i][g]));
-                store_f32_512(sums, _mm512_fmadd_ps(scales, _mm512_cvtepi32_ps(dot), load_f32_512(sums)));
-            }
-        }
-    }
+fn add_group_512(sums: &mut RowSums, scales: &RowSums, scale: f32, [dots]: [__m512i; 1]) {
+    let scales = _mm512_mul_ps(load_f32_512(scales), _mm512_set1_ps(scale));
+    store_f32_512(sums, _mm512_fmadd_ps(scales, _mm512_cvtepi32_ps(dots), load_f32_512(sums)));
 }
