@@ -127,9 +127,11 @@ impl<'a> Ops<'a> {
         self.pool.for_each_range_of_rows(outs, MATVEC_GRAIN, &|job, start, part| {
             let (input, epilogue) = inputs[job];
             for first in (0..tokens).step_by(KERNEL_TOKENS) {
-                let mut outs: ArrayVec<_, KERNEL_TOKENS> = (&mut *part).take(KERNEL_TOKENS).collect();
-                let inputs: ArrayVec<_, KERNEL_TOKENS> =
-                    (first..).take(outs.len()).map(|t| input.row(t)).collect();
+                // Filled in place: a list that is collected is copied whole, with all its room.
+                let mut outs = ArrayVec::<_, KERNEL_TOKENS>::new();
+                outs.extend((&mut *part).take(KERNEL_TOKENS));
+                let mut inputs = ArrayVec::<_, KERNEL_TOKENS>::new();
+                inputs.extend((first..).take(outs.len()).map(|t| input.row(t)));
                 kernels.matmul(&mut outs, &matrices[job], start, &inputs);
                 outs.iter_mut().for_each(|out| epilogue.apply(kernels, out));
             }

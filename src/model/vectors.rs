@@ -144,8 +144,9 @@ impl<'a> Activations<'a> {
         out: &mut [f32],
     ) {
         let rows = out.len() / tokens.len();
-        let mut outs: ArrayVec<_, TILE_TOKENS> = out.chunks_exact_mut(rows).collect();
-        let inputs: ArrayVec<_, TILE_TOKENS> = tokens.map(|t| self.row(t)).collect();
+        let (mut outs, mut inputs) = (ArrayVec::<_, TILE_TOKENS>::new(), ArrayVec::<_, TILE_TOKENS>::new());
+        outs.extend(out.chunks_exact_mut(rows));
+        inputs.extend(tokens.map(|t| self.row(t)));
         kernels.matmul(&mut outs, weight, first, &inputs);
     }
 }
