@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Counts the instructions of one token, for every level of kernels that an emulated CPU has: the difference between runs of
-# 12 and of 4 tokens, with one thread, divided by 8. A count, not a time: compare levels of one CPU with each other.
+# Counts the instructions of a token that is decoded, and of one of a prompt, for every level of kernels that an emulated CPU
+# has: the difference between runs of 12 and of 4 tokens, with one thread, divided by 8; and between prompts of 192 and of 64
+# tokens, divided by 128. A count, not a time: compare levels of one CPU with each other.
 #
 #   cross/instructions.sh [--against COMMIT] [TARGET [CPU [MODEL]]]
 #
@@ -44,24 +45,37 @@ emulated() { "$emulator" -plugin "$folder/instructions.so" -cpu "$cpu" "$@"; }
 
 levels() { emulated "$1" info "$model" 2>/dev/null | sed -n 's/.*this CPU has: \(.*\))/\1/p' | tr -d ,; }
 
-# Instructions of the binary $1 with the kernels $2 for $3 tokens.
+# Instructions of a command of the binary $1 with the kernels $2.
 count() {
-    emulated "$1" run "$model" --prompt "Once upon a time" -n "$3" --temperature 0 --threads 1 --no-verify --isa "$2" \
-        2>&1 >/dev/null | sed -n 's/^instructions //p'
+    emulated "$1" "${@:3}" --threads 1 --no-verify --isa "$2" 2>&1 >/dev/null | sed -n 's/^instructions //p'
 }
 
-per_token() { echo $((($(count "$1" "$2" 12) - $(count "$1" "$2" 4)) / 8)); }
+decode() { count "$1" "$2" run "$model" --prompt "Once upon a time" -n "$3" --temperature 0; }
+
+prompt() { count "$1" "$2" logits "$model" --tokens "$(seq -s , "$3")"; }
+
+# Instructions of a token of each kind.
+per_token() {
+    echo $((($(decode "$1" "$2" 12) - $(decode "$1" "$2" 4)) / 8)) \
+        $((($(prompt "$1" "$2" 192) - $(prompt "$1" "$2" 64)) / 128))
+}
 
 binary=$(build . "$folder")
 other=
 [ -z "$against" ] || other=$(build_commit "$against")
-echo "$target on $cpu, $model, instructions per token${against:+, and at $against}"
+echo "$target on $cpu, $model, instructions per token decoded and per token of a prompt${against:+, each beside $against}"
 for level in $(levels "$binary"); do
     now=$(per_token "$binary" "$level")
+    then=
     if [ -n "$other" ] && [[ " $(levels "$other" | tr '\n' ' ') " == *" $level "* ]]; then
-        awk -v level="$level" -v now="$now" -v then="$(per_token "$other" "$level")" \
-            'BEGIN { printf "%-8s %12d %12d %+7.2f %%\n", level, now, then, 100 * (now / then - 1) }'
-    else
-        printf '%-8s %12d\n' "$level" "$now"
+        then=$(per_token "$other" "$level")
     fi
+    awk -v level="$level" -v now="$now" -v then="$then" 'BEGIN {
+        printf "%-8s", level
+        split(then, old)
+        for (i = 1; i <= split(now, new); i++) {
+            printf " %12d", new[i]
+            if (then != "") printf " %12d %+7.2f %%", old[i], 100 * (new[i] / old[i] - 1)
+        }
+        print "" }'
 done
