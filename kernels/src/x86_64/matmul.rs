@@ -145,12 +145,13 @@ fn tile_u4<const T: usize>(
     let quads = steps(GROUP_SIZE / 4);
     for (i, block) in panel.iter().enumerate() {
         for (g, (lines, scales)) in block.lines.iter().zip(&block.scales).enumerate() {
+            let codes = xs.each_ref().map(|x| &x.codes[i][g]);
             let mut dots = [[_mm256_setzero_si256(); 2]; T];
             for (q, line) in lines.iter().take(quads).enumerate() {
                 let weights = line.as_chunks().0;
                 let weights = [load(&weights[0]), load(&weights[1])];
-                for (dots, x) in dots.iter_mut().zip(&xs) {
-                    let codes = broadcast(&x.codes[i][g][q]);
+                for (dots, codes) in dots.iter_mut().zip(&codes) {
+                    let codes = broadcast(&codes[q]);
                     dots[0] = _mm256_add_epi16(dots[0], _mm256_maddubs_epi16(weights[0], codes));
                     dots[1] = _mm256_add_epi16(dots[1], _mm256_maddubs_epi16(weights[1], codes));
                 }
@@ -182,12 +183,13 @@ fn tile_u8<const T: usize>(
     let quads = steps(GROUP_SIZE / 4);
     for (i, block) in panel.iter().enumerate() {
         for (g, (lines, scales)) in block.lines.iter().zip(&block.scales).enumerate() {
+            let codes = xs.each_ref().map(|x| &x.codes[i][g]);
             let mut dots = [[_mm256_setzero_si256(); 4]; T];
             for (q, lines) in lines.as_chunks::<2>().0.iter().take(quads).enumerate() {
                 let weights = lines.as_flattened().as_chunks().0;
                 let weights = [load(&weights[0]), load(&weights[1]), load(&weights[2]), load(&weights[3])];
-                for (dots, x) in dots.iter_mut().zip(&xs) {
-                    let codes = broadcast(&x.codes[i][g][q]);
+                for (dots, codes) in dots.iter_mut().zip(&codes) {
+                    let codes = broadcast(&codes[q]);
                     for (dot, weights) in dots.iter_mut().zip(weights) {
                         *dot = _mm256_add_epi16(*dot, _mm256_maddubs_epi16(weights, codes));
                     }
@@ -231,12 +233,13 @@ fn float_tile<const T: usize>(
     let columns = steps(GROUP_SIZE);
     for (i, block) in panel.iter().enumerate() {
         for (g, weights) in block.0.iter().enumerate() {
+            let values = xs.each_ref().map(|x| &x[i][g]);
             let mut partial = [[_mm256_setzero_ps(); 2]; T];
             for (k, weights) in weights.iter().take(columns).enumerate() {
                 let weights = weights.as_chunks().0;
                 let weights = [load_f32(&weights[0]), load_f32(&weights[1])];
-                for (partial, x) in partial.iter_mut().zip(&xs) {
-                    let x = _mm256_set1_ps(x[i][g][k]);
+                for (partial, values) in partial.iter_mut().zip(&values) {
+                    let x = _mm256_set1_ps(values[k]);
                     partial[0] = _mm256_fmadd_ps(weights[0], x, partial[0]);
                     partial[1] = _mm256_fmadd_ps(weights[1], x, partial[1]);
                 }

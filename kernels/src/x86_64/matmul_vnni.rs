@@ -90,6 +90,7 @@ macro_rules! tile {
             let quads = steps(GROUP_SIZE / 4);
             for (i, block) in panel.iter().enumerate() {
                 for (g, (lines, scales)) in block.lines.iter().zip(&block.scales).enumerate() {
+                    let codes = xs.each_ref().map(|x| &x.codes[i][g]);
                     let mut dots = [[$splat(0); $registers]; T];
                     for (dots, corrections) in dots.iter_mut().zip(&corrections) {
                         *dots = [$splat(corrections[i][g]); $registers];
@@ -99,8 +100,8 @@ macro_rules! tile {
                         for (weights, part) in weights.iter_mut().zip(line.as_chunks::<$bytes>().0) {
                             *weights = $load(part);
                         }
-                        for (dots, x) in dots.iter_mut().zip(&xs) {
-                            let codes = $broadcast(&x.codes[i][g][q]);
+                        for (dots, codes) in dots.iter_mut().zip(&codes) {
+                            let codes = $broadcast(&codes[q]);
                             for (dot, weights) in dots.iter_mut().zip(weights) {
                                 *dot = $multiply(*dot, weights, codes);
                             }
