@@ -144,12 +144,18 @@ pub(super) fn broadcast_512(codes: &[i8; 4]) -> __m512i {
 pub(super) fn prefetch<T>(items: &[T]) {
     let start = items.as_ptr().cast::<u8>();
     for line in 0..size_of_val(items).div_ceil(64) {
-        // SAFETY: a prefetch never faults, whatever the address.
-        #[allow(unused_unsafe, reason = "not an unsafe function in newer compilers")]
-        unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(64 * line).cast())
-        };
+        prefetch_line(start.wrapping_add(64 * line));
     }
+}
+
+/// Prefetches the cache line of an address, which may be any; see [`prefetch`].
+#[inline]
+pub(super) fn prefetch_line(at: *const u8) {
+    // SAFETY: a prefetch never faults, whatever the address.
+    #[allow(unused_unsafe, reason = "not an unsafe function in newer compilers")]
+    unsafe {
+        _mm_prefetch::<_MM_HINT_T0>(at.cast())
+    };
     compiler_fence(Ordering::SeqCst);
 }
 

@@ -37,7 +37,7 @@ use crate::quant::{Group, ScaleOverflow};
 use crate::table::{Kernels, SoftmaxStats, Tiles};
 
 const AVX2_TILES: Tiles = Tiles {
-    many: 8,
+    many: 6,
     f32: entry::matmul_f32,
     f16: entry::matmul_f16,
     int8: entry::matmul_int8,

@@ -33,7 +33,7 @@
 
 use core::arch::x86_64::*;
 
-use super::memory::{load_f16, load_f32, load_i32, prefetch, store_i32};
+use super::memory::{load_f16, load_f32, load_i32, prefetch, prefetch_line, store_i32};
 use crate::layout::{GROUP_SIZE, LINE_BYTES, Records, Sparse, SparseScale, record_scale_bytes};
 use crate::math::ZERO_BELOW;
 use crate::scalar::sparse::cmax;
@@ -220,35 +220,44 @@ pub(super) fn store_chunk<const REGISTER: usize, const SUMS: usize>(
     }
 }
 
-/// Prefetches the share that chunk `i` and a pair of records have in the codes of the next set. All
-/// shares together cover every line once.
+/// The numbers of the groups of each chunk.
 #[inline]
-pub(super) fn prefetch_share<const CHUNK: usize>(next: &Set<'_>, pair: usize, i: usize) {
+pub(super) fn groups_of_chunks<const GROUPS: usize>(
+    numbers: &PerGroup,
+) -> core::slice::Iter<'_, [i32; GROUPS]> {
+    numbers.as_flattened().as_chunks().0.iter()
+}
+
+/// The numbers of the groups of chunk `i`.
+#[inline]
+pub(super) fn of_chunk<const GROUPS: usize>(numbers: &PerGroup, i: usize) -> &[i32; GROUPS] {
+    &numbers.as_flattened().as_chunks().0[i]
+}
+
+/// Whole chunks of the codes of each record of a set: as many of each.
+#[inline]
+pub(super) fn whole_chunks<'a, const CHUNK: usize>(set: &Set<'a>) -> [&'a [[u8; CHUNK]]; SET_SIZE] {
+    let whole = set[0].codes.len() / CHUNK;
+    set.map(|member| &member.codes.as_chunks().0[..whole])
+}
+
+/// The codes after the whole chunks. The bytes after them may be anything.
+pub(super) fn last_chunks<const CHUNK: usize>(set: &Set<'_>) -> [[u8; CHUNK]; SET_SIZE] {
+    set.map(|member| {
+        let (_, rest) = member.codes.as_chunks::<CHUNK>();
+        let mut chunk = [0; CHUNK];
+        chunk[..rest.len()].copy_from_slice(rest);
+        chunk
+    })
+}
+
+/// Prefetches the share that chunk `i` and a pair of records have in the codes of the next set,
+/// which begin at `next`. All shares together cover every line once.
+#[inline]
+pub(super) fn prefetch_share<const CHUNK: usize>(next: &[*const u8; SET_SIZE], pair: usize, i: usize) {
     let in_line = const { LINE_BYTES / CHUNK };
-    for k in [2 * pair, 2 * pair + 1] {
-        if k % in_line == i % in_line {
-            prefetch(&next[k].codes[LINE_BYTES * (i / in_line)..][..1]);
-        }
-    }
-}
-
-/// Chunk `i` of `codes`, or `rest`, the codes after the whole chunks.
-#[inline]
-pub(super) fn chunk<'a, const CHUNK: usize>(
-    codes: &'a [u8],
-    rest: &'a [u8; CHUNK],
-    i: usize,
-) -> &'a [u8; CHUNK] {
-    codes.as_chunks().0.get(i).unwrap_or(rest)
-}
-
-/// Copies the codes after the whole chunks. The bytes of `rest` after them may be anything.
-pub(super) fn copy_rest<const CHUNK: usize>(rest: &mut [[u8; CHUNK]; SET_SIZE], set: &Set<'_>) {
-    for (rest, member) in rest.iter_mut().zip(set) {
-        let (_, last) = member.codes.as_chunks::<CHUNK>();
-        if !last.is_empty() {
-            rest[..last.len()].copy_from_slice(last);
-        }
+    for k in (0..2).step_by(in_line) {
+        prefetch_line(next[2 * pair + k + i % in_line].wrapping_add(LINE_BYTES * (i / in_line)));
     }
 }
 
@@ -272,7 +281,6 @@ macro_rules! sparse_product {
             {
                 let block = OutputBlock::new(w, x, scale, i * BLOCK_GROUPS, $run, $largest_code);
                 let mut coefficients = <[PairCoefficients; SET_SIZE / 2]>::default();
-                let mut rest = [[0; 16 * LANES]; SET_SIZE];
                 if block.sets == 0 {
                     return;
                 }
@@ -281,16 +289,32 @@ macro_rules! sparse_product {
                     let next = block.set(s + 1);
                     block.prefetch_scales(&next);
                     block.coefficients(&set, &mut coefficients, sums);
-                    copy_rest(&mut rest, &set);
-                    let chunks = set[0].codes.len().div_ceil(16 * LANES);
-                    for (i, sums) in outputs[..chunks].iter_mut().enumerate() {
+                    let codes = whole_chunks::<{ 16 * LANES }>(&set);
+                    let later = next.map(|member| member.codes.as_ptr());
+                    let (whole, rest) = outputs.split_at_mut(codes[0].len());
+                    let [(a, b), (c, d), (e, f), (g, h)] =
+                        [0, 2, 4, 6].map(|k| (codes[k].iter(), codes[k + 1].iter()));
+                    let pairs = a.zip(b).zip(c.zip(d)).zip(e.zip(f).zip(g.zip(h)));
+                    let [c0, c1, c2, c3] =
+                        coefficients.each_ref().map(groups_of_chunks::<{ 16 * LANES / $run }>);
+                    // Iterators that go side by side need no check of an index.
+                    let chunks = whole.iter_mut().zip(pairs).zip(c0.zip(c1).zip(c2.zip(c3)));
+                    for (i, ((sums, ((ab, cd), (ef, gh))), ((c0, c1), (c2, c3)))) in chunks.enumerate() {
+                        let mut acc = [zero(); $sums];
+                        for (pair, ((a, b), c)) in
+                            [(ab, c0), (cd, c1), (ef, c2), (gh, c3)].into_iter().enumerate()
+                        {
+                            prefetch_share::<{ 16 * LANES }>(&later, pair, i);
+                            acc = $add(acc, load_codes(a), load_codes(b), $spread(c));
+                        }
+                        store_sums(sums, add_sums(acc, sums));
+                    }
+                    if let (Some(sums), false) = (rest.first_mut(), set[0].codes.len() % (16 * LANES) == 0) {
+                        let (codes, i) = (last_chunks(&set), codes[0].len());
                         let mut acc = load_sums(sums);
                         for (pair, c) in coefficients.iter().enumerate() {
-                            prefetch_share::<{ 16 * LANES }>(&next, pair, i);
-                            let [a, b] = [2 * pair, 2 * pair + 1];
-                            let a = load_codes(chunk(set[a].codes, &rest[a], i));
-                            let b = load_codes(chunk(set[b].codes, &rest[b], i));
-                            acc = $add(acc, a, b, $spread(c, i));
+                            let [a, b] = [&codes[2 * pair], &codes[2 * pair + 1]];
+                            acc = $add(acc, load_codes(a), load_codes(b), $spread(of_chunk(c, i)));
                         }
                         store_sums(sums, acc);
                     }
@@ -319,8 +343,8 @@ macro_rules! sparse_product {
                         let outputs = outputs.as_chunks::<{ 4 * LANES }>().0.as_chunks::<$sums>().0;
                         acc = add_sums(acc, &outputs[first + i]);
                     }
-                    let sums = $order(acc, $spread(&corrections, i));
-                    store_chunk(out, &to_values(sums, $spread(&scales, i)));
+                    let sums = $order(acc, $spread(of_chunk(&corrections, i)));
+                    store_chunk(out, &to_values(sums, $spread(of_chunk(&scales, i))));
                 }
             }
         }

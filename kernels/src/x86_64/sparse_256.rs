@@ -13,8 +13,9 @@ use core::arch::x86_64::{
 
 use super::memory::{load as load_codes, load_i32, store_f32, store_i32};
 use super::sparse::{
-    BLOCK_GROUPS, OutputBlock, PairCoefficients, PerGroup, SET_SIZE, add_to, chunk, copy_rest, factors,
-    prefetch_share, sparse_product, split_sums, split_sums_mut, store_chunk,
+    BLOCK_GROUPS, OutputBlock, PairCoefficients, PerGroup, SET_SIZE, add_to, factors, groups_of_chunks,
+    last_chunks, of_chunk, prefetch_share, sparse_product, split_sums, split_sums_mut, store_chunk,
+    whole_chunks,
 };
 use super::sparse_codes::sparse_codes;
 use crate::layout::{GROUP_SIZE, Records, Sparse, SparseScale, sparse_sums};
@@ -31,19 +32,19 @@ fn multiply_add(acc: __m256i, a: __m256i, b: __m256i) -> __m256i {
     add(acc, _mm256_madd_epi16(a, b))
 }
 
-/// The numbers of groups `2 chunk` and `2 chunk + 1`, in one half of the register each.
+/// The numbers of two groups, in one half of the register each.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn spread_int4(groups: &PerGroup, chunk: usize) -> __m256i {
-    let [a, b] = groups.as_flattened().as_chunks::<2>().0[chunk];
-    _mm256_set_m128i(_mm_set1_epi32(b), _mm_set1_epi32(a))
+fn spread_int4(&[a, b]: &[i32; 2]) -> __m256i {
+    let pair = _mm256_castsi256_ps(_mm256_set1_epi64x(i64::from(a as u32) | i64::from(b) << 32));
+    _mm256_castps_si256(_mm256_permutevar_ps(pair, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1)))
 }
 
-/// The number of group `chunk`.
+/// The number of a group.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn spread_int8(groups: &PerGroup, chunk: usize) -> __m256i {
-    _mm256_set1_epi32(groups.as_flattened()[chunk])
+fn spread_int8(&[number]: &[i32; 1]) -> __m256i {
+    _mm256_set1_epi32(number)
 }
 
 sparse_product!("avx2,fma,f16c", accumulate_int4, finish_int4, 16, 15, 8, spread_int4, add_int4, order_int4);

@@ -15,8 +15,9 @@ use super::memory::{
     load_512 as load_codes, load_i32_512 as load_i32, store_f32_512 as store_f32, store_i32_512 as store_i32,
 };
 use super::sparse::{
-    BLOCK_GROUPS, OutputBlock, PairCoefficients, PerGroup, SET_SIZE, add_to, chunk, copy_rest, factors,
-    prefetch_share, sparse_product, split_sums, split_sums_mut, store_chunk,
+    BLOCK_GROUPS, OutputBlock, PairCoefficients, PerGroup, SET_SIZE, add_to, factors, groups_of_chunks,
+    last_chunks, of_chunk, prefetch_share, sparse_product, split_sums, split_sums_mut, store_chunk,
+    whole_chunks,
 };
 use super::sparse_codes::sparse_codes;
 use crate::layout::{GROUP_SIZE, Records, Sparse, SparseScale, sparse_sums};
@@ -26,20 +27,18 @@ const LANES: usize = 4;
 
 sparse_codes!("avx512f,avx512bw,avx512vnni");
 
-/// The numbers of groups `4 chunk..4 chunk + 4`, in a quarter of the register each.
+/// The numbers of four groups, in a quarter of the register each.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn spread_int4(groups: &PerGroup, chunk: usize) -> __m512i {
-    let [a, b, c, d] = groups.as_flattened().as_chunks::<4>().0[chunk];
+fn spread_int4(&[a, b, c, d]: &[i32; 4]) -> __m512i {
     let order = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
     _mm512_permutexvar_epi32(order, _mm512_castsi128_si512(_mm_setr_epi32(a, b, c, d)))
 }
 
-/// The numbers of groups `2 chunk` and `2 chunk + 1`, in one half of the register each.
+/// The numbers of two groups, in one half of the register each.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn spread_int8(groups: &PerGroup, chunk: usize) -> __m512i {
-    let [a, b] = groups.as_flattened().as_chunks::<2>().0[chunk];
+fn spread_int8(&[a, b]: &[i32; 2]) -> __m512i {
     _mm512_inserti64x4::<1>(_mm512_set1_epi32(a), _mm256_set1_epi32(b))
 }
 
