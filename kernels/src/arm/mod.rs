@@ -31,6 +31,7 @@ cfg_if::cfg_if! {
             sparse_accumulate_int4: sparse::accumulate_int4,
             record_dots: products::record_dots,
             read: neon::read,
+            multiply_accumulate: neon::multiply_accumulate,
             ..scalar::kernels::<vfp::Vfp4>(Isa::Neon32)
         };
     } else {

@@ -10,6 +10,7 @@ global_asm!(include_str!("int.S"), options(raw));
 global_asm!(include_str!("float.S"), options(raw));
 global_asm!(include_str!("record.S"), options(raw));
 global_asm!(include_str!("read.S"), options(raw));
+global_asm!(include_str!("peak.S"), options(raw));
 global_asm!(include_str!("settle.S"), options(raw));
 global_asm!(include_str!("sparse.S"), options(raw));
 
@@ -74,6 +75,7 @@ unsafe extern "C" {
     );
     fn rwkv_edge_neon32_settle(x: *mut [f32; 8], count: usize);
     fn rwkv_edge_neon32_read(bytes: *const u8, part: usize, streams: usize) -> u64;
+    fn rwkv_edge_neon32_multiply_accumulate(rounds: usize);
 }
 
 /// Whether sums of products with these group scales meet no subnormal number.
@@ -280,4 +282,15 @@ pub(super) fn read(bytes: &[u8], streams: usize) -> u64 {
     // SAFETY: reads `streams * part` lines, which `bytes` has; `streams` is not 0, or the division
     // would have panicked; the processor has the level, as `Kernels::for_isa` sees to.
     unsafe { rwkv_edge_neon32_read(bytes.as_ptr(), part, streams) }
+}
+
+/// Multiply-accumulates of bytes. Returns their number.
+pub(super) fn multiply_accumulate(rounds: usize) -> u64 {
+    const EACH: u64 = 96;
+    if rounds > 0 {
+        // SAFETY: touches registers only; the processor has the level, as `Kernels::for_isa` sees
+        // to.
+        unsafe { rwkv_edge_neon32_multiply_accumulate(rounds) };
+    }
+    EACH * rounds as u64
 }
