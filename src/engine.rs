@@ -213,7 +213,7 @@ impl<'m> Engine<'m> {
     /// Continues the text of `state` with `tokens`. The result is that of feeding them one by one.
     ///
     /// # Errors
-    /// If a token is not in the vocabulary or the state belongs to another model file: nothing was
+    /// If a token is not in the vocabulary or the state belongs to another model: nothing was
     /// fed. If the file is damaged: [`State::tokens_read`] tells how many tokens were fed.
     pub fn feed(&mut self, state: &mut State, tokens: &[u32]) -> Result<()> {
         self.feed_batch(slice::from_mut(&mut Sequence::new(state, tokens)))
@@ -272,7 +272,7 @@ impl<'m> Engine<'m> {
     /// bits `0x7FC00000`.
     ///
     /// # Errors
-    /// If the text has no tokens yet, or the state belongs to another model file.
+    /// If the text has no tokens yet, or the state belongs to another model.
     pub fn logits(&mut self, state: &State) -> Result<&[f32]> {
         self.check_readable(state)?;
         let _environment = default_float_environment();
@@ -300,7 +300,7 @@ impl<'m> Engine<'m> {
     /// texts.
     ///
     /// # Errors
-    /// As `sample`. If a text is empty or belongs to another model file, no sampler has drawn.
+    /// As `sample`. If a text is empty or belongs to another model, no sampler has drawn.
     /// Otherwise the samplers of the texts before have.
     ///
     /// # Panics

@@ -51,7 +51,7 @@ pub enum ErrorKind {
         what: String,
     },
     /// A structure of the file is inconsistent.
-    #[error("damaged model file: {0}")]
+    #[error("damaged file: {0}")]
     Malformed(String),
     /// A tensor does not fit the model's hyperparameters.
     #[error("tensor {name}: expected {expected}, found {found}")]
@@ -66,9 +66,12 @@ pub enum ErrorKind {
     /// The file is well-formed but needs something this build does not have.
     #[error("unsupported: {0}")]
     Unsupported(String),
-    /// A file at the path of an output is neither empty nor a model.
-    #[error("it exists and is no rwkv-edge model, so it is not replaced")]
-    NotReplaced,
+    /// A file at the path of an output is neither empty nor of the kind of the output.
+    #[error("it exists and is no rwkv-edge {expected}, so it is not replaced")]
+    NotReplaced {
+        /// The kind of the output: `model` or `state`.
+        expected: &'static str,
+    },
     /// There is no room for an output.
     #[error("{needed} bytes are needed, {available} are available {place}")]
     NoRoom {
@@ -82,6 +85,17 @@ pub enum ErrorKind {
     /// An argument of the caller is out of range.
     #[error("{0}")]
     Invalid(String),
+    /// The file is not a saved state. The text says what it looks like and what to do.
+    #[error("not a saved state: {0}")]
+    NotAState(String),
+    /// A state belongs to another model: the numbers of one quantization mean nothing to another.
+    #[error("the state belongs to another model: that has the id {found:016x}, this one {expected:016x}")]
+    OtherModel {
+        /// [`model_id`](crate::format::ModelFile::model_id) of the state's model.
+        found: u64,
+        /// Id of the model that should continue it.
+        expected: u64,
+    },
 }
 
 impl ErrorKind {
@@ -96,9 +110,11 @@ impl ErrorKind {
             ErrorKind::Malformed(_) => 6,
             ErrorKind::Tensor { .. } => 7,
             ErrorKind::Unsupported(_) => 8,
-            ErrorKind::NotReplaced => 9,
+            ErrorKind::NotReplaced { .. } => 9,
             ErrorKind::NoRoom { .. } => 10,
             ErrorKind::Invalid(_) => 11,
+            ErrorKind::NotAState(_) => 12,
+            ErrorKind::OtherModel { .. } => 13,
         }
     }
 }
@@ -171,10 +187,12 @@ mod tests {
             ErrorKind::Malformed(String::new()),
             ErrorKind::Tensor { name: String::new(), expected: String::new(), found: String::new() },
             ErrorKind::Unsupported(String::new()),
-            ErrorKind::NotReplaced,
+            ErrorKind::NotReplaced { expected: "" },
             ErrorKind::NoRoom { needed: 2, available: 1, place: "" },
             ErrorKind::Invalid(String::new()),
+            ErrorKind::NotAState(String::new()),
+            ErrorKind::OtherModel { found: 2, expected: 1 },
         ];
-        assert!(kinds.iter().map(ErrorKind::code).eq(1..=11));
+        assert!(kinds.iter().map(ErrorKind::code).eq(1..=13));
     }
 }

@@ -16,6 +16,7 @@ pub mod model;
 #[doc(hidden)]
 pub mod printable;
 pub mod sampler;
+mod saved;
 pub mod self_test;
 mod session;
 #[doc(hidden)]
@@ -31,7 +32,7 @@ pub mod tokenizer;
 
 pub use engine::{Engine, EngineOptions};
 pub use error::{Error, ErrorKind, Result};
-pub use format::{Config, SamplingParams, Version};
+pub use format::{Config, SamplingParams, StateNotes, Version};
 pub use generation::{End, Generation, StopRules};
 pub use memory::MemoryPlan;
 pub use model::{

@@ -23,11 +23,13 @@
 //! The same logits, parameters and seed give the same tokens on every machine.
 
 use std::cmp::Ordering;
+use std::mem;
 
 use rwkv_edge_kernels::{Kernels, default_float_environment, exp, settled};
 
 use crate::error::{Error, Result};
 use crate::format::SamplingParams;
+use crate::format::state_file::SavedSampler;
 
 /// Draws tokens, and counts those of a reply for the penalties.
 ///
@@ -79,6 +81,33 @@ impl Sampler {
     /// Restarts the random numbers with `seed`.
     pub fn set_seed(&mut self, seed: u64) {
         self.rng = Rng { state: seed };
+    }
+
+    /// The seed of a new sampler whose random numbers are those that come next here.
+    pub fn seed(&self) -> u64 {
+        self.rng.state
+    }
+
+    /// A sampler that goes on with these counts.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), or if the counts are no counts of `n_vocab` tokens.
+    pub(crate) fn resume(saved: &SavedSampler, n_vocab: usize) -> Result<Self> {
+        let mut sampler = Self::new(saved.params, n_vocab, saved.random)?;
+        let mut seen = vec![false; n_vocab];
+        for &(token, count) in &saved.counts {
+            let is_new = seen.get_mut(token as usize).is_some_and(|seen| !mem::replace(seen, true));
+            if !is_new || !count.is_finite() || count < 0.0 {
+                return Err(Error::invalid(format!("token {token} has the count {count}, or occurs twice")));
+            }
+            sampler.counts.push((token, count));
+        }
+        Ok(sampler)
+    }
+
+    /// What [`resume`](Self::resume) needs.
+    pub(crate) fn saved(&self) -> SavedSampler {
+        SavedSampler { params: self.params, random: self.rng.state, counts: self.counts.clone() }
     }
 
     /// Begins a new reply: the counts are forgotten. The random numbers go on.

@@ -55,7 +55,7 @@ impl Snapshot {
     /// Becomes a copy of `other` without allocating.
     ///
     /// # Errors
-    /// If `other` belongs to another model file. Nothing has changed then.
+    /// If `other` belongs to another model. Nothing has changed then.
     pub fn copy_from(&mut self, other: &Snapshot) -> Result<()> {
         self.state.copy_from(&other.state)?;
         self.sampler.copy_from(&other.sampler)?;
@@ -98,9 +98,19 @@ impl Session {
     /// # Errors
     /// If the options are out of range, there is no memory, or a thread cannot be started.
     pub fn new(model: Arc<Model>, options: &SessionOptions) -> Result<Self> {
-        let plan = Self::plan(&model, options)?;
         let text = Snapshot::new(&model, options.sampling.unwrap_or(model.chat().sampling), options.seed)?;
-        Ok(Self { engine: Engine::new(model, &options.engine)?, text, plan })
+        Self::resume(model, &options.engine, text)
+    }
+
+    /// A session that goes on with `text`. Sampling and seed are those of the text.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), or if the text belongs to another model.
+    pub fn resume(model: Arc<Model>, engine: &EngineOptions, text: Snapshot) -> Result<Self> {
+        text.state.check(model.file().model_id())?;
+        let options = SessionOptions { engine: *engine, ..SessionOptions::default() };
+        let plan = Self::plan(&model, &options)?;
+        Ok(Self { engine: Engine::new(model, engine)?, text, plan })
     }
 
     /// The model that runs.
@@ -128,6 +138,11 @@ impl Session {
         &self.text.state
     }
 
+    /// The text, to [save](Snapshot::save) it without a copy.
+    pub fn text(&self) -> &Snapshot {
+        &self.text
+    }
+
     /// Everything that the text needs to go on elsewhere, or later, exactly as here.
     pub fn snapshot(&self) -> Snapshot {
         self.text.clone()
@@ -136,7 +151,7 @@ impl Session {
     /// Continues the text of `snapshot`, sampling included.
     ///
     /// # Errors
-    /// If the snapshot belongs to another model file. Nothing has changed then.
+    /// If the snapshot belongs to another model. Nothing has changed then.
     pub fn restore(&mut self, snapshot: &Snapshot) -> Result<()> {
         self.text.copy_from(snapshot)
     }
@@ -145,7 +160,7 @@ impl Session {
     /// random numbers go on.
     ///
     /// # Errors
-    /// If the state belongs to another model file. Nothing has changed then.
+    /// If the state belongs to another model. Nothing has changed then.
     pub fn set_state(&mut self, state: &State) -> Result<()> {
         self.text.state.copy_from(state)?;
         self.begin_reply();

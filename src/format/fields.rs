@@ -96,6 +96,10 @@ impl<'a> Fields<'a> {
         self.known.iter().filter(move |&&(known, _)| known == id).map(|&(_, payload)| payload)
     }
 
+    pub(super) fn has(&self, spec: &FieldSpec) -> bool {
+        self.all(spec).next().is_some()
+    }
+
     fn missing(&self, spec: &FieldSpec) -> Error {
         Error::malformed(format!("{}: field {} is missing", self.section, spec.name))
     }

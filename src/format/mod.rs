@@ -15,11 +15,13 @@ mod handles;
 mod header;
 mod mapping;
 mod metadata;
+mod model_id;
 mod output;
 mod reader;
 #[cfg(test)]
 mod round_trip;
 mod sniff;
+pub(crate) mod state_file;
 mod tensor;
 mod tensor_table;
 #[cfg(test)]
@@ -37,6 +39,7 @@ pub use metadata::{Provenance, SelfTest};
 pub use output::{Output, Published, Replace, Target};
 pub use reader::ModelFile;
 pub use sniff::FileKind;
+pub use state_file::StateNotes;
 pub use tensor::{ElementType, TensorInfo, TensorLayout};
 pub use verifier::Verifier;
 pub use writer::ModelWriter;

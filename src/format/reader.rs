@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use super::header::{Header, MUST_UNDERSTAND};
 use super::sniff::FileKind;
-use super::tensor_table;
 use super::{Chat, Config, Mapping, Provenance, Section, SectionKind, SelfTest, TensorInfo, Verifier};
+use super::{model_id, tensor_table};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A model file. Everything but the tensors' bytes has been checked.
@@ -120,9 +120,9 @@ impl ModelFile {
         self.front.header.file_len
     }
 
-    /// A number for the contents of the file. Two files with different contents have different
-    /// numbers, except by chance. It is made of checksums, so it recognises files and does not
-    /// authenticate them.
+    /// A number for hyperparameters, weights and tokenizer. Models that differ in one of them have
+    /// different numbers, except by chance. Chat settings and provenance do not count. The number
+    /// is made of checksums, so it recognises models and does not authenticate them.
     pub fn model_id(&self) -> u64 {
         self.front.model_id
     }
@@ -239,18 +239,19 @@ impl Front {
         let read = |kind| header.section(kind).map(|section| section_bytes(file, section));
         let data = header.section(SectionKind::DATA)?;
         let data = data.offset..data.offset.saturating_add(data.len);
-        let tens = header.section(SectionKind::TENS)?;
-        let tokenizer = section_range(header.section(SectionKind::TOKN)?);
-        let config = Config::parse(read(SectionKind::CONF)?)?;
+        let tokenizer = header.section(SectionKind::TOKN)?;
+        let conf = read(SectionKind::CONF)?;
+        let config = Config::parse(conf)?;
         let n_vocab = config.n_vocab;
+        let tensors = tensor_table::parse(read(SectionKind::TENS)?, data.clone())?;
         Ok(Self {
             chat: Chat::parse(read(SectionKind::CHAT)?, n_vocab)?,
             provenance: Provenance::parse(read(SectionKind::PROV)?)?,
             self_test: SelfTest::parse(read(SectionKind::TEST)?, n_vocab)?,
-            tensors: tensor_table::parse(section_bytes(file, tens), data.clone())?,
-            tokenizer,
+            model_id: model_id::of(conf, tokenizer, &tensors),
+            tokenizer: section_range(tokenizer),
+            tensors,
             data,
-            model_id: u64::from(tens.crc32) << 32 | u64::from(header.crc32),
             config,
             header,
         })

@@ -1,6 +1,7 @@
 //! Recognises a file by its first bytes: a model, or a file that people take for one.
 
 use super::header::MAGIC;
+use super::state_file;
 
 /// A kind of file with known first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,6 +10,8 @@ pub enum FileKind {
     Empty,
     /// A `.rwkv` model file, or the beginning of one.
     Model,
+    /// A `.rwstate` file: a saved state.
+    State,
     /// A model file after a transfer in text mode, which changed line ends or cut it.
     ModelAsText,
     /// The few lines that Git stores in place of a file of Git LFS.
@@ -36,6 +39,8 @@ impl FileKind {
             Some(Self::Empty)
         } else if starts(&MAGIC) || MAGIC.starts_with(file) {
             Some(Self::Model)
+        } else if starts(&state_file::MAGIC) {
+            Some(Self::State)
         } else if starts(&MAGIC[..5]) {
             Some(Self::ModelAsText)
         } else if starts(b"version https://git-lfs") {
@@ -63,6 +68,7 @@ impl FileKind {
         match self {
             Self::Empty => Some("the file is empty"),
             Self::Model => None,
+            Self::State => Some("it is a saved state; name its model, and the state with --state"),
             Self::ModelAsText => Some("a transfer in text mode changed it; copy it again in binary mode"),
             Self::LfsPointer => Some(
                 "it is a Git LFS pointer instead of the file; run `git lfs pull` or download the file itself",
@@ -93,6 +99,7 @@ mod tests {
             (b"".as_slice(), "empty"),
             (b"\x89RWKV\n\x1a\x01\x00", "text mode"),
             (b"version https://git-lfs.github.com/spec/v1\n", "LFS"),
+            (b"\x89RWST\r\n\x1a\x01\x00", "saved state"),
             (b"GGUF\x03\0\0\0", "GGUF"),
             (b"PK\x03\x04archive", "zip"),
             (b"\x80\x02\x8a\x0al\xfc", "PyTorch"),

@@ -93,6 +93,17 @@ fn emit_entry(out: &mut Vec<u8>, tensor: &TensorInfo, name_offset: u32) {
     out.resize(end, 0);
 }
 
+/// What identifies the contents of a tensor: the bytes 4..20 and 32..48 of its entry, from the
+/// length of the name to the scale and from the length of the data to the flags.
+pub(super) fn identity(tensor: &TensorInfo) -> [u8; 32] {
+    let mut entry = Vec::with_capacity(ENTRY_BYTES);
+    emit_entry(&mut entry, tensor, 0);
+    let mut identity = [0; 32];
+    identity[..16].copy_from_slice(&entry[4..20]);
+    identity[16..].copy_from_slice(&entry[32..48]);
+    identity
+}
+
 /// Reads the TENS section and checks it against the bounds of DATA.
 pub(super) fn parse(section: &[u8], data: Range<u64>) -> Result<Vec<TensorInfo>> {
     let mut cursor = Cursor::new(section);

@@ -52,7 +52,7 @@ pub(crate) use meter::Meter;
 pub use meter::{Phase, Profile, Traffic};
 pub use options::{LoadOptions, Shortcuts, Verify, choose_kernels, default_prompt_chunk};
 pub use state::State;
-pub(crate) use state::unify_nan;
+pub(crate) use state::{check_model, unify_nan};
 
 /// A model ready to run: immutable, and shareable between threads and engines.
 #[derive(Debug)]

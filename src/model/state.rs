@@ -1,15 +1,24 @@
 //! The state of a text: everything that a model remembers of it.
 
 use std::fmt;
+use std::io;
 
 use sha2::{Digest, Sha256};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Floats;
 
 /// `value`, or one NaN for all: sign and payload of a NaN from arithmetic depend on the processor.
 pub(crate) fn unify_nan(value: f32) -> f32 {
     if value.is_nan() { f32::from_bits(0x7fc0_0000) } else { value }
+}
+
+/// Refuses a state of the model `found` in the model `expected`.
+pub(crate) fn check_model(found: u64, expected: u64) -> Result<()> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(ErrorKind::OtherModel { found, expected }.into())
 }
 
 /// One text's recurrent state and last residual. The logits of the next token follow from the
@@ -61,7 +70,7 @@ impl State {
     /// Becomes a copy of `other` without allocating.
     ///
     /// # Errors
-    /// If `other` belongs to another model file.
+    /// If `other` belongs to another model.
     pub fn copy_from(&mut self, other: &State) -> Result<()> {
         self.check(other.model_id)?;
         self.recurrent.copy_from_slice(&other.recurrent);
@@ -70,13 +79,37 @@ impl State {
         Ok(())
     }
 
-    /// Refuses a state that belongs to another model file: the numbers of one quantization mean
-    /// nothing to another.
+    /// Refuses a state of another model: the numbers of one quantization mean nothing to another.
     pub(crate) fn check(&self, model_id: u64) -> Result<()> {
-        if self.model_id == model_id {
-            return Ok(());
+        check_model(self.model_id, model_id)
+    }
+
+    /// The number of the model's file.
+    pub(crate) fn model_id(&self) -> u64 {
+        self.model_id
+    }
+
+    /// Gives `sink` the bytes of all values in pieces, little-endian: the recurrent state, then the
+    /// residual. Every NaN has the bits `0x7FC00000`.
+    pub(crate) fn values(&self, sink: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+        let mut piece = [0.0; 4096];
+        for values in [&*self.recurrent, &*self.residual].into_iter().flat_map(|part| part.chunks(4096)) {
+            let piece = &mut piece[..values.len()];
+            piece.iter_mut().zip(values).for_each(|(to, &value)| *to = unify_nan(value));
+            sink(bytemuck::cast_slice(piece))?;
         }
-        Err(Error::invalid("the state belongs to another model file"))
+        Ok(())
+    }
+
+    /// The values in the order of [`values`](Self::values), for writing.
+    pub(crate) fn values_mut(&mut self) -> [&mut [f32]; 2] {
+        [&mut self.recurrent, &mut self.residual]
+    }
+
+    /// Becomes the state after `tokens_read` tokens with the hash `tokens_hash`. The values are the
+    /// caller's.
+    pub(crate) fn set_tokens(&mut self, tokens_read: u64, tokens_hash: [u8; 32]) {
+        (self.tokens_read, self.tokens_hash) = (tokens_read, tokens_hash);
     }
 
     /// The recurrent state of all layers.

@@ -14,6 +14,8 @@ mod nested_head;
 mod outlier;
 mod quality;
 mod sampler;
+mod saved;
 mod session;
+mod state_corrupt;
 mod text;
 mod tokenizer_sections;

@@ -130,7 +130,7 @@ impl Output {
         ensure!(path.as_os_str() != "-", "-: the output must be a file; ./- is a file of this name");
         let replace = if *force { Replace::Any } else { Replace::Models };
         Target::new(path, replace).map_err(|error| match error.kind() {
-            rwkv_edge::ErrorKind::NotReplaced => anyhow!("{error}; --force replaces it"),
+            rwkv_edge::ErrorKind::NotReplaced { .. } => anyhow!("{error}; --force replaces it"),
             _ => error.into(),
         })
     }

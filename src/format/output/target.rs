@@ -4,7 +4,7 @@ use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::super::header::MAGIC;
+use super::super::{header, state_file};
 use super::{folder, look, system};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -16,6 +16,8 @@ const MAX_LINKS: usize = 40;
 pub enum Replace {
     /// Empty files, and files that begin like a model file.
     Models,
+    /// Empty files, and files that begin like a saved state.
+    States,
     /// Any regular file.
     Any,
 }
@@ -88,8 +90,13 @@ impl Target {
         if !found.is_file() {
             return Err(Error::invalid("it is not a regular file"));
         }
-        if self.replace == Replace::Models && found.len() > 0 && !begins_as_model(&self.file)? {
-            return Err(ErrorKind::NotReplaced.into());
+        let (magic, expected) = match self.replace {
+            Replace::Models => (header::MAGIC, "model"),
+            Replace::States => (state_file::MAGIC, "state"),
+            Replace::Any => return Ok(Some(found)),
+        };
+        if found.len() > 0 && !begins_with(&self.file, &magic)? {
+            return Err(ErrorKind::NotReplaced { expected }.into());
         }
         Ok(Some(found))
     }
@@ -111,9 +118,9 @@ fn follow_links(path: &Path) -> Result<PathBuf> {
     Err(Error::invalid("too many symbolic links"))
 }
 
-/// Whether a file begins like a model file.
-fn begins_as_model(file: &Path) -> io::Result<bool> {
+/// Whether a file begins with `magic`.
+fn begins_with(file: &Path, magic: &[u8]) -> io::Result<bool> {
     let mut start = Vec::new();
-    File::open(file)?.take(MAGIC.len() as u64).read_to_end(&mut start)?;
-    Ok(start == MAGIC)
+    File::open(file)?.take(magic.len() as u64).read_to_end(&mut start)?;
+    Ok(start == magic)
 }

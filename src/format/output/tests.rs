@@ -105,7 +105,7 @@ fn only_empty_files_and_models_are_replaced_unasked() {
                 continue;
             }
             let error = Target::new(&path, Replace::Models).unwrap_err();
-            assert!(matches!(error.kind(), ErrorKind::NotReplaced), "{error}");
+            assert!(matches!(error.kind(), ErrorKind::NotReplaced { expected: "model" }), "{error}");
             assert_eq!(fs::read(&path).unwrap(), old);
             desk.write(&path, Replace::Any);
         }
@@ -126,7 +126,7 @@ fn a_file_that_comes_into_being_meanwhile_is_treated_as_one_that_was_there() {
         let output = desk.begin(&path, Replace::Models);
         fs::write(&path, "a letter").unwrap();
         let error = output.publish().unwrap_err();
-        assert!(matches!(error.kind(), ErrorKind::NotReplaced), "{error}");
+        assert!(matches!(error.kind(), ErrorKind::NotReplaced { expected: "model" }), "{error}");
         assert_eq!(fs::read(&path).unwrap(), b"a letter");
         assert_eq!(desk.names(), ["m.rwkv"]);
     });

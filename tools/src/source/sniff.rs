@@ -28,6 +28,7 @@ pub(super) fn kind(source: &Source) -> Result<Kind, SourceError> {
         Some(FileKind::Model | FileKind::ModelAsText) => {
             "this file is already converted; run it with rwkv-edge"
         }
+        Some(FileKind::State) => "this is a saved state; give it to rwkv-edge run --state",
         Some(FileKind::LfsPointer) => {
             "this is a Git LFS pointer of a few lines; fetch the file itself (git lfs pull)"
         }
