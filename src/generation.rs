@@ -63,6 +63,10 @@ pub struct Generation<'s> {
     end: Option<End>,
     /// Whether [`next_piece`](Self::next_piece) has returned the text that the stream held back.
     finished: bool,
+    /// Bytes of earlier tokens that come first.
+    first: Vec<u8>,
+    /// Whether text that can go on keeps what the stream holds back.
+    keeps_unshown: bool,
     piece: String,
 }
 
@@ -85,7 +89,34 @@ impl<'s> Generation<'s> {
         let bytes = session.model().tokenizer().max_token_len() + 3;
         let piece = String::with_capacity(bytes * '\u{fffd}'.len_utf8() + stream.most_held());
         let max_tokens = rules.max_tokens;
-        Ok(Self { session, stream, max_tokens, tokens: 0, end: None, finished: false, piece })
+        Ok(Self {
+            session,
+            stream,
+            max_tokens,
+            tokens: 0,
+            end: None,
+            finished: false,
+            first: Vec::new(),
+            keeps_unshown: false,
+            piece,
+        })
+    }
+
+    /// Begins with the [`unshown`](Self::unshown) bytes of the text before. Both together are then
+    /// the text that one generation with the same rules would have given.
+    pub fn begin_with(&mut self, unshown: &[u8]) {
+        self.first = unshown.to_vec();
+    }
+
+    /// Lets a text that [`MaxTokens`](End::MaxTokens) or the [`Caller`](End::Caller) ends keep what
+    /// it holds back: the bytes of an unfinished character, and text that could begin a stop text.
+    pub fn keep_unshown(&mut self) {
+        self.keeps_unshown = true;
+    }
+
+    /// The bytes that a text that is over has [kept](Self::keep_unshown).
+    pub fn unshown(&self) -> Vec<u8> {
+        self.stream.held()
     }
 
     /// The text of the next token; `None` if the text is over. The piece is empty if the token ends
@@ -95,6 +126,10 @@ impl<'s> Generation<'s> {
     /// As [`Session::next_token`].
     pub fn next_piece(&mut self) -> Result<Option<&str>> {
         self.piece.clear();
+        if !self.first.is_empty() {
+            self.end = pass_on(&mut self.stream, &self.first, &mut self.piece).or(self.end);
+            self.first.clear();
+        }
         if self.end.is_none() && self.max_tokens.is_some_and(|most| self.tokens >= most) {
             self.end = Some(End::MaxTokens);
         }
@@ -105,10 +140,7 @@ impl<'s> Generation<'s> {
                 self.end = Some(End::StopToken(token));
             } else {
                 self.tokens += 1;
-                let bytes = model.tokenizer().token(token);
-                if self.stream.push_to(bytes, &mut self.piece) == Status::Stopped {
-                    self.end = self.stream.stopped_by().map(End::StopText);
-                }
+                self.end = pass_on(&mut self.stream, model.tokenizer().token(token), &mut self.piece);
                 return Ok(Some(&self.piece));
             }
         }
@@ -116,7 +148,10 @@ impl<'s> Generation<'s> {
             return Ok(None);
         }
         self.finished = true;
-        self.stream.finish_to(&mut self.piece);
+        let can_go_on = matches!(self.end, Some(End::MaxTokens | End::Caller));
+        if !(can_go_on && self.keeps_unshown) {
+            self.stream.finish_to(&mut self.piece);
+        }
         Ok((!self.piece.is_empty()).then_some(&self.piece))
     }
 
@@ -133,6 +168,14 @@ impl<'s> Generation<'s> {
     /// Tokens so far.
     pub fn tokens(&self) -> u64 {
         self.tokens
+    }
+}
+
+/// Adds the text of some bytes to a piece, up to a stop text. Returns whether that ends the text.
+fn pass_on(stream: &mut TextStream, bytes: &[u8], piece: &mut String) -> Option<End> {
+    match stream.push_to(bytes, piece) {
+        Status::Running => None,
+        Status::Stopped => stream.stopped_by().map(End::StopText),
     }
 }
 

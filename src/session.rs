@@ -230,14 +230,23 @@ impl Session {
     /// # Errors
     /// As [`Tokenizer::encode`](crate::Tokenizer::encode) and [`Engine::feed`].
     pub fn feed_text(&mut self, text: &str) -> Result<usize> {
-        let mut tokens = Vec::new();
-        if self.text.state.tokens_read() == 0 && self.text.pending.is_none() {
-            tokens = self.model().encode_prompt(text.as_bytes())?;
-        } else {
-            self.model().tokenizer().encode(text.as_bytes(), &mut tokens)?;
-        }
+        let tokens = self.encode(text.as_bytes())?;
         self.feed(&tokens)?;
         Ok(tokens.len())
+    }
+
+    /// The tokens by which the session's text goes on with `text`. The model's start tokens go
+    /// before the first text.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`](crate::Tokenizer::encode).
+    pub fn encode(&self, text: &[u8]) -> Result<Vec<u32>> {
+        if self.text.state.tokens_read() == 0 && self.text.pending.is_none() {
+            return self.model().encode_prompt(text);
+        }
+        let mut tokens = Vec::new();
+        self.model().tokenizer().encode(text, &mut tokens)?;
+        Ok(tokens)
     }
 
     /// The logits of the next token, `[n_vocab]`. Every NaN has the bits `0x7FC00000`.

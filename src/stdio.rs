@@ -120,17 +120,23 @@ pub fn wrong_usage(text: &str) -> ! {
 /// A broken pipe means that the reader of the output went away. That is success and prints nothing.
 /// If a signal was [caught](signals::catch), the process dies by it.
 pub fn report(program: &str, error: &(dyn Error + 'static)) -> ExitCode {
-    let causes: Vec<_> = iter::successors(Some(error), |&error| error.source()).collect();
-    let is_broken_pipe = causes
-        .iter()
-        .filter_map(|&cause| io_error(cause))
-        .any(|error| error.kind() == io::ErrorKind::BrokenPipe);
+    let is_broken_pipe = is_broken_pipe(error);
     if !is_broken_pipe {
-        let texts: Vec<_> = causes.iter().map(ToString::to_string).collect();
+        let texts: Vec<_> = causes(error).map(ToString::to_string).collect();
         eprint_line(format_args!("{program}: {}", texts.join(": ")));
     }
     signals::die_if_caught();
     if is_broken_pipe { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Whether an error means that the reader of the output went away.
+pub fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {
+    causes(error).filter_map(io_error).any(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// An error and its causes.
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    iter::successors(Some(error), |&error| error.source())
 }
 
 /// The I/O error that an error is. The library's error shows it as its own and not as its source.

@@ -94,6 +94,15 @@ impl TextStream {
         status
     }
 
+    /// The bytes that the stream holds back: the beginning of a stop text, and that of a character.
+    /// A new stream of the same stop texts that takes them first goes on as this one.
+    pub fn held(&self) -> Vec<u8> {
+        match self.status() {
+            Status::Running => [self.held.as_bytes(), &self.partial[..self.n_partial]].concat(),
+            Status::Stopped => Vec::new(),
+        }
+    }
+
     /// Most bytes of text that the stream holds back.
     pub(crate) fn most_held(&self) -> usize {
         self.held.capacity()

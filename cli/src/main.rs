@@ -3,6 +3,7 @@
 //! This module has the subcommands and exit codes. Each subcommand has a module of its own.
 
 mod args;
+mod bake;
 mod bench;
 #[cfg(feature = "builtin-model")]
 mod builtin;
@@ -11,6 +12,7 @@ mod info;
 mod logits;
 mod progress;
 mod run;
+mod saved;
 mod tokenize;
 mod utf16;
 
@@ -32,6 +34,8 @@ struct Cli {
 enum Command {
     /// Continue a text, streaming to standard output
     Run(run::RunArgs),
+    /// Turn a prompt into a state file, from which `run --state` goes on at once
+    Bake(bake::BakeArgs),
     /// Print a model's header, its memory plan and the kernels that would run
     Info(info::InfoArgs),
     /// Print the logits after a list of tokens
@@ -62,6 +66,7 @@ fn command(command: Command) -> Result<()> {
     signals::prepare()?;
     match command {
         Command::Run(args) => run::run(&args),
+        Command::Bake(args) => bake::run(&args),
         Command::Info(args) => info::run(&args),
         Command::Logits(args) => logits::run(&args),
         Command::Tokenize(args) => tokenize::run(&args),

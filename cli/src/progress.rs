@@ -1,8 +1,23 @@
 //! Progress through the tokens of a long text, on a terminal.
 
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rwkv_edge::stdio::StatusLine;
+use rwkv_edge::{Result, Session};
+
+/// Feeds tokens until a signal comes. Returns their number.
+pub(crate) fn feed(session: &mut Session, tokens: &[u32], interrupted: &AtomicBool) -> Result<usize> {
+    let mut progress = Progress::new(tokens.len());
+    session.feed_with(tokens, &mut |fed| {
+        progress.show(fed, String::new);
+        match interrupted.load(Ordering::Relaxed) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    })
+}
 
 /// A line on standard error, if that is a terminal. It appears after a second, and goes away when
 /// it is dropped.

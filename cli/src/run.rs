@@ -1,7 +1,7 @@
 //! `rwkv-edge run`: continue a text.
 
 use std::io::{self, IsTerminal, Write};
-use std::ops::ControlFlow;
+use std::mem;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,46 +10,56 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::Args;
 use rwkv_edge::{
-    End, Model, SamplingParams, Session, SessionOptions, StopRules, Verify, input, signals, stdio,
+    End, Model, SamplingParams, Session, Snapshot, StateNotes, StopRules, Verify, input, signals, stdio,
 };
 
 use crate::args::ModelArgs;
-use crate::progress::Progress;
+use crate::progress::feed;
+use crate::saved;
 use crate::utf16::hint_at_utf16;
 
 #[derive(Args)]
 pub(super) struct RunArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// Text to continue [default: standard input, unless that is a terminal]
+    /// Text to continue [default: standard input, unless that is a terminal or --state is given]
     #[arg(short, long, conflicts_with = "prompt_file")]
     prompt: Option<String>,
     /// File with the text to continue
     #[arg(short = 'f', long, value_name = "FILE")]
     prompt_file: Option<PathBuf>,
+    /// Go on with a text that --save-state or `bake` has saved, with its sampling and random
+    /// numbers
+    #[arg(long, value_name = "FILE")]
+    state: Option<PathBuf>,
+    /// Save the text at the end, also of an interrupted run, so that --state goes on exactly from
+    /// there
+    #[arg(long, value_name = "FILE")]
+    save_state: Option<PathBuf>,
     /// Stop after N tokens; 0 means no limit
     #[arg(short = 'n', long = "tokens", value_name = "N", default_value_t = 256)]
     n_tokens: u64,
-    /// Randomness: 0 always takes the likeliest token [default: the model's]
+    /// Randomness: 0 always takes the likeliest token [default: the state's or the model's, like the
+    /// next five]
     #[arg(long)]
     temperature: Option<f32>,
-    /// Keep the likeliest tokens that together reach this probability [default: the model's]
+    /// Keep the likeliest tokens that together reach this probability
     #[arg(long)]
     top_p: Option<f32>,
-    /// Keep at most this many tokens; 0 means all [default: the model's]
+    /// Keep at most this many tokens; 0 means all
     #[arg(long)]
     top_k: Option<u32>,
-    /// Subtracted from the logit of a token that occurred [default: the model's]
+    /// Subtracted from the logit of a token that occurred
     #[arg(long, allow_negative_numbers = true)]
     presence_penalty: Option<f32>,
-    /// Subtracted from a token's logit for each time it occurred [default: the model's]
+    /// Subtracted from a token's logit for each time it occurred
     #[arg(long, allow_negative_numbers = true)]
     frequency_penalty: Option<f32>,
-    /// Factor by which occurrences fade with every token [default: the model's]
+    /// Factor by which occurrences fade with every token
     #[arg(long)]
     penalty_decay: Option<f32>,
     /// Seed of the random numbers; the same seed gives the same text on every machine [default: the
-    /// clock]
+    /// state's numbers go on; otherwise the clock]
     #[arg(long)]
     seed: Option<u64>,
     /// Stop before this text; may be given several times
@@ -58,22 +68,33 @@ pub(super) struct RunArgs {
 }
 
 pub(super) fn run(args: &RunArgs) -> Result<()> {
+    let saved = args.save_state.as_deref().map(saved::target).transpose()?;
     let model = args.model.load(Verify::WhileRunning)?;
+    let mut run = Run::default();
+    let text = args.text(&model, &mut run)?;
     let prompt = args.prompt()?;
     hint_at_utf16(&prompt);
-    let options = args.session_options(&model);
-    let mut session = Session::new(Arc::clone(&model), &options)?;
+    let seed = text.sampler.seed();
+    let mut session = Session::resume(Arc::clone(&model), &args.model.compute.engine_options(), text)?;
     let interrupted = signals::catch(signals::STOPPING)?;
-    let result = args.write_text(&mut session, &model, &prompt, interrupted);
+    let result = args.write_text(&mut session, &prompt, &mut run, interrupted);
     // A damaged file explains any other failure, so the rest is checked. A user who interrupts does
     // not want to wait for that.
-    if !matches!(result, Ok(Written { complete: false, .. })) {
+    if result.is_err() || run.complete {
         model.verify_rest()?;
     }
-    let written = result?;
-    args.summary(&session, &written, options.seed);
+    // A reader that went away has interrupted the run.
+    let text_is_over = result.as_ref().err().is_none_or(|error| stdio::is_broken_pipe(&**error));
+    if let Some(target) = saved.filter(|_| text_is_over) {
+        let started = Instant::now();
+        let notes = StateNotes { unshown: mem::take(&mut run.unshown), ..StateNotes::default() };
+        saved::warn(&session.text().save_as(&notes, target)?);
+        run.saved = Some(started.elapsed());
+    }
+    result?;
+    args.summary(&session, &run, seed);
     drop(session);
-    if !written.complete {
+    if !run.complete {
         signals::die_if_caught();
     }
     Ok(())
@@ -84,18 +105,41 @@ impl RunArgs {
     fn write_text(
         &self,
         session: &mut Session,
-        model: &Model,
         prompt: &[u8],
+        run: &mut Run,
         interrupted: &AtomicBool,
-    ) -> Result<Written> {
+    ) -> Result<()> {
         let started = Instant::now();
-        let tokens = model.encode_prompt(prompt)?;
-        let fed = feed(session, &tokens, interrupted)?;
-        let prompt_rate = Rate { tokens: fed as u64, time: started.elapsed() };
+        let tokens = session.encode(prompt)?;
+        if !prompt.is_empty() {
+            // What follows is a new reply.
+            session.begin_reply();
+            run.unshown.clear();
+        }
+        run.prompt.tokens = feed(session, &tokens, interrupted)? as u64;
+        run.prompt.time = started.elapsed();
 
         let started = Instant::now();
-        let (tokens, complete) = self.generate(session, interrupted)?;
-        Ok(Written { prompt: prompt_rate, text: Rate { tokens, time: started.elapsed() }, complete })
+        let result = self.generate(session, run, interrupted);
+        run.text.time = started.elapsed();
+        result
+    }
+
+    /// The text to go on with.
+    fn text(&self, model: &Model, run: &mut Run) -> Result<Snapshot> {
+        let (sampling, seed) = (model.chat().sampling, clock_seed());
+        let mut text = match &self.state {
+            None => Snapshot::new(model, sampling, seed)?,
+            Some(path) => {
+                let started = Instant::now();
+                let (text, notes) = saved::open(model, sampling, seed, path)?;
+                (run.loaded, run.unshown) = (Some(started.elapsed()), notes.unshown);
+                text
+            }
+        };
+        text.sampler.set_params(self.sampling(*text.sampler.params()))?;
+        self.seed.into_iter().for_each(|seed| text.sampler.set_seed(seed));
+        Ok(text)
     }
 
     fn prompt(&self) -> Result<Vec<u8>> {
@@ -105,33 +149,32 @@ impl RunArgs {
         if let Some(path) = &self.prompt_file {
             return Ok(input::read_text(path)?);
         }
-        if io::stdin().is_terminal() {
+        if self.state.is_some() || io::stdin().is_terminal() {
             return Ok(Vec::new());
         }
         input::read_stream(&mut stdio::Stdin).context("standard input")
     }
 
-    fn session_options(&self, model: &Model) -> SessionOptions {
-        let defaults = model.chat().sampling;
-        SessionOptions {
-            engine: self.model.compute.engine_options(),
-            sampling: Some(SamplingParams {
-                temperature: self.temperature.unwrap_or(defaults.temperature),
-                top_p: self.top_p.unwrap_or(defaults.top_p),
-                top_k: self.top_k.unwrap_or(defaults.top_k),
-                presence_penalty: self.presence_penalty.unwrap_or(defaults.presence_penalty),
-                frequency_penalty: self.frequency_penalty.unwrap_or(defaults.frequency_penalty),
-                penalty_decay: self.penalty_decay.unwrap_or(defaults.penalty_decay),
-            }),
-            seed: self.seed.unwrap_or_else(clock_seed),
+    /// The sampling that the command line gives. `base` has what it leaves open.
+    fn sampling(&self, base: SamplingParams) -> SamplingParams {
+        SamplingParams {
+            temperature: self.temperature.unwrap_or(base.temperature),
+            top_p: self.top_p.unwrap_or(base.top_p),
+            top_k: self.top_k.unwrap_or(base.top_k),
+            presence_penalty: self.presence_penalty.unwrap_or(base.presence_penalty),
+            frequency_penalty: self.frequency_penalty.unwrap_or(base.frequency_penalty),
+            penalty_decay: self.penalty_decay.unwrap_or(base.penalty_decay),
         }
     }
 
-    /// Streams text to standard output until a stop rule, the limit or a signal ends it. Returns
-    /// the number of tokens, and whether the text is complete.
-    fn generate(&self, session: &mut Session, interrupted: &AtomicBool) -> Result<(u64, bool)> {
+    /// Streams text to standard output until a stop rule, the limit or a signal ends it.
+    fn generate(&self, session: &mut Session, run: &mut Run, interrupted: &AtomicBool) -> Result<()> {
         let max_tokens = (self.n_tokens > 0).then_some(self.n_tokens);
         let mut text = session.generate(&StopRules { max_tokens, stop_texts: &self.stop })?;
+        text.begin_with(&mem::take(&mut run.unshown));
+        if self.save_state.is_some() {
+            text.keep_unshown();
+        }
         let mut out = stdio::stdout();
         loop {
             if interrupted.load(Ordering::Relaxed) {
@@ -145,13 +188,24 @@ impl RunArgs {
             writeln!(out)?;
         }
         out.flush()?;
-        Ok((text.tokens(), text.end() != Some(End::Caller)))
+        run.text.tokens = text.tokens();
+        run.unshown = text.unshown();
+        run.complete = text.end() != Some(End::Caller);
+        Ok(())
     }
 
-    fn summary(&self, session: &Session, written: &Written, seed: u64) {
+    fn summary(&self, session: &Session, run: &Run, seed: u64) {
         let model = session.model();
-        stdio::eprint_line(format_args!("prompt:     {}", written.prompt));
-        stdio::eprint_line(format_args!("generation: {}", written.text));
+        let state = |done: &str, time: Option<Duration>| {
+            let milliseconds = time.map(|time| 1000.0 * time.as_secs_f64());
+            if let Some(time) = milliseconds {
+                stdio::eprint_line(format_args!("state:      {done} in {time:.1} ms"));
+            }
+        };
+        state("loaded", run.loaded);
+        stdio::eprint_line(format_args!("prompt:     {}", run.prompt));
+        stdio::eprint_line(format_args!("generation: {}", run.text));
+        state("saved", run.saved);
         stdio::eprint_line(format_args!(
             "model: {} ({}), isa: {}, threads: {}, seed: {seed}, peak RSS: {}",
             self.model.name(),
@@ -163,28 +217,22 @@ impl RunArgs {
     }
 }
 
-/// Feeds tokens until a signal comes. Returns their number.
-fn feed(session: &mut Session, tokens: &[u32], interrupted: &AtomicBool) -> Result<usize> {
-    let mut progress = Progress::new(tokens.len());
-    let fed = session.feed_with(tokens, &mut |fed| {
-        progress.show(fed, String::new);
-        match interrupted.load(Ordering::Relaxed) {
-            true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(()),
-        }
-    })?;
-    Ok(fed)
-}
-
-/// The result of a run.
-struct Written {
+/// What a run has done.
+#[derive(Default)]
+struct Run {
     prompt: Rate,
     text: Rate,
     /// Whether the text ended by itself, not by a signal.
     complete: bool,
+    /// Bytes of the last tokens that were not written: before the run, then after it.
+    unshown: Vec<u8>,
+    /// How long the state took to load and to save.
+    loaded: Option<Duration>,
+    saved: Option<Duration>,
 }
 
 /// A number of tokens and the time they took.
+#[derive(Default)]
 struct Rate {
     tokens: u64,
     time: Duration,

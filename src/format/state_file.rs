@@ -268,8 +268,7 @@ fn advice(start: &[u8]) -> &'static str {
         Some(FileKind::Empty) => "the file is empty",
         Some(FileKind::Model) => "it is a model",
         Some(FileKind::Zip | FileKind::LegacyTorch | FileKind::Safetensors) => {
-            "it is a checkpoint; a tuned state becomes a .rwstate file by \
-             `rwkv-quantize --state-only CHECKPOINT OUT.rwstate --for MODEL`"
+            "it is a checkpoint; `rwkv-quantize --state-only` makes a saved state of a tuned one"
         }
         _ if start.starts_with(&MAGIC[..5]) => {
             "a transfer in text mode changed it; copy it again in binary mode"

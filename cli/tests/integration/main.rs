@@ -8,4 +8,5 @@ mod commands;
 mod input;
 mod program;
 mod signals;
+mod state;
 mod streams;

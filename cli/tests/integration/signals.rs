@@ -71,6 +71,39 @@ fn a_signal_ends_a_run_with_the_summary_and_is_what_the_run_dies_by() {
 }
 
 #[test]
+fn an_interrupted_run_saves_the_text_so_far() {
+    let (folder, model) = tiny();
+    let state = folder.path().join("s.rwstate");
+    let sampling = ["--seed", "3", "--temperature", "1"];
+    for (name, number) in signals() {
+        let mut run = endless(&model);
+        run.args(sampling).arg("--save-state").arg(&state);
+        let mut child = spawn(run);
+        let mut first = [0];
+        child.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
+        send(name, child.id());
+        let mut rest = Vec::new();
+        child.stdout.as_mut().unwrap().read_to_end(&mut rest).unwrap();
+        let output = end_of(child);
+        assert_eq!(output.status.signal(), Some(number), "{name}: {:?}", output.status);
+        let summary = String::from_utf8(output.stderr).unwrap();
+        let tokens = summary.split("generation: ").nth(1).unwrap().split(' ').next().unwrap();
+        let tokens: u64 = tokens.parse().unwrap();
+        let resumed = run_for(&["run", &model, "-n", "40", "--state", state.to_str().unwrap()]);
+        let all = (tokens + 40).to_string();
+        let whole = run_for(&[&["run", &model, "-p", "x", "-n", &all], &sampling[..]].concat());
+        assert!([&first[..], &rest, &resumed].concat() == whole, "{name} after {tokens} tokens");
+    }
+}
+
+/// The bytes that a command writes.
+fn run_for(args: &[&str]) -> Vec<u8> {
+    let output = command().args(args).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    output.stdout
+}
+
+#[test]
 fn a_script_sees_the_signal_that_ended_a_run() {
     let (_folder, model) = tiny();
     let run = endless(&model);
