@@ -261,6 +261,26 @@ impl Model {
         Ok(state)
     }
 
+    /// A state before the first token, tuned: it has these WKV states instead of the model's, one for
+    /// each layer, `[n_att x head_size]` as `[head, key, value]`.
+    ///
+    /// # Errors
+    /// If the version has no such states, there is not one of the right length for each layer, or
+    /// there is no memory.
+    pub fn tuned_state(&self, layers: &[Vec<f32>]) -> Result<State> {
+        let config = self.config();
+        let len = config.heads().map_or(0, |heads| wkv_heads::state_len(config, heads));
+        if len == 0 || layers.len() != config.n_layer || layers.iter().any(|layer| layer.len() != len) {
+            let (n, version) = (config.n_layer, config.version());
+            return Err(Error::invalid(format!(
+                "a tuned state of this {version} model has {n} times {len} values"
+            )));
+        }
+        let mut state = self.initial_state()?;
+        layers::init_state(config, state.recurrent_mut(), |layer| layers.get(layer).map(Vec::as_slice));
+        Ok(state)
+    }
+
     /// Sets a state of this model to the state before the first token.
     pub(crate) fn reset(&self, state: &mut State) {
         state.forget_tokens();

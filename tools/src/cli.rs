@@ -16,9 +16,11 @@ use rwkv_quantize::policy::QuantSpec;
 use rwkv_quantize::shapes::{self, RELEASED, Shape};
 use rwkv_quantize::source::{Checkpoint, SourceError};
 use rwkv_quantize::synth::{self, Recipe};
+use rwkv_quantize::tuned::TunedState;
 
 const USAGE: &str = "rwkv-quantize [OPTIONS] <INPUT> <OUTPUT>
        rwkv-quantize [OPTIONS] --synth <SHAPE> <OUTPUT>
+       rwkv-quantize --state-only <INPUT> <OUTPUT> --for <MODEL>
        rwkv-quantize [OPTIONS] --inspect <INPUT>";
 
 /// Options of a model that do not apply to a checkpoint, by the names of their fields.
@@ -59,6 +61,13 @@ struct Cli {
     /// State-tuned model: file with the `time_state` tensors, if they are not in the checkpoint
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
+    /// Turn a checkpoint that has nothing but `time_state` tensors into a state file (.rwstate) for
+    /// the model of --for; run it with `rwkv-edge run --state`
+    #[arg(long, requires = "model", conflicts_with_all = ["synth", "inspect"])]
+    state_only: bool,
+    /// With --state-only: the model file (.rwkv) that the state was tuned for
+    #[arg(long = "for", value_name = "MODEL", requires = "state_only")]
+    model: Option<PathBuf>,
     /// Epsilon of the group norm of RWKV-5 to 7, for checkpoints that were made with another than
     /// BlinkDL's
     #[arg(long, value_name = "EPS", default_value_t = shapes::GROUP_NORM_EPS)]
@@ -115,6 +124,8 @@ pub(crate) enum Task {
     Convert(Source, Options, Output),
     /// Write a synthetic checkpoint.
     Synthesize(Recipe, Output),
+    /// Write a state file.
+    Tune(TunedState, Output),
 }
 
 /// The file to write.
@@ -126,9 +137,18 @@ pub(crate) struct Output {
 impl Output {
     /// The target, after checking that it may be written.
     pub(crate) fn target(&self) -> anyhow::Result<Target> {
+        self.target_of(Replace::Models)
+    }
+
+    /// As [`target`](Self::target), for a state file.
+    pub(crate) fn state_target(&self) -> anyhow::Result<Target> {
+        self.target_of(Replace::States)
+    }
+
+    fn target_of(&self, kind: Replace) -> anyhow::Result<Target> {
         let Self { path, force } = self;
         ensure!(path.as_os_str() != "-", "-: the output must be a file; ./- is a file of this name");
-        let replace = if *force { Replace::Any } else { Replace::Models };
+        let replace = if *force { Replace::Any } else { kind };
         Target::new(path, replace).map_err(|error| match error.kind() {
             rwkv_edge::ErrorKind::NotReplaced { .. } => anyhow!("{error}; --force replaces it"),
             _ => error.into(),
@@ -181,14 +201,12 @@ impl Cli {
             (source, _) if self.inspect => Ok(Task::Inspect(source, self.options())),
             (_, None) => usage(ErrorKind::MissingRequiredArgument, "OUTPUT is missing"),
             (Source::Synthetic(recipe), Some(output)) if is_safetensors(&output.path) => {
-                let given = |id: &&str| matches.value_source(id) == Some(ValueSource::CommandLine);
-                match MODEL_OPTIONS.into_iter().find(given) {
-                    None => Ok(Task::Synthesize(recipe, output)),
-                    Some(id) => usage(
-                        ErrorKind::ArgumentConflict,
-                        &format!("{} is for models, and .safetensors a checkpoint", flag(id)),
-                    ),
-                }
+                without_model_options(matches, ".safetensors a checkpoint")?;
+                Ok(Task::Synthesize(recipe, output))
+            }
+            (Source::File(checkpoint), Some(output)) if self.state_only => {
+                without_model_options(matches, "a state file belongs to one that exists")?;
+                Ok(Task::Tune(TunedState { checkpoint, model: self.model.unwrap_or_default() }, output))
             }
             (source, Some(output)) => Ok(Task::Convert(source, self.options(), output)),
         }
@@ -210,6 +228,16 @@ impl Cli {
             group_norm_eps: self.group_norm_eps,
             threads: self.threads.map_or_else(host::default_threads, usize::from),
         }
+    }
+}
+
+/// Refuses options of a new model. `because` tells what is written instead.
+fn without_model_options(matches: &ArgMatches, because: &str) -> Result<(), clap::Error> {
+    let given = |id: &&str| matches.value_source(id) == Some(ValueSource::CommandLine);
+    match MODEL_OPTIONS.into_iter().find(given) {
+        None => Ok(()),
+        Some(id) => usage(ErrorKind::ArgumentConflict, &format!("{} is for models, and {because}", flag(id)))
+            .map(drop),
     }
 }
 

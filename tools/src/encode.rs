@@ -498,7 +498,7 @@ impl Encoding<'_> {
 }
 
 /// Reads a range of a tensor and refuses NaN and infinity.
-fn read_finite(
+pub(crate) fn read_finite(
     input: Input<'_>,
     tensor: &SourceTensor,
     start: usize,

@@ -22,4 +22,5 @@ mod residual;
 pub mod shapes;
 pub mod source;
 pub mod synth;
+pub mod tuned;
 pub mod vocab;

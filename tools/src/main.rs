@@ -15,6 +15,7 @@ use rwkv_quantize::convert::{Conversion, Options};
 use rwkv_quantize::job::{Job, Progress};
 use rwkv_quantize::report;
 use rwkv_quantize::synth::{self, Recipe};
+use rwkv_quantize::tuned::TunedState;
 
 fn main() -> ExitCode {
     match run(cli::parse()) {
@@ -29,6 +30,7 @@ fn run(task: cli::Task) -> Result<()> {
         cli::Task::Inspect(source, options) => inspect(&source, &options),
         cli::Task::Convert(source, options, output) => convert(&source, &options, &output),
         cli::Task::Synthesize(recipe, output) => synthesize(&recipe, &output),
+        cli::Task::Tune(state, output) => tune(&state, &output),
     }
 }
 
@@ -63,6 +65,15 @@ fn synthesize(recipe: &Recipe, output: &cli::Output) -> Result<()> {
     published.warning().iter().for_each(|warning| warn(warning));
     let speed = bytes as f64 / 1e6 / seconds;
     stdio::eprint_line(format_args!("{recipe}: {bytes} bytes, {seconds:.1} s, {speed:.0} MB/s"));
+    Ok(())
+}
+
+fn tune(state: &TunedState, output: &cli::Output) -> Result<()> {
+    let target = output.state_target()?;
+    let interrupted = signals::catch(signals::ENDING)?;
+    let (warnings, published) = state.write(target, interrupted)?;
+    warnings.iter().for_each(|warning| warn(warning));
+    published.warning().iter().for_each(|warning| warn(warning));
     Ok(())
 }
 

@@ -92,6 +92,12 @@ pub fn detect(checkpoint: &Checkpoint) -> Result<Version, SourceError> {
 }
 
 fn whole_model(checkpoint: &Checkpoint) -> Result<Version, SourceError> {
+    if checkpoint.tensors().iter().all(|tensor| tensor.name.ends_with(".att.time_state")) {
+        return Err(checkpoint.source.unsupported(
+            "this is a tuned state and no model: `--state-only THIS OUT.rwstate --for MODEL.rwkv` makes a state file, \
+             and `--state THIS` together with a checkpoint puts it into a model",
+        ));
+    }
     refuse_variants(checkpoint)?;
     let version = version(checkpoint)?;
     inventory::check(checkpoint, version)?;

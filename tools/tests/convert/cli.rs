@@ -58,6 +58,8 @@ fn help_names_every_option_and_version_is_the_crates() {
         "--start-token",
         "--sampling",
         "--state",
+        "--state-only",
+        "--for",
         "--group-norm-eps",
         "--synth <SHAPE>",
         "--ffn-sparsity",

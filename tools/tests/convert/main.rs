@@ -7,3 +7,4 @@ mod errors;
 mod library;
 mod limits;
 mod synth;
+mod tuned;
