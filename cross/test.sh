@@ -9,8 +9,8 @@
 # prompt, without allocating. It does so at the CPU's level, in the row marked `scalar` at that one too. Models are converted
 # here and carried. Rows marked `kernels` run the kernels' own tests too: each
 # level on the weakest CPU that has it, without the operations that it takes from a weaker level. Rows marked `programs`, one
-# for each target, run the command line's tests against that binary, and compare files that the converter makes there with
-# those made here.
+# for each target, run the command line's tests against that binary, continue runs there that were saved here and back, and
+# compare files that the converter makes there with those made here.
 #
 # Emulation proves results and the instructions used. It says nothing about speed.
 set -euo pipefail
@@ -110,6 +110,7 @@ kernels() {
 programs() {
     RWKV_EDGE_RUNNER=$runner RWKV_EDGE_BINARY=$binary \
         cargo test --quiet --locked --workspace --test integration -- commands:: input:: signals:: streams::
+    RWKV_EDGE=$folder/release/rwkv-edge RWKV_QUANTIZE=$folder/release/rwkv-quantize tests/scripts/resume.sh 40 "$runner $binary"
     local model
     for model in v4-int8 v6-f16 v7-int4; do
         convert "$runner ${binary%/*}/rwkv-quantize" "${model%-*}" "${model#*-}" "$work/converted.rwkv"
