@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use anyhow::Result;
 use clap::Args;
-use rwkv_edge::format::{Chat, ModelFile};
+use rwkv_edge::format::{Chat, ModelFile, ThinkMode};
 use rwkv_edge::host::DefaultThreads;
 use rwkv_edge::kernels::Isa;
 use rwkv_edge::printable::Printable;
@@ -103,6 +103,13 @@ fn chat(out: &mut impl Write, chat: &Chat) -> io::Result<()> {
         if let Some(text) = text {
             writeln!(out, "{name:<18}{text:?}")?;
         }
+    }
+    if let Some(think) = &chat.think {
+        let mode = ThinkMode::ALL[think.mode as usize].1;
+        writeln!(out, "  think           {:?}, {:?} ... {:?}; {mode}", think.open, think.fast, think.close)?;
+    }
+    if let Some(fill) = &chat.fill {
+        writeln!(out, "  fill            {:?}", fill.prompt)?;
     }
     writeln!(out, "start tokens      {:?}", chat.start_tokens)?;
     writeln!(out, "stop tokens       {:?}", chat.stop_tokens)?;

@@ -163,7 +163,7 @@ impl FileLayout {
         let kind = SectionKind::DATA;
         let len = self.file_len - self.data_start;
         sections.push(Section { kind, flags: kind.flags(), offset: self.data_start, len, crc32: 0 });
-        let mut out = Header::new(self.file_len, sections).emit();
+        let mut out = Header::new(self.contents.chat.minor_version(), self.file_len, sections).emit();
         for (place, (_, body)) in places.into_iter().zip(&bodies) {
             out.resize(place as usize, 0);
             out.extend(body);

@@ -10,8 +10,9 @@ use crate::error::{Error, ErrorKind, Result};
 pub(super) const MAGIC: [u8; 8] = *b"\x89RWKV\r\n\x1a";
 /// Newest major version this build reads; it writes this one.
 pub const MAJOR_VERSION: u16 = 1;
-/// Minor version this build writes; it reads any.
-pub const MINOR_VERSION: u16 = 0;
+/// Newest minor version this build writes; it reads any. A file gets the oldest one that has
+/// everything in it.
+pub const MINOR_VERSION: u16 = 1;
 
 pub(super) const HEADER_BYTES: usize = 64;
 pub(super) const SECTION_BYTES: usize = 32;
@@ -117,8 +118,9 @@ pub(super) struct Header {
 
 impl Header {
     /// Header and section table for sections that end at the end of the file.
-    pub(super) fn new(file_len: u64, sections: Vec<Section>) -> Self {
-        let mut header = Self { minor: MINOR_VERSION, file_len, sections, crc32: 0 };
+    pub(super) fn new(minor: u16, file_len: u64, sections: Vec<Section>) -> Self {
+        debug_assert!(minor <= MINOR_VERSION);
+        let mut header = Self { minor, file_len, sections, crc32: 0 };
         header.crc32 = checksum(&header.emit());
         header
     }
@@ -263,7 +265,7 @@ mod tests {
     fn small_file() -> Vec<u8> {
         let section = |kind, offset, len| Section { kind, flags: 1, offset, len, crc32: 0 };
         let sections = vec![section(SectionKind::CONF, 128, 10), section(SectionKind::DATA, PAGE_ALIGN, 64)];
-        let mut file = Header::new(PAGE_ALIGN + 64, sections).emit();
+        let mut file = Header::new(MINOR_VERSION, PAGE_ALIGN + 64, sections).emit();
         file.resize(PAGE_ALIGN as usize + 64, 0);
         file
     }

@@ -22,6 +22,7 @@ mod reader;
 mod round_trip;
 mod sniff;
 pub(crate) mod state_file;
+mod template;
 mod tensor;
 mod tensor_table;
 #[cfg(test)]
@@ -29,7 +30,7 @@ mod testing;
 mod verifier;
 mod writer;
 
-pub use chat::{Chat, SamplingParams};
+pub use chat::{Chat, Fill, SamplingParams, Think, ThinkMode};
 pub use config::{Arch, Config, Heads, Rwkv5, Rwkv5Variant, Rwkv6, Rwkv7, Version};
 pub use file_layout::{FileContents, FileLayout, WriteSpec};
 pub use handles::{MatrixHandle, RecordsHandle, U32Handle, VectorHandle};
@@ -40,6 +41,7 @@ pub use output::{Output, Published, Replace, Target};
 pub use reader::ModelFile;
 pub use sniff::FileKind;
 pub use state_file::StateNotes;
+pub use template::Template;
 pub use tensor::{ElementType, TensorInfo, TensorLayout};
 pub use verifier::Verifier;
 pub use writer::ModelWriter;

@@ -4,10 +4,9 @@ use std::fs;
 use std::sync::Arc;
 
 use crate::common::{VERSIONS, convert, fixture, levels, model, open, options};
-use rwkv_edge::format::{Published, Replace, SamplingParams, Target};
+use rwkv_edge::format::{Published, Replace, SamplingParams, Target, Template};
 use rwkv_edge::kernels::DType;
 use rwkv_edge::{EngineOptions, ErrorKind, Model, Session, SessionOptions, Snapshot, State, StateNotes};
-use rwkv_quantize::chat::Template;
 
 /// Sampling in which every part of the sampler's state matters.
 const LIVELY: SamplingParams = SamplingParams {

@@ -7,11 +7,11 @@
 //! ```
 
 use anyhow::Result;
-use rwkv_edge::format::{Config, FileContents, FileLayout, Provenance, SelfTest};
+use rwkv_edge::format::{Config, FileContents, FileLayout, Provenance, SelfTest, Template};
 use rwkv_edge::kernels::DType;
 use rwkv_edge::model::names;
 use rwkv_edge::{Engine, EngineOptions, Sampler, State};
-use rwkv_quantize::chat::{self, Template};
+use rwkv_quantize::chat;
 use rwkv_quantize::policy::{self, QuantSpec};
 use rwkv_quantize::shapes::RELEASED;
 use rwkv_quantize::vocab;

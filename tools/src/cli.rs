@@ -7,10 +7,9 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
-use rwkv_edge::format::{Replace, Target};
+use rwkv_edge::format::{Replace, Target, Template};
 use rwkv_edge::kernels::DType;
 use rwkv_edge::{host, stdio};
-use rwkv_quantize::chat::Template;
 use rwkv_quantize::convert::Options;
 use rwkv_quantize::policy::QuantSpec;
 use rwkv_quantize::shapes::{self, RELEASED, Shape};
@@ -49,8 +48,9 @@ struct Cli {
     /// [default: World for 65536 tokens, bytes for 256, and with --synth for any other number]
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
-    /// Chat template [default: world for models of 65536 tokens, none otherwise]
-    #[arg(long, value_enum)]
+    /// Chat template: world, think, flower, raven or none [default: world for models of 65536
+    /// tokens, none otherwise]
+    #[arg(long, value_name = "TEMPLATE")]
     chat: Option<Template>,
     /// Token fed before any text; may be given several times
     #[arg(long = "start-token", value_name = "ID")]

@@ -8,7 +8,7 @@ use std::thread;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rwkv_edge::format::{
     Config, FileContents, FileLayout, ModelFile, ModelWriter, Provenance, Published, SelfTest, Target,
-    Version,
+    Template, Version,
 };
 use rwkv_edge::kernels::quant::ErrorSums;
 use rwkv_edge::kernels::{DType, Isa, default_float_environment};
@@ -17,7 +17,7 @@ use rwkv_edge::model::names::{self, ModelTensor, Role};
 use rwkv_edge::{LoadOptions, Model, Tokenizer, Verify, self_test};
 use sha2::{Digest, Sha256};
 
-use crate::chat::{self, Template};
+use crate::chat;
 use crate::config;
 use crate::encode::{Encoded, Encoder};
 use crate::job::{self, Job, Progress, Stop};
