@@ -1,6 +1,7 @@
 #![doc = include_str!("../docs/LIBRARY.md")]
 #![deny(unsafe_code)]
 
+mod conversation;
 mod engine;
 #[doc(hidden)]
 pub mod env;
@@ -30,6 +31,7 @@ pub mod text;
 pub mod threads;
 pub mod tokenizer;
 
+pub use conversation::{Conversation, ConversationOptions, Piece, ReadProgress, Turn};
 pub use engine::{Engine, EngineOptions};
 pub use error::{Error, ErrorKind, Result};
 pub use format::{Config, SamplingParams, StateNotes, Version};
@@ -52,6 +54,7 @@ const _: () = {
     is_shared::<State>();
     can_move::<Engine<'static>>();
     can_move::<Session>();
+    can_move::<Conversation>();
     can_move::<Snapshot>();
     can_move::<TextStream>();
 };

@@ -13,6 +13,20 @@ impl<T: Display> Display for Printable<T> {
     }
 }
 
+/// Shows a text as [`Printable`] does, but line feeds and tabs as they are.
+#[derive(Clone, Copy, Debug)]
+pub struct PrintableText<'a>(pub &'a str);
+
+impl Display for PrintableText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.split_inclusive(['\n', '\t']).try_for_each(|part| {
+            let text = part.trim_end_matches(['\n', '\t']);
+            write!(Escaping(f), "{text}")?;
+            f.write_str(&part[text.len()..])
+        })
+    }
+}
+
 /// Longest line of a message in bytes.
 const MAX_LINE: usize = 4096;
 
@@ -50,7 +64,15 @@ fn is_hidden(c: char) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{MAX_LINE, Printable, line};
+    use super::{MAX_LINE, Printable, PrintableText, line};
+
+    #[test]
+    fn a_text_keeps_its_lines_and_loses_its_commands() {
+        for (text, shown) in [("", ""), ("a\n\n\tb\n", "a\n\n\tb\n"), ("a\u{1b}[2J\r\n", "a\\u{1b}[2J\\r\n")]
+        {
+            assert_eq!(PrintableText(text).to_string(), shown);
+        }
+    }
 
     #[test]
     fn of_a_long_message_the_beginning_and_the_end_are_shown() {

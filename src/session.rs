@@ -184,6 +184,11 @@ impl Session {
         self.text.sampler.set_params(params)
     }
 
+    /// Restarts the random numbers with `seed`.
+    pub fn set_seed(&mut self, seed: u64) {
+        self.text.sampler.set_seed(seed);
+    }
+
     /// Begins a new reply: penalties forget the tokens of the reply before.
     pub fn begin_reply(&mut self) {
         self.text.sampler.begin_reply();
@@ -273,12 +278,30 @@ impl Session {
     /// Samples the next token. Unless it is a stop token, it is counted and becomes pending.
     pub(crate) fn sample(&mut self) -> Result<u32> {
         self.feed_pending()?;
-        let Snapshot { state, sampler, pending } = &mut self.text;
+        let Snapshot { state, sampler, .. } = &mut self.text;
         let token = self.engine.sample(state, sampler)?;
-        if !self.engine.model().is_stop_token(token) {
-            sampler.accept(token);
-            *pending = Some(token);
+        self.accept(token);
+        Ok(token)
+    }
+
+    /// Counts a token that follows a fed text, and makes it pending, unless it is a stop token.
+    fn accept(&mut self, token: u32) {
+        if !self.model().is_stop_token(token) {
+            self.text.sampler.accept(token);
+            self.text.pending = Some(token);
         }
+    }
+
+    /// Takes the token back that was sampled last and is still pending.
+    pub(crate) fn forget_pending(&mut self) {
+        self.text.pending = None;
+    }
+
+    /// As [`sample`](Self::sample), of a sampler that draws `token`.
+    #[cfg(test)]
+    pub(crate) fn sample_as(&mut self, token: u32) -> Result<u32> {
+        self.feed_pending()?;
+        self.accept(token);
         Ok(token)
     }
 

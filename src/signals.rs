@@ -3,7 +3,9 @@
 //! A program [catches](catch) the signals that end it. The first one sets a flag, and the program
 //! ends its work in good order. Then the process [dies by that signal](die_if_caught), so a script
 //! sees why it ended. A second one ends the process at once. A signal that follows within
-//! [`SECOND_AFTER`] counts as a copy of the first. Signals that the parent ignores (`nohup`,
+//! [`SECOND_AFTER`] counts as a copy of the first. A program that talks with a user takes an
+//! interruption [back](take_interruption) and goes on, and a signal ends it at once while it
+//! [waits](while_waiting) for the user. Signals that the parent ignores (`nohup`,
 //! `trap ''`, a background job of a script) stay ignored.
 //!
 //! Process 1 of a container is different. Linux takes no default action for it, so an uncaught
@@ -53,6 +55,10 @@ pub const SECOND_AFTER: Duration = Duration::from_millis(200);
 static CAUGHT: AtomicBool = AtomicBool::new(false);
 /// The last signal that was caught.
 static SIGNAL: AtomicUsize = AtomicUsize::new(0);
+/// How many interruptions were taken back.
+static TAKEN: AtomicUsize = AtomicUsize::new(0);
+/// Whether the program waits for its user.
+static WAITING: AtomicBool = AtomicBool::new(false);
 /// Whether a signal ends process 1 at once.
 static AT_ONCE: AtomicBool = AtomicBool::new(true);
 
@@ -90,6 +96,7 @@ pub fn catch(signals: &[i32]) -> io::Result<&'static AtomicBool> {
     for &signal in &signals {
         if watcher.is_err() {
             end_if(signal, &CAUGHT)?;
+            end_if(signal, &WAITING)?;
         }
         flag::register(signal, &CAUGHT)?;
         flag::register_usize(signal, &SIGNAL, signal as usize)?;
@@ -98,6 +105,32 @@ pub fn catch(signals: &[i32]) -> io::Result<&'static AtomicBool> {
         }
     }
     Ok(&CAUGHT)
+}
+
+/// Takes back that a signal was [caught](catch), if it was an interruption (Ctrl-C): the next one is
+/// the first again. Returns whether the program goes on. Any other signal still ends it.
+pub fn take_interruption() -> bool {
+    let is_interruption =
+        SIGNAL.compare_exchange(SIGINT as usize, 0, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+    if is_interruption {
+        TAKEN.fetch_add(1, Ordering::SeqCst);
+        // Another signal may have come in between.
+        CAUGHT.store(false, Ordering::SeqCst);
+        CAUGHT.fetch_or(SIGNAL.load(Ordering::SeqCst) != 0, Ordering::SeqCst);
+    }
+    !CAUGHT.load(Ordering::SeqCst)
+}
+
+/// Waits for the user. A [caught](catch) signal ends the process at once meanwhile, and leaves the
+/// terminal as it was before.
+pub fn while_waiting<T>(wait: impl FnOnce() -> T) -> T {
+    terminal::remember();
+    WAITING.store(true, Ordering::SeqCst);
+    // The signal may have come before.
+    die_if_caught();
+    let result = wait();
+    WAITING.store(false, Ordering::SeqCst);
+    result
 }
 
 /// Ends the process by the signal that was [caught](catch), if there was one.
@@ -114,6 +147,9 @@ fn die() -> ! {
         0 => SIGTERM,
         signal => signal as i32,
     };
+    if WAITING.load(Ordering::SeqCst) {
+        terminal::restore();
+    }
     if !is_process_one() {
         let _ = low_level::emulate_default_handler(signal);
     }
@@ -141,10 +177,19 @@ impl Watcher {
     fn start() -> io::Result<Self> {
         let (mut arrivals, sender) = UnixStream::pair()?;
         thread::Builder::new().name("signals".into()).stack_size(Self::STACK_BYTES).spawn(move || {
-            let mut first = None;
+            let mut first = (0, None);
             // The pipe carries one byte per signal.
             while arrivals.read_exact(&mut [0]).is_ok() {
-                if first.get_or_insert_with(Instant::now).elapsed() >= SECOND_AFTER {
+                // The interruption may have been taken back before this thread ran.
+                if !CAUGHT.load(Ordering::SeqCst) {
+                    continue;
+                }
+                let taken = TAKEN.load(Ordering::SeqCst);
+                if first.0 != taken {
+                    first = (taken, None);
+                }
+                let is_second = first.1.get_or_insert_with(Instant::now).elapsed() >= SECOND_AFTER;
+                if is_second || WAITING.load(Ordering::SeqCst) {
                     die();
                 }
             }
@@ -155,6 +200,35 @@ impl Watcher {
     fn tell_of(&self, signal: i32) -> io::Result<()> {
         low_level::pipe::register(signal, self.0.try_clone()?).map(drop)
     }
+}
+
+/// The mode of the terminal, which line editors change while they wait.
+#[cfg(unix)]
+mod terminal {
+    use std::io;
+    use std::sync::OnceLock;
+
+    use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
+
+    static MODE: OnceLock<Termios> = OnceLock::new();
+
+    pub(super) fn remember() {
+        if let (None, Ok(mode)) = (MODE.get(), tcgetattr(io::stdin())) {
+            let _ = MODE.set(mode);
+        }
+    }
+
+    pub(super) fn restore() {
+        if let Some(mode) = MODE.get() {
+            let _ = tcsetattr(io::stdin(), OptionalActions::Now, mode);
+        }
+    }
+}
+
+#[cfg(not(unix))]
+mod terminal {
+    pub(super) fn remember() {}
+    pub(super) fn restore() {}
 }
 
 #[cfg(not(unix))]
@@ -198,6 +272,19 @@ mod tests {
     fn a_mask_has_a_bit_for_each_signal() {
         assert_eq!(parse_mask("0000000000001003"), 1 << 12 | 3);
         assert_eq!(parse_mask("no number"), 0);
+    }
+
+    #[test]
+    fn an_interruption_is_taken_back_and_another_signal_is_not() {
+        for (signal, goes_on) in [(SIGINT, true), (SIGTERM, false)] {
+            SIGNAL.store(signal as usize, Ordering::SeqCst);
+            CAUGHT.store(true, Ordering::SeqCst);
+            assert_eq!(take_interruption(), goes_on);
+            assert_eq!(CAUGHT.load(Ordering::SeqCst), !goes_on);
+        }
+        SIGNAL.store(0, Ordering::SeqCst);
+        CAUGHT.store(false, Ordering::SeqCst);
+        assert!(take_interruption());
     }
 
     #[test]

@@ -94,6 +94,11 @@ impl TextStream {
         status
     }
 
+    /// Whether all bytes so far have been passed on: no text is held back, and the text goes on.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.held.is_empty() && self.n_partial == 0 && self.stopped_by.is_none()
+    }
+
     /// The bytes that the stream holds back: the beginning of a stop text, and that of a character.
     /// A new stream of the same stop texts that takes them first goes on as this one.
     pub fn held(&self) -> Vec<u8> {

@@ -255,10 +255,18 @@ impl Model {
     /// # Errors
     /// If there is no memory for it.
     pub fn initial_state(&self) -> Result<State> {
-        let config = self.config();
-        let mut state = State::zeroed(self.file.model_id(), layers::state_len(config), config.n_embd)?;
+        let mut state = self.state_memory()?;
         self.reset(&mut state);
         Ok(state)
+    }
+
+    /// Memory for a state, which becomes resident with its first contents.
+    ///
+    /// # Errors
+    /// If there is no memory for it.
+    pub(crate) fn state_memory(&self) -> Result<State> {
+        let config = self.config();
+        State::zeroed(self.file.model_id(), layers::state_len(config), config.n_embd)
     }
 
     /// A state before the first token, tuned: it has these WKV states instead of the model's, one for
