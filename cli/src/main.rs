@@ -7,11 +7,13 @@ mod bake;
 mod bench;
 #[cfg(feature = "builtin-model")]
 mod builtin;
+mod chat;
 mod eval;
 mod info;
 mod logits;
 mod progress;
 mod run;
+mod sampling;
 mod saved;
 mod tokenize;
 mod utf16;
@@ -34,6 +36,8 @@ struct Cli {
 enum Command {
     /// Continue a text, streaming to standard output
     Run(run::RunArgs),
+    /// Talk with a model
+    Chat(chat::ChatArgs),
     /// Turn a prompt into a state file, from which `run --state` goes on at once
     Bake(bake::BakeArgs),
     /// Print a model's header, its memory plan and the kernels that would run
@@ -66,6 +70,7 @@ fn command(command: Command) -> Result<()> {
     signals::prepare()?;
     match command {
         Command::Run(args) => run::run(&args),
+        Command::Chat(args) => chat::run(&args),
         Command::Bake(args) => bake::run(&args),
         Command::Info(args) => info::run(&args),
         Command::Logits(args) => logits::run(&args),

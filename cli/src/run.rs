@@ -9,14 +9,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use rwkv_edge::{
-    End, Model, SamplingParams, Session, Snapshot, StateNotes, StopRules, Verify, input, signals, stdio,
-};
+use rwkv_edge::format::Template;
+use rwkv_edge::{End, Model, Session, Snapshot, StateNotes, StopRules, Verify, input, signals, stdio};
 
 use crate::args::ModelArgs;
 use crate::progress::feed;
+use crate::sampling::SamplingArgs;
 use crate::saved;
 use crate::utf16::hint_at_utf16;
+
+/// What a text begins with that has no prompt, if the model has no start token: the end of another
+/// document.
+const START_TOKEN: u32 = 0;
 
 #[derive(Args)]
 pub(super) struct RunArgs {
@@ -39,32 +43,17 @@ pub(super) struct RunArgs {
     /// Stop after N tokens; 0 means no limit
     #[arg(short = 'n', long = "tokens", value_name = "N", default_value_t = 256)]
     n_tokens: u64,
-    /// Randomness: 0 always takes the likeliest token [default: the state's or the model's, like the
-    /// next five]
-    #[arg(long)]
-    temperature: Option<f32>,
-    /// Keep the likeliest tokens that together reach this probability
-    #[arg(long)]
-    top_p: Option<f32>,
-    /// Keep at most this many tokens; 0 means all
-    #[arg(long)]
-    top_k: Option<u32>,
-    /// Subtracted from the logit of a token that occurred
-    #[arg(long, allow_negative_numbers = true)]
-    presence_penalty: Option<f32>,
-    /// Subtracted from a token's logit for each time it occurred
-    #[arg(long, allow_negative_numbers = true)]
-    frequency_penalty: Option<f32>,
-    /// Factor by which occurrences fade with every token
-    #[arg(long)]
-    penalty_decay: Option<f32>,
-    /// Seed of the random numbers; the same seed gives the same text on every machine [default: the
-    /// state's numbers go on; otherwise the clock]
-    #[arg(long)]
-    seed: Option<u64>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
     /// Stop before this text; may be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
+    /// Write what belongs between the prompt and this text, for models that were trained to
+    #[arg(long, value_name = "TEXT", conflicts_with = "suffix_file")]
+    suffix: Option<String>,
+    /// File with the text for --suffix
+    #[arg(long, value_name = "FILE")]
+    suffix_file: Option<PathBuf>,
 }
 
 pub(super) fn run(args: &RunArgs) -> Result<()> {
@@ -74,10 +63,11 @@ pub(super) fn run(args: &RunArgs) -> Result<()> {
     let text = args.text(&model, &mut run)?;
     let prompt = args.prompt()?;
     hint_at_utf16(&prompt);
+    let (prompt, stops) = args.fill(&model, prompt)?;
     let seed = text.sampler.seed();
     let mut session = Session::resume(Arc::clone(&model), &args.model.compute.engine_options(), text)?;
     let interrupted = signals::catch(signals::STOPPING)?;
-    let result = args.write_text(&mut session, &prompt, &mut run, interrupted);
+    let result = args.write_text(&mut session, (&prompt, &stops), &mut run, interrupted);
     // A damaged file explains any other failure, so the rest is checked. A user who interrupts does
     // not want to wait for that.
     if result.is_err() || run.complete {
@@ -105,12 +95,15 @@ impl RunArgs {
     fn write_text(
         &self,
         session: &mut Session,
-        prompt: &[u8],
+        (prompt, stops): (&[u8], &[String]),
         run: &mut Run,
         interrupted: &AtomicBool,
     ) -> Result<()> {
         let started = Instant::now();
-        let tokens = session.encode(prompt)?;
+        let mut tokens = session.encode(prompt)?;
+        if tokens.is_empty() && session.text().state.tokens_read() == 0 && session.text().pending.is_none() {
+            tokens.push(START_TOKEN);
+        }
         if !prompt.is_empty() {
             // What follows is a new reply.
             session.begin_reply();
@@ -120,14 +113,14 @@ impl RunArgs {
         run.prompt.time = started.elapsed();
 
         let started = Instant::now();
-        let result = self.generate(session, run, interrupted);
+        let result = self.generate(session, stops, run, interrupted);
         run.text.time = started.elapsed();
         result
     }
 
     /// The text to go on with.
     fn text(&self, model: &Model, run: &mut Run) -> Result<Snapshot> {
-        let (sampling, seed) = (model.chat().sampling, clock_seed());
+        let (sampling, seed) = (model.chat().sampling, self.sampling.seed_or_clock());
         let mut text = match &self.state {
             None => Snapshot::new(model, sampling, seed)?,
             Some(path) => {
@@ -137,8 +130,8 @@ impl RunArgs {
                 text
             }
         };
-        text.sampler.set_params(self.sampling(*text.sampler.params()))?;
-        self.seed.into_iter().for_each(|seed| text.sampler.set_seed(seed));
+        text.sampler.set_params(self.sampling.over(*text.sampler.params()))?;
+        self.sampling.seed.into_iter().for_each(|seed| text.sampler.set_seed(seed));
         Ok(text)
     }
 
@@ -155,22 +148,30 @@ impl RunArgs {
         input::read_stream(&mut stdio::Stdin).context("standard input")
     }
 
-    /// The sampling that the command line gives. `base` has what it leaves open.
-    fn sampling(&self, base: SamplingParams) -> SamplingParams {
-        SamplingParams {
-            temperature: self.temperature.unwrap_or(base.temperature),
-            top_p: self.top_p.unwrap_or(base.top_p),
-            top_k: self.top_k.unwrap_or(base.top_k),
-            presence_penalty: self.presence_penalty.unwrap_or(base.presence_penalty),
-            frequency_penalty: self.frequency_penalty.unwrap_or(base.frequency_penalty),
-            penalty_decay: self.penalty_decay.unwrap_or(base.penalty_decay),
-        }
+    /// The prompt with the text after it, if there is one, and the texts that end what is written.
+    fn fill(&self, model: &Model, prompt: Vec<u8>) -> Result<(Vec<u8>, Vec<String>)> {
+        let suffix = match (&self.suffix, &self.suffix_file) {
+            (Some(text), _) => text.clone().into_bytes(),
+            (None, Some(path)) => input::read_text(path)?,
+            (None, None) => return Ok((prompt, self.stop.clone())),
+        };
+        let by_vocab = || Template::for_vocab(model.config().n_vocab).chat().fill;
+        let fill = model.chat().fill.clone().or_else(by_vocab);
+        let fill = fill.context("the model was not trained to write text between two others")?;
+        let stops = self.stop.iter().cloned().chain([fill.stop_text.clone()]).collect();
+        Ok((fill.prompt_between(&prompt, &suffix), stops))
     }
 
     /// Streams text to standard output until a stop rule, the limit or a signal ends it.
-    fn generate(&self, session: &mut Session, run: &mut Run, interrupted: &AtomicBool) -> Result<()> {
+    fn generate(
+        &self,
+        session: &mut Session,
+        stops: &[String],
+        run: &mut Run,
+        interrupted: &AtomicBool,
+    ) -> Result<()> {
         let max_tokens = (self.n_tokens > 0).then_some(self.n_tokens);
-        let mut text = session.generate(&StopRules { max_tokens, stop_texts: &self.stop })?;
+        let mut text = session.generate(&StopRules { max_tokens, stop_texts: stops })?;
         text.begin_with(&mem::take(&mut run.unshown));
         if self.save_state.is_some() {
             text.keep_unshown();
@@ -233,9 +234,9 @@ struct Run {
 
 /// A number of tokens and the time they took.
 #[derive(Default)]
-struct Rate {
-    tokens: u64,
-    time: Duration,
+pub(super) struct Rate {
+    pub(super) tokens: u64,
+    pub(super) time: Duration,
 }
 
 impl std::fmt::Display for Rate {
@@ -244,9 +245,4 @@ impl std::fmt::Display for Rate {
         let rate = if self.tokens > 0 { self.tokens as f64 / seconds } else { 0.0 };
         write!(f, "{} tokens in {seconds:.3} s, {rate:.1} tokens/s", self.tokens)
     }
-}
-
-fn clock_seed() -> u64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    now.map_or(0, |time| time.as_nanos() as u64)
 }

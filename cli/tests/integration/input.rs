@@ -7,7 +7,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use crate::program::{FAIRY, command};
+use rwkv_edge::format::Template;
+use rwkv_edge::kernels::DType;
+use rwkv_quantize::convert::Options;
+
+use crate::common::{convert, fixture, options};
+use crate::program::{FAIRY, command, run, tiny};
 
 /// The one line that a failing run prints.
 #[track_caller]
@@ -65,6 +70,44 @@ fn endless_texts_are_refused() {
 fn an_empty_device_is_an_empty_prompt() {
     let output = command().args(["run", FAIRY, "-f", "/dev/null", "-n", "1"]).output().unwrap();
     assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn an_empty_prompt_begins_with_the_start_token_or_token_0() {
+    let (folder, tiny) = tiny();
+    for model in [FAIRY, &tiny] {
+        let args = ["run", model, "-n", "5", "--seed", "1", "--prompt"];
+        let begun = run(&[&args[..], &[""]].concat());
+        assert!(String::from_utf8_lossy(&begun.stderr).starts_with("prompt:     1 tokens"), "{begun:?}");
+        assert!(!begun.stdout.is_empty() && begun.status.success());
+    }
+    // A model of bytes has no start token, and token 0 is the byte 0.
+    let zero = folder.path().join("zero");
+    fs::write(&zero, [0]).unwrap();
+    let byte = run(&["run", &tiny, "-n", "5", "--seed", "1", "--prompt-file", zero.to_str().unwrap()]);
+    let begun = run(&["run", &tiny, "-n", "5", "--seed", "1", "--prompt", ""]);
+    assert_eq!(begun.stdout, byte.stdout);
+}
+
+#[test]
+fn what_is_between_two_texts_is_asked_for_as_the_models_were_trained() {
+    let fill =
+        ["run", FAIRY, "--prompt", "The king\r\n", "--suffix", "\n\nthe end", "-n", "5", "--seed", "1"];
+    assert!(failure(&run(&fill)).contains("not trained to write text between"));
+    let (folder, path) = convert(
+        &fixture("v4-tiny.pth"),
+        &Options { template: Some(Template::Flower), ..options(DType::Int8) },
+    );
+    let model = path.to_str().unwrap();
+    let suffix = folder.path().join("suffix.txt");
+    fs::write(&suffix, "\n\nthe end").unwrap();
+    let common = ["-n", "9", "--seed", "1"];
+    let prompt = "✿prefix✿✿suffix✿\n\nthe end✿middle✿The king\r\n";
+    let expected = run(&[&["run", model, "--prompt", prompt][..], &common].concat());
+    for option in [["--suffix", "\n\nthe end"], ["--suffix-file", suffix.to_str().unwrap()]] {
+        let output = run(&[&["run", model, "--prompt", "The king\r\n"][..], &option, &common].concat());
+        assert!(output.status.success() && output.stdout == expected.stdout, "{output:?}");
+    }
 }
 
 #[test]

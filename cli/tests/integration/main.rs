@@ -4,6 +4,7 @@
 mod common;
 
 mod builtin;
+mod chat;
 mod commands;
 mod input;
 mod program;
