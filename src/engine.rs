@@ -112,10 +112,14 @@ impl Engine<'static> {
     /// Allocates an engine and starts its threads.
     ///
     /// # Errors
-    /// If the options are out of range, there is no memory, or a thread cannot be started.
+    /// If the options are out of range, there is no memory, or a thread cannot be started. If the
+    /// model is [locked](crate::LoadOptions::lock) and the buffers cannot be.
     pub fn new(model: Arc<Model>, options: &EngineOptions) -> Result<Self> {
         let plan = Self::plan_for(&model, options)?;
         let arena = Arena::new(plan.arena_bytes())?;
+        if model.is_locked() {
+            arena.lock()?;
+        }
         Self::with_arena(model, options, plan, arena)
     }
 }
@@ -151,8 +155,7 @@ impl<'m> Engine<'m> {
     /// If the options are out of range, or this machine cannot address the buffers, or the
     /// environment asks for kernels that this machine does not have.
     pub fn plan(config: &Config, options: &EngineOptions) -> Result<MemoryPlan> {
-        let isa = choose_kernels(None)?.isa();
-        Self::plan_within(Measure::default(), config, &options.resolve(isa)?)
+        Self::plan_with(config, options, choose_kernels(None)?.isa())
     }
 
     /// The memory of an engine for `model`: arena and stacks.
@@ -160,8 +163,12 @@ impl<'m> Engine<'m> {
     /// # Errors
     /// If the options are out of range, or this machine cannot address the buffers.
     pub fn plan_for(model: &Model, options: &EngineOptions) -> Result<MemoryPlan> {
-        let options = options.resolve(model.kernels().isa())?;
-        Self::plan_within(Measure::default(), model.config(), &options)
+        Self::plan_with(model.config(), options, model.kernels().isa())
+    }
+
+    /// The memory of an engine with the kernels of `isa`.
+    pub(crate) fn plan_with(config: &Config, options: &EngineOptions, isa: Isa) -> Result<MemoryPlan> {
+        Self::plan_within(Measure::default(), config, &options.resolve(isa)?)
     }
 
     fn plan_within(mut measure: Measure, config: &Config, options: &Resolved) -> Result<MemoryPlan> {

@@ -12,16 +12,16 @@ pub const MAX_TEXT: u64 = 128 << 20;
 /// Most bytes from a device, such as a terminal.
 const MAX_DEVICE: u64 = 1 << 20;
 
-/// Reads a text of at most [`MAX_TEXT`] bytes from a regular file or a pipe. Waits for a pipe that
+/// Reads a text of at most `limit` bytes from a regular file or a pipe. Waits for a pipe that
 /// nobody has opened for writing.
 ///
 /// # Errors
 /// The text cannot be opened or read, or is too long. The limit for a device is 1 MiB.
-pub fn read_text(path: &Path) -> Result<Vec<u8>> {
+pub fn read_text(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let read = || {
         let mut file = File::open(path)?;
         let metadata = file.metadata()?;
-        let limit = if is_device(&metadata) { MAX_DEVICE } else { MAX_TEXT };
+        let limit = if is_device(&metadata) { limit.min(MAX_DEVICE) } else { limit };
         if metadata.len() > limit {
             return Err(too_long(limit));
         }
@@ -30,12 +30,12 @@ pub fn read_text(path: &Path) -> Result<Vec<u8>> {
     read().map_err(|error| error.with_path(path))
 }
 
-/// Reads the rest of a stream, at most [`MAX_TEXT`] bytes.
+/// Reads the rest of a stream, at most `limit` bytes.
 ///
 /// # Errors
 /// Reading fails, or there is more.
-pub fn read_stream(stream: &mut dyn Read) -> Result<Vec<u8>> {
-    read_at_most(stream, MAX_TEXT)
+pub fn read_stream(stream: &mut dyn Read, limit: u64) -> Result<Vec<u8>> {
+    read_at_most(stream, limit)
 }
 
 /// Reads a regular file of at most `limit` bytes. Never waits for anyone.
@@ -95,7 +95,7 @@ mod tests {
         let path = folder.path().join("file");
         fs::write(&path, b"12345").unwrap();
         assert_eq!(read_file(&path, 5).unwrap(), b"12345");
-        assert_eq!(read_text(&path).unwrap(), b"12345");
+        assert_eq!(read_text(&path, MAX_TEXT).unwrap(), b"12345");
         let message = read_file(&path, 4).unwrap_err().to_string();
         assert_eq!(
             message,
@@ -116,10 +116,10 @@ mod tests {
     #[test]
     fn endless_devices_are_refused_and_the_empty_one_is_an_empty_text() {
         let zero = Path::new("/dev/zero");
-        let message = read_text(zero).unwrap_err().to_string();
+        let message = read_text(zero, MAX_TEXT).unwrap_err().to_string();
         assert!(message.starts_with("/dev/zero: there are more than 1048576 bytes"), "{message}");
         let message = read_file(zero, 1 << 20).unwrap_err().to_string();
         assert_eq!(message, "/dev/zero: this is a device or pipe; name a regular file");
-        assert_eq!(read_text(Path::new("/dev/null")).unwrap(), b"");
+        assert_eq!(read_text(Path::new("/dev/null"), MAX_TEXT).unwrap(), b"");
     }
 }

@@ -14,6 +14,7 @@ pub mod host;
 pub mod input;
 pub mod memory;
 pub mod model;
+mod plan;
 #[doc(hidden)]
 pub mod printable;
 pub mod sampler;
@@ -40,6 +41,7 @@ pub use memory::MemoryPlan;
 pub use model::{
     LoadOptions, Model, Phase, Profile, Sequence, Shortcuts, State, Traffic, Verify, default_prompt_chunk,
 };
+pub use plan::PlanOptions;
 pub use rwkv_edge_kernels as kernels;
 pub use sampler::Sampler;
 pub use session::{Session, SessionOptions, Snapshot};

@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::format::SamplingParams;
 use crate::memory::MemoryPlan;
 use crate::model::{Model, Sequence, State};
+use crate::plan::PlanOptions;
 use crate::sampler::Sampler;
 
 /// How a session runs.
@@ -79,18 +80,12 @@ impl Session {
     /// # Errors
     /// As [`Engine::plan_for`].
     pub fn plan(model: &Model, options: &SessionOptions) -> Result<MemoryPlan> {
-        let (file, config) = (model.file(), model.config());
-        let embedding_bytes = file.embedding_bytes();
-        let weights_bytes = file.data_bytes() - embedding_bytes;
-        Ok(MemoryPlan {
-            file: file.mapping().kind(),
-            weights_bytes,
-            embedding_bytes,
-            tables_bytes: file.file_len() - weights_bytes - embedding_bytes,
-            state_bytes: State::bytes(config),
-            sampler_bytes: Sampler::bytes(config.n_vocab),
-            ..Engine::plan_for(model, &options.engine)?
-        })
+        let file = model.file();
+        let isa = Some(model.kernels().isa());
+        MemoryPlan::new(
+            file.header(),
+            &PlanOptions { engine: options.engine, isa, sessions: 1, file: file.mapping().kind() },
+        )
     }
 
     /// Allocates a session and starts its threads.

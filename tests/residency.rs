@@ -1,4 +1,4 @@
-//! The embedding is never resident as a whole: its pages are given back after every row.
+//! The embedding is never resident: its rows are read from the file, not from the mapping.
 
 #![cfg(target_os = "linux")]
 
@@ -12,8 +12,8 @@ use rwkv_edge::format::{Arch, Config};
 use rwkv_edge::kernels::DType;
 use rwkv_quantize::synth::{self, Recipe};
 
-/// Most resident bytes of the embedding: twice the largest piece that the system maps at once.
-const MOST: u64 = 2 * (2 << 20);
+/// Most resident bytes of the embedding: the system may map a large page across its ends.
+const MOST: u64 = 64 << 10;
 
 /// Bytes of the mapping of `path` that are resident in this process.
 fn resident_bytes(path: &Path) -> u64 {
@@ -32,7 +32,7 @@ fn resident_bytes(path: &Path) -> u64 {
     1024 * kib
 }
 
-/// A model of one layer. Its embedding is several times larger than its allowed resident part.
+/// A model of one layer with a large embedding.
 fn large_embedding() -> Recipe {
     let config = Config {
         n_layer: 1,
@@ -47,7 +47,7 @@ fn large_embedding() -> Recipe {
 }
 
 #[test]
-fn of_the_embedding_only_pages_around_the_last_row_are_resident() {
+fn rows_of_the_embedding_leave_no_page_resident() {
     let checkpoint = synth::checkpoint(&large_embedding()).unwrap();
     let (_folder, path) = convert_checkpoint(checkpoint, &options(DType::F32));
     let model = open(&path, None);
@@ -59,7 +59,7 @@ fn of_the_embedding_only_pages_around_the_last_row_are_resident() {
     let embedding = model.file().tensor("emb.weight").unwrap().len;
     let rest = model.file().file_len() - embedding;
     let resident = resident_bytes(&path);
-    assert!(embedding > 3 * MOST, "the embedding of {embedding} bytes is too small to tell");
+    assert!(embedding > 100 * MOST, "the embedding of {embedding} bytes is too small to tell");
     assert!(resident >= rest - rest / 100, "{resident} of {rest} bytes of weights are resident");
     assert!(resident <= rest + MOST, "{} bytes of the embedding are resident", resident - rest);
 }

@@ -93,7 +93,7 @@ pub(crate) fn model_name(path: Option<&PathBuf>) -> String {
 
 pub(crate) fn load(path: Option<&PathBuf>, args: &KernelArgs, verify: Verify) -> Result<Arc<Model>> {
     let verify = if args.no_verify { Verify::Never } else { verify };
-    let options = LoadOptions { isa: args.isa, verify, low_memory: false };
+    let options = LoadOptions { isa: args.isa, verify, ..LoadOptions::default() };
     let model = match path {
         Some(path) => Model::open(path, &options)?,
         None => builtin_model(&options)?,

@@ -32,7 +32,7 @@ pub(super) struct EvalArgs {
 }
 
 pub(super) fn run(args: &EvalArgs) -> Result<()> {
-    let text = input::read_text(&args.text)?;
+    let text = input::read_text(&args.text, input::MAX_TEXT)?;
     hint_at_utf16(&text);
     let model = args.model.load(Verify::AtOnce)?;
     let reference = args

@@ -140,12 +140,12 @@ impl RunArgs {
             return Ok(prompt.clone().into_bytes());
         }
         if let Some(path) = &self.prompt_file {
-            return Ok(input::read_text(path)?);
+            return Ok(input::read_text(path, input::MAX_TEXT)?);
         }
         if self.state.is_some() || io::stdin().is_terminal() {
             return Ok(Vec::new());
         }
-        input::read_stream(&mut stdio::Stdin).context("standard input")
+        input::read_stream(&mut stdio::Stdin, input::MAX_TEXT).context("standard input")
     }
 
     /// The prompt with the text after it, if there is one, and the texts that end what is written.

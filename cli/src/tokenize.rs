@@ -21,7 +21,7 @@ pub(super) struct TokenizeArgs {
 pub(super) fn run(args: &TokenizeArgs) -> Result<()> {
     let model = args.model.load(Verify::Never)?;
     let tokenizer = model.tokenizer();
-    let input = input::read_stream(&mut stdio::Stdin).context("standard input")?;
+    let input = input::read_stream(&mut stdio::Stdin, input::MAX_TEXT).context("standard input")?;
     let mut out = stdio::stdout();
     if args.decode {
         let text = str::from_utf8(&input).context("standard input")?;

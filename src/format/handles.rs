@@ -57,6 +57,11 @@ impl RecordsHandle {
     pub fn dtype(&self) -> DType {
         self.dtype
     }
+
+    /// Bytes of a record.
+    pub fn stride(&self) -> usize {
+        self.span.len / self.count
+    }
 }
 
 impl ModelFile {
@@ -152,18 +157,33 @@ impl ModelFile {
     /// # Errors
     /// [`ErrorKind::Checksum`] if the checksum does not match, or if there is no such record.
     pub fn verify_record(&self, r: RecordsHandle, index: usize) -> Result<()> {
-        let Some(checksums) = r.checksums else { return Ok(()) };
-        let records = self.records(r);
-        let expected = self.u32s(checksums).get(index).filter(|_| index < records.count());
-        let Some(&expected) = expected else {
-            let count = records.count();
+        self.read_record(r, index, &mut vec![0; r.stride()]).map(drop)
+    }
+
+    /// Copies one record to the start of `out` and checks it as
+    /// [`verify_record`](Self::verify_record) does. Pages of a mapped file do not become resident.
+    /// Allocates only for an error.
+    ///
+    /// # Errors
+    /// As for `verify_record`, or if the record cannot be read.
+    ///
+    /// # Panics
+    /// If the handle is of another file, or `out` is shorter than a record.
+    pub fn read_record<'b>(&self, r: RecordsHandle, index: usize, out: &'b mut [u8]) -> Result<Records<'b>> {
+        if index >= r.count {
+            let count = r.count;
             return Err(self.annotate(Error::invalid(format!("there is no record {index} in {count}"))));
-        };
-        if crc32fast::hash(records.record(index)) == expected {
-            return Ok(());
         }
-        let what = format!("record {index} of the embedding");
-        Err(self.annotate(ErrorKind::Checksum { what }.into()))
+        let expected = r.checksums.map(|checksums| self.u32s(checksums)[index]);
+        assert!(self.mapping().len() >= r.span.start + r.span.len, "{WRONG_FILE}");
+        let out = &mut out[..r.stride()];
+        let read = self.mapping().read_at(r.span.start + index * out.len(), out);
+        read.map_err(|error| self.annotate(error.into()))?;
+        if expected.is_some_and(|expected| crc32fast::hash(out) != expected) {
+            let what = format!("record {index} of the embedding");
+            return Err(self.annotate(ErrorKind::Checksum { what }.into()));
+        }
+        Ok(Records::new(r.dtype, 1, r.value_count, r.scale, out).expect(WRONG_FILE))
     }
 
     fn weight(&self, name: &str, layout: TensorLayout, shape: [usize; 2]) -> Result<(&TensorInfo, DType)> {

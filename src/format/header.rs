@@ -21,6 +21,8 @@ pub(super) const SECTION_BYTES: usize = 32;
 const MAX_SECTIONS: usize = 64;
 /// Bytes of the header under its checksum.
 const CHECKED_HEADER_BYTES: usize = 24;
+/// Most bytes of header and section table.
+pub(super) const MOST_HEADER_BYTES: usize = HEADER_BYTES + SECTION_BYTES * MAX_SECTIONS;
 /// Section flag: a reader that does not know the kind must refuse the file.
 pub(super) const MUST_UNDERSTAND: u32 = 1;
 
@@ -139,18 +141,29 @@ impl Header {
         out
     }
 
-    /// Reads header and section table from the bytes of a whole file.
+    /// Reads header and section table from the first bytes of a file of `found` bytes. These are
+    /// all bytes before section DATA, or more.
+    ///
+    /// # Errors
+    /// As [`parse_tables`](Self::parse_tables), or if the sections do not fit the file.
+    pub(super) fn parse(front: &[u8], found: u64) -> Result<Self> {
+        let header = Self::parse_tables(front, found)?;
+        header.check_placement(front)?;
+        Ok(header)
+    }
+
+    /// As [`parse`](Self::parse), from at least [`MOST_HEADER_BYTES`] of the file or all
+    /// of it. The places of the sections are not checked.
     ///
     /// It checks the version first, because a newer one may change everything after it. Then it
     /// checks the length, because a partial copy is the likeliest damage. The checksum and the
     /// table follow.
-    pub(super) fn parse(file: &[u8]) -> Result<Self> {
-        let mut cursor = Cursor::new(file);
-        let magic = cursor.take(MAGIC.len().min(file.len())).unwrap_or_default();
+    pub(super) fn parse_tables(front: &[u8], found: u64) -> Result<Self> {
+        let mut cursor = Cursor::new(front);
+        let magic = cursor.take(MAGIC.len().min(front.len())).unwrap_or_default();
         if !MAGIC.starts_with(magic) {
             return Err(ErrorKind::NotAModel("it does not begin like a .rwkv file".into()).into());
         }
-        let found = file.len() as u64;
         let short = || Error::from(ErrorKind::Truncated { expected: HEADER_BYTES as u64, found });
         let (major, minor) = cursor.u16().zip(cursor.u16()).ok_or_else(short)?;
         if major > MAJOR_VERSION {
@@ -168,13 +181,11 @@ impl Header {
         if !all_zero(reserved) {
             return Err(Error::malformed("reserved bytes of the header are not zero"));
         }
-        let table = section_table(file, count)?;
-        if checksum(&file[..HEADER_BYTES + table.len()]) != crc32 {
+        let table = section_table(front, count)?;
+        if checksum(&front[..HEADER_BYTES + table.len()]) != crc32 {
             return Err(ErrorKind::Checksum { what: "the header".into() }.into());
         }
-        let header = Self { minor, file_len, sections: parse_sections(table)?, crc32 };
-        header.check_placement(file)?;
-        Ok(header)
+        Ok(Self { minor, file_len, sections: parse_sections(table)?, crc32 })
     }
 
     /// The section of a kind.
@@ -187,22 +198,22 @@ impl Header {
 
     /// Sections follow each other in the order of the table, aligned, with only zeros between them.
     /// The last one, DATA, ends with the file.
-    fn check_placement(&self, file: &[u8]) -> Result<()> {
-        let mut end = HEADER_BYTES + SECTION_BYTES * self.sections.len();
+    fn check_placement(&self, front: &[u8]) -> Result<()> {
+        let mut end = (HEADER_BYTES + SECTION_BYTES * self.sections.len()) as u64;
         for section in &self.sections {
             let kind = section.kind;
-            let start = usize::try_from(section.offset).ok().filter(|&start| start <= file.len());
-            let stop = section.end().and_then(|e| usize::try_from(e).ok()).filter(|&stop| stop <= file.len());
-            let (Some(start), Some(stop)) = (start, stop) else {
+            let (start, stop) = (section.offset, section.end().filter(|&stop| stop <= self.file_len));
+            let is_there = start <= front.len() as u64;
+            let (true, Some(stop)) = (is_there, stop) else {
                 return Err(Error::malformed(format!("section {kind} lies outside the file")));
             };
-            if section.offset % kind.align() != 0 {
+            if start % kind.align() != 0 {
                 return Err(Error::malformed(format!("section {kind} is not aligned")));
             }
             if start < end {
                 return Err(Error::malformed(format!("section {kind} overlaps what is before it")));
             }
-            let gap = &file[end..start];
+            let gap = &front[end as usize..start as usize];
             if gap.len() as u64 >= PAGE_ALIGN || !all_zero(gap) {
                 return Err(Error::malformed(format!("unused bytes before section {kind}")));
             }
@@ -211,7 +222,7 @@ impl Header {
         if self.sections.last().is_none_or(|last| last.kind != SectionKind::DATA) {
             return Err(Error::malformed("the last section is not DATA"));
         }
-        if end != file.len() {
+        if end != self.file_len {
             return Err(Error::malformed("unused bytes after the last section"));
         }
         Ok(())
@@ -270,9 +281,13 @@ mod tests {
         file
     }
 
+    fn parse(file: &[u8]) -> Result<Header> {
+        Header::parse(file, file.len() as u64)
+    }
+
     #[test]
     fn emitted_header_parses_back() {
-        let header = Header::parse(&small_file()).unwrap();
+        let header = parse(&small_file()).unwrap();
         assert_eq!(header.emit(), &small_file()[..128]);
         assert_eq!(header.section(SectionKind::CONF).unwrap().len, 10);
         assert!(header.section(SectionKind::TOKN).is_err());
@@ -280,18 +295,18 @@ mod tests {
 
     #[test]
     fn newer_minor_version_is_read() {
-        let mut header = Header::parse(&small_file()).unwrap();
+        let mut header = parse(&small_file()).unwrap();
         header.minor = 9;
         header.crc32 = checksum(&header.emit());
         let mut file = small_file();
         file[..128].copy_from_slice(&header.emit());
-        assert_eq!(Header::parse(&file).unwrap().minor, 9);
+        assert_eq!(parse(&file).unwrap().minor, 9);
     }
 
     #[test]
     fn bytes_between_sections_must_be_zero() {
         let mut file = small_file();
         file[500] = 1;
-        assert!(matches!(Header::parse(&file).unwrap_err().kind(), ErrorKind::Malformed(_)));
+        assert!(matches!(parse(&file).unwrap_err().kind(), ErrorKind::Malformed(_)));
     }
 }

@@ -22,6 +22,18 @@ pub struct Mapping {
     storage: Storage,
 }
 
+/// How the bytes of a file come to this process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Load {
+    /// Mapped; read into memory if the file system has no mappings.
+    #[default]
+    MapOrCopy,
+    /// Mapped.
+    Map,
+    /// Read into memory of this process.
+    Copy,
+}
+
 /// Where the bytes of a file are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MappingKind {
@@ -35,7 +47,8 @@ pub enum MappingKind {
 }
 
 enum Storage {
-    Mapped(Mmap),
+    /// The pages, and the file that they belong to.
+    Mapped(Mmap, File),
     Static(&'static [u8]),
     Owned(AlignedBytes),
 }
@@ -47,7 +60,30 @@ impl Mapping {
     /// If `path` is no regular file, is empty, does not fit the address space, or can neither be
     /// mapped nor read.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::open_with(path, map)
+        Self::open_as(path, Load::MapOrCopy)
+    }
+
+    /// Maps a file or reads it into memory.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open). If `load` is [`Load::Map`], also if it cannot be mapped.
+    pub fn open_as(path: &Path, load: Load) -> Result<Self> {
+        match load {
+            Load::Copy => Self::read(path),
+            Load::Map | Load::MapOrCopy => Self::open_with(path, load, map),
+        }
+    }
+
+    /// The first bytes of a file, at most `most`, and the length of the whole file. The rest is
+    /// neither mapped nor read.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub(super) fn open_start(path: &Path, most: u64) -> Result<(Self, u64)> {
+        with_file(path, |file| {
+            let file_len = len_of(file)?;
+            Ok((Self::load(file, file_len.min(most), Load::MapOrCopy, map)?, file_len))
+        })
     }
 
     /// As [`open`](Self::open), for a file that is already open for reading. Its position may move.
@@ -55,7 +91,7 @@ impl Mapping {
     /// # Errors
     /// As for [`open`](Self::open).
     pub fn open_file(file: &File) -> Result<Self> {
-        Self::load(file, map)
+        Self::load(file, len_of(file)?, Load::MapOrCopy, map)
     }
 
     /// Reads a file into memory.
@@ -63,7 +99,7 @@ impl Mapping {
     /// # Errors
     /// If `path` is no regular file, is empty, cannot be read or does not fit the memory.
     pub fn read(path: &Path) -> Result<Self> {
-        Self::open_with(path, |_, _| Err(io::ErrorKind::Unsupported.into()))
+        Self::open_with(path, Load::Copy, |_, _| Err(io::ErrorKind::Unsupported.into()))
     }
 
     /// Uses bytes that are part of the program.
@@ -95,7 +131,7 @@ impl Mapping {
     /// Where the bytes are.
     pub fn kind(&self) -> MappingKind {
         match self.storage {
-            Storage::Mapped(_) => MappingKind::Mapped,
+            Storage::Mapped(..) => MappingKind::Mapped,
             Storage::Static(_) => MappingKind::BuiltIn,
             Storage::Owned(_) => MappingKind::Memory,
         }
@@ -120,12 +156,29 @@ impl Mapping {
         self.advise(range, Advice::Random);
     }
 
-    /// Tells the system that only small pieces of a range are read, in random order. The system
-    /// then maps pages one by one, even if large ones are available. The advice covers whole pages
-    /// around the range; failure is ignored.
-    pub fn small_pages(&self, range: Range<usize>) {
-        self.advise(range.clone(), Advice::SmallPages);
-        self.advise(range, Advice::Random);
+    /// Copies the bytes from `start` on to `out`. Pages of a mapped file do not become resident in
+    /// this process: the system maps up to 2 MiB around a byte that is read in place.
+    ///
+    /// # Errors
+    /// If the file has no such bytes or cannot be read.
+    pub fn read_at(&self, start: usize, out: &mut [u8]) -> io::Result<()> {
+        #[cfg(unix)]
+        if let Storage::Mapped(_, file) = &self.storage {
+            return std::os::unix::fs::FileExt::read_exact_at(file, out, start as u64);
+        }
+        let bytes = self.get(start..).and_then(|bytes| bytes.get(..out.len()));
+        out.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+
+    /// Locks the pages around a range in memory: the system neither drops nor swaps them. Pages that
+    /// are not resident are read first.
+    ///
+    /// # Errors
+    /// If the range is outside the file, or the system refuses: processes have a limit of locked
+    /// bytes.
+    pub fn lock(&self, range: Range<usize>) -> io::Result<()> {
+        lock(self.get(range).ok_or(io::ErrorKind::InvalidInput)?)
     }
 
     /// Removes the pages around a range from this process. The next read brings them back from the
@@ -146,27 +199,29 @@ impl Mapping {
         }
     }
 
-    fn open_with(path: &Path, map: impl FnOnce(&File, usize) -> io::Result<Mmap>) -> Result<Self> {
-        // Opening a pipe would wait until its other end is opened.
-        let open = || {
-            check_kind(&fs::metadata(path)?)?;
-            Self::load(&File::open(path)?, map)
-        };
-        open().map_err(|error: Error| error.with_path(path))
+    fn open_with(
+        path: &Path,
+        load: Load,
+        map: impl FnOnce(&File, usize) -> io::Result<Mmap>,
+    ) -> Result<Self> {
+        with_file(path, |file| Self::load(file, len_of(file)?, load, map))
     }
 
-    fn load(mut file: &File, map: impl FnOnce(&File, usize) -> io::Result<Mmap>) -> Result<Self> {
-        let found = file.metadata()?;
-        check_kind(&found)?;
-        let len = found.len();
-        if len == 0 {
-            return Err(ErrorKind::NotAModel("the file is empty".into()).into());
-        }
+    /// The first `len` bytes of a file.
+    fn load(
+        mut file: &File,
+        len: u64,
+        load: Load,
+        map: impl FnOnce(&File, usize) -> io::Result<Mmap>,
+    ) -> Result<Self> {
         let len = addressable(len)?;
         let storage = match map(file, len) {
-            Ok(mapped) => Storage::Mapped(mapped),
+            Ok(mapped) => Storage::Mapped(mapped, file.try_clone()?),
             // Memory for a copy would come from the same address space.
             Err(error) if error.kind() == io::ErrorKind::OutOfMemory => return Err(no_address_space(len)),
+            Err(error) if load == Load::Map => {
+                return Err(ErrorKind::Unsupported(format!("the file cannot be mapped here: {error}")).into());
+            }
             Err(_) => {
                 file.rewind()?;
                 Storage::Owned(AlignedBytes::read(&mut file, len)?)
@@ -178,7 +233,7 @@ impl Mapping {
     /// Whether the advice was given. Bytes in memory and ranges outside the file get none.
     fn advise(&self, range: Range<usize>, advice: Advice) -> bool {
         match &self.storage {
-            Storage::Mapped(mapped) if range.start < range.end && range.end <= mapped.len() => {
+            Storage::Mapped(mapped, _) if range.start < range.end && range.end <= mapped.len() => {
                 advice.give(mapped, range);
                 true
             }
@@ -198,10 +253,30 @@ impl Deref for Mapping {
 
     fn deref(&self) -> &[u8] {
         match &self.storage {
-            Storage::Mapped(mapped) => mapped,
+            Storage::Mapped(mapped, _) => mapped,
             Storage::Static(bytes) => bytes,
             Storage::Owned(owned) => owned.as_slice(),
         }
+    }
+}
+
+/// Opens a file for `open`, and adds its path to an error.
+fn with_file<T>(path: &Path, open: impl FnOnce(&File) -> Result<T>) -> Result<T> {
+    let result = || {
+        // Opening a pipe would wait until its other end is opened.
+        check_kind(&fs::metadata(path)?)?;
+        open(&File::open(path)?)
+    };
+    result().map_err(|error: Error| error.with_path(path))
+}
+
+/// The length of a regular file that is not empty.
+fn len_of(file: &File) -> Result<u64> {
+    let found = file.metadata()?;
+    check_kind(&found)?;
+    match found.len() {
+        0 => Err(ErrorKind::NotAModel("the file is empty".into()).into()),
+        len => Ok(len),
     }
 }
 
@@ -259,11 +334,23 @@ fn map_private(file: &File, len: usize) -> io::Result<Mmap> {
     unsafe { MmapOptions::new().len(len).map_copy_read_only(file) }
 }
 
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn lock(bytes: &[u8]) -> io::Result<()> {
+    // SAFETY: the bytes are borrowed, so their pages exist. Locking changes no byte of them, and
+    // the lock of a page ends with its mapping.
+    unsafe { rustix::mm::mlock(bytes.as_ptr().cast_mut().cast(), bytes.len())? };
+    Ok(())
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn lock(_: &[u8]) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 #[derive(Clone, Copy)]
 enum Advice {
     WillNeed,
     LargePages,
-    SmallPages,
     Random,
     Release,
 }
@@ -278,10 +365,8 @@ impl Advice {
             Advice::WillNeed => mapped.advise_range(memmap2::Advice::WillNeed, range.start, len),
             #[cfg(target_os = "linux")]
             Advice::LargePages => mapped.advise_range(memmap2::Advice::HugePage, range.start, len),
-            #[cfg(target_os = "linux")]
-            Advice::SmallPages => mapped.advise_range(memmap2::Advice::NoHugePage, range.start, len),
             #[cfg(not(target_os = "linux"))]
-            Advice::LargePages | Advice::SmallPages => Ok(()),
+            Advice::LargePages => Ok(()),
             Advice::Random => mapped.advise_range(memmap2::Advice::Random, range.start, len),
             // SAFETY: the range lies inside the mapping, which is read-only and backed by a file.
             // Its pages are clean, so dropping them loses nothing: the next read brings the same
@@ -376,7 +461,6 @@ mod tests {
             for range in [0..100_000, 5..6, 4095..70_000, 99_999..100_000] {
                 mapping.will_need(range.clone());
                 mapping.large_pages(range.clone());
-                mapping.small_pages(range.clone());
                 mapping.random(range.clone());
                 mapping.release(range);
                 assert!(mapping[..] == bytes);
@@ -389,7 +473,7 @@ mod tests {
     fn a_private_mapping_has_the_same_bytes_and_gives_its_pages_back() {
         let bytes: Vec<u8> = (0..100_000u32).map(|i| (i / 5) as u8).collect();
         let file = file(&bytes);
-        let mapping = Mapping::open_with(file.path(), map_private).unwrap();
+        let mapping = Mapping::open_with(file.path(), Load::Map, map_private).unwrap();
         assert_eq!(mapping.kind(), MappingKind::Mapped);
         mapping.release(0..100_000);
         assert!(mapping[..] == bytes && is_aligned(&mapping));
@@ -404,6 +488,56 @@ mod tests {
             assert!(!mapping.advise(start..end, Advice::Release), "{start}..{end}");
         }
         assert!(!Mapping::read(file.path()).unwrap().advise(0..5000, Advice::Release));
+    }
+
+    #[test]
+    fn bytes_read_at_a_place_are_those_of_the_file_and_none_are_beyond_its_end() {
+        let bytes: Vec<u8> = (0..10_000u32).map(|i| (i / 3) as u8).collect();
+        let file = file(&bytes);
+        for load in [Load::MapOrCopy, Load::Copy] {
+            let mapping = Mapping::open_as(file.path(), load).unwrap();
+            let mut out = [0; 100];
+            mapping.read_at(9_900, &mut out).unwrap();
+            assert_eq!(out, bytes[9_900..]);
+            for start in [9_901, 10_000, usize::MAX / 2] {
+                assert!(mapping.read_at(start, &mut out).is_err(), "{start}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_the_start_of_a_file_is_mapped() {
+        let file = file(&[3; 9000]);
+        for (most, expected) in [(1, 1), (5000, 5000), (u64::MAX, 9000)] {
+            let (start, len) = Mapping::open_start(file.path(), most).unwrap();
+            assert_eq!((start.len(), len), (expected, 9000));
+        }
+    }
+
+    #[test]
+    fn a_file_that_must_be_mapped_is_not_read_into_memory_instead() {
+        let file = file(&[1; 100]);
+        let none = |_: &_, _| Err(io::ErrorKind::Unsupported.into());
+        let error = Mapping::open_with(file.path(), Load::Map, none).unwrap_err().to_string();
+        assert!(error.contains("cannot be mapped"), "{error}");
+        assert_eq!(
+            Mapping::open_with(file.path(), Load::MapOrCopy, none).unwrap().kind(),
+            MappingKind::Memory
+        );
+    }
+
+    #[cfg(all(target_os = "linux", not(miri)))]
+    #[test]
+    fn locked_bytes_are_resident_and_a_range_outside_is_refused() {
+        let file = file(&[1; 20_000]);
+        for load in [Load::Map, Load::Copy] {
+            let mapping = Mapping::open_as(file.path(), load).unwrap();
+            mapping.lock(100..5000).unwrap();
+            let status = fs::read_to_string("/proc/self/status").unwrap();
+            let locked = status.lines().find(|line| line.starts_with("VmLck:")).unwrap();
+            assert!(!locked.contains("\t       0 kB"), "{locked}");
+            assert!(mapping.lock(0..20_001).is_err());
+        }
     }
 
     #[test]
@@ -435,8 +569,8 @@ mod tests {
     #[test]
     fn a_file_without_room_in_the_address_space_is_not_read_into_memory() {
         let file = file(&[1; 100]);
-        let error =
-            Mapping::open_with(file.path(), |_, _| Err(io::ErrorKind::OutOfMemory.into())).unwrap_err();
+        let full = |_: &_, _| Err(io::ErrorKind::OutOfMemory.into());
+        let error = Mapping::open_with(file.path(), Load::MapOrCopy, full).unwrap_err();
         assert_eq!(error.path(), Some(file.path()));
         assert!(error.to_string().contains("address space"), "{error}");
     }

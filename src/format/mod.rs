@@ -35,10 +35,10 @@ pub use config::{Arch, Config, Heads, Rwkv5, Rwkv5Variant, Rwkv6, Rwkv7, Version
 pub use file_layout::{FileContents, FileLayout, WriteSpec};
 pub use handles::{MatrixHandle, RecordsHandle, U32Handle, VectorHandle};
 pub use header::{MAJOR_VERSION, MINOR_VERSION, Section, SectionKind};
-pub use mapping::{Mapping, MappingKind};
+pub use mapping::{Load, Mapping, MappingKind};
 pub use metadata::{Provenance, SelfTest};
 pub use output::{Output, Published, Replace, Target};
-pub use reader::ModelFile;
+pub use reader::{ModelFile, ModelHeader};
 pub use sniff::FileKind;
 pub use state_file::StateNotes;
 pub use template::Template;

@@ -3,9 +3,9 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::header::{Header, MUST_UNDERSTAND};
+use super::header::{Header, MOST_HEADER_BYTES, MUST_UNDERSTAND};
 use super::sniff::FileKind;
-use super::{Chat, Config, Mapping, Provenance, Section, SectionKind, SelfTest, TensorInfo, Verifier};
+use super::{Chat, Config, Load, Mapping, Provenance, Section, SectionKind, SelfTest, TensorInfo, Verifier};
 use super::{model_id, tensor_table};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -14,14 +14,14 @@ use crate::error::{Error, ErrorKind, Result};
 pub struct ModelFile {
     mapping: Mapping,
     path: Option<PathBuf>,
-    front: Front,
+    front: ModelHeader,
     /// Indices into `front.tensors`, by ascending name.
     by_name: Vec<usize>,
 }
 
-/// The contents of the sections before DATA.
+/// Everything in a model file but the bytes of the tokenizer and of the tensors.
 #[derive(Debug)]
-struct Front {
+pub struct ModelHeader {
     header: Header,
     config: Config,
     chat: Chat,
@@ -41,7 +41,15 @@ impl ModelFile {
     /// If the file cannot be opened, is no model file, was written for a newer reader, is cut
     /// short, or is damaged.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::from_mapping(Mapping::open(path)?, Some(path.to_owned()))
+        Self::open_as(path, Load::default())
+    }
+
+    /// Maps a file or reads it into memory, and checks it.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open). If `load` is [`Load::Map`], also if it cannot be mapped.
+    pub fn open_as(path: &Path, load: Load) -> Result<Self> {
+        Self::from_mapping(Mapping::open_as(path, load)?, Some(path.to_owned()))
     }
 
     /// Checks a file that is part of the program.
@@ -65,7 +73,7 @@ impl ModelFile {
     /// # Errors
     /// As for [`open`](Self::open).
     pub fn from_mapping(mapping: Mapping, path: Option<PathBuf>) -> Result<Self> {
-        match Front::parse(&mapping) {
+        match ModelHeader::parse(&mapping, mapping.len() as u64) {
             Ok(front) => {
                 let mut by_name: Vec<usize> = (0..front.tensors.len()).collect();
                 by_name.sort_unstable_by_key(|&i| front.tensors[i].name.as_str());
@@ -80,9 +88,14 @@ impl ModelFile {
         self.path.as_deref()
     }
 
+    /// Everything but the bytes of the tokenizer and of the tensors.
+    pub fn header(&self) -> &ModelHeader {
+        &self.front
+    }
+
     /// Hyperparameters.
     pub fn config(&self) -> &Config {
-        &self.front.config
+        self.front.config()
     }
 
     /// Chat template, stop rules and sampling defaults.
@@ -117,7 +130,7 @@ impl ModelFile {
 
     /// Bytes of the file.
     pub fn file_len(&self) -> u64 {
-        self.front.header.file_len
+        self.front.file_len()
     }
 
     /// A number for hyperparameters, weights and tokenizer. Models that differ in one of them have
@@ -167,13 +180,12 @@ impl ModelFile {
 
     /// Bytes of all tensors together, padding included.
     pub fn data_bytes(&self) -> u64 {
-        self.front.data.end - self.front.data.start
+        self.front.data_bytes()
     }
 
-    /// Bytes of the embedding and its record checksums. Only single records of it are read.
+    /// Bytes of the embedding. Only single records of it are read.
     pub fn embedding_bytes(&self) -> u64 {
-        let by_record = self.tensors().iter().filter(|tensor| tensor.checked_by_record);
-        by_record.map(|tensor| tensor.len + 4 * tensor.shape[0] as u64).sum()
+        self.front.embedding_bytes()
     }
 
     /// Gives the pages of a view into this file back to the system; see [`Mapping::release`].
@@ -190,7 +202,9 @@ impl ModelFile {
         if tensor.checked_by_record {
             self.verify(self.tensor(&tensor.record_crc_name())?)?;
             let records = self.records_handle(&tensor.name, tensor.layout, tensor.shape)?;
-            return (0..tensor.shape[0]).try_for_each(|index| self.verify_record(records, index));
+            let mut record = vec![0; records.stride()];
+            return (0..tensor.shape[0])
+                .try_for_each(|index| self.read_record(records, index, &mut record).map(drop));
         }
         if crc32fast::hash(self.bytes(tensor)) == tensor.crc32 {
             return Ok(());
@@ -229,12 +243,60 @@ fn with_path(error: Error, path: Option<PathBuf>) -> Error {
     }
 }
 
-impl Front {
-    fn parse(file: &[u8]) -> Result<Self> {
-        if let Some(what) = FileKind::of(file).and_then(FileKind::advice) {
-            return Err(ErrorKind::NotAModel(what.into()).into());
-        }
-        let header = Header::parse(file)?;
+impl ModelHeader {
+    /// Reads everything of the file at `path` but the tensors. They are neither mapped nor read, so
+    /// this takes a few megabytes of memory, however large the file is.
+    ///
+    /// # Errors
+    /// As for [`ModelFile::open`].
+    pub fn open(path: &Path) -> Result<Self> {
+        let open = || {
+            let (start, file_len) = Mapping::open_start(path, MOST_HEADER_BYTES as u64)?;
+            check_kind(&start)?;
+            let header = Header::parse_tables(&start, file_len)?;
+            let (front, file_len) = Mapping::open_start(path, header.section(SectionKind::DATA)?.offset)?;
+            Self::parse(&front, file_len)
+        };
+        open().map_err(|error| error.with_path(path))
+    }
+
+    /// As [`open`](Self::open), from the bytes of a whole file.
+    ///
+    /// # Errors
+    /// As for [`ModelFile::open`].
+    pub fn of_bytes(file: &[u8]) -> Result<Self> {
+        Self::parse(file, file.len() as u64)
+    }
+
+    /// Hyperparameters.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// All tensors, in their order in the file.
+    pub fn tensors(&self) -> &[TensorInfo] {
+        &self.tensors
+    }
+
+    /// Bytes of the file.
+    pub fn file_len(&self) -> u64 {
+        self.header.file_len
+    }
+
+    /// Bytes of all tensors together, padding included.
+    pub fn data_bytes(&self) -> u64 {
+        self.data.end - self.data.start
+    }
+
+    /// Bytes of the embedding. Only single records of it are read.
+    pub fn embedding_bytes(&self) -> u64 {
+        self.tensors.iter().filter(|tensor| tensor.checked_by_record).map(|tensor| tensor.len).sum()
+    }
+
+    /// Reads the first bytes of a file of `file_len` bytes: all before section DATA, or more.
+    fn parse(file: &[u8], file_len: u64) -> Result<Self> {
+        check_kind(file)?;
+        let header = Header::parse(file, file_len)?;
         header.sections.iter().try_for_each(|section| check_section(file, section))?;
         let read = |kind| header.section(kind).map(|section| section_bytes(file, section));
         let data = header.section(SectionKind::DATA)?;
@@ -258,6 +320,14 @@ impl Front {
     }
 }
 
+/// Refuses a file that begins like one of another kind.
+fn check_kind(file: &[u8]) -> Result<()> {
+    match FileKind::of(file).and_then(FileKind::advice) {
+        Some(what) => Err(ErrorKind::NotAModel(what.into()).into()),
+        None => Ok(()),
+    }
+}
+
 /// Checks a section's own checksum, and that its kind is known or may be skipped.
 fn check_section(file: &[u8], section: &Section) -> Result<()> {
     let kind = section.kind;
@@ -278,4 +348,53 @@ fn section_range(section: &Section) -> Range<usize> {
 
 fn section_bytes<'a>(file: &'a [u8], section: &Section) -> &'a [u8] {
     file.get(section_range(section)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Write;
+
+    use super::*;
+    use crate::format::testing::contents;
+    use crate::format::{ElementType, FileLayout, TensorLayout};
+
+    /// A model file whose tensors are a hole.
+    fn hole(side: usize) -> (tempfile::NamedTempFile, FileLayout) {
+        let mut contents = contents();
+        contents.tensors[1].dtype = ElementType::F32;
+        contents.tensors[1].layout = TensorLayout::Interleaved;
+        contents.tensors[1].shape = [side, side];
+        let layout = FileLayout::new(contents).unwrap();
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&layout.emit_front().unwrap()).unwrap();
+        file.as_file().set_len(layout.file_len()).unwrap();
+        (file, layout)
+    }
+
+    #[test]
+    fn the_header_of_a_file_larger_than_any_memory_is_read() {
+        let (file, layout) = hole(1 << 19);
+        let header = ModelHeader::open(file.path()).unwrap();
+        assert!(header.file_len() > 1 << 40);
+        assert_eq!(header.file_len(), layout.file_len());
+        assert_eq!(header.tensors(), layout.tensors());
+        assert_eq!(header.config(), &layout.contents().config);
+    }
+
+    #[test]
+    fn a_header_is_that_of_the_whole_file_and_a_cut_file_is_refused() {
+        let (file, layout) = hole(64);
+        let whole = ModelFile::open(file.path()).unwrap();
+        let header = ModelHeader::open(file.path()).unwrap();
+        assert_eq!(header.tensors(), whole.tensors());
+        assert_eq!((header.model_id, header.data_bytes()), (whole.model_id(), whole.data_bytes()));
+        let handle = File::options().write(true).open(file.path()).unwrap();
+        for len in [layout.file_len() - 1, header.data.start, header.data.start - 1, 100, 63, 5, 0] {
+            handle.set_len(len).unwrap();
+            let cut = ModelHeader::open(file.path()).unwrap_err();
+            assert_eq!(cut.path(), Some(file.path()));
+            assert_eq!(cut.to_string(), ModelFile::open(file.path()).unwrap_err().to_string());
+        }
+    }
 }

@@ -5,8 +5,10 @@ mod affinity;
 mod recorded;
 mod topology;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
+use std::io;
 use std::path::Path;
 use std::thread;
 
@@ -80,6 +82,54 @@ pub fn peak_rss_bytes() -> Option<u64> {
     Some(kib * 1024)
 }
 
+/// Bytes of this process' code, as the system has mapped it: the program, its libraries, and the
+/// stack of the first thread. `None` if the system does not tell.
+///
+/// A part of them is never read, so fewer become resident.
+pub fn program_bytes() -> Option<u64> {
+    Some(mapped_code(&fs::read_to_string("/proc/self/maps").ok()?))
+}
+
+/// Bytes of the files in `maps`, the text of `/proc/self/maps`, that have code, and of the stack.
+fn mapped_code(maps: &str) -> u64 {
+    let mappings = || {
+        maps.lines().filter_map(|line| {
+            let mut words = line.split_whitespace();
+            let (start, end) = words.next()?.split_once('-')?;
+            let [start, end] = [start, end].map(|at| u64::from_str_radix(at, 16));
+            let (access, name) = (words.next()?, words.nth(3)?);
+            Some((name, access, end.ok()?.checked_sub(start.ok()?)?))
+        })
+    };
+    let code: BTreeSet<_> =
+        mappings().filter(|(_, access, _)| access.contains('x')).map(|(name, ..)| name).collect();
+    mappings().filter(|(name, ..)| code.contains(name) || *name == "[stack]").map(|(.., bytes)| bytes).sum()
+}
+
+/// Drops the pages of a file from the page cache of the system, except those that a process has
+/// mapped.
+///
+/// # Errors
+/// If the file cannot be opened or its changes cannot be written, or the system has no such call.
+pub fn drop_cached(path: &Path) -> io::Result<()> {
+    let file = fs::File::open(path)?;
+    // A page that is not written yet stays.
+    file.sync_all()?;
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    return Ok(rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?);
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Most bytes that this process may lock in memory; `None` if there is no limit, or the system does
+/// not tell.
+pub(crate) fn lock_limit_bytes() -> Option<u64> {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    return rustix::process::getrlimit(rustix::process::Resource::Memlock).current;
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    None
+}
+
 /// A field of `/proc/self/status`.
 pub(crate) fn status_field(field: &str) -> Option<String> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
@@ -91,6 +141,20 @@ pub(crate) fn status_field(field: &str) -> Option<String> {
 mod tests {
     use super::topology::{Cpu, fast_cores};
     use super::*;
+
+    #[test]
+    fn of_the_mappings_those_of_files_with_code_and_the_stack_count() {
+        let maps = "\
+1000-3000 r--p 00000000 fe:00 1   /bin/program
+3000-8000 r-xp 00002000 fe:00 1   /bin/program
+8000-9000 rw-p 00000000 00:00 0   [heap]
+9000-f000 r--s 00000000 fe:00 2   /tmp/model.rwkv
+10000-18000 rw-p 00000000 00:00 0
+20000-21000 r-xp 00000000 fe:00 3   /lib/libc.so
+30000-32000 rw-p 00000000 00:00 0   [stack]
+";
+        assert_eq!(mapped_code(maps), 0x7000 + 0x1000 + 0x2000);
+    }
 
     fn cores(count: u32) -> Option<FastCores> {
         let cpu =

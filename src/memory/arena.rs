@@ -7,7 +7,8 @@ use bytemuck::{Pod, Zeroable};
 use memmap2::MmapMut;
 
 use super::Buffers;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
+use crate::host;
 
 /// A cache line; the unit in which buffers are aligned and padded.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -30,6 +31,24 @@ fn map(bytes: usize) -> io::Result<MmapMut> {
     #[cfg(target_os = "linux")]
     let _ = memory.advise(memmap2::Advice::HugePage);
     Ok(memory)
+}
+
+#[cfg(unix)]
+fn lock(memory: &MmapMut) -> Result<()> {
+    memory.lock().map_err(|error| cannot_lock(memory.len(), &error))
+}
+
+#[cfg(not(unix))]
+fn lock(memory: &MmapMut) -> Result<()> {
+    Err(cannot_lock(memory.len(), &io::ErrorKind::Unsupported.into()))
+}
+
+/// The error of memory that the system does not lock.
+pub(crate) fn cannot_lock(bytes: usize, error: &io::Error) -> Error {
+    let limit = host::lock_limit_bytes().map_or(String::new(), |limit| {
+        format!("; this process may lock {limit} bytes in all, which `ulimit -l` changes")
+    });
+    ErrorKind::Unsupported(format!("cannot lock {bytes} bytes in memory: {error}{limit}")).into()
 }
 
 /// The buffers of an engine. A [`MemoryPlan`](super::MemoryPlan) states their size.
@@ -67,6 +86,17 @@ impl<'m> Arena<'m> {
         Ok(Self { memory: Memory::Callers(lines) })
     }
 
+    /// Locks memory of its own, so that the system does not swap it.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub(crate) fn lock(&self) -> Result<()> {
+        match &self.memory {
+            Memory::Own(memory) => lock(memory),
+            Memory::Callers(_) => Ok(()),
+        }
+    }
+
     /// Starts cutting buffers from the beginning, in the order of the plan.
     pub(crate) fn carve(&mut self) -> Carve<'_> {
         match &mut self.memory {
@@ -79,6 +109,7 @@ impl<'m> Arena<'m> {
 /// A vector of f32 in memory that asks for large pages.
 pub(crate) struct Floats {
     memory: MmapMut,
+    locked: bool,
 }
 
 impl Floats {
@@ -88,7 +119,17 @@ impl Floats {
     /// If there is not enough memory.
     pub(crate) fn zeroed(len: usize) -> io::Result<Self> {
         let bytes = len.checked_mul(size_of::<f32>()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { memory: map(bytes)? })
+        Ok(Self { memory: map(bytes)?, locked: false })
+    }
+
+    /// Locks the memory, and that of copies if the system allows it.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub(crate) fn lock(&mut self) -> Result<()> {
+        lock(&self.memory)?;
+        self.locked = true;
+        Ok(())
     }
 }
 
@@ -111,6 +152,7 @@ impl Clone for Floats {
     /// If there is no memory for the copy.
     fn clone(&self) -> Self {
         let mut copy = Self::zeroed(self.len()).expect("memory for a copy of a state");
+        copy.locked = self.locked && lock(&copy.memory).is_ok();
         copy.copy_from_slice(self);
         copy
     }

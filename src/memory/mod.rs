@@ -9,9 +9,9 @@ mod arena;
 mod plan;
 
 pub use arena::Arena;
-pub(crate) use arena::Floats;
+pub(crate) use arena::{Floats, cannot_lock};
 pub(crate) use plan::Measure;
-pub use plan::{MemoryPlan, Region};
+pub use plan::{MemoryPlan, Part, Region};
 
 /// A source of named, 64-byte-aligned buffers that live for `'a`.
 pub(crate) trait Buffers<'a> {

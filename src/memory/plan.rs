@@ -7,12 +7,12 @@ use super::arena::lines_bytes;
 use crate::error::{ErrorKind, Result};
 use crate::format::MappingKind;
 
-/// A named buffer of the arena.
+/// A named buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Region {
     /// What the buffer holds.
     pub name: &'static str,
-    /// Bytes, padded to whole 64-byte lines.
+    /// Bytes. Buffers of the arena are padded to whole 64-byte lines.
     pub bytes: usize,
 }
 
@@ -22,6 +22,8 @@ pub struct Region {
 pub struct MemoryPlan {
     /// Buffers of the engine's arena. Buffers of the same name are one entry.
     pub regions: Vec<Region>,
+    /// Number of texts.
+    pub sessions: usize,
     /// The states of the texts.
     pub state_bytes: usize,
     /// Counts of the samplers.
@@ -30,14 +32,38 @@ pub struct MemoryPlan {
     pub file: MappingKind,
     /// Weights that every token reads.
     pub weights_bytes: u64,
-    /// Embedding rows. Only rows of tokens that occur become resident, unless the file is in
-    /// memory.
+    /// The embedding. A mapped file never maps it: the system reads the row of a token.
     pub embedding_bytes: u64,
     /// Tokenizer tables and headers.
     pub tables_bytes: u64,
+    /// A row of the embedding.
+    pub row_bytes: u64,
+    /// Names, places and types of the tensors, and small things.
+    pub heap_bytes: usize,
     /// Stacks of the worker threads. They are reserved; a few KiB of each become resident.
     pub stack_bytes: usize,
+    /// Buffers that the program has besides, such as a prompt.
+    pub buffers: Vec<Region>,
+    /// Code of the program and of its libraries, and the stack of its first thread. It is 0 unless
+    /// the program tells.
+    pub program_bytes: u64,
 }
+
+/// An entry of a [`MemoryPlan`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// What the bytes hold.
+    pub name: &'static str,
+    /// Bytes.
+    pub bytes: u64,
+    /// Of these, bytes that become resident.
+    pub resident: u64,
+    /// Where they are.
+    pub note: &'static str,
+}
+
+/// Bytes per second of an SD card, for times that are computed.
+const SD_CARD: u64 = 40_000_000;
 
 impl MemoryPlan {
     /// Bytes of the arena: the one allocation of an engine.
@@ -45,41 +71,79 @@ impl MemoryPlan {
         self.regions.iter().fold(0, |sum: usize, region| sum.saturating_add(region.bytes))
     }
 
-    /// Memory that must stay resident for steady speed: weights, tables, buffers, states and
-    /// stacks. If the file is in memory, the embedding counts too.
+    /// All entries, with the file first.
+    pub fn parts(&self) -> impl Iterator<Item = Part> {
+        let (place, rows, embedding) = match self.file {
+            MappingKind::Mapped => ("mapped, read by every token", "in the file, read row by row", 0),
+            MappingKind::BuiltIn => ("built in, read by every token", "built in", self.embedding_bytes),
+            MappingKind::Memory => ("in memory, read by every token", "in memory", self.embedding_bytes),
+        };
+        fn part(name: &'static str, bytes: u64, note: &'static str) -> Part {
+            Part { name, bytes, resident: bytes, note }
+        }
+        fn memory(name: &'static str, bytes: usize, note: &'static str) -> Part {
+            part(name, bytes as u64, note)
+        }
+        let file = [
+            part("weights", self.weights_bytes, place),
+            Part { name: "embedding", bytes: self.embedding_bytes, resident: embedding, note: rows },
+            part("tokenizer and header", self.tables_bytes, "read at the start"),
+        ];
+        let texts = [
+            memory("state", self.state_bytes, if self.sessions == 1 { "one text" } else { "all texts" }),
+            memory("sampler", self.sampler_bytes, "counts for penalties"),
+        ];
+        let process = [
+            memory("tensor names and places", self.heap_bytes, "and small things"),
+            memory("worker stacks", self.stack_bytes, "reserved"),
+            part("program", self.program_bytes, "code, libraries and first stack"),
+        ];
+        let arena = self.regions.iter().map(move |region| memory(region.name, region.bytes, "arena"));
+        let buffers = self.buffers.iter().map(move |region| memory(region.name, region.bytes, ""));
+        let parts = file.into_iter().chain(texts).chain(arena).chain(buffers).chain(process);
+        parts.filter(|part| part.bytes > 0)
+    }
+
+    /// The largest resident set: weights, tables, buffers, states, stacks and the program. The
+    /// embedding counts unless the file is mapped. Linux reports the figure as `VmHWM`.
+    ///
+    /// It is an upper bound. A program that draws from a few of the largest logits does not read
+    /// all rows of the head's second plane.
     pub fn resident_bytes(&self) -> u64 {
-        let embedding = if self.file == MappingKind::Memory { self.embedding_bytes } else { 0 };
-        embedding
-            + self.weights_bytes
-            + self.tables_bytes
-            + [self.arena_bytes(), self.state_bytes, self.sampler_bytes, self.stack_bytes]
-                .into_iter()
-                .map(|bytes| bytes as u64)
-                .sum::<u64>()
+        self.parts().fold(0, |sum: u64, part| sum.saturating_add(part.resident))
+    }
+
+    /// Most bytes of the file that a token reads.
+    pub fn token_bytes(&self) -> u64 {
+        self.weights_bytes + self.row_bytes
+    }
+
+    /// Seconds until everything that the first token needs has been read from an SD card of 40
+    /// MB/s: computed, not measured.
+    pub fn sd_card_seconds(&self) -> f64 {
+        let bytes = match self.file {
+            MappingKind::Mapped => self.tables_bytes + self.weights_bytes,
+            MappingKind::BuiltIn | MappingKind::Memory => {
+                self.tables_bytes + self.weights_bytes + self.embedding_bytes
+            }
+        };
+        bytes as f64 / SD_CARD as f64
     }
 }
 
 impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut row = |name: &str, bytes: u64, note: fmt::Arguments<'_>| {
-            writeln!(f, "  {name:<24} {:>14} B  {}  {note}", bytes, Mib(bytes))
+        let row = |f: &mut fmt::Formatter<'_>, name: &str, bytes: u64, note: &str| {
+            let line = format!("  {name:<24} {bytes:>14} B  {}  {note}", Mib(bytes));
+            writeln!(f, "{}", line.trim_end())
         };
-        let (place, resident) = match self.file {
-            MappingKind::Mapped => ("mapped", "everything but the embedding"),
-            MappingKind::BuiltIn => ("built in", "everything but the embedding"),
-            MappingKind::Memory => ("in memory", "everything"),
-        };
-        row("weights", self.weights_bytes, format_args!("{place}, read by every token"))?;
-        row("embedding", self.embedding_bytes, format_args!("{place}, one row per token"))?;
-        row("tokenizer and header", self.tables_bytes, format_args!("{place}"))?;
-        row("state", self.state_bytes as u64, format_args!("one text"))?;
-        row("sampler", self.sampler_bytes as u64, format_args!("counts for penalties"))?;
-        for region in &self.regions {
-            row(region.name, region.bytes as u64, format_args!("arena"))?;
+        for part in self.parts() {
+            row(f, part.name, part.bytes, part.note)?;
         }
-        row("worker stacks", self.stack_bytes as u64, format_args!("reserved"))?;
-        row("arena in total", self.arena_bytes() as u64, format_args!("one allocation"))?;
-        row("resident", self.resident_bytes(), format_args!("{resident}"))
+        row(f, "arena in total", self.arena_bytes() as u64, "one allocation")?;
+        row(f, "read per token", self.token_bytes(), "at most, of the file")?;
+        let without = if self.file == MappingKind::Mapped { ", without the embedding" } else { "" };
+        row(f, "resident", self.resident_bytes(), &format!("at most{without}"))
     }
 }
 
@@ -164,18 +228,51 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_in_memory_is_resident_whole_and_the_plan_says_so() {
+    fn the_embedding_is_resident_unless_the_file_is_mapped() {
         let mapped = MemoryPlan {
             weights_bytes: 1000,
             embedding_bytes: 500,
             tables_bytes: 70,
+            program_bytes: 7,
             ..MemoryPlan::default()
         };
-        let memory = MemoryPlan { file: MappingKind::Memory, ..mapped.clone() };
-        assert_eq!((mapped.resident_bytes(), memory.resident_bytes()), (1070, 1570));
-        assert!(mapped.to_string().contains("mapped, read by every token"));
-        let text = memory.to_string();
-        assert!(text.contains("in memory, one row per token") && !text.contains("mapped"), "{text}");
-        assert!(text.trim_end().ends_with("  everything"), "{text}");
+        let of = |file| MemoryPlan { file, ..mapped.clone() };
+        let (built_in, memory) = (of(MappingKind::BuiltIn), of(MappingKind::Memory));
+        assert_eq!([&mapped, &built_in, &memory].map(MemoryPlan::resident_bytes), [1077, 1577, 1577]);
+        let (text, mapped) = (memory.to_string(), mapped.to_string());
+        assert!(mapped.contains("mapped, read by every token") && mapped.contains("without the embedding"));
+        assert!(text.contains("in memory") && !text.contains("mapped"), "{text}");
+        assert!(text.trim_end().ends_with("  at most"), "{text}");
+    }
+
+    #[test]
+    fn every_buffer_is_an_entry_and_counts() {
+        let region = |name, bytes| Region { name, bytes };
+        let plan = MemoryPlan {
+            regions: vec![region("logits", 64), region("sampling", 128)],
+            buffers: vec![region("prompt", 1000)],
+            sessions: 2,
+            state_bytes: 4,
+            sampler_bytes: 5,
+            heap_bytes: 6,
+            stack_bytes: 7,
+            ..MemoryPlan::default()
+        };
+        let names: Vec<_> = plan.parts().map(|part| part.name).collect();
+        let process = ["tensor names and places", "worker stacks"];
+        assert_eq!(names, ["state", "sampler", "logits", "sampling", "prompt", process[0], process[1]]);
+        assert_eq!((plan.arena_bytes(), plan.resident_bytes()), (192, 1214));
+    }
+
+    #[test]
+    fn the_time_of_an_sd_card_is_that_of_what_is_read() {
+        let plan = MemoryPlan {
+            weights_bytes: 70_000_000,
+            tables_bytes: 10_000_000,
+            embedding_bytes: 40_000_000,
+            ..MemoryPlan::default()
+        };
+        assert_eq!(plan.sd_card_seconds(), 2.0);
+        assert_eq!(MemoryPlan { file: MappingKind::Memory, ..plan }.sd_card_seconds(), 3.0);
     }
 }

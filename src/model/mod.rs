@@ -32,9 +32,10 @@ use rwkv_edge_kernels::Kernels;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{
-    Chat, Config, ElementType, ModelFile, RecordsHandle, TensorInfo, TensorLayout, VectorHandle,
+    Chat, Config, ElementType, LINE_ALIGN, MappingKind, ModelFile, RecordsHandle, TensorInfo, TensorLayout,
+    VectorHandle,
 };
-use crate::memory::Buffers;
+use crate::memory::{Buffers, cannot_lock};
 use crate::threads::Pool;
 use crate::tokenizer::Tokenizer;
 use layers::Layers;
@@ -60,6 +61,7 @@ pub struct Model {
     file: ModelFile,
     kernels: &'static Kernels,
     evict_pages: bool,
+    locked: bool,
     verification: Verification,
     embedding: RecordsHandle,
     layers: Layers,
@@ -97,6 +99,8 @@ struct Workspace<'a> {
     shortlist: shortlist::Scratch<'a>,
     /// Residual streams, `[tokens, n_embd]`.
     x: Vectors<'a>,
+    /// A row of the embedding. Its elements have at most four bytes.
+    row: &'a mut [f32],
 }
 
 impl<'a> Workspace<'a> {
@@ -105,8 +109,14 @@ impl<'a> Workspace<'a> {
             head: lm_head::Scratch::take(buffers, config, room.head_batch),
             shortlist: shortlist::Scratch::take(buffers, config),
             x: Vectors::take(buffers, SCRATCH, [room.tokens, config.n_embd]),
+            row: buffers.f32s("embedding row", embedding_row_len(config)),
         }
     }
+}
+
+/// Floats in the bytes of a row of the embedding, whatever its type.
+fn embedding_row_len(config: &Config) -> usize {
+    config.n_embd.next_multiple_of(LINE_ALIGN as usize / size_of::<f32>())
 }
 
 /// Takes the buffers and drops them, for the memory plan.
@@ -165,7 +175,7 @@ impl Model {
     /// does not have. Or if the requested instruction set is not available.
     pub fn open(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Arc<Self>> {
         let path = path.as_ref();
-        Self::load(ModelFile::open(path)?, options).map_err(|error| error.with_path(path))
+        Self::load(ModelFile::open_as(path, options.load)?, options).map_err(|error| error.with_path(path))
     }
 
     /// Loads a model from the bytes of a `.rwkv` file that are part of the program.
@@ -197,9 +207,13 @@ impl Model {
         }
         let head = LmHead::load(&file)?;
         advise(&file, options)?;
+        if options.lock {
+            lock(&file)?;
+        }
         Ok(Arc::new(Self {
             kernels,
             evict_pages: options.low_memory,
+            locked: options.lock,
             verification: Verification::new(&file, options.verify)?,
             embedding: file.records_handle("emb.weight", TensorLayout::RowRecords, [n_vocab, n_embd])?,
             initial_state: if tuned_state { initial_state(&file)? } else { Vec::new() },
@@ -223,6 +237,11 @@ impl Model {
     /// Chat template, stop rules and sampling defaults.
     pub fn chat(&self) -> &Chat {
         self.file.chat()
+    }
+
+    /// Whether weights, buffers and states are locked in memory.
+    pub(crate) fn is_locked(&self) -> bool {
+        self.locked
     }
 
     /// The kernels that run this model.
@@ -266,7 +285,7 @@ impl Model {
     /// If there is no memory for it.
     pub(crate) fn state_memory(&self) -> Result<State> {
         let config = self.config();
-        State::zeroed(self.file.model_id(), layers::state_len(config), config.n_embd)
+        State::zeroed(self.file.model_id(), layers::state_len(config), config.n_embd, self.locked)
     }
 
     /// A state before the first token, tuned: it has these WKV states instead of the model's, one for
@@ -338,8 +357,8 @@ impl Model {
     ) -> Result<()> {
         let room = means.room;
         let mut ops = self.ops(means);
-        let Workspace { mut x, .. } = Workspace::take(buffers, self.config(), room);
-        self.run_layers(&mut ops, batch, &mut x, room, buffers)
+        let Workspace { mut x, row, .. } = Workspace::take(buffers, self.config(), room);
+        self.run_layers(&mut ops, batch, (&mut x, row), room, buffers)
     }
 
     /// As [`forward`](Self::forward), and gives `each` the logits after every token, in order.
@@ -356,8 +375,8 @@ impl Model {
     ) -> Result<()> {
         let (room, tokens) = (means.room, batch.tokens());
         let mut ops = self.ops(means);
-        let Workspace { mut x, mut head, .. } = Workspace::take(buffers, self.config(), room);
-        self.run_layers(&mut ops, batch, &mut x, room, buffers)?;
+        let Workspace { mut x, mut head, row, .. } = Workspace::take(buffers, self.config(), room);
+        self.run_layers(&mut ops, batch, (&mut x, row), room, buffers)?;
         for first in (0..tokens).step_by(room.head_batch) {
             let count = room.head_batch.min(tokens - first);
             let x = &x;
@@ -375,18 +394,18 @@ impl Model {
     }
 
     /// Runs the layers on a batch and updates the states of its texts. `x` becomes the residual
-    /// streams after the last layer, `[tokens, n_embd]`.
+    /// streams after the last layer, `[tokens, n_embd]`. `row` has room for a row of the embedding.
     fn run_layers<'a>(
         &self,
         ops: &mut Ops<'_>,
         mut batch: Batch<'_, '_>,
-        x: &mut Vectors<'_>,
+        (x, row): (&mut Vectors<'_>, &mut [f32]),
         room: Room,
         buffers: &mut impl Buffers<'a>,
     ) -> Result<()> {
         let config = self.config();
         for (t, token) in batch.ids().enumerate() {
-            self.embed(token, x.row_mut(t))?;
+            self.embed(token, x.row_mut(t), row)?;
         }
         let state_bytes = (batch.texts() * layers::state_len(config) * size_of::<f32>()) as u64;
         ops.meter.traffic.weight_bytes += self.small_bytes;
@@ -413,19 +432,15 @@ impl Model {
     }
 
     /// `x = ln0(embedding of token)`. The converter has folded the norm into the table.
-    fn embed(&self, token: u32, x: &mut [f32]) -> Result<()> {
-        self.file.verify_record(self.embedding, token as usize)?;
-        let rows = self.file.records(self.embedding);
-        self.kernels.dequantize_record(x, &rows, token as usize);
-        // Together with the row, the system may have mapped the whole piece of the page cache
-        // around it, up to 2 MiB.
-        self.file.release(rows.data());
+    /// `row` has room for its row.
+    fn embed(&self, token: u32, x: &mut [f32], row: &mut [f32]) -> Result<()> {
+        let row = self.file.read_record(self.embedding, token as usize, bytemuck::cast_slice_mut(row))?;
+        self.kernels.dequantize_record(x, &row, 0);
         Ok(())
     }
 }
 
-/// Tells the system how the file will be read: single rows of the embedding, the rest from front to
-/// back.
+/// Tells the system how the file will be read: from front to back up to the embedding.
 fn advise(file: &ModelFile, options: &LoadOptions) -> Result<()> {
     let embedding = file.range(file.tensor("emb.weight")?);
     if !options.low_memory {
@@ -434,11 +449,24 @@ fn advise(file: &ModelFile, options: &LoadOptions) -> Result<()> {
     if options.verify != Verify::AtOnce && !options.low_memory {
         file.mapping().will_need(0..embedding.start);
     }
-    file.mapping().small_pages(embedding);
     if lm_head::is_nested(file) {
         file.mapping().random(file.range(file.tensor(names::HEAD_RESIDUAL)?));
     }
     Ok(())
+}
+
+/// Locks the file in memory. Of a mapped file the embedding stays out, as it is never mapped.
+fn lock(file: &ModelFile) -> Result<()> {
+    let whole = 0..file.mapping().len();
+    let embedding = file.range(file.tensor("emb.weight")?);
+    let parts = match file.mapping().kind() {
+        MappingKind::Mapped => [whole.start..embedding.start, embedding.end..whole.end],
+        MappingKind::BuiltIn | MappingKind::Memory => [whole, 0..0],
+    };
+    parts.into_iter().try_for_each(|part| {
+        let bytes = part.len();
+        file.mapping().lock(part).map_err(|error| cannot_lock(bytes, &error))
+    })
 }
 
 /// Bytes of all vectors that every token reads, and of a row of the embedding.

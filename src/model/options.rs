@@ -6,6 +6,7 @@ use rwkv_edge_kernels::{Isa, Kernels};
 
 use crate::env;
 use crate::error::{Error, Result};
+use crate::format::Load;
 
 /// How to load a model.
 #[derive(Clone, Copy, Debug)]
@@ -14,6 +15,12 @@ pub struct LoadOptions {
     pub isa: Option<Isa>,
     /// When to check the tensors' checksums.
     pub verify: Verify,
+    /// Whether [`Model::open`](crate::Model::open) maps the file or reads it into memory.
+    pub load: Load,
+    /// Lock the weights in memory, and the buffers and states that are made for the model. The
+    /// system neither drops nor swaps them then. The embedding is not locked unless it is in
+    /// memory: rows of it are read when they are needed.
+    pub lock: bool,
     /// Give pages back to the system as soon as they have been used. This is slow, but keeps the
     /// resident set at one tensor. For machines that only check a model.
     pub low_memory: bool,
@@ -21,7 +28,7 @@ pub struct LoadOptions {
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { isa: None, verify: Verify::AtOnce, low_memory: false }
+        Self { isa: None, verify: Verify::AtOnce, load: Load::default(), lock: false, low_memory: false }
     }
 }
 

@@ -39,13 +39,16 @@ pub struct State {
 }
 
 impl State {
-    /// A state of zeros of the model `model_id`.
+    /// A state of zeros of the model `model_id`, locked in memory if `locked` says so.
     ///
     /// # Errors
-    /// If there is no memory for it.
-    pub(super) fn zeroed(model_id: u64, recurrent_len: usize, n_embd: usize) -> Result<Self> {
+    /// If there is no memory for it or it cannot be locked.
+    pub(super) fn zeroed(model_id: u64, recurrent_len: usize, n_embd: usize, locked: bool) -> Result<Self> {
         let no_memory = |_| Error::invalid(format!("no memory for a state of {recurrent_len} floats"));
-        let recurrent = Floats::zeroed(recurrent_len).map_err(no_memory)?;
+        let mut recurrent = Floats::zeroed(recurrent_len).map_err(no_memory)?;
+        if locked {
+            recurrent.lock()?;
+        }
         let residual = vec![0.0; n_embd].into();
         Ok(Self { model_id, recurrent, residual, tokens_read: 0, tokens_hash: [0; 32] })
     }

@@ -398,7 +398,8 @@ fn self_test_tokens(config: &Config, start_tokens: &[u32]) -> Vec<u32> {
 /// Digest of the logits that the finished file computes. Gives back pages on the way, so that
 /// memory stays bounded.
 fn logits_digest(file: ModelFile, isa: Isa, tokens: &[u32], threads: usize) -> Result<[u8; 32]> {
-    let options = LoadOptions { isa: Some(isa), verify: Verify::Never, low_memory: true };
+    let options =
+        LoadOptions { isa: Some(isa), verify: Verify::Never, low_memory: true, ..LoadOptions::default() };
     let model = Model::load(file, &options)?;
     // One thread computes the same where others cannot start.
     let digest = self_test::logits_digest(&model, tokens, Some(threads));

@@ -100,7 +100,7 @@ impl<'a> Yardstick<'a> {
 fn weights(model: &Model) -> &[u8] {
     const MOST: u64 = 1 << 30;
     let file = model.file();
-    let len = file.file_len() - file.embedding_bytes();
+    let len = file.tensor("emb.weight").map_or(0, |embedding| embedding.offset);
     file.mapping().get(..len.min(MOST) as usize).unwrap_or_default()
 }
 
