@@ -1,4 +1,4 @@
-//! The environment variables that the library reads.
+//! The environment variables that the library and the programs read.
 
 use std::env::{self, VarError};
 
@@ -15,4 +15,16 @@ pub(crate) fn isa() -> Result<Option<String>> {
         Err(VarError::NotPresent) => Ok(None),
         Err(VarError::NotUnicode(_)) => Err(Error::invalid(format!("{ISA} is not UTF-8"))),
     }
+}
+
+/// Whether `NO_COLOR` is set and not empty (<https://no-color.org>).
+#[cfg(feature = "programs")]
+pub(crate) fn no_color() -> bool {
+    env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+}
+
+/// Whether the terminal has no control sequences.
+#[cfg(feature = "programs")]
+pub(crate) fn terminal_is_dumb() -> bool {
+    env::var_os("TERM").is_some_and(|value| value == "dumb")
 }

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use crate::error::ErrorKind;
-use crate::{host, printable, signals};
+use crate::{env, host, printable, signals};
 
 /// Standard input.
 pub struct Stdin;
@@ -147,6 +147,12 @@ fn io_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a io::Error> {
     }
 }
 
+/// Whether text on a stream may be coloured or dimmed: on a terminal, unless `NO_COLOR` is set or
+/// `TERM` is `dumb`.
+pub fn may_style(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && !env::no_color() && !env::terminal_is_dumb()
+}
+
 /// The largest resident set so far, as text.
 pub fn peak_rss() -> String {
     host::peak_rss_bytes().map_or("unknown".into(), |bytes| format!("{:.1} MiB", bytes as f64 / 1048576.0))
@@ -165,9 +171,9 @@ impl StatusLine {
     /// Columns assumed for a terminal that does not report its width, such as a serial line.
     const UNKNOWN_WIDTH: usize = 40;
 
-    /// A line on standard error; `None` if that is no terminal.
+    /// A line on standard error; `None` if that is no terminal, or one that cannot rewrite a line.
     pub fn on_terminal() -> Option<Self> {
-        io::stderr().is_terminal().then(|| Self { shown: None, columns: 0 })
+        (io::stderr().is_terminal() && !env::terminal_is_dumb()).then(|| Self { shown: None, columns: 0 })
     }
 
     /// Shows a text, if the last one is old enough.

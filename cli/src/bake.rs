@@ -9,6 +9,7 @@ use clap::Args;
 use rwkv_edge::{Model, Session, SessionOptions, State, StateNotes, Verify, input, signals, stdio};
 
 use crate::args::ModelArgs;
+use crate::memory::Demand;
 use crate::progress::feed;
 use crate::saved;
 use crate::utf16::hint_at_utf16;
@@ -33,9 +34,10 @@ struct Prompt {
 
 pub(super) fn run(args: &BakeArgs) -> Result<()> {
     let target = saved::target(&args.output)?;
-    let model = args.model.load(Verify::WhileRunning)?;
-    let Prompt { text, notes } = args.prompt(&model)?;
     let engine = args.model.compute.engine_options();
+    let demand = Demand::new(engine);
+    let model = args.model.load(Verify::WhileRunning, &demand)?;
+    let Prompt { text, notes } = args.prompt(&model, args.model.text_limit(&model, &demand)?)?;
     let options = SessionOptions { engine, ..SessionOptions::default() };
     let mut session = Session::new(Arc::clone(&model), &options)?;
     let tokens = session.encode(&text)?;
@@ -59,8 +61,8 @@ pub(super) fn run(args: &BakeArgs) -> Result<()> {
 }
 
 impl BakeArgs {
-    fn prompt(&self, _model: &Model) -> Result<Prompt> {
-        let text = input::read_text(&self.prompt_file)?;
+    fn prompt(&self, _model: &Model, limit: u64) -> Result<Prompt> {
+        let text = input::read_text(&self.prompt_file, limit)?;
         hint_at_utf16(&text);
         Ok(Prompt { text, notes: StateNotes::default() })
     }

@@ -1,30 +1,36 @@
 //! `rwkv-edge bench`: the speed of prompt and decoding, beside what the same threads can multiply and
 //! read.
 
+mod cold;
 mod measure;
 mod report;
 mod yardstick;
 
 use std::io::Write;
-use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use rwkv_edge::host::DefaultThreads;
-use rwkv_edge::{Model, Verify, host, stdio};
+use rwkv_edge::memory::Region;
+use rwkv_edge::threads::WORKER_STACK_BYTES;
+use rwkv_edge::{EngineOptions, Model, Verify, host, stdio};
 
-use crate::args::{KernelArgs, load};
+use crate::args::{KernelArgs, ModelPath, load, warn_of_threads};
+use crate::memory::Demand;
+use cold::FirstToken;
 use measure::{Measured, measure};
+use report::Report;
 
 #[derive(Args)]
 pub(super) struct BenchArgs {
-    /// Model file (.rwkv); without it the built-in model is used
-    model: Option<PathBuf>,
+    #[command(flatten)]
+    file: ModelPath,
     #[command(flatten)]
     kernels: KernelArgs,
     /// Thread counts to measure, such as 1,2,4 [default: the physical performance cores, at most 4]
-    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(short, long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: Vec<u16>,
     /// Tokens to decode in each text, after a quarter as many to warm up
     #[arg(short = 'n', long = "tokens", value_name = "N", default_value_t = 64,
@@ -46,6 +52,9 @@ pub(super) struct BenchArgs {
     /// Switch off a shortcut that reads less; may be given several times
     #[arg(long, value_enum, value_delimiter = ',')]
     without: Vec<Saving>,
+    /// Measure the first token with nothing of the file in the page cache
+    #[arg(long)]
+    cold: bool,
     /// Show the time of each phase
     #[arg(long)]
     profile: bool,
@@ -79,22 +88,50 @@ const SEED: u64 = 0;
 const MOST_REPEATS: usize = 2;
 
 pub(super) fn run(args: &BenchArgs) -> Result<()> {
-    let model = load(args.model.as_ref(), &args.kernels, Verify::AtOnce)?;
     let threads: Vec<usize> = match args.threads.is_empty() {
         true => {
             DefaultThreads::detect().keep_to_fast_cores();
             vec![host::default_threads()]
         }
-        false => args.threads.iter().copied().map(usize::from).collect(),
+        false => args.threads.iter().copied().map(usize::from).inspect(|&n| warn_of_threads(n)).collect(),
     };
+    let path = args.file.path();
+    let demand = demand(args, &threads);
+    args.kernels.check_memory(path, &demand)?;
+    let first_token = match (args.cold, path) {
+        (false, _) => None,
+        (true, Some(path)) => Some(FirstToken::measure(path, &args.kernels, demand.engine)?),
+        (true, None) => bail!("--cold needs a model file: the built-in model is a part of the program"),
+    };
+    let model = load(path, &args.kernels, Verify::AtOnce)?;
     let runs = threads.into_iter().map(|threads| measure_undisturbed(args, &model, threads));
     let runs = runs.collect::<Result<Vec<_>>>()?;
     let out = &mut stdio::stdout();
+    let report = Report { args, model: &model, first_token, runs };
     match args.json {
-        true => report::json(out, args, &model, &runs)?,
-        false => report::text(out, args, &model, &runs)?,
+        true => report.json(out)?,
+        false => report.text(out)?,
     }
     Ok(out.flush()?)
+}
+
+/// The memory of the measurements: those of the largest number of threads.
+fn demand(args: &BenchArgs, threads: &[usize]) -> Demand {
+    let threads = threads.iter().copied().max().unwrap_or(1);
+    let sessions = usize::from(args.sessions);
+    let engine = EngineOptions {
+        threads: Some(threads),
+        prompt_chunk: args.kernels.prompt_chunk(),
+        head_batch: sessions,
+        ..EngineOptions::default()
+    };
+    let latencies = args.n_tokens as usize * size_of::<Duration>();
+    let buffers = vec![
+        Region { name: "latencies", bytes: latencies },
+        // Reading and multiplying have threads of their own.
+        Region { name: "stacks of the yardstick", bytes: (threads - 1) * WORKER_STACK_BYTES },
+    ];
+    Demand { sessions, buffers, ..Demand::new(engine) }
 }
 
 /// Measures again if something else used the machine meanwhile, at most [`MOST_REPEATS`] times.

@@ -16,16 +16,17 @@ use clap::Args;
 use rwkv_edge::format::{Chat, Template, ThinkMode};
 use rwkv_edge::printable::PrintableText;
 use rwkv_edge::{
-    Conversation, ConversationOptions, End, Model, ReadProgress, SessionOptions, State, Verify,
-    input as files, signals, stdio,
+    Conversation, ConversationOptions, End, EngineOptions, Model, ReadProgress, SessionOptions, State,
+    Verify, input as files, signals, stdio,
 };
 
 use self::command::{Command, HELP};
 use self::input::{Event, Input};
 use self::show::Show;
-use crate::args::ModelArgs;
+use crate::args::{ModelArgs, NoContext};
+use crate::memory::Demand;
 use crate::progress::Progress;
-use crate::run::Rate;
+use crate::run::{Rate, token_limit};
 use crate::sampling::SamplingArgs;
 use crate::saved;
 
@@ -54,17 +55,23 @@ pub(super) struct ChatArgs {
     /// States kept for /undo and /fork; each takes the memory of one
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(..=1024))]
     undo: u16,
-    /// Stop a reply after N tokens; 0 means no limit
-    #[arg(short = 'n', long = "tokens", value_name = "N", default_value_t = 2048)]
+    /// Stop a reply after N tokens; 0 or -1 means no limit
+    #[arg(short = 'n', long = "tokens", aliases = ["n-predict", "predict"], value_name = "N", default_value_t = 2048,
+          value_parser = token_limit)]
     n_tokens: u64,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    context: NoContext,
 }
 
 pub(super) fn run(args: &ChatArgs) -> Result<()> {
-    let model = args.model.load(Verify::WhileRunning)?;
+    let engine = args.model.compute.engine_options();
+    let demand =
+        Demand { sessions: usize::from(args.undo) + Conversation::OWN_STATES, ..Demand::new(engine) };
+    let model = args.model.load(Verify::WhileRunning, &demand)?;
     let chat = args.template(&model)?;
-    let options = args.options(&chat);
+    let options = args.options(&chat, engine);
     let talk = Conversation::new(Arc::clone(&model), &options)?;
     let interrupted = signals::catch(signals::STOPPING)?;
     let mut talk = Talk { args, talk, show: Show::new(), interrupted, last: Last::default() };
@@ -98,10 +105,10 @@ impl ChatArgs {
         Ok(chat)
     }
 
-    fn options(&self, chat: &Chat) -> ConversationOptions {
+    fn options(&self, chat: &Chat, engine: EngineOptions) -> ConversationOptions {
         ConversationOptions {
             session: SessionOptions {
-                engine: self.model.compute.engine_options(),
+                engine,
                 sampling: Some(self.sampling.over(chat.sampling)),
                 seed: self.sampling.seed_or_clock(),
             },
@@ -142,7 +149,7 @@ impl Talk<'_> {
     fn begin(&mut self) -> Result<()> {
         let args = self.args;
         if let Some(path) = &args.system {
-            let text = files::read_text(path)?;
+            let text = files::read_text(path, files::MAX_TEXT)?;
             let text = String::from_utf8(text).with_context(|| path.display().to_string())?;
             self.talk.set_system(Some(&text))?;
         }

@@ -3,15 +3,19 @@
 //! The text is read once from the initial state, after the model's start tokens, without resets. If
 //! there are start tokens, the first token of the text is predicted too.
 
-use std::io::Write;
-use std::path::PathBuf;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use clap::Args;
+use rwkv_edge::format::ModelHeader;
+use rwkv_edge::memory::Region;
 use rwkv_edge::{Engine, EngineOptions, Model, State, Verify, input, stdio};
 
-use crate::args::{ALL_LOGITS_BATCH, ModelArgs, load};
+use crate::args::{ALL_LOGITS_BATCH, KernelArgs, ModelArgs, load};
+use crate::json::Object;
+use crate::memory::Demand;
 use crate::progress::Progress;
 use crate::utf16::hint_at_utf16;
 
@@ -29,17 +33,23 @@ pub(super) struct EvalArgs {
     /// Stop after this many tokens of the text
     #[arg(long, value_name = "N")]
     max_tokens: Option<usize>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 pub(super) fn run(args: &EvalArgs) -> Result<()> {
-    let text = input::read_text(&args.text, input::MAX_TEXT)?;
+    let kernels = &args.model.compute.kernels;
+    let engine = EngineOptions { head_batch: ALL_LOGITS_BATCH, ..args.model.compute.engine_options() };
+    let mut demand = Demand::new(engine);
+    if let Some(path) = &args.against {
+        demand.buffers.push(Reference::memory(path, kernels, engine)?);
+    }
+    let model = args.model.load(Verify::AtOnce, &demand)?;
+    let text = input::read_text(&args.text, args.model.text_limit(&model, &demand)?)?;
     hint_at_utf16(&text);
-    let model = args.model.load(Verify::AtOnce)?;
-    let reference = args
-        .against
-        .as_ref()
-        .map(|path| load(Some(path), &args.model.compute.kernels, Verify::AtOnce))
-        .transpose()?;
+    let load_reference = |path| load(Some(path), kernels, Verify::AtOnce);
+    let reference = args.against.as_deref().map(load_reference).transpose()?;
     if let Some(reference) = &reference {
         check_comparable(&model, reference)?;
     }
@@ -49,7 +59,6 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
     let first = start.len().max(1);
     ensure!(tokens.len() > first, "{}: too short to predict anything", args.text.display());
 
-    let engine = args.model.compute.engine_options();
     let mut reader = Reader::new(Arc::clone(&model), &engine, &tokens[..first - 1])?;
     let mut reference = reference
         .map(|model| anyhow::Ok(Reference::new(Reader::new(model, &engine, &tokens[..first - 1])?)))
@@ -57,7 +66,12 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
     let totals = predict(&mut reader, reference.as_mut(), &tokens[first - 1..])?;
     let tokenizer = model.tokenizer();
     let bytes: usize = tokens[first..].iter().map(|&id| tokenizer.token(id).len()).sum();
-    totals.report(bytes)
+    let mut out = stdio::stdout();
+    match args.json {
+        true => writeln!(out, "{}", totals.json(bytes))?,
+        false => totals.report(&mut out, bytes)?,
+    }
+    Ok(out.flush()?)
 }
 
 /// Predicts each of `tokens` but the first from those before it.
@@ -93,7 +107,7 @@ impl Reader {
     /// A model that has read `start`.
     fn new(model: Arc<Model>, options: &EngineOptions, start: &[u32]) -> Result<Self> {
         let mut state = model.initial_state()?;
-        let mut engine = Engine::new(model, &EngineOptions { head_batch: ALL_LOGITS_BATCH, ..*options })?;
+        let mut engine = Engine::new(model, options)?;
         engine.feed(&mut state, start)?;
         Ok(Self { engine, state })
     }
@@ -118,6 +132,15 @@ struct Reference {
 impl Reference {
     /// Tokens of a block.
     const TOKENS: usize = 32;
+
+    /// The memory of another file.
+    fn memory(path: &Path, kernels: &KernelArgs, engine: EngineOptions) -> Result<Region> {
+        let plan = kernels.plan(Some(path), &Demand::new(engine))?;
+        let n_vocab = ModelHeader::open(path)?.config().n_vocab;
+        let logits = Self::TOKENS * n_vocab * size_of::<f32>();
+        let bytes = (plan.resident_bytes() - plan.program_bytes) as usize + logits;
+        Ok(Region { name: "the other model", bytes })
+    }
 
     fn new(reader: Reader) -> Self {
         let n_vocab = reader.engine.model().config().n_vocab;
@@ -230,19 +253,46 @@ impl Totals {
         self.agreements += usize::from(reference.best == logits.best);
     }
 
-    fn report(&self, bytes: usize) -> Result<()> {
-        let mut out = stdio::stdout();
+    fn bits_per_byte(&self, bytes: usize) -> f64 {
+        self.nats.sum / std::f64::consts::LN_2 / bytes as f64
+    }
+
+    /// Share of the tokens of which both models find the same one likeliest.
+    fn agreement(&self) -> f64 {
+        self.agreements as f64 / self.kl.n as f64
+    }
+
+    fn json(&self, bytes: usize) -> String {
+        let nats = self.nats.mean();
+        let object = Object::new()
+            .raw("tokens", self.tokens)
+            .raw("bytes", bytes)
+            .float("nats_per_token", nats)
+            .float("nats_per_token_error", self.nats.standard_error())
+            .float("perplexity", nats.exp())
+            .float("bits_per_byte", self.bits_per_byte(bytes));
+        if self.kl.n == 0 {
+            return object.end();
+        }
+        object
+            .float("mean_kl", self.kl.mean())
+            .float("mean_kl_error", self.kl.standard_error())
+            .float("top1_agreement", self.agreement())
+            .end()
+    }
+
+    fn report(&self, out: &mut impl Write, bytes: usize) -> io::Result<()> {
         let nats = self.nats.mean();
         writeln!(out, "tokens            {}", self.tokens)?;
         writeln!(out, "bytes             {bytes}")?;
         writeln!(out, "nats/token        {nats:.5} +- {:.5}", self.nats.standard_error())?;
         writeln!(out, "perplexity        {:.4}", nats.exp())?;
-        writeln!(out, "bits/byte         {:.5}", self.nats.sum / std::f64::consts::LN_2 / bytes as f64)?;
+        writeln!(out, "bits/byte         {:.5}", self.bits_per_byte(bytes))?;
         if self.kl.n > 0 {
-            let share = 100.0 * self.agreements as f64 / self.kl.n as f64;
+            let share = 100.0 * self.agreement();
             writeln!(out, "mean KL           {:.6} +- {:.6} nats", self.kl.mean(), self.kl.standard_error())?;
             writeln!(out, "top-1 agreement   {share:.2} %")?;
         }
-        Ok(out.flush()?)
+        Ok(())
     }
 }

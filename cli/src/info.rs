@@ -1,6 +1,7 @@
 //! `rwkv-edge info`: everything in the header, the memory plan, and the kernels that would run.
 
 use std::io::{self, Write};
+use std::sync::Arc;
 
 use anyhow::Result;
 use clap::Args;
@@ -8,9 +9,12 @@ use rwkv_edge::format::{Chat, ModelFile, ThinkMode};
 use rwkv_edge::host::DefaultThreads;
 use rwkv_edge::kernels::Isa;
 use rwkv_edge::printable::Printable;
-use rwkv_edge::{Session, SessionOptions, Verify, self_test, stdio};
+use rwkv_edge::{MemoryPlan, Model, Verify, self_test, stdio};
 
 use crate::args::ModelArgs;
+use crate::json::{Object, array, number};
+use crate::memory::Demand;
+use crate::plan;
 
 #[derive(Args)]
 pub(super) struct InfoArgs {
@@ -22,24 +26,39 @@ pub(super) struct InfoArgs {
     /// Check every byte, and that this machine computes the recorded logits
     #[arg(long)]
     verify: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 pub(super) fn run(args: &InfoArgs) -> Result<()> {
     let compute = &args.model.compute;
-    let model = args.model.load(Verify::Never)?;
+    // Detected before threads are restricted to the cores that this finds.
+    let default_threads = DefaultThreads::detect();
+    let demand = Demand { reads_weights: args.verify, ..Demand::new(compute.engine_options()) };
+    let model = args.model.load(Verify::Never, &demand)?;
     let out = &mut stdio::stdout();
+    if args.json {
+        if args.verify {
+            verify(&model, demand.engine.threads)?;
+        }
+        let plan = compute.kernels.memory.plan_loaded(&model, &Demand::new(demand.engine))?;
+        writeln!(out, "{}", json(args, &model, &plan, demand.engine.thread_count()))?;
+        return Ok(out.flush()?);
+    }
     writeln!(out, "model             {}", args.model.name())?;
     header(out, model.file())?;
     chat(out, model.chat())?;
     if args.tensors {
         tensors(out, model.file())?;
     }
-    // Detected before threads are restricted to the cores that this finds.
-    let default_threads = DefaultThreads::detect();
-    let session = SessionOptions { engine: compute.engine_options(), ..SessionOptions::default() };
-    let threads = session.engine.threads;
-    writeln!(out, "memory plan")?;
-    write!(out, "{}", Session::plan(&model, &session)?)?;
+    let plan = compute.kernels.memory.plan_loaded(&model, &Demand::new(demand.engine))?;
+    let threads = demand.engine.threads;
+    writeln!(
+        out,
+        "memory            {:.1} MiB at most; `rwkv-edge plan` lists the buffers",
+        plan.resident_bytes() as f64 / (1 << 20) as f64
+    )?;
     let available: Vec<_> = Isa::ALL.iter().filter(|isa| isa.is_available()).map(|isa| isa.name()).collect();
     writeln!(out, "kernels           {} (this CPU has: {})", model.kernels().isa(), available.join(", "))?;
     match threads {
@@ -48,13 +67,66 @@ pub(super) fn run(args: &InfoArgs) -> Result<()> {
     }
     out.flush()?;
     if args.verify {
-        model.file().verify_all()?;
-        model.file().verify_embedding()?;
+        verify(&model, threads)?;
         writeln!(out, "checksums         ok")?;
-        self_test::run(&model, threads)?;
         writeln!(out, "self-test         ok")?;
     }
     Ok(out.flush()?)
+}
+
+/// Checks every byte and the arithmetic.
+fn verify(model: &Arc<Model>, threads: Option<usize>) -> Result<()> {
+    model.file().verify_all()?;
+    model.file().verify_embedding()?;
+    Ok(self_test::run(model, threads)?)
+}
+
+/// The header, the plan and the kernels as a JSON object.
+fn json(args: &InfoArgs, model: &Model, plan: &MemoryPlan, threads: usize) -> String {
+    let (file, config, chat) = (model.file(), model.config(), model.chat());
+    let (major, minor) = file.format_version();
+    let mut object = Object::new()
+        .text("model", args.model.name())
+        .text("format", format_args!("{major}.{minor}"))
+        .raw("file_bytes", file.file_len())
+        .text("id", format_args!("{:016x}", file.model_id()))
+        .text("version", config.version())
+        .raw("n_layer", config.n_layer)
+        .raw("n_embd", config.n_embd)
+        .raw("n_att", config.n_att)
+        .raw("n_ffn", config.n_ffn)
+        .raw("n_vocab", config.n_vocab);
+    if let Some(heads) = config.heads() {
+        object = object.raw("n_head", heads.n_head).raw("head_size", heads.head_size);
+    }
+    let source = file.provenance();
+    object = object
+        .text("source", &source.source_name)
+        .text("source_sha256", hex(&source.source_sha256))
+        .text("converter", &source.converter)
+        .text("settings", &source.settings)
+        .raw("weight_error", number(source.rel_error))
+        .text("chat_template", &chat.name)
+        .raw("start_tokens", array(&chat.start_tokens))
+        .raw("stop_tokens", array(&chat.stop_tokens))
+        .text("isa", model.kernels().isa().name())
+        .raw("threads", threads);
+    if args.tensors {
+        let tensors = file.tensors().iter().map(|tensor| {
+            let object = Object::new().text("name", &tensor.name).text("type", tensor.dtype);
+            let object = object.text("layout", tensor.layout).raw("shape", array(tensor.shape));
+            object.raw("bytes", tensor.len).raw("offset", tensor.offset).end()
+        });
+        object = object.raw("tensors", array(tensors));
+    }
+    if args.verify {
+        object = object.raw("verified", true);
+    }
+    plan::json(object, plan).end()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn header(out: &mut impl Write, file: &ModelFile) -> io::Result<()> {
@@ -88,8 +160,7 @@ fn header(out: &mut impl Write, file: &ModelFile) -> io::Result<()> {
         Printable(&source.source_format),
         source.source_bytes
     )?;
-    let sha256: String = source.source_sha256.iter().map(|byte| format!("{byte:02x}")).collect();
-    writeln!(out, "source SHA-256    {sha256}")?;
+    writeln!(out, "source SHA-256    {}", hex(&source.source_sha256))?;
     let (converter, settings) = (Printable(&source.converter), Printable(&source.settings));
     writeln!(out, "converter         {converter}, {settings}")?;
     writeln!(out, "weight error      {:.5} (relative rms over all quantized tensors)", source.rel_error)

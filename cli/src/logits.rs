@@ -7,6 +7,8 @@ use clap::Args;
 use rwkv_edge::{Engine, EngineOptions, Verify, stdio};
 
 use crate::args::{ALL_LOGITS_BATCH, ModelArgs};
+use crate::json::{Object, array, number};
+use crate::memory::Demand;
 
 #[derive(Args)]
 pub(super) struct LogitsArgs {
@@ -22,27 +24,38 @@ pub(super) struct LogitsArgs {
     /// Write raw little-endian f32 instead of text
     #[arg(long)]
     binary: bool,
+    /// Print JSON: one object for each token
+    #[arg(long, conflicts_with = "binary")]
+    json: bool,
 }
 
 pub(super) fn run(args: &LogitsArgs) -> Result<()> {
-    let model = args.model.load(Verify::AtOnce)?;
-    let options = args.model.compute.engine_options();
+    let head_batch = if args.all { ALL_LOGITS_BATCH } else { 1 };
+    let options = EngineOptions { head_batch, ..args.model.compute.engine_options() };
+    let model = args.model.load(Verify::AtOnce, &Demand::new(options))?;
     let mut state = model.initial_state()?;
+    let mut engine = Engine::new(model, &options)?;
     let mut out = stdio::stdout();
     if args.all {
-        let mut engine = Engine::new(model, &EngineOptions { head_batch: ALL_LOGITS_BATCH, ..options })?;
-        engine.feed_all(&mut state, &args.tokens, |_, logits| Ok(args.write(&mut out, logits)?))?;
+        engine.feed_all(&mut state, &args.tokens, |t, logits| Ok(args.write(&mut out, t, logits)?))?;
     } else {
-        let mut engine = Engine::new(model, &options)?;
         engine.feed(&mut state, &args.tokens)?;
-        args.write(&mut out, engine.logits(&state)?)?;
+        args.write(&mut out, args.tokens.len() - 1, engine.logits(&state)?)?;
     }
     Ok(out.flush()?)
 }
 
 impl LogitsArgs {
-    /// Writes the logits after a token, `[n_vocab]`.
-    fn write(&self, out: &mut impl Write, logits: &[f32]) -> io::Result<()> {
+    /// Writes the logits after token `t`, `[n_vocab]`.
+    fn write(&self, out: &mut impl Write, t: usize, logits: &[f32]) -> io::Result<()> {
+        if self.json {
+            let logits = array(logits.iter().map(|&logit| number(logit)));
+            return writeln!(
+                out,
+                "{}",
+                Object::new().raw("token", self.tokens[t]).raw("logits", logits).end()
+            );
+        }
         if self.binary {
             return logits.iter().try_for_each(|logit| out.write_all(&logit.to_le_bytes()));
         }

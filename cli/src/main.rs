@@ -10,7 +10,12 @@ mod builtin;
 mod chat;
 mod eval;
 mod info;
+mod json;
 mod logits;
+mod memory;
+#[cfg(test)]
+mod pages;
+mod plan;
 mod progress;
 mod run;
 mod sampling;
@@ -21,7 +26,7 @@ mod utf16;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use rwkv_edge::{signals, stdio};
 
 /// Run RWKV language models on small CPUs
@@ -42,6 +47,8 @@ enum Command {
     Bake(bake::BakeArgs),
     /// Print a model's header, its memory plan and the kernels that would run
     Info(info::InfoArgs),
+    /// Print the memory that a model will take, without loading it
+    Plan(plan::PlanArgs),
     /// Print the logits after a list of tokens
     Logits(logits::LogitsArgs),
     /// Print the token ids of standard input, one per line
@@ -56,7 +63,7 @@ enum Command {
 /// Runs the program. The exit code is 0 for success, also if the reader of the output went away; 1
 /// for an error; 2 for wrong usage. A run that a signal ends dies by it.
 fn main() -> ExitCode {
-    let cli = Cli::try_parse().unwrap_or_else(|error| match error.use_stderr() {
+    let cli = parse().unwrap_or_else(|error| match error.use_stderr() {
         true => stdio::wrong_usage(&error.render().to_string()),
         false => error.exit(),
     });
@@ -66,6 +73,21 @@ fn main() -> ExitCode {
     }
 }
 
+/// Reads the arguments. A negative number is a value for every option, and no unknown option.
+fn parse() -> Result<Cli, clap::Error> {
+    Cli::from_arg_matches(&options().try_get_matches()?)
+}
+
+/// All commands with their options.
+fn options() -> clap::Command {
+    Cli::command().mut_subcommands(|command| {
+        command.mut_args(|arg| match arg.get_action().takes_values() {
+            true => arg.allow_negative_numbers(true),
+            false => arg,
+        })
+    })
+}
+
 fn command(command: Command) -> Result<()> {
     signals::prepare()?;
     match command {
@@ -73,6 +95,7 @@ fn command(command: Command) -> Result<()> {
         Command::Chat(args) => chat::run(&args),
         Command::Bake(args) => bake::run(&args),
         Command::Info(args) => info::run(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Logits(args) => logits::run(&args),
         Command::Tokenize(args) => tokenize::run(&args),
         Command::Eval(args) => eval::run(&args),

@@ -2,17 +2,19 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::mem;
+use std::num::ParseIntError;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 use clap::Args;
 use rwkv_edge::format::Template;
 use rwkv_edge::{End, Model, Session, Snapshot, StateNotes, StopRules, Verify, input, signals, stdio};
 
-use crate::args::ModelArgs;
+use crate::args::{ModelArgs, NoContext};
+use crate::memory::Demand;
 use crate::progress::feed;
 use crate::sampling::SamplingArgs;
 use crate::saved;
@@ -29,8 +31,13 @@ pub(super) struct RunArgs {
     /// Text to continue [default: standard input, unless that is a terminal or --state is given]
     #[arg(short, long, conflicts_with = "prompt_file")]
     prompt: Option<String>,
+    /// Text to continue, after the model
+    #[arg(value_name = "PROMPT", conflicts_with_all = ["prompt", "prompt_file"])]
+    text: Option<String>,
+    #[command(flatten)]
+    context: NoContext,
     /// File with the text to continue
-    #[arg(short = 'f', long, value_name = "FILE")]
+    #[arg(short = 'f', long, alias = "file", value_name = "FILE")]
     prompt_file: Option<PathBuf>,
     /// Go on with a text that --save-state or `bake` has saved, with its sampling and random
     /// numbers
@@ -40,8 +47,9 @@ pub(super) struct RunArgs {
     /// there
     #[arg(long, value_name = "FILE")]
     save_state: Option<PathBuf>,
-    /// Stop after N tokens; 0 means no limit
-    #[arg(short = 'n', long = "tokens", value_name = "N", default_value_t = 256)]
+    /// Stop after N tokens; 0 or -1 means no limit
+    #[arg(short = 'n', long = "tokens", aliases = ["n-predict", "predict"], value_name = "N", default_value_t = 256,
+          value_parser = token_limit)]
     n_tokens: u64,
     #[command(flatten)]
     sampling: SamplingArgs,
@@ -58,12 +66,14 @@ pub(super) struct RunArgs {
 
 pub(super) fn run(args: &RunArgs) -> Result<()> {
     let saved = args.save_state.as_deref().map(saved::target).transpose()?;
-    let model = args.model.load(Verify::WhileRunning)?;
+    let demand = Demand::new(args.model.compute.engine_options());
+    let model = args.model.load(Verify::WhileRunning, &demand).map_err(|error| args.hint_at_prompt(error))?;
     let mut run = Run::default();
     let text = args.text(&model, &mut run)?;
-    let prompt = args.prompt()?;
+    let limit = args.model.text_limit(&model, &demand)?;
+    let prompt = args.prompt(limit)?;
     hint_at_utf16(&prompt);
-    let (prompt, stops) = args.fill(&model, prompt)?;
+    let (prompt, stops) = args.fill(&model, prompt, limit)?;
     let seed = text.sampler.seed();
     let mut session = Session::resume(Arc::clone(&model), &args.model.compute.engine_options(), text)?;
     let interrupted = signals::catch(signals::STOPPING)?;
@@ -91,6 +101,16 @@ pub(super) fn run(args: &RunArgs) -> Result<()> {
 }
 
 impl RunArgs {
+    /// Tells how to give a text, if the argument is no file.
+    fn hint_at_prompt(&self, error: Error) -> Error {
+        match self.model.path() {
+            Some(path) if !path.exists() => {
+                error.context("the first argument is a model file; -p TEXT gives a text to continue")
+            }
+            _ => error,
+        }
+    }
+
     /// Feeds the prompt and streams the generated text.
     fn write_text(
         &self,
@@ -135,24 +155,25 @@ impl RunArgs {
         Ok(text)
     }
 
-    fn prompt(&self) -> Result<Vec<u8>> {
-        if let Some(prompt) = &self.prompt {
+    /// The prompt, of at most `limit` bytes.
+    fn prompt(&self, limit: u64) -> Result<Vec<u8>> {
+        if let Some(prompt) = self.prompt.as_ref().or(self.text.as_ref()) {
             return Ok(prompt.clone().into_bytes());
         }
         if let Some(path) = &self.prompt_file {
-            return Ok(input::read_text(path, input::MAX_TEXT)?);
+            return Ok(input::read_text(path, limit)?);
         }
         if self.state.is_some() || io::stdin().is_terminal() {
             return Ok(Vec::new());
         }
-        input::read_stream(&mut stdio::Stdin, input::MAX_TEXT).context("standard input")
+        input::read_stream(&mut stdio::Stdin, limit).context("standard input")
     }
 
     /// The prompt with the text after it, if there is one, and the texts that end what is written.
-    fn fill(&self, model: &Model, prompt: Vec<u8>) -> Result<(Vec<u8>, Vec<String>)> {
+    fn fill(&self, model: &Model, prompt: Vec<u8>, limit: u64) -> Result<(Vec<u8>, Vec<String>)> {
         let suffix = match (&self.suffix, &self.suffix_file) {
             (Some(text), _) => text.clone().into_bytes(),
-            (None, Some(path)) => input::read_text(path)?,
+            (None, Some(path)) => input::read_text(path, limit)?,
             (None, None) => return Ok((prompt, self.stop.clone())),
         };
         let by_vocab = || Template::for_vocab(model.config().n_vocab).chat().fill;
@@ -245,4 +266,9 @@ impl std::fmt::Display for Rate {
         let rate = if self.tokens > 0 { self.tokens as f64 / seconds } else { 0.0 };
         write!(f, "{} tokens in {seconds:.3} s, {rate:.1} tokens/s", self.tokens)
     }
+}
+
+/// A number of tokens; -1 is no limit.
+pub(crate) fn token_limit(text: &str) -> Result<u64, ParseIntError> {
+    if text == "-1" { Ok(0) } else { text.parse() }
 }

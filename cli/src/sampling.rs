@@ -8,13 +8,13 @@ use rwkv_edge::SamplingParams;
 pub(crate) struct SamplingArgs {
     /// Randomness: 0 always takes the likeliest token [default: the saved text's or the model's,
     /// like the next five]
-    #[arg(long)]
+    #[arg(long, alias = "temp")]
     temperature: Option<f32>,
     /// Keep the likeliest tokens that together reach this probability
-    #[arg(long)]
+    #[arg(long, alias = "top_p")]
     top_p: Option<f32>,
     /// Keep at most this many tokens; 0 means all
-    #[arg(long)]
+    #[arg(long, alias = "top_k")]
     top_k: Option<u32>,
     /// Subtracted from the logit of a token that occurred
     #[arg(long, allow_negative_numbers = true)]
@@ -27,7 +27,7 @@ pub(crate) struct SamplingArgs {
     penalty_decay: Option<f32>,
     /// Seed of the random numbers; the same seed gives the same text on every machine [default: the
     /// saved text's numbers go on; otherwise the clock]
-    #[arg(long)]
+    #[arg(short, long)]
     pub(crate) seed: Option<u64>,
 }
 

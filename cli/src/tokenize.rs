@@ -7,6 +7,7 @@ use clap::Args;
 use rwkv_edge::{Verify, input, stdio};
 
 use crate::args::ModelArgs;
+use crate::memory::Demand;
 use crate::utf16::hint_at_utf16;
 
 #[derive(Args)]
@@ -19,9 +20,11 @@ pub(super) struct TokenizeArgs {
 }
 
 pub(super) fn run(args: &TokenizeArgs) -> Result<()> {
-    let model = args.model.load(Verify::Never)?;
+    let demand = Demand::header();
+    let model = args.model.load(Verify::Never, &demand)?;
+    let limit = args.model.text_limit(&model, &demand)?;
     let tokenizer = model.tokenizer();
-    let input = input::read_stream(&mut stdio::Stdin, input::MAX_TEXT).context("standard input")?;
+    let input = input::read_stream(&mut stdio::Stdin, limit).context("standard input")?;
     let mut out = stdio::stdout();
     if args.decode {
         let text = str::from_utf8(&input).context("standard input")?;

@@ -21,10 +21,6 @@ use crate::model::{Model, State};
 use crate::session::{Session, SessionOptions, Snapshot};
 use crate::text::Status;
 
-/// States that a conversation has besides those for undo and forks: that of the text, that of the
-/// reply's beginning, and that of its last whole text.
-const OWN_STATES: usize = 3;
-
 /// How a conversation runs.
 #[derive(Clone, Debug)]
 pub struct ConversationOptions {
@@ -111,6 +107,10 @@ struct Beginning {
 }
 
 impl Conversation {
+    /// States that a conversation has besides those for undo and forks: that of the text, that of
+    /// the reply's beginning, and that of its last whole text.
+    pub const OWN_STATES: usize = 3;
+
     /// The memory of a conversation with `model`. A [beginning](Self::set_beginning) takes another
     /// state.
     ///
@@ -118,7 +118,7 @@ impl Conversation {
     /// As [`Session::plan`].
     pub fn plan(model: &Model, options: &ConversationOptions) -> Result<MemoryPlan> {
         let plan = Session::plan(model, &options.session)?;
-        let states = options.undo.saturating_add(OWN_STATES);
+        let states = options.undo.saturating_add(Self::OWN_STATES);
         Ok(MemoryPlan { state_bytes: plan.state_bytes.saturating_mul(states), ..plan })
     }
 

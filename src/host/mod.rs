@@ -90,6 +90,9 @@ pub fn program_bytes() -> Option<u64> {
     Some(mapped_code(&fs::read_to_string("/proc/self/maps").ok()?))
 }
 
+/// The stack of the first thread, with arguments and environment.
+const FIRST_STACK_BYTES: u64 = 256 << 10;
+
 /// Bytes of the files in `maps`, the text of `/proc/self/maps`, that have code, and of the stack.
 fn mapped_code(maps: &str) -> u64 {
     let mappings = || {
@@ -103,7 +106,8 @@ fn mapped_code(maps: &str) -> u64 {
     };
     let code: BTreeSet<_> =
         mappings().filter(|(_, access, _)| access.contains('x')).map(|(name, ..)| name).collect();
-    mappings().filter(|(name, ..)| code.contains(name) || *name == "[stack]").map(|(.., bytes)| bytes).sum()
+    let code: u64 = mappings().filter(|(name, ..)| code.contains(name)).map(|(.., bytes)| bytes).sum();
+    code + FIRST_STACK_BYTES
 }
 
 /// Drops the pages of a file from the page cache of the system, except those that a process has
@@ -153,7 +157,7 @@ mod tests {
 20000-21000 r-xp 00000000 fe:00 3   /lib/libc.so
 30000-32000 rw-p 00000000 00:00 0   [stack]
 ";
-        assert_eq!(mapped_code(maps), 0x7000 + 0x1000 + 0x2000);
+        assert_eq!(mapped_code(maps), 0x7000 + 0x1000 + FIRST_STACK_BYTES);
     }
 
     fn cores(count: u32) -> Option<FastCores> {

@@ -62,6 +62,9 @@ pub struct Part {
     pub note: &'static str,
 }
 
+/// Of a worker's stack, at most one part of so many becomes resident: kernels use 40 KiB of 256.
+const RESIDENT_STACK: usize = 4;
+
 /// Bytes per second of an SD card, for times that are computed.
 const SD_CARD: u64 = 40_000_000;
 
@@ -95,7 +98,10 @@ impl MemoryPlan {
         ];
         let process = [
             memory("tensor names and places", self.heap_bytes, "and small things"),
-            memory("worker stacks", self.stack_bytes, "reserved"),
+            Part {
+                resident: (self.stack_bytes / RESIDENT_STACK) as u64,
+                ..memory("worker stacks", self.stack_bytes, "reserved; a quarter may become resident")
+            },
             part("program", self.program_bytes, "code, libraries and first stack"),
         ];
         let arena = self.regions.iter().map(move |region| memory(region.name, region.bytes, "arena"));
@@ -111,6 +117,12 @@ impl MemoryPlan {
     /// all rows of the head's second plane.
     pub fn resident_bytes(&self) -> u64 {
         self.parts().fold(0, |sum: u64, part| sum.saturating_add(part.resident))
+    }
+
+    /// Bytes of address space, reserved stacks included. A process whose address space is limited
+    /// needs as much if the file is in memory.
+    pub fn address_space_bytes(&self) -> u64 {
+        self.parts().fold(0, |sum: u64, part| sum.saturating_add(part.bytes))
     }
 
     /// Most bytes of the file that a token reads.
@@ -261,7 +273,8 @@ mod tests {
         let names: Vec<_> = plan.parts().map(|part| part.name).collect();
         let process = ["tensor names and places", "worker stacks"];
         assert_eq!(names, ["state", "sampler", "logits", "sampling", "prompt", process[0], process[1]]);
-        assert_eq!((plan.arena_bytes(), plan.resident_bytes()), (192, 1214));
+        assert_eq!((plan.arena_bytes(), plan.resident_bytes()), (192, 1208));
+        assert_eq!(plan.address_space_bytes(), 1214);
     }
 
     #[test]

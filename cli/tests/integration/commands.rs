@@ -221,8 +221,7 @@ fn info_shows_the_header_the_plan_and_the_kernels_and_verifies() {
         "RWKV-4",
         "v4-tiny.pth",
         "SHA-256",
-        "memory plan",
-        "arena in total",
+        "MiB at most; `rwkv-edge plan`",
         "kernels",
         "self-test         ok",
     ] {

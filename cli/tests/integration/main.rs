@@ -7,6 +7,8 @@ mod builtin;
 mod chat;
 mod commands;
 mod input;
+mod manners;
+mod memory;
 mod program;
 mod signals;
 mod state;
