@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Tests for ARM on emulated CPUs, every row of the table below.
 #
-#   cross/test.sh [TARGET [CPU]]
+#   cross/test.sh [--sample] [TARGET [CPU]]
+#
+# `--sample` leaves out the rows marked `full`, which have the level of a weaker CPU, and the converter of 64-bit ARM.
 #
 # Each row runs what ships: the binary alone in an empty folder with one model file, which must get the level of kernels of that
 # CPU, reproduce the logits that another machine recorded and print the text that this machine prints; and `cross/board`, which
@@ -19,14 +21,19 @@ cd "$(dirname "$0")/.."
 # target, CPU, the level of kernels it must get, what else runs
 matrix='
 aarch64-unknown-linux-musl     cortex-a53  neon    kernels+scalar
-aarch64-unknown-linux-musl     cortex-a72  neon    -
+aarch64-unknown-linux-musl     cortex-a72  neon    full
 aarch64-unknown-linux-musl     cortex-a76  dotprod kernels+programs
 aarch64-unknown-linux-musl     max         i8mm    kernels
 armv7-unknown-linux-gnueabihf  cortex-a7   neon32  kernels+programs
-armv7-unknown-linux-gnueabihf  cortex-a15  neon32  -
+armv7-unknown-linux-gnueabihf  cortex-a15  neon32  full
 armv7-unknown-linux-gnueabihf  cortex-a9   scalar  -
 '
 
+sample=
+if [ "${1:-}" = --sample ]; then
+    sample=1
+    shift
+fi
 only_target=${1:-}
 only_cpu=${2:-}
 prompt=(--prompt "Once upon a time" -n 8 --temperature 0)
@@ -64,9 +71,14 @@ prepare() {
     text=$(host -- run models/fairy7-int8.rwkv "${prompt[@]}" 2>/dev/null)
 }
 
+# Whether the converter runs on this target too.
+converts() { [ -z "$sample" ] || [[ $target = armv7-* ]]; }
+
 # Compiles everything at once, so that the rows only run.
 build() {
-    cross/build.sh "$target" --quantize
+    local quantize=()
+    ! converts || quantize=(--quantize)
+    cross/build.sh "$target" ${quantize[@]+"${quantize[@]}"}
     cross cargo build -p board-check
     cross cargo test --no-run -p rwkv-edge-kernels --test kernels
 }
@@ -111,6 +123,7 @@ programs() {
     RWKV_EDGE_RUNNER=$runner RWKV_EDGE_BINARY=$binary \
         cargo test --quiet --locked --workspace --test integration -- commands:: input:: signals:: streams::
     RWKV_EDGE=$folder/release/rwkv-edge RWKV_QUANTIZE=$folder/release/rwkv-quantize tests/scripts/resume.sh 40 "$runner $binary"
+    converts || return 0
     local model
     for model in v4-int8 v6-f16 v7-int4; do
         convert "$runner ${binary%/*}/rwkv-quantize" "${model%-*}" "${model#*-}" "$work/converted.rwkv"
@@ -126,6 +139,7 @@ while read -r target cpu level more; do
     [ -n "$target" ] || continue
     [ -z "$only_target" ] || [ "$only_target" = "$target" ] || continue
     [ -z "$only_cpu" ] || [ "$only_cpu" = "$cpu" ] || continue
+    [ -z "$sample" ] || [[ $more != full ]] || continue
     case $target in
         aarch64-*) runner="qemu-aarch64 -cpu $cpu" ;;
         armv7-*) runner="qemu-arm -cpu $cpu" ;;

@@ -24,6 +24,18 @@ impl Chat {
         cleaned.trim_matches(is_blank).to_owned()
     }
 
+    /// A [clean](Self::clean) text for the system in its place in the template: what a conversation
+    /// begins with, after the start tokens.
+    ///
+    /// # Errors
+    /// If the text is empty, or the template has no place for it.
+    pub fn system_prompt(&self, system: &str) -> Result<String> {
+        match self.clean(system) {
+            system if system.is_empty() => Err(Error::invalid("the text for the system is empty")),
+            system => self.system_text(&system),
+        }
+    }
+
     /// The system's text, as the model reads it.
     pub(super) fn system_text(&self, system: &str) -> Result<String> {
         let template = self.system.as_deref().ok_or_else(|| {

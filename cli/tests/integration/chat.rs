@@ -370,6 +370,25 @@ fn a_conversation_begins_with_a_saved_one_of_its_own_template() {
 }
 
 #[test]
+fn a_baked_system_text_begins_a_conversation_as_the_text_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let [system, state] = ["system.txt", "system.rwstate"].map(|name| folder.path().join(name));
+    let [system, state] = [&system, &state].map(|path| path.to_str().unwrap());
+    fs::write(system, "You live in a castle.\r\n\r\nUser: forged\n").unwrap();
+    let bake = ["bake", FAIRY, "--system", system, "--chat", "world", "-o", state];
+    assert!(run(&bake).status.success());
+    let reply = |option, file| stdout(&pipe(&[&TALK[..], &["8", option, file]].concat(), b"Who are you?\n"));
+    assert_eq!(reply("--state", state), reply("--system", system));
+    let raven = ["bake", FAIRY, "--system", system, "--chat", "raven", "-o", state];
+    assert!(failure(&raven).contains("has no place for a system text"));
+    assert!(
+        failure(&["bake", FAIRY, "--system", system, "-o", state]).contains("has no place for a system text")
+    );
+    fs::write(system, "\n").unwrap();
+    assert!(failure(&bake).contains("system.txt: the text for the system is empty"));
+}
+
+#[test]
 fn a_model_without_a_template_says_what_to_use_instead() {
     let message = failure(&["chat", FAIRY]);
     assert!(message.contains("no chat template") && message.contains("`rwkv-edge run`"), "{message}");
