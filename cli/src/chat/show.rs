@@ -20,7 +20,7 @@ pub(super) struct Show {
 impl Show {
     pub(super) fn new() -> Self {
         let is_terminal = io::stdout().is_terminal();
-        let dims = is_terminal && has_colours();
+        let dims = stdio::may_style(&io::stdout());
         Self { out: stdio::stdout(), is_terminal, dims, is_dim: false, has_begun: false }
     }
 
@@ -64,10 +64,4 @@ impl Show {
         self.is_dim = dim;
         Ok(())
     }
-}
-
-/// Whether the user wants colours on a terminal.
-fn has_colours() -> bool {
-    let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    !is_set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
