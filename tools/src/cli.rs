@@ -171,6 +171,12 @@ impl Source {
     }
 }
 
+/// All options.
+#[cfg(test)]
+pub(crate) fn options() -> clap::Command {
+    Cli::command()
+}
+
 /// Returns the task. Wrong usage ends the process with a message.
 pub(crate) fn parse() -> Task {
     let task = |matches| Cli::from_arg_matches(&matches).and_then(|cli| cli.task(&matches));

@@ -1,6 +1,8 @@
 //! `rwkv-quantize`: convert a checkpoint to one quantized `.rwkv` file.
 
 mod cli;
+#[cfg(test)]
+mod pages;
 
 use std::fmt::Display;
 use std::io::Write;
