@@ -171,7 +171,7 @@ impl Talk<'_> {
     /// Takes lines until the user ends.
     fn converse(&mut self) -> Result<()> {
         let mut input = Input::new()?;
-        if input.is_editor() {
+        if input.is_terminal() {
             let (model, chat) = (self.args.model.name(), &self.talk.chat().name);
             say(format_args!("{model}, template {chat}; /help lists commands, Ctrl-D ends"));
         }
@@ -193,7 +193,7 @@ impl Talk<'_> {
                 Event::Line(line) => {
                     interrupts = 0;
                     let result = self.line(&line, &mut edited);
-                    if input.is_editor() {
+                    if input.is_terminal() {
                         // A mistake of the user does not end the conversation.
                         match result {
                             Ok(flow) if flow.is_break() => return Ok(()),
