@@ -373,9 +373,12 @@ fn a_folder_that_may_not_be_read_gets_a_complete_file_and_a_warning() {
 
     for desk in Desk::everywhere() {
         desk.put(&Parts::of("v4").torch());
-        // A place where anybody may run it.
+        // A place where anybody may run it. Another process copies the program: a test beside this
+        // one could start a child while the file is open here, and a file that is open for writing
+        // does not run.
         let program = desk.path("program");
-        fs::copy(env!("CARGO_BIN_EXE_rwkv-quantize"), &program).unwrap();
+        let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_rwkv-quantize")).arg(&program).status();
+        assert!(copied.unwrap().success());
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         let mut command = Command::new(&program);
         command.args([desk.input(), desk.output()]).stdin(Stdio::null()).env_remove("RWKV_EDGE_ISA");
