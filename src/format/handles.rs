@@ -151,21 +151,13 @@ impl ModelFile {
         bytemuck::try_cast_slice(self.at(r.span)).expect(WRONG_FILE)
     }
 
-    /// Checks one record against its checksum. A record without a checksum of its own passes,
-    /// because its tensor has one.
+    /// Copies one record to the start of `out` and checks it against its checksum. A record without
+    /// one of its own passes, because its tensor has one. Pages of a mapped file do not become
+    /// resident. Allocates only for an error.
     ///
     /// # Errors
-    /// [`ErrorKind::Checksum`] if the checksum does not match, or if there is no such record.
-    pub fn verify_record(&self, r: RecordsHandle, index: usize) -> Result<()> {
-        self.read_record(r, index, &mut vec![0; r.stride()]).map(drop)
-    }
-
-    /// Copies one record to the start of `out` and checks it as
-    /// [`verify_record`](Self::verify_record) does. Pages of a mapped file do not become resident.
-    /// Allocates only for an error.
-    ///
-    /// # Errors
-    /// As for `verify_record`, or if the record cannot be read.
+    /// [`ErrorKind::Checksum`] if the checksum does not match. Or if there is no such record, or it
+    /// cannot be read.
     ///
     /// # Panics
     /// If the handle is of another file, or `out` is shorter than a record.

@@ -133,3 +133,8 @@ pub(crate) fn kl(p: &[f32], q: &[f32]) -> f64 {
     };
     log_softmax(p).iter().zip(log_softmax(q)).map(|(&p, q)| p.exp() * (p - q)).sum()
 }
+
+#[track_caller]
+pub(crate) fn assert_contains(message: &str, word: &str) {
+    assert!(message.contains(word), "expected {word:?} in: {message}");
+}

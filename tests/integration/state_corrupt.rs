@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, LazyLock};
 
-use crate::common::{PLAIN, fixture, model};
+use crate::common::{PLAIN, assert_contains, fixture, model};
 use rwkv_edge::kernels::DType;
 use rwkv_edge::{ErrorKind, Model, Result, Session, SessionOptions, Snapshot, StateNotes};
 
@@ -88,11 +88,6 @@ impl Victim {
         assert!(!matches!(error.kind(), ErrorKind::Checksum { .. }), "{error}");
         error.to_string()
     }
-}
-
-#[track_caller]
-fn assert_contains(message: &str, word: &str) {
-    assert!(message.contains(word), "expected {word:?} in: {message}");
 }
 
 #[test]
