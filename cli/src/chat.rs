@@ -331,8 +331,8 @@ impl Talk<'_> {
             "temperature {}, top-p {}, top-k {}, presence-penalty {}, frequency-penalty {}, penalty-decay {}",
             s.temperature, s.top_p, s.top_k, s.presence_penalty, s.frequency_penalty, s.penalty_decay
         ));
-        let mode = ThinkMode::ALL[self.talk.think_mode() as usize].1;
-        say(format_args!("tokens {}, think {mode}", self.talk.max_tokens().unwrap_or(0)));
+        let (tokens, mode) = (self.talk.max_tokens().unwrap_or(0), self.talk.think_mode());
+        say(format_args!("tokens {tokens}, think {mode}"));
     }
 
     fn set(&mut self, name: &str, value: &str) -> Result<()> {

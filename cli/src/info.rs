@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::Args;
-use rwkv_edge::format::{Chat, ModelFile, ThinkMode};
+use rwkv_edge::format::{Chat, ModelFile, Think};
 use rwkv_edge::host::DefaultThreads;
 use rwkv_edge::kernels::Isa;
 use rwkv_edge::printable::Printable;
@@ -13,7 +13,7 @@ use rwkv_edge::{MemoryPlan, Model, Verify, self_test, stdio};
 
 use crate::args::ModelArgs;
 use crate::json::{Object, array, number};
-use crate::memory::Demand;
+use crate::memory::{Demand, mib};
 use crate::plan;
 
 #[derive(Args)]
@@ -56,8 +56,8 @@ pub(super) fn run(args: &InfoArgs) -> Result<()> {
     let threads = demand.engine.threads;
     writeln!(
         out,
-        "memory            {:.1} MiB at most; `rwkv-edge plan` lists the buffers",
-        plan.resident_bytes() as f64 / (1 << 20) as f64
+        "memory            {} MiB at most; `rwkv-edge plan` lists the buffers",
+        mib(plan.resident_bytes())
     )?;
     let available: Vec<_> = Isa::ALL.iter().filter(|isa| isa.is_available()).map(|isa| isa.name()).collect();
     writeln!(out, "kernels           {} (this CPU has: {})", model.kernels().isa(), available.join(", "))?;
@@ -176,8 +176,8 @@ fn chat(out: &mut impl Write, chat: &Chat) -> io::Result<()> {
         }
     }
     if let Some(think) = &chat.think {
-        let mode = ThinkMode::ALL[think.mode as usize].1;
-        writeln!(out, "  think           {:?}, {:?} ... {:?}; {mode}", think.open, think.fast, think.close)?;
+        let Think { open, fast, close, mode, .. } = think;
+        writeln!(out, "  think           {open:?}, {fast:?} ... {close:?}; {mode}")?;
     }
     if let Some(fill) = &chat.fill {
         writeln!(out, "  fill            {:?}", fill.prompt)?;

@@ -228,7 +228,8 @@ fn is_wide(tensor: &TensorInfo) -> bool {
     tensor.name.ends_with(".ffn.key.weight") && tensor.dtype != ElementType::Int4
 }
 
-fn mib(bytes: u64) -> String {
+/// MiB with a decimal.
+pub(crate) fn mib(bytes: u64) -> String {
     format!("{:.1}", bytes as f64 / (1 << 20) as f64)
 }
 

@@ -1,10 +1,12 @@
 //! Chat settings: the CHAT section. [`Template`](super::Template) has those of released models.
 
+use std::fmt::{self, Display};
 use std::slice;
 use std::str::FromStr;
 
 use super::fields::{FieldSpec, FieldType, FieldWriter, Fields};
 use super::metadata::{check_line, check_tokens};
+use super::sampling::{SamplingFields, SamplingParams};
 use crate::error::{Error, Result};
 
 /// Longest template, in bytes.
@@ -83,27 +85,42 @@ pub enum ThinkMode {
 }
 
 impl ThinkMode {
-    /// All modes with their names, by their number in the file.
-    pub const ALL: [(Self, &'static str); 6] = [
-        (Self::Off, "off"),
-        (Self::Fast, "fast"),
-        (Self::On, "on"),
-        (Self::Short, "short"),
-        (Self::Medium, "medium"),
-        (Self::Long, "long"),
-    ];
+    /// All modes, by their number in the file.
+    pub const ALL: [Self; 6] = [Self::Off, Self::Fast, Self::On, Self::Short, Self::Medium, Self::Long];
+
+    /// The name on command lines.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Fast => "fast",
+            Self::On => "on",
+            Self::Short => "short",
+            Self::Medium => "medium",
+            Self::Long => "long",
+        }
+    }
+}
+
+impl fmt::Display for ThinkMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 impl FromStr for ThinkMode {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        let found = Self::ALL.iter().find(|(_, known)| *known == name);
-        found.map(|&(mode, _)| mode).ok_or_else(|| {
-            let known = Self::ALL.map(|(_, name)| name).join(", ");
-            Error::invalid(format!("{name:?} is not one of {known}"))
-        })
+        by_name(&Self::ALL, name)
     }
+}
+
+/// The value that is shown as `name`.
+pub(super) fn by_name<T: Copy + Display>(all: &[T], name: &str) -> Result<T> {
+    all.iter().find(|value| value.to_string() == name).copied().ok_or_else(|| {
+        let known: Vec<_> = all.iter().map(ToString::to_string).collect();
+        Error::invalid(format!("{name:?} is not one of {}", known.join(", ")))
+    })
 }
 
 /// How to ask for the text between two others.
@@ -115,82 +132,6 @@ pub struct Fill {
     pub stop_text: String,
 }
 
-/// How the next token is drawn.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct SamplingParams {
-    /// 0 takes the most likely token.
-    pub temperature: f32,
-    /// Probability mass of the tokens to choose from, in 0..=1.
-    pub top_p: f32,
-    /// Number of tokens to choose from; 0 for all.
-    pub top_k: u32,
-    /// Subtracted from the logits of tokens that occurred.
-    pub presence_penalty: f32,
-    /// Subtracted from a token's logit for each of its (decayed) occurrences.
-    pub frequency_penalty: f32,
-    /// Factor on all counts at each token, in 0..=1.
-    pub penalty_decay: f32,
-}
-
-impl Default for SamplingParams {
-    fn default() -> Self {
-        Self {
-            temperature: 1.0,
-            top_p: 0.3,
-            top_k: 0,
-            presence_penalty: 0.5,
-            frequency_penalty: 0.5,
-            penalty_decay: 0.996,
-        }
-    }
-}
-
-impl SamplingParams {
-    /// Checks that every number is finite and in its range.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) naming the parameter.
-    pub fn validate(&self) -> Result<()> {
-        for (name, value, low, high) in [
-            ("temperature", self.temperature, 0.0, 100.0),
-            ("top_p", self.top_p, 0.0, 1.0),
-            ("presence_penalty", self.presence_penalty, -100.0, 100.0),
-            ("frequency_penalty", self.frequency_penalty, -100.0, 100.0),
-            ("penalty_decay", self.penalty_decay, 0.0, 1.0),
-        ] {
-            if !(low..=high).contains(&value) {
-                return Err(Error::invalid(format!("{name} is {value}; it must be in {low}..={high}")));
-            }
-        }
-        Ok(())
-    }
-
-    /// Sets a parameter by its name. `_` and `-` are the same.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) if there is no such parameter or the value
-    /// is no number. A value out of range is an error of [`validate`](Self::validate).
-    pub fn set(&mut self, name: &str, value: &str) -> Result<()> {
-        let wrong = |what| Error::invalid(format!("{name}: {value:?} is not a {what}"));
-        let float = || value.parse().map_err(|_| wrong("number"));
-        match name.replace('-', "_").as_str() {
-            "temperature" => self.temperature = float()?,
-            "top_p" => self.top_p = float()?,
-            "top_k" => self.top_k = value.parse().map_err(|_| wrong("count"))?,
-            "presence_penalty" => self.presence_penalty = float()?,
-            "frequency_penalty" => self.frequency_penalty = float()?,
-            "penalty_decay" => self.penalty_decay = float()?,
-            _ => {
-                return Err(Error::invalid(format!(
-                    "unknown parameter {name:?}: expected temperature, top-p, top-k, \
-                     presence-penalty, frequency-penalty or penalty-decay"
-                )));
-            }
-        }
-        Ok(())
-    }
-}
-
 const NAME: FieldSpec = FieldSpec::optional(1, "name", FieldType::Text);
 const SYSTEM: FieldSpec = FieldSpec::optional(2, "system", FieldType::Text);
 const USER: FieldSpec = FieldSpec::optional(3, "user", FieldType::Text);
@@ -198,12 +139,7 @@ const ASSISTANT: FieldSpec = FieldSpec::optional(4, "assistant", FieldType::Text
 const START_TOKENS: FieldSpec = FieldSpec::required_to_read(5, "start_tokens", FieldType::U32List);
 const STOP_TOKENS: FieldSpec = FieldSpec::required_to_read(6, "stop_tokens", FieldType::U32List);
 const STOP_TEXT: FieldSpec = FieldSpec::required_to_read(7, "stop_text", FieldType::Text).repeatable();
-const TEMPERATURE: FieldSpec = FieldSpec::optional(8, "temperature", FieldType::F32);
-const TOP_P: FieldSpec = FieldSpec::optional(9, "top_p", FieldType::F32);
-const TOP_K: FieldSpec = FieldSpec::optional(10, "top_k", FieldType::U32);
-const PRESENCE: FieldSpec = FieldSpec::optional(11, "presence_penalty", FieldType::F32);
-const FREQUENCY: FieldSpec = FieldSpec::optional(12, "frequency_penalty", FieldType::F32);
-const DECAY: FieldSpec = FieldSpec::optional(13, "penalty_decay", FieldType::F32);
+const SAMPLING: SamplingFields = SamplingFields::OPTIONAL;
 const TURN_MARK: FieldSpec = FieldSpec::optional(14, "turn_mark", FieldType::Text).repeatable();
 const THINK_OPEN: FieldSpec = FieldSpec::optional(15, "think_open", FieldType::Text);
 const THINK_FAST: FieldSpec = FieldSpec::optional(16, "think_fast", FieldType::Text);
@@ -212,29 +148,12 @@ const THINK_HINT: FieldSpec = FieldSpec::optional(18, "think_hint", FieldType::T
 const THINK_MODE: FieldSpec = FieldSpec::optional(19, "think_mode", FieldType::U32);
 const FILL: FieldSpec = FieldSpec::optional(20, "fill", FieldType::Text);
 const FILL_STOP: FieldSpec = FieldSpec::optional(21, "fill_stop", FieldType::Text);
-const CHAT_SCHEMA: [FieldSpec; 21] = [
-    NAME,
-    SYSTEM,
-    USER,
-    ASSISTANT,
-    START_TOKENS,
-    STOP_TOKENS,
-    STOP_TEXT,
-    TEMPERATURE,
-    TOP_P,
-    TOP_K,
-    PRESENCE,
-    FREQUENCY,
-    DECAY,
-    TURN_MARK,
-    THINK_OPEN,
-    THINK_FAST,
-    THINK_CLOSE,
-    THINK_HINT,
-    THINK_MODE,
-    FILL,
-    FILL_STOP,
-];
+
+fn schema() -> Vec<FieldSpec> {
+    let before = [NAME, SYSTEM, USER, ASSISTANT, START_TOKENS, STOP_TOKENS, STOP_TEXT];
+    let after = [TURN_MARK, THINK_OPEN, THINK_FAST, THINK_CLOSE, THINK_HINT, THINK_MODE, FILL, FILL_STOP];
+    [&before[..], SAMPLING.specs(), &after].concat()
+}
 
 impl Chat {
     /// Checks texts, placeholders and sampling parameters, and that every token is below `n_vocab`.
@@ -278,12 +197,7 @@ impl Chat {
         out.u32_list(&START_TOKENS, &self.start_tokens);
         out.u32_list(&STOP_TOKENS, &self.stop_tokens);
         self.stop_texts.iter().for_each(|text| out.text(&STOP_TEXT, text));
-        out.f32(&TEMPERATURE, self.sampling.temperature);
-        out.f32(&TOP_P, self.sampling.top_p);
-        out.u32(&TOP_K, self.sampling.top_k);
-        out.f32(&PRESENCE, self.sampling.presence_penalty);
-        out.f32(&FREQUENCY, self.sampling.frequency_penalty);
-        out.f32(&DECAY, self.sampling.penalty_decay);
+        SAMPLING.emit(&self.sampling, &mut out);
         self.turn_marks.iter().for_each(|text| out.text(&TURN_MARK, text));
         if let Some(think) = &self.think {
             out.text(&THINK_OPEN, &think.open);
@@ -301,7 +215,7 @@ impl Chat {
 
     /// Reads and validates the CHAT section.
     pub(super) fn parse(section: &[u8], n_vocab: usize) -> Result<Self> {
-        let fields = Fields::parse("CHAT", section, &CHAT_SCHEMA)?;
+        let fields = Fields::parse("CHAT", section, &schema())?;
         let chat = Self {
             name: fields.text(&NAME)?,
             system: fields.find_text(&SYSTEM),
@@ -310,14 +224,7 @@ impl Chat {
             start_tokens: fields.u32_list(&START_TOKENS)?,
             stop_tokens: fields.u32_list(&STOP_TOKENS)?,
             stop_texts: fields.texts(&STOP_TEXT),
-            sampling: SamplingParams {
-                temperature: fields.f32(&TEMPERATURE)?,
-                top_p: fields.f32(&TOP_P)?,
-                top_k: fields.u32(&TOP_K)?,
-                presence_penalty: fields.f32(&PRESENCE)?,
-                frequency_penalty: fields.f32(&FREQUENCY)?,
-                penalty_decay: fields.f32(&DECAY)?,
-            },
+            sampling: SAMPLING.parse(&fields)?,
             turn_marks: fields.texts(&TURN_MARK),
             think: fields.find_text(&THINK_OPEN).map(|open| Think::parse(open, &fields)).transpose()?,
             fill: match fields.find_text(&FILL) {
@@ -345,7 +252,7 @@ impl Think {
 
     fn parse(open: String, fields: &Fields<'_>) -> Result<Self> {
         let number = fields.u32(&THINK_MODE)?;
-        let mode = ThinkMode::ALL.get(number as usize).map(|&(mode, _)| mode);
+        let mode = ThinkMode::ALL.get(number as usize).copied();
         Ok(Self {
             open,
             fast: fields.text(&THINK_FAST)?,
@@ -460,19 +367,6 @@ mod tests {
         let bytes = chat().emit();
         let cut = bytes.len() - 12;
         assert!(Chat::parse(&bytes[..cut], 8).unwrap_err().to_string().contains("fill_stop"));
-    }
-
-    #[test]
-    fn parameters_are_set_by_name_and_bad_names_and_numbers_are_refused() {
-        let mut params = SamplingParams::default();
-        for (name, value) in [("temperature", "0.5"), ("top-k", "7"), ("top_p", "0.25")] {
-            params.set(name, value).unwrap();
-        }
-        assert_eq!((params.temperature, params.top_k, params.top_p), (0.5, 7, 0.25));
-        for (name, value) in [("heat", "1"), ("temperature", "hot"), ("top_k", "-1"), ("top_k", "1.5")] {
-            let error = params.set(name, value).unwrap_err().to_string();
-            assert!(error.contains(name), "{error}");
-        }
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod output;
 mod reader;
 #[cfg(test)]
 mod round_trip;
+mod sampling;
 mod sniff;
 pub(crate) mod state_file;
 mod template;
@@ -30,7 +31,7 @@ mod testing;
 mod verifier;
 mod writer;
 
-pub use chat::{Chat, Fill, SamplingParams, Think, ThinkMode};
+pub use chat::{Chat, Fill, Think, ThinkMode};
 pub use config::{Arch, Config, Heads, Rwkv5, Rwkv5Variant, Rwkv6, Rwkv7, Version};
 pub use file_layout::{FileContents, FileLayout, WriteSpec};
 pub use handles::{MatrixHandle, RecordsHandle, U32Handle, VectorHandle};
@@ -39,6 +40,7 @@ pub use mapping::{Load, Mapping, MappingKind};
 pub use metadata::{Provenance, SelfTest};
 pub use output::{Output, Published, Replace, Target};
 pub use reader::{ModelFile, ModelHeader};
+pub use sampling::SamplingParams;
 pub use sniff::FileKind;
 pub use state_file::StateNotes;
 pub use template::Template;

@@ -10,6 +10,7 @@ use super::SamplingParams;
 use super::bytes::{Cursor, all_zero};
 use super::fields::{FieldSpec, FieldType, FieldWriter, Fields};
 use super::metadata::check_line;
+use super::sampling::SamplingFields;
 use super::sniff::FileKind;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -85,22 +86,19 @@ const PENDING: FieldSpec = FieldSpec::required_to_read(4, "pending", FieldType::
 const RANDOM: FieldSpec = FieldSpec::required_to_read(5, "random", FieldType::Bytes);
 const COUNTED: FieldSpec = FieldSpec::required_to_read(6, "counted", FieldType::U32List);
 const COUNTS: FieldSpec = FieldSpec::required_to_read(7, "counts", FieldType::Bytes);
-const TEMPERATURE: FieldSpec = FieldSpec::required_to_read(8, "temperature", FieldType::F32);
-const TOP_P: FieldSpec = FieldSpec::required_to_read(9, "top_p", FieldType::F32);
-const TOP_K: FieldSpec = FieldSpec::required_to_read(10, "top_k", FieldType::U32);
-const PRESENCE: FieldSpec = FieldSpec::required_to_read(11, "presence_penalty", FieldType::F32);
-const FREQUENCY: FieldSpec = FieldSpec::required_to_read(12, "frequency_penalty", FieldType::F32);
-const DECAY: FieldSpec = FieldSpec::required_to_read(13, "penalty_decay", FieldType::F32);
+const SAMPLING: SamplingFields = SamplingFields::REQUIRED;
 const TEMPLATE: FieldSpec = FieldSpec::optional(14, "template", FieldType::Text);
 const HISTORY: FieldSpec = FieldSpec::optional(15, "history", FieldType::Text);
 const UNSHOWN: FieldSpec = FieldSpec::optional(16, "unshown", FieldType::Bytes);
+
 /// The fields of a sampler: all are there, or none.
-const SAMPLER_SCHEMA: [FieldSpec; 9] =
-    [RANDOM, COUNTED, COUNTS, TEMPERATURE, TOP_P, TOP_K, PRESENCE, FREQUENCY, DECAY];
+fn sampler_schema() -> Vec<FieldSpec> {
+    [&[RANDOM, COUNTED, COUNTS], SAMPLING.specs()].concat()
+}
 
 fn schema() -> Vec<FieldSpec> {
     let others = [MODEL_ID, TOKENS_READ, TOKENS_HASH, PENDING, TEMPLATE, HISTORY, UNSHOWN];
-    [&others[..], &SAMPLER_SCHEMA].concat()
+    [&others[..], &sampler_schema()].concat()
 }
 
 impl StateHead {
@@ -161,16 +159,11 @@ impl SavedSampler {
         out.bytes(&RANDOM, &self.random.to_le_bytes());
         out.u32_list(&COUNTED, &tokens);
         out.bytes(&COUNTS, bytemuck::cast_slice(&counts));
-        out.f32(&TEMPERATURE, self.params.temperature);
-        out.f32(&TOP_P, self.params.top_p);
-        out.u32(&TOP_K, self.params.top_k);
-        out.f32(&PRESENCE, self.params.presence_penalty);
-        out.f32(&FREQUENCY, self.params.frequency_penalty);
-        out.f32(&DECAY, self.params.penalty_decay);
+        SAMPLING.emit(&self.params, out);
     }
 
     fn parse(fields: &Fields<'_>) -> Result<Option<Self>> {
-        if !SAMPLER_SCHEMA.iter().any(|spec| fields.has(spec)) {
+        if !sampler_schema().iter().any(|spec| fields.has(spec)) {
             return Ok(None);
         }
         let tokens = fields.u32_list(&COUNTED)?;
@@ -180,14 +173,7 @@ impl SavedSampler {
         }
         let counts = counts.iter().map(|&bytes| f32::from_le_bytes(bytes));
         Ok(Some(Self {
-            params: SamplingParams {
-                temperature: fields.f32(&TEMPERATURE)?,
-                top_p: fields.f32(&TOP_P)?,
-                top_k: fields.u32(&TOP_K)?,
-                presence_penalty: fields.f32(&PRESENCE)?,
-                frequency_penalty: fields.f32(&FREQUENCY)?,
-                penalty_decay: fields.f32(&DECAY)?,
-            },
+            params: SAMPLING.parse(fields)?,
             random: u64::from_le_bytes(fields.array(&RANDOM)?),
             counts: tokens.into_iter().zip(counts).collect(),
         }))

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::chat::by_name;
 use super::{Chat, Fill, SamplingParams, Think, ThinkMode};
 use crate::error::{Error, Result};
 
@@ -21,16 +22,6 @@ pub enum Template {
     None,
 }
 
-/// Sampling of ChatRWKV's chat.
-const CHAT: SamplingParams = SamplingParams {
-    temperature: 1.0,
-    top_p: 0.3,
-    top_k: 0,
-    presence_penalty: 0.5,
-    frequency_penalty: 0.5,
-    penalty_decay: 0.996,
-};
-
 /// Sampling of the `rwkv` package for G1. Penalties would count the repetitions of a proof.
 const REASONING: SamplingParams = SamplingParams {
     top_p: 0.5,
@@ -38,12 +29,12 @@ const REASONING: SamplingParams = SamplingParams {
     presence_penalty: 0.0,
     frequency_penalty: 0.0,
     penalty_decay: 0.997,
-    ..CHAT
+    ..SamplingParams::CHAT
 };
 
 /// Sampling of ChatRWKV's text pipeline.
 const TEXT: SamplingParams =
-    SamplingParams { top_p: 0.85, presence_penalty: 0.2, frequency_penalty: 0.2, ..CHAT };
+    SamplingParams { top_p: 0.85, presence_penalty: 0.2, frequency_penalty: 0.2, ..SamplingParams::CHAT };
 
 impl Template {
     /// All templates.
@@ -70,7 +61,7 @@ impl Template {
     /// A reply of most templates ends at an empty line, because their models separate turns with
     /// one.
     pub fn chat(self) -> Chat {
-        let chat = Chat { name: self.name().into(), sampling: CHAT, ..Chat::default() };
+        let chat = Chat { name: self.name().into(), sampling: SamplingParams::CHAT, ..Chat::default() };
         match self {
             Self::World => Chat {
                 think: Some(think(" ", "\n", ThinkMode::Off)),
@@ -138,10 +129,7 @@ impl FromStr for Template {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|template| template.name() == name).ok_or_else(|| {
-            let known = Self::ALL.map(Self::name).join(", ");
-            Error::invalid(format!("{name:?} is not one of {known}"))
-        })
+        by_name(&Self::ALL, name)
     }
 }
 
