@@ -27,6 +27,14 @@ impl Object {
         self.raw(key, number(value))
     }
 
+    /// As [`float`](Self::float), with this many decimals.
+    pub(crate) fn fixed(self, key: &str, value: f64, decimals: usize) -> Self {
+        match value.is_finite() {
+            true => self.raw(key, format_args!("{value:.decimals$}")),
+            false => self.raw(key, "null"),
+        }
+    }
+
     pub(crate) fn end(self) -> String {
         format!("{{{}}}", self.0)
     }
@@ -44,7 +52,7 @@ pub(crate) fn number<T: Display + Copy + Into<f64>>(value: T) -> String {
 }
 
 /// A JSON string: quotes, backslashes and control characters escaped.
-pub(crate) fn json_string(text: &str) -> String {
+fn json_string(text: &str) -> String {
     let mut out = String::from("\"");
     for c in text.chars() {
         match c {
@@ -66,9 +74,15 @@ mod tests {
             .text("a \"name\"", "C:\\x\n")
             .raw("n", 3)
             .float("nan", f64::NAN)
+            .fixed("fixed", 0.25, 3)
+            .fixed("infinite", f64::INFINITY, 3)
             .raw("list", array([1, 2]))
             .end();
+        assert!(object.contains(":0.250,"), "{object}");
         let value: serde_json::Value = serde_json::from_str(&object).unwrap();
-        assert_eq!(value, serde_json::json!({"a \"name\"": "C:\\x\n", "n": 3, "nan": null, "list": [1, 2]}));
+        assert_eq!(
+            value,
+            serde_json::json!({"a \"name\"": "C:\\x\n", "n": 3, "nan": null, "fixed": 0.25, "infinite": null, "list": [1, 2]})
+        );
     }
 }

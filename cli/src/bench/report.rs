@@ -7,7 +7,7 @@ use rwkv_edge::model::{Phase, Profile};
 use rwkv_edge::{Model, host, stdio};
 
 use crate::args::model_name;
-use crate::json::json_string;
+use crate::json::{Object, array};
 
 use super::cold::FirstToken;
 use super::measure::Measured;
@@ -83,48 +83,51 @@ impl Report<'_> {
 
     pub(super) fn json(&self, out: &mut impl Write) -> io::Result<()> {
         let Self { args, model, first_token, runs } = self;
-        write!(out, "{{\"model\":{},", json_string(&model_name(args.file.path())))?;
-        write!(out, "\"version\":{},", json_string(&model.config().version().to_string()))?;
-        write!(out, "\"isa\":{},", json_string(model.kernels().isa().name()))?;
+        let mut object = Object::new()
+            .text("model", model_name(args.file.path()))
+            .text("version", model.config().version())
+            .text("isa", model.kernels().isa().name());
         if args.choose == Choice::Sample {
-            write!(out, "\"seed\":{SEED},")?;
+            object = object.raw("seed", SEED);
         }
-        write!(out, "\"sessions\":{},\"depth\":{},", args.sessions, args.depth)?;
+        object = object.raw("sessions", args.sessions).raw("depth", args.depth);
         if let Some(FirstToken { cold, warm }) = first_token {
             let [cold, warm] = [cold, warm].map(Duration::as_secs_f64);
-            write!(out, "\"first_token_seconds\":{{\"cold\":{cold:.4},\"warm\":{warm:.4}}},")?;
+            let times = Object::new().fixed("cold", cold, 4).fixed("warm", warm, 4);
+            object = object.raw("first_token_seconds", times.end());
         }
-        write!(out, "\"runs\":[")?;
-        for (i, run) in runs.iter().enumerate() {
-            let comma = if i > 0 { "," } else { "" };
-            write!(out, "{comma}{{\"threads\":{},", run.threads)?;
-            write!(out, "\"prompt_chunk\":{},", run.prompt_chunk)?;
-            write!(out, "\"prompt_tokens_per_second\":{:.4},", run.prompt_tokens_per_second())?;
-            write!(out, "\"multiply_accumulate_peak_per_second\":{:.0},", run.peak())?;
-            write!(out, "\"prompt_share_of_peak\":{:.4},", run.share_of_peak())?;
-            write!(out, "\"decode_tokens_per_second\":{:.4},", run.tokens_per_second())?;
-            write!(out, "\"bytes_per_token\":{:.0},", run.bytes_per_token())?;
-            write!(out, "\"read_bandwidth_bytes_per_second\":{:.0},", run.bandwidth())?;
-            write!(out, "\"share_of_limit\":{:.4},", run.share_of_limit())?;
-            write!(out, "\"disturbed\":{},", run.is_disturbed())?;
-            write!(out, "\"ffn_zeros\":{:.4},", run.zeros())?;
-            if let Some(share) = run.residual_rows() {
-                write!(out, "\"head_residual_rows\":{share:.4},")?;
-            }
-            let [p50, p99, max] = [0.5, 0.99, 1.0].map(|q| run.latency(q));
-            write!(out, "\"latency_ms\":{{\"p50\":{p50:.4},\"p99\":{p99:.4},\"max\":{max:.4}}}")?;
-            if args.profile {
-                let phases = Phase::ALL.map(|phase| {
-                    let micros = run.profile.nanos(phase) as f64 / 1e3 / run.tokens();
-                    format!("{}:{micros:.3}", json_string(phase.name()))
-                });
-                write!(out, ",\"profile_us_per_token\":{{{}}}", phases.join(","))?;
-            }
-            write!(out, "}}")?;
-        }
+        object = object.raw("runs", array(runs.iter().map(|run| json_run(run, args.profile))));
         let rss = host::peak_rss_bytes().map_or("null".into(), |bytes| bytes.to_string());
-        writeln!(out, "],\"peak_rss_bytes\":{rss}}}")
+        writeln!(out, "{}", object.raw("peak_rss_bytes", rss).end())
     }
+}
+
+fn json_run(run: &Measured, with_profile: bool) -> String {
+    let mut object = Object::new()
+        .raw("threads", run.threads)
+        .raw("prompt_chunk", run.prompt_chunk)
+        .fixed("prompt_tokens_per_second", run.prompt_tokens_per_second(), 4)
+        .fixed("multiply_accumulate_peak_per_second", run.peak(), 0)
+        .fixed("prompt_share_of_peak", run.share_of_peak(), 4)
+        .fixed("decode_tokens_per_second", run.tokens_per_second(), 4)
+        .fixed("bytes_per_token", run.bytes_per_token(), 0)
+        .fixed("read_bandwidth_bytes_per_second", run.bandwidth(), 0)
+        .fixed("share_of_limit", run.share_of_limit(), 4)
+        .raw("disturbed", run.is_disturbed())
+        .fixed("ffn_zeros", run.zeros(), 4);
+    if let Some(share) = run.residual_rows() {
+        object = object.fixed("head_residual_rows", share, 4);
+    }
+    let [p50, p99, max] = [0.5, 0.99, 1.0].map(|q| run.latency(q));
+    let latency = Object::new().fixed("p50", p50, 4).fixed("p99", p99, 4).fixed("max", max, 4);
+    object = object.raw("latency_ms", latency.end());
+    if with_profile {
+        let phases = Phase::ALL.iter().fold(Object::new(), |phases, &phase| {
+            phases.fixed(phase.name(), run.profile.nanos(phase) as f64 / 1e3 / run.tokens(), 3)
+        });
+        object = object.raw("profile_us_per_token", phases.end());
+    }
+    object.end()
 }
 
 /// The time of each phase for one of `tokens` tokens.
