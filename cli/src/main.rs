@@ -14,6 +14,7 @@ mod json;
 mod logits;
 mod memory;
 #[cfg(test)]
+#[path = "../../tests/common/pages.rs"]
 mod pages;
 mod plan;
 mod progress;

@@ -2,6 +2,7 @@
 
 mod cli;
 #[cfg(test)]
+#[path = "../../tests/common/pages.rs"]
 mod pages;
 
 use std::fmt::Display;
@@ -18,6 +19,9 @@ use rwkv_quantize::job::{Job, Progress};
 use rwkv_quantize::report;
 use rwkv_quantize::synth::{self, Recipe};
 use rwkv_quantize::tuned::TunedState;
+
+#[cfg(test)]
+use cli::options;
 
 fn main() -> ExitCode {
     match run(cli::parse()) {

@@ -9,15 +9,14 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
-use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
+use rustix::termios::{LocalModes, tcgetattr};
 use rwkv_edge::format::Template;
 use rwkv_edge::kernels::DType;
 use rwkv_quantize::convert::Options;
 use tempfile::TempDir;
 
 use crate::common::{convert, fixture, options};
-use crate::program::{FAIRY, command, failure, is_emulated, pipe, run, stdout};
+use crate::program::{FAIRY, command, failure, is_emulated, pipe, resize, run, stdout, terminal};
 
 /// Long enough for any step of a test on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -53,12 +52,7 @@ struct Terminal {
 
 impl Terminal {
     fn start(args: &[&str], env: &[(&str, &str)]) -> Self {
-        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
-        let master = openpt(flags).unwrap();
-        unlockpt(&master).unwrap();
-        let peer = File::from(ioctl_tiocgptpeer(&master, flags).unwrap());
-        let window = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
-        tcsetwinsize(&peer, window).unwrap();
+        let (mut master, peer) = terminal(80);
         let program = command();
         // Makes the terminal the one whose Ctrl-C interrupts the program.
         let mut setsid = Command::new("setsid");
@@ -70,7 +64,6 @@ impl Terminal {
             .envs(env.iter().copied());
         let stream = || Stdio::from(peer.try_clone().unwrap());
         let child = setsid.stdin(stream()).stdout(stream()).stderr(stream()).spawn().unwrap();
-        let mut master = File::from(master);
         let (sender, output) = channel();
         let mut reader = master.try_clone().unwrap();
         thread::spawn(move || {
@@ -280,9 +273,8 @@ fn a_window_may_change_its_size_at_any_time() {
     }
     let (_folder, model) = endless();
     let mut talk = Terminal::start(&["chat", &model, "-n", "2000"], &[]);
-    let resize = |talk: &Terminal, ws_col| {
-        let window = Winsize { ws_row: 24, ws_col, ws_xpixel: 0, ws_ypixel: 0 };
-        tcsetwinsize(&talk.peer, window).unwrap();
+    let resize = |talk: &Terminal, columns| {
+        resize(&talk.peer, columns);
         thread::sleep(Duration::from_millis(50));
     };
     talk.prompt();

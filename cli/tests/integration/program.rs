@@ -1,7 +1,14 @@
 //! The program, as tests start it.
 
+#[cfg(target_os = "linux")]
+use std::fs::File;
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
+
+#[cfg(target_os = "linux")]
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
+#[cfg(target_os = "linux")]
+use rustix::termios::{Winsize, tcsetwinsize};
 
 use crate::common::{convert, fixture, options};
 use rwkv_edge::kernels::DType;
@@ -50,6 +57,23 @@ pub(crate) fn failure(args: &[&str]) -> String {
     assert_eq!(message.lines().count(), 1, "{message}");
     assert!(message.starts_with("rwkv-edge: "), "{message}");
     message
+}
+
+/// A pseudo-terminal of 24 rows: the side of the test, and that of the program.
+#[cfg(target_os = "linux")]
+pub(crate) fn terminal(columns: u16) -> (File, File) {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
+    let terminal = openpt(flags).unwrap();
+    unlockpt(&terminal).unwrap();
+    let peer = File::from(ioctl_tiocgptpeer(&terminal, flags).unwrap());
+    resize(&peer, columns);
+    (File::from(terminal), peer)
+}
+
+/// Gives a terminal so many columns.
+#[cfg(target_os = "linux")]
+pub(crate) fn resize(terminal: &File, columns: u16) {
+    tcsetwinsize(terminal, Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
 }
 
 pub(crate) fn tiny() -> (TempDir, String) {

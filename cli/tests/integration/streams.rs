@@ -11,10 +11,8 @@ use std::time::Duration;
 
 use rustix::io::ioctl_fionbio;
 use rustix::pipe::fcntl_setpipe_size;
-use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
-use rustix::termios::{Winsize, tcsetwinsize};
 
-use crate::program::{command, pipe, run, stdout, tiny};
+use crate::program::{command, pipe, run, stdout, terminal, tiny};
 
 /// Long enough for a program to reach a full or empty pipe.
 const A_WHILE: Duration = Duration::from_millis(300);
@@ -111,13 +109,10 @@ fn terminate(child: &Child) {
 /// The output of a command on a terminal of `columns` columns. A signal ends the command after it
 /// has shown progress twice.
 fn interrupted_on_terminal(mut command: Command, columns: u16) -> (String, ExitStatus) {
-    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-    unlockpt(&terminal).unwrap();
-    let peer = fs::File::from(ioctl_tiocgptpeer(&terminal, OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap());
-    tcsetwinsize(&peer, Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
+    let (mut terminal, peer) = terminal(columns);
     let mut child = command.stdout(peer.try_clone().unwrap()).stderr(peer).spawn().unwrap();
     drop(command);
-    let (mut terminal, mut bytes, mut piece) = (fs::File::from(terminal), Vec::new(), [0; 4096]);
+    let (mut bytes, mut piece) = (Vec::new(), [0; 4096]);
     let mut is_terminated = false;
     // The read ends with an error, because nobody has the terminal open any more.
     while let Ok(n @ 1..) = terminal.read(&mut piece) {
