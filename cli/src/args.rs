@@ -1,7 +1,8 @@
 //! Arguments that subcommands share: which model to load, and how to compute.
 
-use std::num::NonZero;
+use std::num::{NonZero, ParseIntError};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::{Arc, Once};
 use std::thread;
 
@@ -77,6 +78,19 @@ pub(crate) struct KernelArgs {
     pub(crate) no_verify: bool,
     #[command(flatten)]
     pub(crate) memory: MemoryArgs,
+}
+
+/// Most tokens of a text; `None` for no limit, which is 0 or, as llama.cpp has it, -1.
+#[derive(Clone, Copy)]
+pub(crate) struct TokenLimit(pub(crate) Option<u64>);
+
+impl FromStr for TokenLimit {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let tokens = if text == "-1" { 0 } else { text.parse()? };
+        Ok(Self((tokens > 0).then_some(tokens)))
+    }
 }
 
 /// Refuses the length of a context, which people set for other models.

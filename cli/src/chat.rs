@@ -23,10 +23,9 @@ use rwkv_edge::{
 use self::command::{Command, HELP};
 use self::input::{Event, Input};
 use self::show::Show;
-use crate::args::{ModelArgs, NoContext};
+use crate::args::{ModelArgs, NoContext, TokenLimit};
 use crate::memory::Demand;
-use crate::progress::Progress;
-use crate::run::{Rate, token_limit};
+use crate::progress::{Progress, Rate};
 use crate::sampling::SamplingArgs;
 use crate::saved;
 
@@ -56,9 +55,8 @@ pub(super) struct ChatArgs {
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(..=1024))]
     undo: u16,
     /// Stop a reply after N tokens; 0 or -1 means no limit
-    #[arg(short = 'n', long = "tokens", aliases = ["n-predict", "predict"], value_name = "N", default_value_t = 2048,
-          value_parser = token_limit)]
-    n_tokens: u64,
+    #[arg(short = 'n', long = "tokens", aliases = ["n-predict", "predict"], value_name = "N", default_value = "2048")]
+    n_tokens: TokenLimit,
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
@@ -70,12 +68,13 @@ pub(super) fn run(args: &ChatArgs) -> Result<()> {
     let demand =
         Demand { sessions: usize::from(args.undo) + Conversation::OWN_STATES, ..Demand::new(engine) };
     let model = args.model.load(Verify::WhileRunning, &demand)?;
+    let text_limit = args.model.text_limit(&model, &demand)?;
     let chat = args.template(&model)?;
     let options = args.options(&chat, engine);
     let talk = Conversation::new(Arc::clone(&model), &options)?;
     let interrupted = signals::catch(signals::STOPPING)?;
     let mut talk = Talk { args, talk, show: Show::new(), interrupted, last: Last::default() };
-    let result = talk.begin().and_then(|()| match &args.text {
+    let result = talk.begin(text_limit).and_then(|()| match &args.text {
         Some(text) => talk.send(text),
         None => talk.converse(),
     });
@@ -115,14 +114,9 @@ impl ChatArgs {
             chat: Some(chat.clone()),
             think: self.think,
             undo: self.undo.into(),
-            max_tokens: limit(self.n_tokens),
+            max_tokens: self.n_tokens.0,
         }
     }
-}
-
-/// A number of tokens of which 0 means no limit.
-fn limit(tokens: u64) -> Option<u64> {
-    (tokens > 0).then_some(tokens)
 }
 
 /// A conversation and its user.
@@ -145,11 +139,11 @@ struct Last {
 type Flow = ControlFlow<()>;
 
 impl Talk<'_> {
-    /// Begins as the command line says.
-    fn begin(&mut self) -> Result<()> {
+    /// Begins as the command line says. A text for the system has at most `text_limit` bytes.
+    fn begin(&mut self, text_limit: u64) -> Result<()> {
         let args = self.args;
         if let Some(path) = &args.system {
-            let text = files::read_text(path, files::MAX_TEXT)?;
+            let text = files::read_text(path, text_limit)?;
             let text = String::from_utf8(text).with_context(|| path.display().to_string())?;
             self.talk.set_system(Some(&text))?;
         }
@@ -310,8 +304,7 @@ impl Talk<'_> {
         let session = self.talk.session();
         let (sampling, seed) = (*session.text().sampler.params(), session.text().sampler.seed());
         let (mut text, notes) = saved::open(session.model(), sampling, seed, path)?;
-        text.sampler.set_params(self.args.sampling.over(*text.sampler.params()))?;
-        self.args.sampling.seed.into_iter().for_each(|seed| text.sampler.set_seed(seed));
+        self.args.sampling.apply(&mut text.sampler)?;
         self.talk.resume(&text, &notes).with_context(|| path.display().to_string())?;
         let history = self.talk.history();
         history.trim_end().lines().for_each(|line| say(format_args!("{line}")));
@@ -336,11 +329,11 @@ impl Talk<'_> {
     }
 
     fn set(&mut self, name: &str, value: &str) -> Result<()> {
-        let number = || value.parse().with_context(|| format!("{name}: {value:?} is not a number"));
+        let not_a_number = || format!("{name}: {value:?} is not a number");
         match name {
             "think" => self.talk.set_think_mode(value.parse()?)?,
-            "tokens" => self.talk.set_max_tokens(limit(number()?)),
-            "seed" => self.talk.set_seed(number()?),
+            "tokens" => self.talk.set_max_tokens(value.parse::<TokenLimit>().with_context(not_a_number)?.0),
+            "seed" => self.talk.set_seed(value.parse().with_context(not_a_number)?),
             _ => {
                 let mut params = *self.talk.session().text().sampler.params();
                 params.set(name, value)?;
@@ -367,13 +360,7 @@ impl Talk<'_> {
 /// Shows how far a message is read, and stops that when the user interrupts.
 fn reading(interrupted: &AtomicBool) -> impl FnMut(usize, usize) -> ControlFlow<()> {
     let mut progress = None;
-    move |done, total| {
-        progress.get_or_insert_with(|| Progress::new(total)).show(done, String::new);
-        match interrupted.load(Ordering::Relaxed) {
-            true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(()),
-        }
-    }
+    move |done, total| progress.get_or_insert_with(|| Progress::new(total)).step(done, interrupted)
 }
 
 /// Tells the user something that is no reply.

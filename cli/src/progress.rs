@@ -1,5 +1,6 @@
-//! Progress through the tokens of a long text, on a terminal.
+//! Progress through the tokens of a long text, on a terminal, and its speed.
 
+use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -10,13 +11,7 @@ use rwkv_edge::{Result, Session};
 /// Feeds tokens until a signal comes. Returns their number.
 pub(crate) fn feed(session: &mut Session, tokens: &[u32], interrupted: &AtomicBool) -> Result<usize> {
     let mut progress = Progress::new(tokens.len());
-    session.feed_with(tokens, &mut |fed| {
-        progress.show(fed, String::new);
-        match interrupted.load(Ordering::Relaxed) {
-            true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(()),
-        }
-    })
+    session.feed_with(tokens, &mut |fed| progress.step(fed, interrupted))
 }
 
 /// A line on standard error, if that is a terminal. It appears after a second, and goes away when
@@ -36,6 +31,15 @@ impl Progress {
         Self { total, started: Instant::now(), line: StatusLine::on_terminal() }
     }
 
+    /// Shows that `done` tokens are done, and breaks if a signal came.
+    pub(crate) fn step(&mut self, done: usize, interrupted: &AtomicBool) -> ControlFlow<()> {
+        self.show(done, String::new);
+        match interrupted.load(Ordering::Relaxed) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    }
+
     /// Shows that `done` tokens are done, and the text `note`.
     pub(crate) fn show(&mut self, done: usize, note: impl FnOnce() -> String) {
         let Some(line) = &mut self.line else { return };
@@ -49,6 +53,21 @@ impl Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         self.line.iter_mut().for_each(StatusLine::erase);
+    }
+}
+
+/// A number of tokens and the time they took.
+#[derive(Default)]
+pub(crate) struct Rate {
+    pub(crate) tokens: u64,
+    pub(crate) time: Duration,
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.time.as_secs_f64();
+        let rate = if self.tokens > 0 { self.tokens as f64 / seconds } else { 0.0 };
+        write!(f, "{} tokens in {seconds:.3} s, {rate:.1} tokens/s", self.tokens)
     }
 }
 

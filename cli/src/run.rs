@@ -2,7 +2,6 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::mem;
-use std::num::ParseIntError;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,9 +12,9 @@ use clap::Args;
 use rwkv_edge::format::Template;
 use rwkv_edge::{End, Model, Session, Snapshot, StateNotes, StopRules, Verify, input, signals, stdio};
 
-use crate::args::{ModelArgs, NoContext};
+use crate::args::{ModelArgs, NoContext, TokenLimit};
 use crate::memory::Demand;
-use crate::progress::feed;
+use crate::progress::{Rate, feed};
 use crate::sampling::SamplingArgs;
 use crate::saved;
 use crate::utf16::hint_at_utf16;
@@ -48,9 +47,8 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "FILE")]
     save_state: Option<PathBuf>,
     /// Stop after N tokens; 0 or -1 means no limit
-    #[arg(short = 'n', long = "tokens", aliases = ["n-predict", "predict"], value_name = "N", default_value_t = 256,
-          value_parser = token_limit)]
-    n_tokens: u64,
+    #[arg(short = 'n', long = "tokens", aliases = ["n-predict", "predict"], value_name = "N", default_value = "256")]
+    n_tokens: TokenLimit,
     #[command(flatten)]
     sampling: SamplingArgs,
     /// Stop before this text; may be given several times
@@ -75,7 +73,7 @@ pub(super) fn run(args: &RunArgs) -> Result<()> {
     hint_at_utf16(&prompt);
     let (prompt, stops) = args.fill(&model, prompt, limit)?;
     let seed = text.sampler.seed();
-    let mut session = Session::resume(Arc::clone(&model), &args.model.compute.engine_options(), text)?;
+    let mut session = Session::resume(Arc::clone(&model), &demand.engine, text)?;
     let interrupted = signals::catch(signals::STOPPING)?;
     let result = args.write_text(&mut session, (&prompt, &stops), &mut run, interrupted);
     // A damaged file explains any other failure, so the rest is checked. A user who interrupts does
@@ -150,8 +148,7 @@ impl RunArgs {
                 text
             }
         };
-        text.sampler.set_params(self.sampling.over(*text.sampler.params()))?;
-        self.sampling.seed.into_iter().for_each(|seed| text.sampler.set_seed(seed));
+        self.sampling.apply(&mut text.sampler)?;
         Ok(text)
     }
 
@@ -191,7 +188,7 @@ impl RunArgs {
         run: &mut Run,
         interrupted: &AtomicBool,
     ) -> Result<()> {
-        let max_tokens = (self.n_tokens > 0).then_some(self.n_tokens);
+        let TokenLimit(max_tokens) = self.n_tokens;
         let mut text = session.generate(&StopRules { max_tokens, stop_texts: stops })?;
         text.begin_with(&mem::take(&mut run.unshown));
         if self.save_state.is_some() {
@@ -251,24 +248,4 @@ struct Run {
     /// How long the state took to load and to save.
     loaded: Option<Duration>,
     saved: Option<Duration>,
-}
-
-/// A number of tokens and the time they took.
-#[derive(Default)]
-pub(super) struct Rate {
-    pub(super) tokens: u64,
-    pub(super) time: Duration,
-}
-
-impl std::fmt::Display for Rate {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let seconds = self.time.as_secs_f64();
-        let rate = if self.tokens > 0 { self.tokens as f64 / seconds } else { 0.0 };
-        write!(f, "{} tokens in {seconds:.3} s, {rate:.1} tokens/s", self.tokens)
-    }
-}
-
-/// A number of tokens; -1 is no limit.
-pub(crate) fn token_limit(text: &str) -> Result<u64, ParseIntError> {
-    if text == "-1" { Ok(0) } else { text.parse() }
 }

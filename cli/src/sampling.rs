@@ -1,7 +1,7 @@
 //! Options that say how tokens are drawn.
 
 use clap::Args;
-use rwkv_edge::SamplingParams;
+use rwkv_edge::{Result, Sampler, SamplingParams};
 
 /// How tokens are drawn. What is not given is the saved text's or the model's.
 #[derive(Args)]
@@ -17,10 +17,10 @@ pub(crate) struct SamplingArgs {
     #[arg(long, alias = "top_k")]
     top_k: Option<u32>,
     /// Subtracted from the logit of a token that occurred
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long)]
     presence_penalty: Option<f32>,
     /// Subtracted from a token's logit for each time it occurred
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long)]
     frequency_penalty: Option<f32>,
     /// Factor by which occurrences fade with every token
     #[arg(long)]
@@ -28,7 +28,7 @@ pub(crate) struct SamplingArgs {
     /// Seed of the random numbers; the same seed gives the same text on every machine [default: the
     /// saved text's numbers go on; otherwise the clock]
     #[arg(short, long)]
-    pub(crate) seed: Option<u64>,
+    seed: Option<u64>,
 }
 
 impl SamplingArgs {
@@ -42,6 +42,13 @@ impl SamplingArgs {
             frequency_penalty: self.frequency_penalty.unwrap_or(base.frequency_penalty),
             penalty_decay: self.penalty_decay.unwrap_or(base.penalty_decay),
         }
+    }
+
+    /// Applies what is given to the sampler of a saved text.
+    pub(crate) fn apply(&self, sampler: &mut Sampler) -> Result<()> {
+        sampler.set_params(self.over(*sampler.params()))?;
+        self.seed.into_iter().for_each(|seed| sampler.set_seed(seed));
+        Ok(())
     }
 
     /// The seed, or one of the clock.

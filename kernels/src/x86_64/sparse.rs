@@ -252,7 +252,7 @@ pub(super) fn last_chunks<const CHUNK: usize>(set: &Set<'_>) -> [[u8; CHUNK]; SE
 }
 
 /// Prefetches the share that chunk `i` and a pair of records have in the codes of the next set,
-/// which begin at `next`. All shares together cover every line once.
+/// which begin at `next`. All shares together cover every line of whole chunks once.
 #[inline]
 pub(super) fn prefetch_share<const CHUNK: usize>(next: &[*const u8; SET_SIZE], pair: usize, i: usize) {
     let in_line = const { LINE_BYTES / CHUNK };
@@ -309,6 +309,7 @@ macro_rules! sparse_product {
                         }
                         store_sums(sums, add_sums(acc, sums));
                     }
+                    // A loop over these codes too would take ten instructions more for each chunk.
                     if let (Some(sums), false) = (rest.first_mut(), set[0].codes.len() % (16 * LANES) == 0) {
                         let (codes, i) = (last_chunks(&set), codes[0].len());
                         let mut acc = load_sums(sums);
