@@ -153,6 +153,42 @@ fn feed_all_gives_the_logits_after_every_token_in_order() {
 }
 
 #[test]
+fn logits_of_many_texts_are_those_that_they_get_alone() {
+    for model in heads() {
+        let tokens = token_walk(20, model.config().n_vocab);
+        let mut alone = engine(&model, 1, 1);
+        let states: Vec<State> = (0..7)
+            .map(|text| {
+                let mut state = model.initial_state().unwrap();
+                alone.feed(&mut state, &tokens[text..][..1 + text]).unwrap();
+                state
+            })
+            .collect();
+        let expected: Vec<_> = states.iter().map(|state| bits(&mut alone, state)).collect();
+        for mut together in with_head_batch(&model) {
+            let mut found = Vec::new();
+            let each = |i: usize, logits: &mut [f32]| {
+                assert_eq!(i, found.len());
+                found.push(logits.iter().map(|logit| logit.to_bits()).collect::<Vec<_>>());
+                Ok(())
+            };
+            together.logits_batch(&states.iter().collect::<Vec<_>>(), each).unwrap();
+            assert!(found == expected, "{:?}", together.options());
+        }
+    }
+}
+
+#[test]
+fn logits_of_many_texts_end_at_an_empty_text_before_the_first_call() {
+    let model = model(&fixture("v7-tiny.pth"), DType::Int8, None);
+    let mut engine = engine(&model, 1, 1);
+    let mut state = model.initial_state().unwrap();
+    engine.feed(&mut state, &[1]).unwrap();
+    let states = [&state, &model.initial_state().unwrap()];
+    engine.logits_batch(&states, |_, _| panic!("a text is empty")).unwrap_err();
+}
+
+#[test]
 fn feed_all_ends_at_the_first_error_with_a_state_of_the_tokens_read() {
     let model = model(&fixture("v7-tiny.pth"), DType::Int8, None);
     let tokens = token_walk(20, model.config().n_vocab);
@@ -240,6 +276,24 @@ fn a_head_batch_reads_the_head_once() {
         assert_eq!(head(1), 8 * head(8));
         assert_eq!(head(4), 2 * head(8));
     }
+}
+
+#[test]
+fn texts_that_need_all_logits_read_the_second_plane_once() {
+    let [.., model] = heads();
+    let n_vocab = model.config().n_vocab;
+    let bytes = |head_batch: usize| {
+        let options = EngineOptions { threads: Some(1), head_batch, ..EngineOptions::default() };
+        let mut engine = Engine::new(Arc::clone(&model), &options).unwrap();
+        let mut state = model.initial_state().unwrap();
+        engine.feed(&mut state, &[1]).unwrap();
+        let before = engine.traffic().weight_bytes;
+        let mut samplers = vec![Sampler::new(PLAIN, n_vocab, 1).unwrap(); 8];
+        let mut texts: Vec<_> = samplers.iter_mut().map(|sampler| (&state, sampler)).collect();
+        engine.sample_batch(&mut texts, &mut [0; 8]).unwrap();
+        engine.traffic().weight_bytes - before
+    };
+    assert_eq!(bytes(1), 8 * bytes(8));
 }
 
 #[test]
