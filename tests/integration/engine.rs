@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::common::{PLAIN, VERSIONS, convert, fixture, model, open, options, token_walk};
+use crate::common::{PLAIN, Random, VERSIONS, convert, fixture, model, open, options, token_walk};
 use rwkv_edge::kernels::DType;
 use rwkv_edge::model::names;
 use rwkv_edge::{
@@ -59,6 +59,32 @@ fn a_batch_gives_each_text_the_bits_that_it_gets_alone() {
                 assert_eq!(bits(&mut together, state), bits(&mut alone, expected), "{what}");
             }
         }
+    }
+}
+
+#[test]
+fn random_batches_give_each_text_the_bits_that_it_gets_alone() {
+    // `tests/scripts/chunks.sh` asks for more.
+    let batches = std::env::var("RWKV_EDGE_BATCHES").map_or(12, |batches| batches.parse().unwrap());
+    let kinds: Vec<_> =
+        VERSIONS.iter().flat_map(|version| DType::ALL.map(|dtype| (version, dtype))).collect();
+    let mut random = Random(14);
+    for _ in 0..batches {
+        let (version, dtype) = random.pick(&kinds);
+        let model = model(&fixture(&format!("{version}-tiny.pth")), dtype, None);
+        let n_vocab = model.config().n_vocab;
+        let texts: Vec<Vec<u32>> = (0..1 + random.below(9))
+            .map(|_| (0..random.below(40)).map(|_| random.below(n_vocab) as u32).collect())
+            .collect();
+        let (threads, chunk) = (1 + random.below(4), 1 + random.below(130));
+        let (mut alone, mut together) = (engine(&model, 1, 1), engine(&model, threads, chunk));
+        let mut expected = vec![model.initial_state().unwrap(); texts.len()];
+        let mut states = expected.clone();
+        expected.iter_mut().zip(&texts).for_each(|(state, tokens)| alone.feed(state, tokens).unwrap());
+        let pairs = states.iter_mut().zip(&texts);
+        let mut batch: Vec<_> = pairs.map(|(state, tokens)| Sequence::new(state, tokens)).collect();
+        together.feed_batch(&mut batch).unwrap();
+        assert!(states == expected, "{version}, {dtype}, {threads} threads, chunks of {chunk}, {texts:?}");
     }
 }
 
