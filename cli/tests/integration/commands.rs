@@ -281,6 +281,20 @@ fn bench_prints_json() {
     }
 }
 
+#[test]
+fn bench_cold_measures_the_first_token_of_a_file() {
+    let (_folder, model) = tiny();
+    let args = ["bench", &model, "-n", "2", "--prompt", "2", "--threads", "1", "--cold"];
+    let text = stdout(&run(&args));
+    assert!(text.contains("first token") && text.contains("nothing of the file cached"), "{text}");
+    let json: serde_json::Value =
+        serde_json::from_str(&stdout(&run(&[&args[..], &["--json"]].concat()))).unwrap();
+    for key in ["cold", "warm"] {
+        assert!(json["first_token_seconds"][key].as_f64().unwrap() > 0.0, "{json}");
+    }
+    assert!(failure(&["bench", "--cold"]).contains("--cold needs a model file"));
+}
+
 /// What `bench` measures with one thread.
 fn bench(options: &[&str]) -> serde_json::Value {
     let args = ["bench", FAIRY, "--prompt", "8", "--threads", "1", "--json"];
