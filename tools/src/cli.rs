@@ -26,7 +26,7 @@ const USAGE: &str = "rwkv-quantize [OPTIONS] <INPUT> <OUTPUT>
 const MODEL_OPTIONS: [&str; 8] =
     ["dtype", "plain_head", "tokenizer", "chat", "start_tokens", "sampling", "state", "group_norm_eps"];
 
-/// Convert an RWKV checkpoint (.pth, .safetensors, rwkv.cpp .bin) to one quantized .rwkv file
+/// Convert an RWKV checkpoint (.pth, .safetensors, GGUF, rwkv.cpp .bin) to one quantized .rwkv file
 #[derive(Parser)]
 #[command(version, max_term_width = 100, override_usage = USAGE)]
 struct Cli {

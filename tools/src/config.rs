@@ -58,7 +58,8 @@ pub fn read(checkpoint: &Checkpoint, version: Version, group_norm_eps: f32) -> R
             value_rank: (n_layer > 1).then(|| rank("blocks.1.att.v1")).transpose()?,
         }),
     };
-    let config = Config { n_layer, n_embd, n_att, n_ffn, n_vocab, layer_norm_eps: LAYER_NORM_EPS, arch };
+    let layer_norm_eps = checkpoint.layer_norm_eps().unwrap_or(LAYER_NORM_EPS);
+    let config = Config { n_layer, n_embd, n_att, n_ffn, n_vocab, layer_norm_eps, arch };
     config.validate()?;
     Ok(config)
 }

@@ -25,7 +25,7 @@ use crate::origin::{Input, Origin, Sources, Stored};
 use crate::policy::{self, QuantSpec};
 use crate::report::{Report, Warning};
 use crate::shapes::GROUP_NORM_EPS;
-use crate::source::{self, Checkpoint, LN0};
+use crate::source::{self, Checkpoint, Container, LN0, SourceDType};
 use crate::vocab::{self, VocabError};
 
 /// Most ids that a model's vocabulary may have beyond the tokenizer's. Released models are padded
@@ -109,7 +109,7 @@ impl Conversion {
         let config = config::read(&checkpoint, version, options.group_norm_eps).with_context(with_path)?;
         let state = options.state.as_deref().map(Checkpoint::open).transpose()?;
         let tensors = model_tensors(sources(&checkpoint, &state), &config, options.quant)?;
-        let (tokenizer, error) = match tokenizer(options.tokenizer.as_deref(), config.n_vocab) {
+        let (tokenizer, error) = match tokenizer(&checkpoint, options.tokenizer.as_deref(), config.n_vocab) {
             Ok(tokenizer) => (tokenizer, None),
             Err(error) => (rwkv_edge::tokenizer::compile::bytes(), Some(error)),
         };
@@ -117,7 +117,9 @@ impl Conversion {
         let byte_tokens = error.is_some() && checkpoint.is_synthetic() && options.tokenizer.is_none();
         let error = error.filter(|_| !byte_tokens);
         let stop_tokens = stop_tokens(&tokenizer)?;
-        let template = options.template.unwrap_or_else(|| Template::for_vocab(config.n_vocab));
+        let stored_template = || checkpoint.chat_template().and_then(chat::recognise);
+        let template = options.template.or_else(stored_template);
+        let template = template.unwrap_or_else(|| Template::for_vocab(config.n_vocab));
         let contents = FileContents {
             chat: chat::chat(template, options.start_tokens.clone(), stop_tokens, &options.sampling)?,
             provenance: provenance(&checkpoint, options, version),
@@ -173,7 +175,8 @@ impl Conversion {
         })?;
         provenance.source_sha256 = contents.sha256;
         provenance.rel_error = total.relative() as f32;
-        let report = Report::new(writer.layout(), &errors, provenance.rel_error, contents.warnings);
+        let warnings = coarse(&checkpoint).into_iter().chain(contents.warnings).collect();
+        let report = Report::new(writer.layout(), &errors, provenance.rel_error, warnings);
         writer.finish_data()?;
         self_test.logits_sha256 = logits_digest(writer.model_file()?, isa, &self_test.tokens, threads)?;
         job::check(&[interrupted])?;
@@ -194,6 +197,14 @@ impl Conversion {
         }
         Ok(())
     }
+}
+
+/// The warning that the checkpoint was quantized so coarsely that another file gives a better
+/// model.
+fn coarse(checkpoint: &Checkpoint) -> Option<Warning> {
+    let is_coarse = |dtype: &SourceDType| matches!(dtype, SourceDType::Block(block) if block.is_coarse());
+    let types: Vec<_> = checkpoint.dtypes().into_iter().filter(is_coarse).collect();
+    (!types.is_empty()).then(|| Warning::Coarse { file: checkpoint.path().to_owned(), types })
 }
 
 fn sources<'a>(checkpoint: &'a Checkpoint, state: &'a Option<Checkpoint>) -> Sources<'a> {
@@ -266,14 +277,25 @@ fn write_tensors(
 
 /// The provenance, without the fields that only the run can fill in.
 fn provenance(checkpoint: &Checkpoint, options: &Options, version: Version) -> Provenance {
-    let container = checkpoint.container().to_string();
     Provenance {
         source_name: printable(&checkpoint.file_name()),
-        source_format: if checkpoint.is_synthetic() { "synthetic".into() } else { container },
+        source_format: source_format(checkpoint),
         source_bytes: checkpoint.file_len(),
         converter: format!("{} {}", env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION")),
         settings: settings(options, version),
         ..Provenance::default()
+    }
+}
+
+/// The container. A GGUF file may have been quantized before, so its element types follow.
+fn source_format(checkpoint: &Checkpoint) -> String {
+    match checkpoint.container() {
+        _ if checkpoint.is_synthetic() => "synthetic".into(),
+        Container::Gguf => {
+            let types: Vec<_> = checkpoint.dtypes().iter().map(SourceDType::to_string).collect();
+            format!("{} ({})", Container::Gguf, types.join(", "))
+        }
+        container => container.to_string(),
     }
 }
 
@@ -353,8 +375,14 @@ fn read_contents(sources: Sources<'_>, stop: Stop<'_>) -> Result<Contents> {
     Ok(Contents { sha256: digest.finalize().into(), warnings })
 }
 
-/// The compiled tokenizer for a model of `n_vocab` tokens.
-fn tokenizer(path: Option<&Path>, n_vocab: usize) -> Result<Vec<u8>> {
+/// The compiled tokenizer for a model of `n_vocab` tokens: that of the file, of the checkpoint, or
+/// a built-in one.
+fn tokenizer(checkpoint: &Checkpoint, path: Option<&Path>, n_vocab: usize) -> Result<Vec<u8>> {
+    if let (None, Some(vocabulary)) = (path, checkpoint.vocabulary()?) {
+        let with_path = || checkpoint.path().display().to_string();
+        let section = vocab::stored(&vocabulary).with_context(with_path)?;
+        return fitting(section, checkpoint.path(), n_vocab);
+    }
     let section = match (path, n_vocab) {
         (Some(path), _) => vocab::load(path).map_err(|error| match error {
             VocabError::File(_) => anyhow!(error),
@@ -371,12 +399,17 @@ fn tokenizer(path: Option<&Path>, n_vocab: usize) -> Result<Vec<u8>> {
              --tokenizer FILE (World-format .txt, or tokenizer.json of a byte-level BPE)"
         ),
     };
+    fitting(section, path.unwrap_or(Path::new("built-in")), n_vocab)
+}
+
+/// The tokenizer from `path`, if it has as many tokens as the model.
+fn fitting(section: Vec<u8>, path: &Path, n_vocab: usize) -> Result<Vec<u8>> {
     let n_tokens = Tokenizer::parse(&section)?.n_tokens();
     let fits = n_tokens <= n_vocab && n_vocab - n_tokens <= max_unused_ids(n_vocab);
     ensure!(
         fits,
         "{}: the tokenizer has {n_tokens} tokens, the model {n_vocab}: this is another model's tokenizer",
-        path.unwrap_or(Path::new("built-in")).display()
+        path.display()
     );
     Ok(section)
 }

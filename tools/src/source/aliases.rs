@@ -23,6 +23,9 @@ pub enum Naming {
     /// Files for web-rwkv and ai00. Names are almost BlinkDL's; low-rank factors and tuned states
     /// are transposed.
     WebRwkv,
+    /// GGUF files of llama.cpp. Low-rank factors are transposed. The reader of the container
+    /// translates the names, which depend on the metadata.
+    LlamaCpp,
 }
 
 impl fmt::Display for Naming {
@@ -32,6 +35,7 @@ impl fmt::Display for Naming {
             Self::HuggingFace => "Hugging Face transformers",
             Self::FlashLinearAttention => "flash-linear-attention",
             Self::WebRwkv => "web-rwkv",
+            Self::LlamaCpp => "llama.cpp",
         })
     }
 }
@@ -89,7 +93,7 @@ pub(super) fn blinkdl_name(naming: Naming, name: &str) -> String {
             (name, hugging_face(name))
         }
         Naming::FlashLinearAttention => (name, fla(name)),
-        Naming::BlinkDl | Naming::WebRwkv => (name, None),
+        Naming::BlinkDl | Naming::WebRwkv | Naming::LlamaCpp => (name, None),
     };
     translated.unwrap_or_else(|| name.to_owned())
 }

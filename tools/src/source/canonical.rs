@@ -42,7 +42,7 @@ pub(super) fn canonicalize(
     tensors: &mut Vec<SourceTensor>,
 ) -> Result<Naming, SourceError> {
     refuse_states_alone(source, container, tensors)?;
-    let mut naming = naming(tensors);
+    let mut naming = if container == Container::Gguf { Naming::LlamaCpp } else { naming(tensors) };
     tensors.iter_mut().for_each(|tensor| tensor.name = blinkdl_name(naming, &tensor.name));
     split_mixes(source, container, naming, tensors)?;
     names::sort(source, tensors)?;
@@ -55,7 +55,7 @@ pub(super) fn canonicalize(
     }
 
     let always_swapped = container == Container::RwkvCpp
-        || naming == Naming::FlashLinearAttention
+        || matches!(naming, Naming::FlashLinearAttention | Naming::LlamaCpp)
         || (naming == Naming::WebRwkv && dynamic_mixes);
     let swapped = mark_low_rank(source, tensors, always_swapped)?;
     if naming == Naming::BlinkDl && swapped && container != Container::RwkvCpp {

@@ -1,16 +1,18 @@
 //! An opened checkpoint: its tensors under BlinkDL's names, and their values.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use super::aliases::Naming;
 use super::error::SourceError;
 use super::file::{ReadAt, Source};
+use super::gguf::{self, About, Vocabulary};
 use super::location::Location;
 use super::records::Record;
 use super::shards::Shards;
 use super::sniff::Kind;
-use super::tensor::{Container, SourceTensor};
+use super::tensor::{Container, SourceDType, SourceTensor};
 use super::zero_runs::ZeroRun;
 use super::{canonical, decode, index, names, records, shards, sniff, zero_runs};
 
@@ -34,6 +36,7 @@ pub struct Checkpoint {
     other_entries: Vec<String>,
     /// By file and place.
     records: Vec<Record>,
+    about: About,
     scratch: Mutex<Vec<Vec<u8>>>,
 }
 
@@ -57,6 +60,10 @@ impl Checkpoint {
 
     fn of(source: Source) -> Result<Self, SourceError> {
         let (shards, container, mut index) = match sniff::kind(&source)? {
+            Kind::Container(Container::Gguf) => {
+                let gguf::Opened { files, index } = gguf::open(&source)?;
+                (files, Container::Gguf, index)
+            }
             Kind::Container(container) => (Vec::new(), container, index::read(&source, container)?),
             Kind::Json => {
                 let Shards { files, container, index } = shards::open(&source)?;
@@ -73,6 +80,7 @@ impl Checkpoint {
             tensors: index.tensors,
             other_entries: index.other_entries,
             records: index.records,
+            about: index.about,
             scratch: Mutex::default(),
         })
     }
@@ -80,6 +88,31 @@ impl Checkpoint {
     /// Format of the file, or of each of several files.
     pub fn container(&self) -> Container {
         self.container
+    }
+
+    /// The element types of the tensors, each once.
+    pub fn dtypes(&self) -> BTreeSet<SourceDType> {
+        self.tensors.iter().map(|tensor| tensor.dtype).collect()
+    }
+
+    /// Epsilon of the layer norms, if the checkpoint names it.
+    pub fn layer_norm_eps(&self) -> Option<f32> {
+        self.about.layer_norm_eps
+    }
+
+    /// Reads the vocabulary, if the checkpoint has one.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read any more, or a token is too long or no text.
+    pub fn vocabulary(&self) -> Result<Option<Vocabulary>, SourceError> {
+        let place = self.about.vocabulary.as_ref().zip(self.files().first());
+        place.map(|(place, file)| place.read(file)).transpose()
+    }
+
+    /// The chat template, if the checkpoint has one: a Jinja text, or a name.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.about.chat_template.as_deref()
     }
 
     /// Naming scheme of the tensors in the file.
@@ -192,14 +225,19 @@ impl Checkpoint {
     ) -> Result<(), SourceError> {
         let Location { shard, offset, row_len, row_stride } = tensor.location;
         let file = self.shards.get(shard).unwrap_or(&self.source);
-        let size = tensor.dtype.size();
+        let (size, block_len) = (tensor.dtype.size(), tensor.dtype.block_len());
+        let factor = self.about.factor(&tensor.name);
         while !out.is_empty() {
             let (row, column) = (start / row_len, start % row_len);
-            let count = out.len().min(row_len - column).min(scratch.len() / size);
+            let (block, skip) = (column / block_len, column % block_len);
+            let count = out.len().min(row_len - column).min(scratch.len() / size * block_len - skip);
             let (values, rest) = out.split_at_mut(count);
-            let bytes = &mut scratch[..count * size];
-            file.read_at(bytes, offset + row as u64 * row_stride + (column * size) as u64)?;
-            decode::decode(tensor.dtype, bytes, values);
+            let bytes = &mut scratch[..(skip + count).div_ceil(block_len) * size];
+            file.read_at(bytes, offset + row as u64 * row_stride + (block * size) as u64)?;
+            decode::decode(tensor.dtype, bytes, skip, values);
+            if factor != 1.0 {
+                values.iter_mut().for_each(|value| *value *= factor);
+            }
             start += count;
             out = rest;
         }

@@ -6,6 +6,7 @@ use rwkv_edge::format::Version;
 use super::aliases::Naming;
 use super::checkpoint::Checkpoint;
 use super::error::SourceError;
+use super::tensor::Container;
 use super::{inventory, names, shards};
 
 /// A refused variant: the beginnings of names that mark it, in a layer or beside the layers, and
@@ -80,7 +81,7 @@ const VARIANTS: &[Variant] = &[
 /// variant and the reason, or names a missing or unknown tensor.
 pub fn detect(checkpoint: &Checkpoint) -> Result<Version, SourceError> {
     whole_model(checkpoint).map_err(|error| {
-        if shards::is_shard_name(&checkpoint.file_name()) {
+        if checkpoint.container() != Container::Gguf && shards::is_shard_name(&checkpoint.file_name()) {
             checkpoint.source.unsupported(
                 "this file holds only some of the tensors; name the .index.json that lies beside it, \
                  with all files of the checkpoint in the same folder",

@@ -1,9 +1,10 @@
-//! Readers of RWKV checkpoints: torch zip files (`.pth`), `.safetensors` and rwkv.cpp `.bin`.
+//! Readers of RWKV checkpoints: torch zip files (`.pth`), `.safetensors`, GGUF and rwkv.cpp
+//! `.bin`.
 //!
 //! A [`Checkpoint`] presents the tensors under BlinkDL's names, whoever wrote the file. It
-//! translates the names of Hugging Face transformers, flash-linear-attention, web-rwkv and
-//! rwkv.cpp. Values stay as they are stored; [`SourceTensor::transposed`] says where the last two
-//! dimensions are swapped.
+//! translates the names of Hugging Face transformers, flash-linear-attention, web-rwkv, llama.cpp
+//! and rwkv.cpp. Values stay as they are stored, apart from those that llama.cpp rescales;
+//! [`SourceTensor::transposed`] says where the last two dimensions are swapped.
 //!
 //! [`Checkpoint::open`] reads the container's index and nothing else. It refuses files that are
 //! damaged, hostile or no checkpoint, with one line that says why. [`Checkpoint::read`] then
@@ -22,6 +23,7 @@ mod decode;
 mod detect;
 mod error;
 mod file;
+mod gguf;
 mod index;
 mod inventory;
 mod location;
@@ -44,6 +46,7 @@ pub use checkpoint::Checkpoint;
 pub use detect::detect;
 pub use error::SourceError;
 pub(crate) use file::ReadAt;
+pub use gguf::{BlockType, StoredToken, Vocabulary};
 pub(crate) use inventory::{LN0, stored_names};
 pub use tensor::{Container, SourceDType, SourceTensor};
 pub use zero_runs::ZeroRun;

@@ -19,7 +19,7 @@ use super::tensor::{Container, Index};
 const MAX_INDEX: u64 = 32 << 20;
 
 /// Most files of a checkpoint; each of them stays open.
-const MAX_SHARDS: usize = 256;
+pub(super) const MAX_SHARDS: usize = 256;
 
 /// The index that `save_pretrained` writes beside the shards. `metadata` is not needed.
 #[derive(Deserialize)]

@@ -3,6 +3,7 @@
 mod error;
 mod hf_json;
 mod literal;
+mod stored;
 mod world;
 
 use std::path::Path;
@@ -11,6 +12,7 @@ pub use error::{Result, VocabError};
 pub use hf_json::hf_json;
 use rwkv_edge::input;
 use rwkv_edge::tokenizer::compile;
+pub use stored::stored;
 pub use world::{pack, world_builtin, world_file};
 
 /// Longest vocabulary file; those of 250,000 tokens have 20 MB.

@@ -4,6 +4,9 @@ mod cli;
 mod common;
 mod damage;
 mod errors;
+mod gguf;
+#[path = "../common/gguf.rs"]
+mod gguf_writer;
 mod library;
 mod limits;
 mod synth;

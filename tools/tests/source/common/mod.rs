@@ -119,6 +119,7 @@ pub(crate) fn encode(dtype: SourceDType, value: f32) -> Vec<u8> {
         SourceDType::F32 => value.to_le_bytes().to_vec(),
         SourceDType::F16 => half::f16::from_f32(value).to_le_bytes().to_vec(),
         SourceDType::BF16 => half::bf16::from_f32(value).to_le_bytes().to_vec(),
+        SourceDType::Block(block) => panic!("{block}"),
     }
 }
 
