@@ -110,7 +110,7 @@ fn tensors_with_names_of_something_else_are_refused() {
     {
         let mut file = tiny();
         file.tensors.push(Tensor::new(name, &[4], 0, vec![0; 16]));
-        assert_refused(&file.bytes(), &["no place in an rwkv7 of llama.cpp"]);
+        assert_refused(&file.bytes(), &["no place in an rwkv7 model of llama.cpp"]);
     }
 }
 

@@ -103,7 +103,7 @@ pub(super) fn translate(
         }
         let Some(name) = blinkdl_name(model.arch, &tensor.name) else {
             return Err(source.unsupported(format!(
-                "tensor {} has no place in an {} of llama.cpp",
+                "tensor {} has no place in an {} model of llama.cpp",
                 tensor.name.escape_debug(),
                 model.arch
             )));

@@ -32,7 +32,12 @@ impl Part {
                 let tensors = metadata.integer("split.tensors.count")?;
                 Ok(Some(Self { number: index + 1, count, tensors }))
             }
-            other => Err(source.malformed(format!("its split.no is {other:?} with {count} parts"))),
+            Some(index) => {
+                Err(source.malformed(format!("its split.no is {index}, and there are {count} parts")))
+            }
+            None => {
+                Err(source.malformed(format!("it is one of {count} parts, and its metadata lack split.no")))
+            }
         }
     }
 
