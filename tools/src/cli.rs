@@ -45,11 +45,12 @@ struct Cli {
     #[arg(long)]
     plain_head: bool,
     /// Vocabulary: World format (`id literal length` lines) or tokenizer.json of a byte-level BPE
-    /// [default: World for 65536 tokens, bytes for 256, and with --synth for any other number]
+    /// [default: a GGUF file's own, or else World for 65536 tokens, bytes for 256, and with --synth
+    /// for any other number]
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
-    /// Chat template: world, think, flower, raven or none [default: world for models of 65536
-    /// tokens, none otherwise]
+    /// Chat template: world, think, flower, raven or none [default: a GGUF file's own, or else world
+    /// for models of 65536 tokens, none otherwise]
     #[arg(long, value_name = "TEMPLATE")]
     chat: Option<Template>,
     /// Token fed before any text; may be given several times

@@ -303,11 +303,10 @@ fn to_llama_cpp(arch: &str, weights: &Weights) -> Weights {
         Some((layer, local)) => (Some(layer), local),
         None => (None, name.as_str()),
     };
-    let turned = match local {
-        "att.time_maa_w1" | "att.time_maa_w2" | "att.time_decay_w1" | "att.time_decay_w2" => true,
-        "att.w1" | "att.w2" | "att.a1" | "att.a2" | "att.v1" | "att.v2" | "att.g1" | "att.g2" => true,
-        _ => false,
+    let is_factor = |names: &[&str]| {
+        ["1", "2"].iter().any(|digit| names.iter().any(|name| local == format!("att.{name}{digit}")))
     };
+    let turned = is_factor(&["time_maa_w", "time_decay_w", "w", "a", "v", "g"]);
     let Weights { mut shape, values, .. } = if turned { transposed(weights) } else { weights.clone() };
     if local != "att.time_faaaa" {
         shape.retain(|&n| n != 1);

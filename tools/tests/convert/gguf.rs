@@ -29,7 +29,7 @@ fn kept(arch: &str, parts: &Parts, style: Style) -> Parts {
     for part in &mut kept.0 {
         let weights = Weights { name: part.name.clone(), shape: part.shape.clone(), values: part.values() };
         // A model of this tensor alone, which tells its type.
-        let written = llama_cpp(arch, &[weights.clone()], Style { fused: false, ..style });
+        let written = llama_cpp(arch, std::slice::from_ref(&weights), Style { fused: false, ..style });
         let Tensor { name, shape, .. } = &written.tensors[written.tensors.len() - 1];
         let shape: Vec<usize> = shape.iter().map(|&n| n as usize).collect();
         let kind = kind_of(style, name, &shape);

@@ -7,7 +7,8 @@ use crate::common::models::{HEADS, LAYERS, WIDTH, blinkdl};
 use crate::common::{Filled, Folder, open, read};
 use crate::gguf_writer::{Gguf, Kind, Style, Tensor, Value, Weights, llama_cpp, part_name, transposed};
 use rwkv_edge::format::Version;
-use rwkv_quantize::source::{Checkpoint, Container, Naming, SourceDType, SourceError, detect};
+use rwkv_quantize::source::torch_writer::TorchWriter;
+use rwkv_quantize::source::{BlockType, Checkpoint, Container, Naming, SourceDType, SourceError, detect};
 
 pub(crate) const STYLE: Style = Style { kind: Kind::F32, fused: true, rescale: 0, head_size: WIDTH / HEADS };
 
@@ -157,6 +158,13 @@ fn every_block_type_decodes_to_the_values_of_the_gguf_package() {
             assert_eq!(bits(&out), bits(&expected[start..start + len]), "{name} {start} {len}");
         }
     }
+}
+
+#[test]
+fn blocks_are_not_written_as_torch_files() {
+    let spec = crate::common::spec("x", &[256], SourceDType::Block(BlockType::Q6K));
+    let message = TorchWriter::new(Vec::new(), "archive", &[spec]).unwrap_err().to_string();
+    assert!(message.contains("tensor x") && message.contains("Q6_K"), "{message}");
 }
 
 #[test]
