@@ -13,7 +13,7 @@ use rwkv_edge::{host, stdio};
 use rwkv_quantize::convert::Options;
 use rwkv_quantize::policy::QuantSpec;
 use rwkv_quantize::shapes::{self, RELEASED, Shape};
-use rwkv_quantize::source::{Checkpoint, SourceError};
+use rwkv_quantize::source::{Checkpoint, Merge, SourceError};
 use rwkv_quantize::synth::{self, Recipe};
 use rwkv_quantize::tuned::TunedState;
 
@@ -23,8 +23,17 @@ const USAGE: &str = "rwkv-quantize [OPTIONS] <INPUT> <OUTPUT>
        rwkv-quantize [OPTIONS] --inspect <INPUT>";
 
 /// Options of a model that do not apply to a checkpoint, by the names of their fields.
-const MODEL_OPTIONS: [&str; 8] =
-    ["dtype", "plain_head", "tokenizer", "chat", "start_tokens", "sampling", "state", "group_norm_eps"];
+const MODEL_OPTIONS: [&str; 9] = [
+    "dtype",
+    "plain_head",
+    "tokenizer",
+    "chat",
+    "start_tokens",
+    "sampling",
+    "state",
+    "adapter",
+    "group_norm_eps",
+];
 
 /// Convert an RWKV checkpoint (.pth, .safetensors, GGUF, rwkv.cpp .bin) to one quantized .rwkv file
 #[derive(Parser)]
@@ -62,6 +71,15 @@ struct Cli {
     /// State-tuned model: file with the `time_state` tensors, if they are not in the checkpoint
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
+    /// Adapter to merge into the weights: LoRA, PiSSA or MiSS (Bone, DiSHA)
+    #[arg(long = "merge", value_name = "FILE", conflicts_with = "synth")]
+    adapter: Option<PathBuf>,
+    /// With --merge: alpha of a LoRA adapter, as it was trained with
+    #[arg(long, value_name = "ALPHA", requires = "adapter", conflicts_with = "pissa_init")]
+    lora_alpha: Option<f64>,
+    /// With --merge: the factors that a PiSSA adapter began with (init_pissa.pth)
+    #[arg(long, value_name = "FILE", requires = "adapter")]
+    pissa_init: Option<PathBuf>,
     /// Turn a checkpoint that has nothing but `time_state` tensors into a state file (.rwstate) for
     /// the model of --for; run it with `rwkv-edge run --state`
     #[arg(long, requires = "model", conflicts_with_all = ["synth", "inspect"])]
@@ -225,7 +243,9 @@ impl Cli {
     }
 
     fn options(self) -> Options {
+        let (alpha, pissa_init) = (self.lora_alpha, self.pissa_init);
         Options {
+            merge: self.adapter.map(|adapter| Merge { adapter, alpha, pissa_init }),
             quant: QuantSpec { plain_head: self.plain_head, ..QuantSpec::new(self.dtype.into()) },
             tokenizer: self.tokenizer,
             template: self.chat,

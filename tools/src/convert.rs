@@ -25,7 +25,7 @@ use crate::origin::{Input, Origin, Sources, Stored};
 use crate::policy::{self, QuantSpec};
 use crate::report::{Report, Warning};
 use crate::shapes::GROUP_NORM_EPS;
-use crate::source::{self, Checkpoint, Container, LN0, SourceDType};
+use crate::source::{self, Checkpoint, Container, LN0, Merge, SourceDType};
 use crate::vocab::{self, VocabError};
 
 /// Most ids that a model's vocabulary may have beyond the tokenizer's. Released models are padded
@@ -49,6 +49,8 @@ pub struct Options {
     pub sampling: Vec<String>,
     /// A state-tuned model's states, if they are in a file of their own.
     pub state: Option<PathBuf>,
+    /// An adapter to merge into the weights.
+    pub merge: Option<Merge>,
     /// Epsilon of the group norm of RWKV-5 to 7.
     pub group_norm_eps: f32,
     /// Threads that quantize.
@@ -65,6 +67,7 @@ impl Options {
             start_tokens: vec![],
             sampling: vec![],
             state: None,
+            merge: None,
             group_norm_eps: GROUP_NORM_EPS,
             threads: 1,
         }
@@ -103,6 +106,10 @@ impl Conversion {
     /// # Errors
     /// As [`prepare`](Self::prepare), apart from the tokenizer.
     pub fn of(checkpoint: Checkpoint, options: &Options) -> Result<(Self, Option<anyhow::Error>)> {
+        let checkpoint = match &options.merge {
+            Some(merge) => merge.into_checkpoint(checkpoint)?,
+            None => checkpoint,
+        };
         let input = checkpoint.path();
         let with_path = || input.display().to_string();
         let version = source::detect(&checkpoint)?;
@@ -186,6 +193,7 @@ impl Conversion {
     /// Refuses an output that would replace an input file.
     fn check_output(&self, output: &Target) -> Result<()> {
         let files = [Some(&self.checkpoint), self.state.as_ref()].into_iter().flatten();
+        let files = files.chain(self.checkpoint.adapters());
         let files = files.filter(|checkpoint| !checkpoint.is_synthetic());
         let read = files.flat_map(|checkpoint| checkpoint.paths().chain([checkpoint.path()]));
         for path in read.chain(self.tokenizer.as_deref()) {
@@ -311,6 +319,13 @@ fn settings(options: &Options, version: Version) -> String {
     if let Some(name) = options.state.as_ref().and_then(|path| path.file_name()) {
         settings += &format!(" --state {}", printable(&name.to_string_lossy()));
     }
+    if let Some(Merge { adapter, alpha, pissa_init }) = &options.merge {
+        let name = |path: &Path| printable(&path.file_name().unwrap_or_default().to_string_lossy());
+        settings += &format!(" --merge {}", name(adapter));
+        settings += &alpha.map_or_else(String::new, |alpha| format!(" --lora-alpha {alpha}"));
+        settings +=
+            &pissa_init.as_deref().map_or_else(String::new, |path| format!(" --pissa-init {}", name(path)));
+    }
     settings
 }
 
@@ -357,20 +372,21 @@ fn while_reading<T>(
 /// Hashes the files with the tensors, one after the other, and looks for damage in their bytes.
 fn read_contents(sources: Sources<'_>, stop: Stop<'_>) -> Result<Contents> {
     let mut warnings = Vec::new();
-    let mut read_through = |input: Input<'_>, digest: &mut Sha256| {
-        let runs = input.checkpoint.read_through(|block| {
+    let mut read_through = |checkpoint: &Checkpoint, digest: &mut Sha256| {
+        let runs = checkpoint.read_through(|block| {
             job::check(&stop)?;
             digest.update(block);
             anyhow::Ok(())
         })?;
-        let warning = |run| Warning::ZeroRun { file: input.path.to_owned(), run };
+        let warning = |run| Warning::ZeroRun { file: checkpoint.path().to_owned(), run };
         warnings.extend(runs.into_iter().map(warning));
         anyhow::Ok(())
     };
     let mut digest = Sha256::new();
-    read_through(sources.checkpoint, &mut digest)?;
-    if let Some(state) = sources.state {
-        read_through(state, &mut Sha256::new())?;
+    let checkpoint = sources.checkpoint.checkpoint;
+    read_through(checkpoint, &mut digest)?;
+    for beside in sources.state.map(|state| state.checkpoint).into_iter().chain(checkpoint.adapters()) {
+        read_through(beside, &mut Sha256::new())?;
     }
     Ok(Contents { sha256: digest.finalize().into(), warnings })
 }

@@ -125,6 +125,9 @@ fn inspect(source: &cli::Source, options: &Options) -> Result<()> {
         let name = Printable(&tensor.name).to_string();
         writeln!(out, "  {name:<36} {:?} {}", tensor.shape, tensor.dtype)?;
     }
+    if !checkpoint.other_entries().is_empty() {
+        writeln!(out, "not read: {}", Printable(checkpoint.other_entries().join(", ")))?;
+    }
     let size = conversion.layout().file_len();
     match tokenizer_error {
         None => writeln!(out, "would write {size} bytes:")?,

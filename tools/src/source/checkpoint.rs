@@ -2,17 +2,18 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::aliases::Naming;
 use super::error::SourceError;
 use super::file::{ReadAt, Source};
 use super::gguf::{self, About, Vocabulary};
-use super::location::Location;
+use super::location::{Location, VIEWS};
+use super::merge::Merging;
 use super::records::Record;
 use super::shards::Shards;
 use super::sniff::Kind;
-use super::tensor::{Container, SourceDType, SourceTensor};
+use super::tensor::{Container, SourceDType, SourceTensor, Unreadable};
 use super::zero_runs::ZeroRun;
 use super::{canonical, decode, index, names, records, shards, sniff, zero_runs};
 
@@ -33,6 +34,11 @@ pub struct Checkpoint {
     container: Container,
     naming: Naming,
     tensors: Vec<SourceTensor>,
+    /// Bytes that are computed from those of the files.
+    views: Vec<Source>,
+    unreadable: Vec<Unreadable>,
+    /// The adapters that are merged into the tensors.
+    merging: Option<Arc<Merging>>,
     other_entries: Vec<String>,
     /// By file and place.
     records: Vec<Record>,
@@ -70,7 +76,7 @@ impl Checkpoint {
                 (files, container, index)
             }
         };
-        names::clean(&source, &mut index.tensors)?;
+        names::clean(&source, &mut index)?;
         let naming = canonical::canonicalize(&source, container, &mut index.tensors)?;
         Ok(Self {
             source,
@@ -78,11 +84,47 @@ impl Checkpoint {
             container,
             naming,
             tensors: index.tensors,
+            views: index.views,
+            unreadable: index.unreadable,
+            merging: None,
             other_entries: index.other_entries,
             records: index.records,
             about: index.about,
             scratch: Mutex::default(),
         })
+    }
+
+    /// The same files with other tensors. `views` follow those that the checkpoint has.
+    pub(super) fn with_tensors(
+        &self,
+        tensors: Vec<SourceTensor>,
+        views: Vec<Source>,
+        merging: Arc<Merging>,
+    ) -> Self {
+        Self {
+            source: self.source.clone(),
+            shards: self.shards.clone(),
+            container: self.container,
+            naming: self.naming,
+            tensors,
+            views: self.views.iter().cloned().chain(views).collect(),
+            unreadable: self.unreadable.clone(),
+            merging: Some(merging),
+            other_entries: self.other_entries.clone(),
+            records: self.records.clone(),
+            about: self.about.clone(),
+            scratch: Mutex::default(),
+        }
+    }
+
+    /// Shard number of the first view that [`with_tensors`](Self::with_tensors) adds.
+    pub(super) fn next_view(&self) -> usize {
+        VIEWS + self.views.len()
+    }
+
+    /// The adapters that are merged into the tensors.
+    pub(crate) fn adapters(&self) -> impl Iterator<Item = &Checkpoint> {
+        self.merging.iter().flat_map(|merging| merging.adapters())
     }
 
     /// Format of the file, or of each of several files.
@@ -134,6 +176,21 @@ impl Checkpoint {
     /// Names of the entries beside the tensors, such as a trainer's step count. They are not read.
     pub fn other_entries(&self) -> &[String] {
         &self.other_entries
+    }
+
+    /// Entries under tensors' names that are not read.
+    pub(super) fn unreadable(&self) -> &[Unreadable] {
+        &self.unreadable
+    }
+
+    /// Refuses an entry that must be a tensor, and is not read.
+    pub(crate) fn check_readable(&self) -> Result<(), SourceError> {
+        match self.unreadable.first() {
+            None => Ok(()),
+            Some(Unreadable { name, found }) => {
+                Err(self.source.tensor(name, "a tensor of bfloat16, half, float or double", found.as_str()))
+            }
+        }
     }
 
     /// Whether the checkpoint has random weights that are computed, and is no file.
@@ -224,7 +281,7 @@ impl Checkpoint {
         scratch: &mut [u8],
     ) -> Result<(), SourceError> {
         let Location { shard, offset, row_len, row_stride } = tensor.location;
-        let file = self.shards.get(shard).unwrap_or(&self.source);
+        let file = self.shard(shard);
         let (size, block_len) = (tensor.dtype.size(), tensor.dtype.block_len());
         let factor = self.about.factor(&tensor.name);
         while !out.is_empty() {
@@ -242,6 +299,12 @@ impl Checkpoint {
             out = rest;
         }
         Ok(())
+    }
+
+    /// The file or the view of this number.
+    pub(super) fn shard(&self, shard: usize) -> &Source {
+        let view = shard.checked_sub(VIEWS).and_then(|view| self.views.get(view));
+        view.or_else(|| self.shards.get(shard)).unwrap_or(&self.source)
     }
 
     fn take_scratch(&self) -> Vec<u8> {

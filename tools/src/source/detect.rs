@@ -7,7 +7,7 @@ use super::aliases::Naming;
 use super::checkpoint::Checkpoint;
 use super::error::SourceError;
 use super::tensor::Container;
-use super::{inventory, names, shards};
+use super::{adapter, inventory, names, shards};
 
 /// A refused variant: the beginnings of names that mark it, in a layer or beside the layers, and
 /// the reason.
@@ -19,16 +19,16 @@ struct Variant {
 
 /// Checked in this order, before anything else.
 const VARIANTS: &[Variant] = &[
+    Variant {
+        in_layer: &["ffn.enn", "rosa", "att.rosa"],
+        beside: &["rosa"],
+        what: "a preview of RWKV-8: that architecture is not final",
+    },
     Variant { in_layer: &["qkv."], beside: &[], what: "RWKV-7b (DEA): its token cache grows with the text" },
     Variant {
         in_layer: &["ffn.s_emb", "ffn.s0", "ffn.s1", "ffn.s2"],
         beside: &[],
         what: "RWKV-7a (DeepEmbed): it needs an embedding table in every layer",
-    },
-    Variant {
-        in_layer: &["ffn.enn", "rosa", "att.rosa"],
-        beside: &["rosa"],
-        what: "a preview of RWKV-8: that architecture is not final",
     },
     Variant {
         in_layer: &["att.time_maa_rkvw_w1", "att.gate_w1"],
@@ -51,7 +51,7 @@ const VARIANTS: &[Variant] = &[
         what: "a MishGLU variant: its channel mixing is a different block",
     },
     Variant {
-        in_layer: &[],
+        in_layer: &["pos_emb_x", "pos_emb_y"],
         beside: &["pos_emb_x", "pos_emb_y"],
         what: "a variant with position embeddings: its context is bounded",
     },
@@ -93,13 +93,16 @@ pub fn detect(checkpoint: &Checkpoint) -> Result<Version, SourceError> {
 }
 
 fn whole_model(checkpoint: &Checkpoint) -> Result<Version, SourceError> {
-    if checkpoint.tensors().iter().all(|tensor| tensor.name.ends_with(".att.time_state")) {
+    let tensors = checkpoint.tensors();
+    if !tensors.is_empty() && tensors.iter().all(|tensor| tensor.name.ends_with(".att.time_state")) {
         return Err(checkpoint.source.unsupported(
             "this is a tuned state and no model: `--state-only THIS OUT.rwstate --for MODEL.rwkv` makes a state file, \
              and `--state THIS` together with a checkpoint puts it into a model",
         ));
     }
+    adapter::refuse(checkpoint)?;
     refuse_variants(checkpoint)?;
+    checkpoint.check_readable()?;
     let version = version(checkpoint)?;
     inventory::check(checkpoint, version)?;
     Ok(version)
@@ -107,7 +110,8 @@ fn whole_model(checkpoint: &Checkpoint) -> Result<Version, SourceError> {
 
 fn refuse_variants(checkpoint: &Checkpoint) -> Result<(), SourceError> {
     let tensors = checkpoint.tensors().iter().map(|tensor| tensor.name.as_str());
-    let names = tensors.chain(checkpoint.other_entries().iter().map(String::as_str));
+    let unreadable = checkpoint.unreadable().iter().map(|entry| entry.name.as_str());
+    let names = tensors.chain(unreadable).chain(checkpoint.other_entries().iter().map(String::as_str));
     for variant in VARIANTS {
         let marked = names.clone().find(|name| {
             let (marks, local) = match names::split_layer(name) {

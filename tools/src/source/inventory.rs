@@ -93,8 +93,9 @@ pub(super) fn check(checkpoint: &Checkpoint, version: Version) -> Result<(), Sou
     let inventory = Inventory::of(version);
     let tensors = checkpoint.tensors();
     if let Some(tensor) = tensors.iter().find(|tensor| !inventory.knows(&tensor.name)) {
+        let known = if version == Version::V4 { "such as 4b, or " } else { "" };
         return Err(checkpoint.source.unsupported(format!(
-            "an unknown variant of {version} (such as 4b, or a file converted by another program): \
+            "an unknown variant of {version} ({known}a file converted by another program): \
              tensor {} does not belong to {version}",
             tensor.name.escape_debug()
         )));

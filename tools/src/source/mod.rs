@@ -12,10 +12,14 @@
 //! size of the file, and several threads may read at once. [`detect()`] tells the RWKV version from
 //! tensor names and shapes.
 //!
+//! [`Merge`] adds a LoRA, PiSSA or MiSS adapter to the weights, a range of a matrix at a time.
+//!
 //! A `.pth` file contains a pickle, a format that can run code. The reader here builds only
-//! numbers, strings, containers and tensor descriptions. It knows the names of seven globals, and
-//! refuses any other global by name.
+//! numbers, strings, containers and tensor descriptions. It knows the names of the globals that
+//! describe tensors. Any other global makes an opaque object, which is skipped; it is refused by
+//! name where a weight should be.
 
+mod adapter;
 mod aliases;
 mod canonical;
 mod checkpoint;
@@ -25,18 +29,24 @@ mod error;
 mod file;
 mod gguf;
 mod index;
+mod inflate;
 mod inventory;
 mod location;
+mod merge;
 mod names;
 mod pickle;
 mod pickle_globals;
+mod pickle_objects;
+mod pickle_opcodes;
 mod pickle_values;
 mod pth;
+mod pth_weights;
 mod records;
 mod rwkvcpp;
 mod safetensors;
 mod shards;
 mod sniff;
+mod strided;
 mod tensor;
 pub mod torch_writer;
 mod zero_runs;
@@ -48,5 +58,6 @@ pub use error::SourceError;
 pub(crate) use file::ReadAt;
 pub use gguf::{BlockType, StoredToken, Vocabulary};
 pub(crate) use inventory::{LN0, stored_names};
+pub use merge::Merge;
 pub use tensor::{Container, SourceDType, SourceTensor};
 pub use zero_runs::ZeroRun;

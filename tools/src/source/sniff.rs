@@ -37,7 +37,7 @@ pub(super) fn kind(source: &Source) -> Result<Kind, SourceError> {
         _ if head.starts_with(b"\x1f\x8b") => "this file is compressed with gzip; unpack it first",
         _ if is_safetensors => return Ok(Kind::Container(Container::Safetensors)),
         Some(FileKind::LegacyTorch) => {
-            "this is a torch file of the legacy format without a zip container; load it and save it again with torch 1.6 or newer"
+            "this is a torch file of the legacy format without a zip container; load it and save it again: `python3 -c \"import torch; torch.save(torch.load('OLD.pth', map_location='cpu'), 'NEW.pth')\"`"
         }
         Some(FileKind::WebPage) => {
             "this is an HTML or XML page, probably an error page saved by a download; download the file again"

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::file::Source;
 use super::gguf::{About, BlockType};
 use super::location::Location;
 use super::records::Record;
@@ -103,12 +104,24 @@ impl SourceTensor {
     }
 }
 
+/// An entry under a tensor's name that is not read.
+#[derive(Debug, Clone)]
+pub(super) struct Unreadable {
+    pub(super) name: String,
+    /// What it is, and what to do.
+    pub(super) found: String,
+}
+
 /// Result of a container's reader: tensors, the names of entries that are no tensors, checksums,
 /// and what else the container says.
 #[derive(Default)]
 pub(super) struct Index {
     pub(super) tensors: Vec<SourceTensor>,
+    pub(super) unreadable: Vec<Unreadable>,
     pub(super) other_entries: Vec<String>,
+    /// Bytes that are computed from those of the file, for tensors whose elements do not lie there
+    /// in rows. Their shards are numbered from [`VIEWS`](super::location::VIEWS) on.
+    pub(super) views: Vec<Source>,
     /// By place.
     pub(super) records: Vec<Record>,
     pub(super) about: About,

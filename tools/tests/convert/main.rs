@@ -9,5 +9,6 @@ mod gguf;
 mod gguf_writer;
 mod library;
 mod limits;
+mod merge;
 mod synth;
 mod tuned;
