@@ -25,7 +25,7 @@ use super::aliases::blinkdl_name;
 use super::checkpoint::Checkpoint;
 use super::error::SourceError;
 use super::file::ReadAt;
-use super::location::{Location, VIEWS};
+use super::location::Location;
 use super::names;
 use super::tensor::{Container, SourceDType, SourceTensor};
 
@@ -54,7 +54,7 @@ enum Kind {
         a: SourceTensor,
         b: SourceTensor,
         scale: f64,
-        init: Option<[SourceTensor; 2]>,
+        init: Option<Box<[SourceTensor; 2]>>,
     },
     Shards(SourceTensor),
     /// `by_input` tells which blocks share a tensor.
@@ -312,7 +312,7 @@ fn low_rank(
         (Some((file, init)), None) => match init {
             Some(&Parts { a: Some(a0), b: Some(b0), .. }) => {
                 rank_of(file, [a0, b0])?;
-                let init = Some([a0.clone(), b0.clone()]);
+                let init = Some(Box::new([a0.clone(), b0.clone()]));
                 Ok(Kind::LowRank { a, b, scale: 1.0, init })
             }
             _ => Err(file.source.tensor(&matrix.name, "init_lora_A and init_lora_B of this matrix", "none")),
@@ -366,7 +366,7 @@ fn shards(
         _ => Err(adapter.source.tensor(
             &d.name,
             format!("shape [rank, {out}], or [{blocks} / rank, rank, rank] of the mode bat"),
-            format!("shape {:?}; the first Bone of 2024 is not merged", d.shape),
+            format!("shape {:?}; the first Bone, [out, rank], is not merged", d.shape),
         )),
     }
 }
@@ -418,7 +418,6 @@ impl Merging {
             }
         }
         names::sort(&base.source, &mut tensors)?;
-        debug_assert!(base.next_view() >= VIEWS);
         Ok(base.with_tensors(tensors, views, Arc::clone(&self)))
     }
 
@@ -449,7 +448,7 @@ impl Merging {
         Ok(match kind {
             Kind::LowRank { a, b, scale, init } => {
                 let ab = [whole(&self.adapter, a)?, whole(&self.adapter, b)?];
-                let init = match (init, &self.init) {
+                let init = match (init.as_deref(), &self.init) {
                     (Some([a0, b0]), Some(file)) => Some(([whole(file, a0)?, whole(file, b0)?], a0.shape[0])),
                     _ => None,
                 };

@@ -25,7 +25,16 @@ const NEAR: u64 = 512;
 
 /// The panels that were read last, of all views of a file.
 #[derive(Debug, Default)]
-pub(super) struct Panels(Mutex<VecDeque<(usize, u64, Arc<Vec<u8>>)>>);
+pub(super) struct Panels(Mutex<VecDeque<Panel>>);
+
+#[derive(Debug)]
+struct Panel {
+    /// Number of the view.
+    view: usize,
+    /// Number of the panel in it.
+    number: u64,
+    bytes: Arc<Vec<u8>>,
+}
 
 /// A view, as bytes.
 #[derive(Debug)]
@@ -97,17 +106,17 @@ impl Strided {
     /// The panel of this number.
     fn panel(&self, number: u64) -> io::Result<Arc<Vec<u8>>> {
         let lock = || self.panels.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_it = |&(id, n, _): &(usize, u64, Arc<Vec<u8>>)| (id, n) == (self.id, number);
-        if let Some((_, _, panel)) = lock().iter().find(|panel| is_it(panel)) {
-            return Ok(Arc::clone(panel));
+        let is_it = |panel: &&Panel| (panel.view, panel.number) == (self.id, number);
+        if let Some(panel) = lock().iter().find(is_it) {
+            return Ok(Arc::clone(&panel.bytes));
         }
-        let panel = Arc::new(self.gather(number)?);
+        let bytes = Arc::new(self.gather(number)?);
         let mut panels = lock();
         if panels.len() == KEPT_PANELS {
             panels.pop_front();
         }
-        panels.push_back((self.id, number, Arc::clone(&panel)));
-        Ok(panel)
+        panels.push_back(Panel { view: self.id, number, bytes: Arc::clone(&bytes) });
+        Ok(bytes)
     }
 
     fn gather(&self, number: u64) -> io::Result<Vec<u8>> {
@@ -141,12 +150,10 @@ impl Strided {
         let span = ((steps - 1) * stride + 1) as usize * element;
         run.resize(span.max(steps as usize * element), 0);
         self.bytes.read_exact_at(&mut run[..span], at(start))?;
-        match stride as usize {
-            0 => (1..steps as usize).for_each(|i| run.copy_within(..element, i * element)),
-            stride => {
-                for i in 1..steps as usize {
-                    run.copy_within(i * stride * element..(i * stride + 1) * element, i * element);
-                }
+        if stride != 1 {
+            for i in 1..steps as usize {
+                let from = i * stride as usize * element;
+                run.copy_within(from..from + element, i * element);
             }
         }
         run.truncate(steps as usize * element);

@@ -112,6 +112,9 @@ fn lora_is_added_with_alpha_over_rank() {
     let mut renamed = adapter.clone();
     renamed.0.iter_mut().for_each(|part| part.name = format!("base_model.model.{}.weight", part.name));
     bench.check(&bench.merge(&renamed, Some(8.0)), &expected);
+    let merge = bench.merge(&adapter, Some(8.0));
+    std::fs::write(&merge.adapter, renamed.safetensors()).unwrap();
+    bench.check(&merge, &expected);
 }
 
 #[test]
@@ -230,7 +233,7 @@ fn adapters_that_do_not_say_enough_or_do_not_fit_are_refused() {
     let refusal = |parts: &[Part]| bench.refusal(bench.merge(&Parts(parts.to_vec()), Some(8.0)));
     let message = bench.refusal(bench.merge(&Parts(vec![a.clone(), b.clone()]), None));
     assert!(message.contains("--lora-alpha") && message.contains("--pissa-init"), "{message}");
-    assert_names(&refusal(&[a.clone()]), &a.name);
+    assert_names(&refusal(std::slice::from_ref(&a)), &a.name);
     let misshapen = part(&a.name, &[4, 3], 1);
     assert_names(&refusal(&[misshapen, b.clone()]), &a.name);
     let stranger = part("blocks.9.att.key.lora_A", &[4, 3], 1);
@@ -290,4 +293,27 @@ fn the_file_says_what_was_merged_and_the_adapter_is_not_replaced() {
     let flag = std::sync::atomic::AtomicBool::new(false);
     let error = conversion.run(target, rwkv_quantize::job::Job::new(&mut crate::common::Quiet, &flag));
     assert!(error.unwrap_err().to_string().contains("must not be replaced"));
+}
+
+#[test]
+fn the_command_merges_and_says_which_options_go_together() {
+    let mut bench = Bench::new();
+    let adapter = Parts(bench.lora(KEY, 4, 1).to_vec());
+    let adapter = bench.path("adapter.pth", &adapter).display().to_string();
+    bench.desk.put(&bench.base.torch());
+    let [input, output] = [bench.desk.input(), bench.desk.output()].map(|path| path.display().to_string());
+    let run = |args: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_rwkv-quantize"));
+        let result = command.args([&input, &output]).args(args).output().unwrap();
+        (result.status.code(), String::from_utf8(result.stderr).unwrap())
+    };
+    let (code, message) = run(&["--merge", &adapter, "--lora-alpha", "32"]);
+    assert_eq!(code, Some(0), "{message}");
+    let (code, message) = run(&["--merge", &adapter]);
+    assert!(code == Some(1) && message.contains("--lora-alpha N"), "{message}");
+    for args in [&["--lora-alpha", "8"][..], &["--pissa-init", &adapter]] {
+        assert!(matches!(run(args), (Some(2), message) if message.contains("--merge")), "{args:?}");
+    }
+    let both = ["--merge", &adapter, "--lora-alpha", "8", "--pissa-init", &adapter];
+    assert_eq!(run(&both).0, Some(2));
 }

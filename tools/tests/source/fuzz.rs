@@ -1,6 +1,8 @@
 //! Seeded mutations of good files of all containers. Opening and reading end without a panic,
 //! whatever the bytes.
 
+use std::path::Path;
+
 use crate::common::models::{blinkdl, fla, hugging_face, rwkvcpp, web_rwkv, with_states};
 use crate::common::{
     Folder, Random, fixture, pickle, rwkvcpp_file, rwkvcpp_of, safetensors, safetensors_of, spec, torch_file,
@@ -122,6 +124,28 @@ fn mutated_pickles_do_not_panic() {
         good += usize::from(exercise(&folder, &torch_file_of(&mutated, &[("0", &[1; 80])])));
     }
     assert!(0 < good && good < rounds(), "{good}");
+}
+
+#[test]
+fn mutated_files_of_trainers_do_not_panic() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/pth");
+    for (seed, name) in [(31, "beside-2.pth"), (32, "beside-5.pth"), (33, "turned.pth"), (34, "deflated.pth")]
+    {
+        let mut bytes = std::fs::read(folder.join(name)).unwrap();
+        without_checksums(&mut bytes);
+        let folder = Folder::new();
+        let mut random = Random(seed);
+        for _ in 0..rounds() / 16 {
+            let mut bytes = bytes.clone();
+            mutate(&mut bytes, &mut random);
+            let Ok(checkpoint) = folder.open(&bytes) else { continue };
+            let _ = detect(&checkpoint);
+            for tensor in checkpoint.tensors() {
+                // Damaged entries are found when they are unpacked.
+                let _ = checkpoint.read(tensor, 0, &mut vec![0.0; tensor.elements()]);
+            }
+        }
+    }
 }
 
 #[test]

@@ -16,3 +16,4 @@ mod safetensors;
 mod shards;
 mod sniff;
 mod throughput;
+mod torch_files;

@@ -134,6 +134,15 @@ fn the_dict_with_the_embedding_is_found_inside_dicts_lists_and_tuples() {
 }
 
 #[test]
+fn a_wrapped_tuned_state_is_told_from_the_tensors_of_an_optimizer() {
+    let state = pickle::dict(&[("blocks.0.att.time_state", pickle::vector("0", 4))]);
+    let moments = pickle::dict(&[("0", pickle::dict(&[("exp_avg", pickle::vector("0", 4))]))]);
+    let optimizer = pickle::dict(&[("state", moments)]);
+    let body = pickle::dict(&[("optimizer", optimizer), ("state_dict", state)]);
+    assert_eq!(names(&open(&file_of(&body)).unwrap()), ["blocks.0.att.time_state"]);
+}
+
+#[test]
 fn several_models_are_refused_with_their_keys_and_a_remedy() {
     let body = pickle::dict(&[("model", embedding()), ("ema", pickle::dict(&[("shadow", embedding())]))]);
     assert_refused(
@@ -334,7 +343,7 @@ fn views_in_any_order_of_their_elements_are_read() {
 #[test]
 fn a_large_transposed_matrix_is_read_a_panel_at_a_time() {
     const ROWS: usize = 1500;
-    const COLUMNS: usize = 2100;
+    const COLUMNS: usize = 900;
     let bytes: Vec<u8> = (0..ROWS * COLUMNS).flat_map(|n| (n as f32).to_le_bytes()).collect();
     let elements = bytes.len() as i64 / 4;
     let view = pickle::view("0", elements, 0, &[ROWS as i64, COLUMNS as i64], &[1, ROWS as i64]);
@@ -343,7 +352,7 @@ fn a_large_transposed_matrix_is_read_a_panel_at_a_time() {
     for zip in [torch_file_of(&body, &[("0", &bytes)]), deflated_file(&body, &[("0", &bytes)])] {
         let file = folder.open(&zip).unwrap();
         let mut out = vec![0.0; 3 * COLUMNS];
-        for row in [0, 499, 700, ROWS - 3] {
+        for row in [0, 1163, 1164, ROWS - 3] {
             file.read(file.get("t").unwrap(), row * COLUMNS, &mut out).unwrap();
             let expected = |i: usize| (i % COLUMNS * ROWS + row + i / COLUMNS) as f32;
             assert!(out.iter().enumerate().all(|(i, &x)| x == expected(i)), "{row}");

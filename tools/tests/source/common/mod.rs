@@ -156,7 +156,7 @@ pub(crate) fn deflated_file(pickle: &[u8], storages: &[(&str, &[u8])]) -> Vec<u8
     let entries: Vec<_> = [("archive/data.pkl".to_owned(), pickle)].into_iter().chain(storages).collect();
     let (mut out, mut directory) = (Vec::new(), Vec::new());
     for (name, bytes) in &entries {
-        let packed = miniz_oxide::deflate::compress_to_vec(bytes, 6);
+        let packed = miniz_oxide::deflate::compress_to_vec(bytes, 1);
         let mut fields = b"\x14\0\0\0\x08\0\0\0\0\0".to_vec();
         fields.extend(crc32fast::hash(bytes).to_le_bytes());
         fields.extend((packed.len() as u32).to_le_bytes());
