@@ -3,6 +3,7 @@
 
 use super::error::SourceError;
 use super::file::Source;
+use super::names;
 use super::pickle_values::{Object, Pickle, Value};
 
 /// Most containers inside each other, down to the dict of the weights.
@@ -33,6 +34,9 @@ pub(super) struct Weights<'p, 'a> {
 /// Finds the dict of the weights: the one that has the embedding. A file without an embedding, such
 /// as that of a tuned state, has a dict of tensors that is less deep than all others.
 pub(super) fn find<'p, 'a>(pickle: &'p Pickle<'a>, source: &Source) -> Result<Weights<'p, 'a>, SourceError> {
+    if let Value::Object(root) = pickle.root {
+        names::check_count(source, dict(pickle, root).map_or(0, <[_]>::len))?;
+    }
     let nodes = containers(pickle);
     let with = |test: fn(&Pickle<'_>, &Items<'_>) -> bool| -> Vec<&Node<'a>> {
         nodes
@@ -48,18 +52,20 @@ pub(super) fn find<'p, 'a>(pickle: &'p Pickle<'a>, source: &Source) -> Result<We
     }
     match found[..] {
         [node] => {
-            let path = path(&nodes, node);
-            let mut beside = match path.is_empty() {
-                true => Vec::new(),
-                false => keys(pickle, pickle.root),
+            let weights = |&(_, value): &(Value<'a>, Value<'a>)| {
+                let of = |node: &Node<'a>| matches!(value, Value::Object(object) if object == node.object);
+                of(node) || ancestors(&nodes, node).any(of)
             };
-            beside.retain(|key| Some(key) != path.first());
+            let beside = match node.parent {
+                None => Vec::new(),
+                Some(_) => keys(pickle, |item| !weights(item)),
+            };
             Ok(Weights { items: dict(pickle, node.object).unwrap_or_default(), beside })
         }
         [] => Err(no_tensors(pickle, source)),
         [first, ..] => {
             let shown = |node: &&Node<'_>| path(&nodes, node).iter().map(|key| format!("[{key}]")).collect();
-            let paths: Vec<String> = found.iter().map(shown).collect();
+            let paths: Vec<String> = found.iter().take(SHOWN_KEYS).map(shown).collect();
             Err(source.unsupported(format!(
                 "{} dicts in this file could be the model: {}; save one of them alone: \
                  `torch.save(torch.load(\"OLD.pth\", map_location=\"cpu\"){}, \"NEW.pth\")`",
@@ -71,14 +77,15 @@ pub(super) fn find<'p, 'a>(pickle: &'p Pickle<'a>, source: &Source) -> Result<We
     }
 }
 
-/// The keys that lead to a container.
+/// The containers that have a container, the innermost first.
+fn ancestors<'n, 'a>(nodes: &'n [Node<'a>], node: &'n Node<'a>) -> impl Iterator<Item = &'n Node<'a>> {
+    std::iter::successors(Some(node), |node| node.parent.map(|(parent, _)| &nodes[parent])).skip(1)
+}
+
+/// The keys that lead to a container, as they may be printed.
 fn path(nodes: &[Node<'_>], node: &Node<'_>) -> Vec<String> {
-    let mut keys = Vec::new();
-    let mut parent = node.parent;
-    while let Some((node, key)) = parent {
-        keys.push(key_text(key));
-        parent = nodes[node].parent;
-    }
+    let inside = std::iter::once(node).chain(ancestors(nodes, node));
+    let mut keys: Vec<_> = inside.filter_map(|node| node.parent).map(|(_, key)| key_text(key)).collect();
     keys.reverse();
     keys
 }
@@ -148,7 +155,7 @@ fn has_tensors(pickle: &Pickle<'_>, items: &Items<'_>) -> bool {
 fn no_tensors(pickle: &Pickle<'_>, source: &Source) -> SourceError {
     match pickle.object(pickle.root) {
         Some(Object::Dict(_) | Object::List(_) | Object::Tuple(_)) => {
-            let keys = keys(pickle, pickle.root);
+            let keys: Vec<_> = keys(pickle, |_| true).iter().map(|key| format!("{key:?}")).collect();
             let keys = if keys.is_empty() { "none".to_owned() } else { list(&keys) };
             source.not_a_checkpoint(format!("the saved dict holds no tensors; its keys are {keys}"))
         }
@@ -163,13 +170,18 @@ fn no_tensors(pickle: &Pickle<'_>, source: &Source) -> SourceError {
     }
 }
 
-/// The keys of a dict.
-fn keys(pickle: &Pickle<'_>, value: Value<'_>) -> Vec<String> {
-    let items: &Items<'_> = match value {
-        Value::Object(object) => dict(pickle, object).unwrap_or_default(),
+/// The keys of the saved dict, or of some of its items.
+fn keys<'a>(pickle: &Pickle<'a>, is_one: impl Fn(&(Value<'a>, Value<'a>)) -> bool) -> Vec<String> {
+    let items: &Items<'a> = match pickle.object(pickle.root) {
+        Some(Object::Dict(items)) => items,
         _ => &[],
     };
-    items.iter().map(|&(key, _)| key_text(key)).collect()
+    let key = |&(key, _): &(Value<'a>, Value<'a>)| match key {
+        Value::Text(text) => text.chars().take(SHOWN_LEN).collect(),
+        Value::Int(n) => n.to_string(),
+        _ => "?".to_owned(),
+    };
+    items.iter().filter(|item| is_one(item)).map(key).collect()
 }
 
 /// A key, as it may be printed.

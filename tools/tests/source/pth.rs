@@ -116,7 +116,7 @@ fn the_dict_with_the_embedding_is_found_under_any_key() {
         ]);
         let file = open(&file_of(&body)).unwrap();
         assert_eq!(names(&file), ["emb.weight"], "{wrapper}");
-        assert_eq!(file.other_entries(), ["\"epoch\"", "\"optimizer\"", "\"lr\""]);
+        assert_eq!(file.other_entries(), ["epoch", "optimizer", "lr"]);
     }
 }
 

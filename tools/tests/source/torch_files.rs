@@ -46,7 +46,7 @@ fn values_beside_the_weights_are_skipped_in_every_protocol() {
 #[test]
 fn a_wrapped_model_is_found_beside_an_optimizer() {
     let file = check("wrapped");
-    assert!(file.other_entries().iter().any(|other| other == "\"optimizer\""));
+    assert!(file.other_entries().iter().any(|other| other == "optimizer"));
 }
 
 #[test]
