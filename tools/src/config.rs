@@ -2,7 +2,7 @@
 //! dimension.
 
 use anyhow::{Context, Result, bail, ensure};
-use rwkv_edge::format::{Arch, Config, Heads, Rwkv5, Rwkv5Variant, Rwkv6, Rwkv7, Version};
+use rwkv_edge::format::{Arch, Config, Heads, Rwkv5, Rwkv5Variant, Rwkv6, Rwkv7, Variant, Version};
 use rwkv_edge::model::names::V6_MIXES;
 
 use crate::shapes::LAYER_NORM_EPS;
@@ -59,7 +59,8 @@ pub fn read(checkpoint: &Checkpoint, version: Version, group_norm_eps: f32) -> R
         }),
     };
     let layer_norm_eps = checkpoint.layer_norm_eps().unwrap_or(LAYER_NORM_EPS);
-    let config = Config { n_layer, n_embd, n_att, n_ffn, n_vocab, layer_norm_eps, arch };
+    let variant = Variant::Plain;
+    let config = Config { n_layer, n_embd, n_att, n_ffn, n_vocab, layer_norm_eps, arch, variant };
     config.validate()?;
     Ok(config)
 }
