@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::aliases::Naming;
+use super::config_json::{self, Beside, ConfigJson};
 use super::error::SourceError;
 use super::file::{ReadAt, Source};
 use super::gguf::{self, About, Vocabulary};
+use super::inventory::LN0;
 use super::location::{Location, VIEWS};
 use super::merge::Merging;
 use super::records::Record;
@@ -15,7 +17,7 @@ use super::shards::Shards;
 use super::sniff::Kind;
 use super::tensor::{Container, SourceDType, SourceTensor, Unreadable};
 use super::zero_runs::ZeroRun;
-use super::{canonical, decode, index, names, records, shards, sniff, zero_runs};
+use super::{canonical, decode, folder, index, names, records, shards, sniff, zero_runs};
 
 /// Bytes of one scratch buffer: it stays in the second-level cache between reading and decoding.
 const SCRATCH: usize = 256 * 1024;
@@ -33,6 +35,10 @@ pub struct Checkpoint {
     shards: Vec<Source>,
     container: Container,
     naming: Naming,
+    /// The folder that was opened.
+    folder: Option<PathBuf>,
+    config: Option<ConfigJson>,
+    notes: Vec<String>,
     tensors: Vec<SourceTensor>,
     /// Bytes that are computed from those of the files.
     views: Vec<Source>,
@@ -50,21 +56,56 @@ impl Checkpoint {
     /// Opens a checkpoint and reads its index.
     ///
     /// `path` is the file with the tensors or, where several files hold them, the `.index.json`
-    /// beside these.
+    /// beside these, or the folder of either. A `config.json` beside the file is read too.
     ///
     /// # Errors
     ///
-    /// When a file cannot be read, is no checkpoint, or breaks a rule of its container.
+    /// When a file cannot be read, is no checkpoint, or breaks a rule of its container. When a
+    /// folder has no checkpoint or several, or the `config.json` of another model.
     pub fn open(path: &Path) -> Result<Self, SourceError> {
-        Self::of(Source::open(path)?)
+        Self::open_as(path, None)
+    }
+
+    /// As [`open`](Self::open), where `naming` decides between BlinkDL and web-rwkv if the tensors
+    /// do not.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open), and when the tensors contradict `naming`.
+    pub fn open_as(path: &Path, naming: Option<Naming>) -> Result<Self, SourceError> {
+        if !path.is_dir() {
+            let checkpoint = Self::of(Source::open(path)?, naming)?;
+            return checkpoint.with_config();
+        }
+        let checkpoint = Self::of(Source::open(&folder::weights(path)?)?, naming)?.with_config()?;
+        match checkpoint.notes.first() {
+            None => Ok(Self { folder: Some(path.to_owned()), ..checkpoint }),
+            Some(note) => Err(checkpoint.source.unsupported(format!("not the model of this folder: {note}"))),
+        }
+    }
+
+    /// Reads the `config.json` beside the file. A GGUF file says everything itself.
+    fn with_config(mut self) -> Result<Self, SourceError> {
+        if self.container == Container::Gguf {
+            return Ok(self);
+        }
+        match config_json::beside(self.path(), &self.tensors)? {
+            Beside::Nothing => {}
+            Beside::Config(config) => {
+                config.check_ln0(self.get(LN0[0]).is_some())?;
+                self.config = Some(config);
+            }
+            Beside::Other(note) => self.notes.push(note),
+        }
+        Ok(self)
     }
 
     /// A checkpoint whose bytes are computed when read. `description` takes the place of its path.
     pub(crate) fn computed(description: PathBuf, bytes: Box<dyn ReadAt>) -> Result<Self, SourceError> {
-        Self::of(Source::computed(description, bytes))
+        Self::of(Source::computed(description, bytes), None)
     }
 
-    fn of(source: Source) -> Result<Self, SourceError> {
+    fn of(source: Source, wanted: Option<Naming>) -> Result<Self, SourceError> {
         let (shards, container, mut index) = match sniff::kind(&source)? {
             Kind::Container(Container::Gguf) => {
                 let gguf::Opened { files, index } = gguf::open(&source)?;
@@ -77,12 +118,15 @@ impl Checkpoint {
             }
         };
         names::clean(&source, &mut index)?;
-        let naming = canonical::canonicalize(&source, container, &mut index.tensors)?;
+        let naming = canonical::canonicalize(&source, container, &mut index.tensors, wanted)?;
         Ok(Self {
             source,
             shards,
             container,
             naming,
+            folder: None,
+            config: None,
+            notes: Vec::new(),
             tensors: index.tensors,
             views: index.views,
             unreadable: index.unreadable,
@@ -106,6 +150,9 @@ impl Checkpoint {
             shards: self.shards.clone(),
             container: self.container,
             naming: self.naming,
+            folder: self.folder.clone(),
+            config: self.config.clone(),
+            notes: self.notes.clone(),
             tensors,
             views: self.views.iter().cloned().chain(views).collect(),
             unreadable: self.unreadable.clone(),
@@ -137,9 +184,9 @@ impl Checkpoint {
         self.tensors.iter().map(|tensor| tensor.dtype).collect()
     }
 
-    /// Epsilon of the layer norms, if the checkpoint names it.
+    /// Epsilon of the layer norms, if the checkpoint or the `config.json` beside it names it.
     pub fn layer_norm_eps(&self) -> Option<f32> {
-        self.about.layer_norm_eps
+        self.about.layer_norm_eps.or(self.config.as_ref().and_then(ConfigJson::layer_norm_eps))
     }
 
     /// Reads the vocabulary, if the checkpoint has one.
@@ -160,6 +207,26 @@ impl Checkpoint {
     /// Naming scheme of the tensors in the file.
     pub fn naming(&self) -> Naming {
         self.naming
+    }
+
+    /// What the `config.json` beside the file says, if there is one of this model.
+    pub fn config_json(&self) -> Option<&ConfigJson> {
+        self.config.as_ref()
+    }
+
+    /// The folder, if the checkpoint was opened by it.
+    pub fn folder(&self) -> Option<&Path> {
+        self.folder.as_deref()
+    }
+
+    /// What was found and not used; a line each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Whether the embedding is normalised already, and `ln0` left out.
+    pub fn has_normed_embedding(&self) -> bool {
+        self.config.as_ref().is_some_and(ConfigJson::has_normed_embedding)
     }
 
     /// All tensors, in natural order of their names (`blocks.2` before `blocks.10`), each name

@@ -119,6 +119,7 @@ fn check_entry(
     let named = |name: &String| format!("{prefix}{name}");
     let found = entry.names.iter().filter(|name| checkpoint.get(&named(name)).is_some()).count();
     match (found, entry.names.first()) {
+        (0, Some(name)) if LN0.contains(&&*named(name)) && checkpoint.has_normed_embedding() => Ok(()),
         (0, Some(name)) if entry.required => Err(missing(checkpoint, version, &named(name))),
         (0 | 1, _) => Ok(()),
         _ => Err(checkpoint.source.unsupported(format!(
@@ -131,6 +132,12 @@ fn check_entry(
 
 fn missing(checkpoint: &Checkpoint, version: Version, name: &str) -> SourceError {
     let naming = checkpoint.naming();
+    if LN0.contains(&name) && naming == Naming::LinearAttention {
+        return checkpoint.source.unsupported(format!(
+            "a {naming} model without embedding_norm: the config.json beside it must say \
+             \"embedding_layer_norm_fused\": true if the embedding is normalised already ({name})"
+        ));
+    }
     if LN0.contains(&name) && naming == Naming::FlashLinearAttention {
         return checkpoint.source.unsupported(format!(
             "a {naming} model without pre_norm (norm_first = false): it does not normalise the embedding, \
@@ -138,7 +145,7 @@ fn missing(checkpoint: &Checkpoint, version: Version, name: &str) -> SourceError
         ));
     }
     let mut found = "none; the file is incomplete, a hybrid or another architecture".to_owned();
-    if name == model_names::HEAD && matches!(naming, Naming::HuggingFace | Naming::FlashLinearAttention) {
+    if name == model_names::HEAD && naming != Naming::BlinkDl && naming != Naming::WebRwkv {
         found.push_str("; a head that is tied to the embedding is not read");
     }
     if naming != Naming::BlinkDl {

@@ -5,6 +5,7 @@
 //! translates the names of Hugging Face transformers, flash-linear-attention, web-rwkv, llama.cpp
 //! and rwkv.cpp. Values stay as they are stored, apart from those that llama.cpp rescales;
 //! [`SourceTensor::transposed`] says where the last two dimensions are swapped.
+//! [`ConfigJson`] has what only the `config.json` beside a checkpoint tells.
 //!
 //! [`Checkpoint::open`] reads the container's index and nothing else. It refuses files that are
 //! damaged, hostile or no checkpoint, with one line that says why. [`Checkpoint::read`] then
@@ -23,10 +24,12 @@ mod adapter;
 mod aliases;
 mod canonical;
 mod checkpoint;
+mod config_json;
 mod decode;
 mod detect;
 mod error;
 mod file;
+mod folder;
 mod gguf;
 mod index;
 mod inflate;
@@ -53,6 +56,7 @@ mod zero_runs;
 
 pub use aliases::Naming;
 pub use checkpoint::Checkpoint;
+pub use config_json::ConfigJson;
 pub use detect::detect;
 pub use error::SourceError;
 pub(crate) use file::ReadAt;
