@@ -36,8 +36,8 @@ pub(crate) struct Encoder<'a> {
     stop: Stop<'a>,
     kernels: &'static Kernels,
     layer_norm_eps: f32,
-    /// Weight and bias of `ln0`, folded into the embedding.
-    ln0: [Vec<f32>; 2],
+    /// Weight and bias of `ln0`, folded into the embedding; nothing if the checkpoint has done so.
+    ln0: Option<[Vec<f32>; 2]>,
     /// One slice of floats per thread.
     slices: Vec<Vec<f32>>,
 }
@@ -103,11 +103,13 @@ impl<'a> Encoder<'a> {
             read_finite(input, tensor, 0, &mut values)?;
             anyhow::Ok(values)
         };
+        let is_normed = input.checkpoint.has_normed_embedding();
+        let ln0 = || anyhow::Ok([vector(LN0[0])?, vector(LN0[1])?]);
         Ok(Self {
             stop,
             kernels: Kernels::best(),
             layer_norm_eps,
-            ln0: [vector(LN0[0])?, vector(LN0[1])?],
+            ln0: (!is_normed).then(ln0).transpose()?,
             slices: vec![Vec::new(); threads.max(1)],
         })
     }
@@ -459,8 +461,8 @@ impl Encoding<'_> {
 
     /// An embedding row after `ln0`, which is the same for every occurrence of the token.
     fn normalized_row(self, row: &[f32]) -> Vec<f32> {
+        let Some([weight, bias]) = &self.encoder.ln0 else { return row.to_vec() };
         let mut out = vec![0.0; row.len()];
-        let [weight, bias] = &self.encoder.ln0;
         self.encoder.kernels.layer_norm(&mut out, row, weight, bias, self.encoder.layer_norm_eps);
         out
     }

@@ -11,12 +11,15 @@
 //! `source`. `synth` gives `source` bytes to read; `source` does not know it.
 
 pub mod chat;
+mod companions;
 pub mod config;
 pub mod convert;
+pub mod digest;
 mod encode;
 pub mod job;
 mod origin;
 pub mod policy;
+mod puzzles;
 pub mod report;
 mod residual;
 pub mod shapes;

@@ -231,6 +231,10 @@ impl Desk {
         self.0.path().join(name)
     }
 
+    pub(crate) fn folder(&self) -> &Path {
+        self.0.path()
+    }
+
     pub(crate) fn input(&self) -> PathBuf {
         self.path("input.pth")
     }

@@ -20,7 +20,7 @@ fn arguments_that_are_too_many_do_not_command_the_terminal() {
     let message = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(message.starts_with("error: unexpected argument 'c\\u{1b}[2J.pth' found\n"), "{message}");
-    assert!(message.contains("\nUsage: rwkv-quantize [OPTIONS] <INPUT> <OUTPUT>\n"), "{message}");
+    assert!(message.contains("\nUsage: rwkv-quantize [OPTIONS] <INPUT> [OUTPUT]\n"), "{message}");
 }
 
 /// No address space holds a stack of this size.
