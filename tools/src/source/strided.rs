@@ -15,7 +15,7 @@ use super::file::{ReadAt, Source};
 const PANEL: u64 = 4 << 20;
 
 /// Bytes of the longest such step.
-const MAX_STEP: u64 = 64 << 20;
+const MAX_STEP: u64 = 16 << 20;
 
 /// Panels that are kept: one for each thread that reads.
 const KEPT_PANELS: usize = 8;
