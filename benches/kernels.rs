@@ -71,7 +71,9 @@ fn matrix_data(dtype: DType, rows: usize, cols: usize) -> Vec<u8> {
     let block_row = matrix_bytes(dtype, 16, cols).expect("a size");
     let values = values(16 * cols);
     for out in data.chunks_exact_mut(block_row) {
-        Kernels::best().encode_block_row(dtype, &values, cols, TENSOR_SCALE, out).expect("small values");
+        Kernels::best()
+            .encode_block_row(dtype, &values, cols, None, TENSOR_SCALE, out)
+            .expect("small values");
     }
     data
 }
@@ -140,7 +142,7 @@ fn sparse_product(c: &mut Criterion) {
         let mut data = vec![0; count * stride];
         let record = values(len);
         for out in data.chunks_exact_mut(stride) {
-            Kernels::best().encode_record(dtype, &record, TENSOR_SCALE, out).expect("small values");
+            Kernels::best().encode_record(dtype, &record, None, TENSOR_SCALE, out).expect("small values");
         }
         let w = Records::new(dtype, count, len, TENSOR_SCALE, &data).expect("records");
         let indices: Vec<u32> = (0..count as u32).step_by(8).collect();
@@ -181,7 +183,9 @@ fn record_dots(c: &mut Criterion) {
         let mut data = vec![0; count * stride];
         let record = values(n);
         for out in data.chunks_exact_mut(stride) {
-            Kernels::best().encode_record(DType::Int4, &record, TENSOR_SCALE, out).expect("small values");
+            Kernels::best()
+                .encode_record(DType::Int4, &record, None, TENSOR_SCALE, out)
+                .expect("small values");
         }
         let w = Records::new(DType::Int4, count, n, TENSOR_SCALE, &data).expect("records");
         let indices: Vec<u32> = (0..count as u32).step_by(3).collect();
@@ -322,7 +326,9 @@ fn dequantize_record(c: &mut Criterion) {
     for dtype in DType::ALL {
         for n in WIDTHS {
             let mut data = vec![0; record_bytes(dtype, n).expect("a size")];
-            Kernels::best().encode_record(dtype, &values(n), TENSOR_SCALE, &mut data).expect("small values");
+            Kernels::best()
+                .encode_record(dtype, &values(n), None, TENSOR_SCALE, &mut data)
+                .expect("small values");
             let w = Records::new(dtype, 1, n, TENSOR_SCALE, &data).expect("a record");
             let mut out = vec![0.0; n];
             group.throughput(Throughput::Bytes(data.len() as u64));
@@ -383,7 +389,7 @@ fn encode(c: &mut Criterion) {
         group.throughput(Throughput::Bytes(4 * rows.len() as u64));
         group.bench_function(id(dtype.name(), format_args!("16x{cols}"), Kernels::best()), |b| {
             b.iter(|| {
-                Kernels::best().encode_block_row(dtype, black_box(&rows), cols, TENSOR_SCALE, &mut out)
+                Kernels::best().encode_block_row(dtype, black_box(&rows), cols, None, TENSOR_SCALE, &mut out)
             });
         });
     }

@@ -47,11 +47,16 @@ fail() { echo "cross/test.sh: $*" >&2; exit 1; }
 
 host() { cargo run --quiet --locked --release "$@"; }
 
-# Converts the fixture $2 to the type $3 with the converter $1, into the file $4.
+# Converts the fixture $2 to the type $3 with the converter $1, into the file $4. Here int4 means linear codes.
 convert() {
+    local type=(--type "$3")
+    case $3 in
+        int4) type=(--type int4 --codes linear) ;;
+        int4n) type=(--type int4) ;;
+    esac
     # Word splitting: the emulator, its arguments and the program.
     # shellcheck disable=SC2086
-    $1 "tests/fixtures/$2-tiny.pth" "$4" --type "$3" 2>/dev/null
+    $1 "tests/fixtures/$2-tiny.pth" "$4" "${type[@]}" 2>/dev/null
 }
 
 # The models, what this machine computes of them, and the text that it prints.
@@ -60,7 +65,7 @@ prepare() {
     cp models/fairy7-int8.rwkv "$work/models"
     local version dtype
     for version in v4 v5.0 v5.1 v5.2 v6 v7; do
-        for dtype in f32 f16 int8 int4; do
+        for dtype in f32 f16 int8 int4 int4n; do
             convert "$folder/release/rwkv-quantize" "$version" "$dtype" "$work/models/$version-$dtype.rwkv"
         done
     done
@@ -125,7 +130,7 @@ programs() {
     RWKV_EDGE=$folder/release/rwkv-edge RWKV_QUANTIZE=$folder/release/rwkv-quantize tests/scripts/resume.sh 40 "$runner $binary"
     converts || return 0
     local model
-    for model in v4-int8 v6-f16 v7-int4; do
+    for model in v4-int8 v6-f16 v7-int4n; do
         convert "$runner ${binary%/*}/rwkv-quantize" "${model%-*}" "${model#*-}" "$work/converted.rwkv"
         cmp "$work/converted.rwkv" "$work/models/$model.rwkv" || fail "$target on $cpu converts $model to other bytes"
         rm "$work/converted.rwkv"

@@ -225,7 +225,8 @@ fn smaller(options: &PlanOptions, fits: impl Fn(&PlanOptions) -> Result<bool>) -
 /// Whether the type of a tensor shows that the file is not int4. Some tensors of an int4 file have
 /// other types.
 fn is_wide(tensor: &TensorInfo) -> bool {
-    tensor.name.ends_with(".ffn.key.weight") && tensor.dtype != ElementType::Int4
+    tensor.name.ends_with(".ffn.key.weight")
+        && !matches!(tensor.dtype, ElementType::Int4 | ElementType::Int4n)
 }
 
 /// MiB with a decimal.

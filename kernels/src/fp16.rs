@@ -33,5 +33,11 @@ pub(crate) fn from_f32(value: f32) -> u16 {
 /// The fp16 number at position `i` of little-endian bytes.
 #[inline(always)]
 pub(crate) fn read(bytes: &[u8], i: usize) -> f32 {
-    to_f32(u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]))
+    to_f32(read_bits(bytes, i))
+}
+
+/// The bits of the number that [`read`] gives.
+#[inline(always)]
+pub(crate) fn read_bits(bytes: &[u8], i: usize) -> u16 {
+    u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]])
 }

@@ -18,10 +18,13 @@
 //!               512 B  codes: line v (of 8) = [row 0..15][j 0..3] bytes
 //!                      low nibble  = code of column 8v + j
 //!                      high nibble = code of column 8v + 4 + j
+//! Int4n  as Int4
 //! ```
 //!
-//! A group is [`GROUP_SIZE`] consecutive columns of one row. An Int8 code is in -127..=127; an Int4
-//! code is stored as the unsigned nibble `code + 8`. The weight is `code * scale * tensor_scale`.
+//! A group is [`GROUP_SIZE`] consecutive columns of one row. The weight is
+//! `code * scale * tensor_scale`. An Int8 code is in -127..=127. An Int4 code is stored as the
+//! unsigned nibble `code + 8`. An Int4n code is [`INT4N_TABLE`]`[nibble]` plus [`int4n_shift`] of
+//! the group's scale: in -35..=31.
 //!
 //! # Records ([`Records`])
 //!
@@ -35,7 +38,8 @@
 //!       run g = values 32g..32g+31
 //! Int4  the same scales; then ceil(len/32) runs of 16 B:
 //!       byte i of run g has the code of value 32g + i in its low nibble
-//!       and that of value 32g + 16 + i in its high nibble (code + 8)
+//!       and that of value 32g + 16 + i in its high nibble
+//! Int4n as Int4
 //! ```
 //!
 //! The record is padded with zero bytes to a multiple of 64 B. A group is 32 consecutive values of
@@ -52,6 +56,18 @@ pub const K_BLOCK: usize = 64;
 /// Bytes of a cache line: the unit in which layouts are padded.
 pub const LINE_BYTES: usize = 64;
 
+/// Int4n codes before the [shift](int4n_shift) of their group, by nibble.
+///
+/// Denser in the middle, as weights are. No magnitude exceeds 32: 8 products with codes of an
+/// [`Activation`] fit 16 bits.
+pub const INT4N_TABLE: [i8; 16] = [-32, -26, -21, -16, -12, -9, -6, -3, 0, 3, 6, 10, 13, 17, 22, 28];
+
+/// The number that all Int4n codes of a group have more than [`INT4N_TABLE`]: the two lowest bits of
+/// the group's fp16 scale give -3, -1, 1 or 3. They count as a part of the scale too.
+pub const fn int4n_shift(scale: u16) -> i32 {
+    2 * (scale & 3) as i32 - 3
+}
+
 /// Element type of a weight tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
@@ -63,11 +79,13 @@ pub enum DType {
     Int8,
     /// 4-bit codes in -8..=7, one fp16 scale per group.
     Int4,
+    /// 4-bit codes of a table that the group shifts, one fp16 scale per group.
+    Int4n,
 }
 
 impl DType {
     /// All element types.
-    pub const ALL: [DType; 4] = [DType::F32, DType::F16, DType::Int8, DType::Int4];
+    pub const ALL: [DType; 5] = [DType::F32, DType::F16, DType::Int8, DType::Int4, DType::Int4n];
 
     /// The name used on the command line and in reports.
     pub const fn name(self) -> &'static str {
@@ -76,12 +94,13 @@ impl DType {
             DType::F16 => "f16",
             DType::Int8 => "int8",
             DType::Int4 => "int4",
+            DType::Int4n => "int4n",
         }
     }
 
     /// Whether weights are codes with group scales.
     pub const fn is_quantized(self) -> bool {
-        matches!(self, DType::Int8 | DType::Int4)
+        matches!(self, DType::Int8 | DType::Int4 | DType::Int4n)
     }
 
     /// Bytes of one interleaved block of [`ROW_INTERLEAVE`] rows x [`K_BLOCK`] columns.
@@ -90,7 +109,7 @@ impl DType {
             DType::F32 => 4096,
             DType::F16 => 2048,
             DType::Int8 => 1088,
-            DType::Int4 => 576,
+            DType::Int4 | DType::Int4n => 576,
         }
     }
 }
@@ -161,7 +180,7 @@ pub const fn record_bytes(dtype: DType, len: usize) -> Option<usize> {
         DType::F32 => (len, 4),
         DType::F16 => (len, 2),
         DType::Int8 => (groups, 32),
-        DType::Int4 => (groups, 16),
+        DType::Int4 | DType::Int4n => (groups, 16),
     };
     let Some(values) = count.checked_mul(bytes) else { return None };
     let Some(used) = values.checked_add(record_scale_bytes(dtype, len)) else { return None };

@@ -13,7 +13,7 @@
 //! // Two rows of three weights, as Int8.
 //! let mut data = vec![0; matrix_bytes(DType::Int8, 2, 3).unwrap()];
 //! let rows = [1.0, 0.5, 0.0, -1.0, 0.0, 2.0];
-//! kernels.encode_block_row(DType::Int8, &rows, 3, TENSOR_SCALE, &mut data)?;
+//! kernels.encode_block_row(DType::Int8, &rows, 3, None, TENSOR_SCALE, &mut data)?;
 //! let w = Matrix::new(DType::Int8, 2, 3, TENSOR_SCALE, &data)?;
 //!
 //! let padded = padded_cols(3);
@@ -110,14 +110,15 @@
 //! For every row, with groups in ascending order from `acc = 0`, `s` the group's weight scale:
 //!
 //! ```text
-//! Int8, Int4   dot = sum of weight code * activation code, as integers
-//!              acc = fma(f32(s) * scale_g, f32(dot), acc)
+//! Int8, Int4,  dot = sum of weight code * activation code, as integers
+//! Int4n        acc = fma(f32(s) * scale_g, f32(dot), acc)
 //! F32, F16     p = 0; then p = fma(f32(w_k), value_k, p) for the group's 32 columns, k ascending
 //!              acc = acc + p
 //! y = acc * tensor_scale
 //! ```
 //!
-//! Int4 takes `dot` as `sum(nibble * code) - 8 * sum_g`. Activation codes of -128 give unspecified
+//! Int4 takes `dot` as `sum(nibble * code) - 8 * sum_g`, Int4n as
+//! `sum(INT4N_TABLE[nibble] * code) + int4n_shift(s) * sum_g`. Activation codes of -128 give unspecified
 //! results; `quantize` never makes them. Weight codes of -128 count as -128. A row depends on
 //! nothing but its weights and the input: not on `first_row`, `out.len()` or other rows. `matmul`
 //! gives for each of its vectors what `matvec` gives.
@@ -138,9 +139,9 @@
 //!
 //! ## `sparse_accumulate` and `sparse_finish`
 //!
-//! `q` is 15 for Int4 and 127 for Int8, `n` the number of entries of the whole vector (at least 1),
-//! `s_jg` the scale and `u_ji` the stored code (Int4: the nibble, code + 8). The caller gives
-//! `largest` and `bound_g`.
+//! `q` is 15 for Int4, 35 for Int4n and 127 for Int8, `n` the number of entries of the whole vector
+//! (at least 1), `s_jg` the scale and `u_ji` the stored code (Int4: the nibble, code + 8; Int4n: the
+//! code of the table). The caller gives `largest` and `bound_g`.
 //!
 //! ```text
 //! cmax  = min(32767, max(1, floor(floor((2^31 - 1) / q) / n)))
@@ -148,6 +149,7 @@
 //! inv_g = 0 if m_g < 2^-100, else cmax / m_g
 //! c_jg  = code((x_j * f32(s_jg)) * inv_g, cmax)
 //! acc_i = sum of c_jg * u_ji, as integers           Int4: minus 8 * sum of c_jg
+//!                                                   Int4n: plus sum of c_jg * int4n_shift(s_jg)
 //! y_i   = f32(acc_i) * ((m_g / cmax) * tensor_scale)
 //! ```
 //!
@@ -158,7 +160,7 @@
 //!
 //! ## `dequantize_record`
 //!
-//! Int8 and Int4: `f32(code) * (f32(scale) * tensor_scale)`. F32 and F16: `f32(w) * tensor_scale`.
+//! Quantized: `f32(code) * (f32(scale) * tensor_scale)`. F32 and F16: `f32(w) * tensor_scale`.
 //!
 //! ## `record_dots`
 //!

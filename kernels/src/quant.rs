@@ -1,7 +1,6 @@
 //! Quantization: from fp32 to the block layouts and back.
 //!
-//! [`Kernels::encode_block_row`](crate::Kernels::encode_block_row) and
-//! [`Kernels::encode_record`](crate::Kernels::encode_record) encode. The same values give the same
+//! [`Kernels::encode_block_row`] and [`Kernels::encode_record`] encode. The same values give the same
 //! bytes on every platform and instruction set: encoding uses IEEE operations in a fixed order, and
 //! no fused ones.
 //!
@@ -25,13 +24,33 @@
 //! nearest even. In a tie the first candidate wins, in the order given here. If `amax / 4` rounds
 //! to 0 in fp16, scale and codes are 0.
 //!
+//! # Int4n
+//! The scale may have either sign. Its two lowest bits are those that
+//! [shift](crate::layout::int4n_shift) the codes. It is the candidate with the least squared error
+//! of the group, or 0 if no candidate is better.
+//!
+//! 1. For each value of the low bits from 0 to 3, and for both signs, the scale that reaches all
+//!    values with the codes from the first to the last is multiplied with 0.7, 0.745 .. 1.06.
+//! 2. Twice, the scale is replaced by the best one for its codes, `s = sum(u q) / sum(q q)`, unless
+//!    that has another sign.
+//! 3. It is rounded to the nearest fp16 number with these low bits, the smaller one in a tie.
+//!
+//! The code of `u` is the nearest one. With `t = u * (2 * (1 / scale)) + (-2 shift - 0.5)`, clamped
+//! to -64..=63 and rounded to nearest even, the nibble is the number of neighbours in the table
+//! whose sum is at most `t`. In a tie the first candidate wins, in the order given here. If no `u`
+//! reaches 2^-25, the scale is 0.
+//!
+//! All three sums may have factors: the importance of each column ([`Kernels::encode_block_row`]).
+//! They are divided by the largest one of the group.
+//!
 //! # Padding
-//! Padded rows, columns and values have code 0 (the nibble 8 for Int4) and, in whole padded groups,
-//! scale 0.
+//! Padded rows, columns and values have code 0 (the nibble 8 for Int4 and Int4n) and, in whole
+//! padded groups, scale 0. They take no part in the search of Int4n.
 
 mod decode;
 mod group;
 mod int4;
+mod int4n;
 mod int8;
 
 pub use decode::{decode_matrix_row, decode_record, largest_scales};
@@ -39,16 +58,23 @@ pub use decode::{decode_matrix_row, decode_record, largest_scales};
 use core::fmt;
 use core::ops::{Add, AddAssign};
 
+#[cfg(doc)]
+use crate::Kernels;
 use crate::layout::{
     DType, GROUP_SIZE, K_BLOCK, LINE_BYTES, ROW_INTERLEAVE, matrix_bytes, record_bytes, record_scale_bytes,
 };
 
 pub(crate) use group::Group;
 pub(crate) use int4::encode as encode_int4;
+pub(crate) use int4n::encode as encode_int4n;
 pub(crate) use int8::encode as encode_int8;
 
 /// Encodes one group of values that were divided by the tensor scale.
 pub(crate) type EncodeGroupFn = fn(&[f32; GROUP_SIZE]) -> Result<Group, ScaleOverflow>;
+
+/// The same with the importance of each value, and the number of values before the padding.
+pub(crate) type EncodeWeightedGroupFn =
+    fn(&[f32; GROUP_SIZE], &[f32; GROUP_SIZE], usize) -> Result<Group, ScaleOverflow>;
 
 /// The tensor scale to try first: fp16 scales then reach from normal numbers of 2^-24 up to 64
 /// (`docs/DESIGN.md`, Scales and their tensor scale).
@@ -120,6 +146,7 @@ impl core::error::Error for ScaleOverflow {}
 pub(crate) struct GroupEncoders {
     pub(crate) int8: EncodeGroupFn,
     pub(crate) int4: EncodeGroupFn,
+    pub(crate) int4n: EncodeWeightedGroupFn,
 }
 
 /// As [`Kernels::encode_block_row`](crate::Kernels::encode_block_row).
@@ -128,6 +155,7 @@ pub(crate) fn encode_block_row(
     dtype: DType,
     rows: &[f32],
     cols: usize,
+    importance: Option<&[f32]>,
     tensor_scale: f32,
     out: &mut [u8],
 ) -> Result<ErrorSums, ScaleOverflow> {
@@ -137,12 +165,13 @@ pub(crate) fn encode_block_row(
     let expected = matrix_bytes(dtype, ROW_INTERLEAVE, cols);
     assert!(expected == Some(out.len()), "{} bytes of output, expected {expected:?}", out.len());
     check_scale(tensor_scale);
-    let block_row = BlockRow { rows, cols, inverse_scale: 1.0 / tensor_scale };
+    check_importance(importance, cols);
+    let block_row = BlockRow { rows, cols };
+    let groups = Groups { encoders, dtype, importance, inverse_scale: 1.0 / tensor_scale };
     let sums = match dtype {
-        DType::F32 => block_row.float::<4>(out, group::encode_f32),
-        DType::F16 => block_row.float::<2>(out, group::encode_f16),
-        DType::Int8 => block_row.quantized(dtype, out, encoders.int8),
-        DType::Int4 => block_row.quantized(dtype, out, encoders.int4),
+        DType::F32 => block_row.float::<4>(groups.inverse_scale, out, group::encode_f32),
+        DType::F16 => block_row.float::<2>(groups.inverse_scale, out, group::encode_f16),
+        DType::Int8 | DType::Int4 | DType::Int4n => block_row.quantized(out, groups),
     }?;
     Ok(sums.scaled(tensor_scale))
 }
@@ -152,18 +181,20 @@ pub(crate) fn encode_record(
     encoders: GroupEncoders,
     dtype: DType,
     values: &[f32],
+    importance: Option<&[f32]>,
     tensor_scale: f32,
     out: &mut [u8],
 ) -> Result<ErrorSums, ScaleOverflow> {
     let expected = record_bytes(dtype, values.len());
     assert!(expected == Some(out.len()), "{} bytes of output, expected {expected:?}", out.len());
     check_scale(tensor_scale);
+    check_importance(importance, values.len());
     let inverse_scale = 1.0 / tensor_scale;
+    let groups = Groups { encoders, dtype, importance, inverse_scale };
     let sums = match dtype {
         DType::F32 => float_record::<4>(values, inverse_scale, out, group::encode_f32),
         DType::F16 => float_record::<2>(values, inverse_scale, out, group::encode_f16),
-        DType::Int8 => quantized_record(dtype, values, inverse_scale, out, encoders.int8),
-        DType::Int4 => quantized_record(dtype, values, inverse_scale, out, encoders.int4),
+        DType::Int8 | DType::Int4 | DType::Int4n => quantized_record(values, out, groups),
     }?;
     Ok(sums.scaled(tensor_scale))
 }
@@ -173,16 +204,59 @@ fn check_scale(scale: f32) {
     assert!(power_of_two, "the tensor scale {scale} is not a positive power of two");
 }
 
+fn check_importance(importance: Option<&[f32]>, values: usize) {
+    let found = importance.map_or(values, <[f32]>::len);
+    assert!(found == values, "the importance of {found} of {values} values");
+}
+
+/// The encoding of groups of one type.
+#[derive(Clone, Copy)]
+struct Groups<'a> {
+    encoders: GroupEncoders,
+    dtype: DType,
+    importance: Option<&'a [f32]>,
+    inverse_scale: f32,
+}
+
+impl Groups<'_> {
+    /// Encodes a group whose first value is number `first` of its row or record.
+    fn encode(&self, values: &[f32], first: usize) -> Result<Group, ScaleOverflow> {
+        let units = in_scale_units(values, self.inverse_scale);
+        match self.dtype {
+            DType::Int4n => {
+                let importance = relative(self.importance.map(|all| &all[first..]), values.len());
+                (self.encoders.int4n)(&units, &importance, values.len())
+            }
+            DType::Int8 => (self.encoders.int8)(&units),
+            _ => (self.encoders.int4)(&units),
+        }
+    }
+}
+
+/// The importance of the first `len` values, divided by the largest one. Where there is none that is
+/// a positive number, all are as important.
+fn relative(importance: Option<&[f32]>, len: usize) -> [f32; GROUP_SIZE] {
+    let largest = importance.map_or(0.0, |all| all[..len].iter().fold(0.0f32, |m, &i| m.max(i)));
+    let mut out = [0.0; GROUP_SIZE];
+    for (i, out) in out[..len].iter_mut().enumerate() {
+        *out = match importance {
+            Some(all) if largest.is_normal() => (all[i] / largest).max(0.0),
+            _ => 1.0,
+        };
+    }
+    out
+}
+
 /// Up to 16 rows on their way into one block row.
 struct BlockRow<'a> {
     rows: &'a [f32],
     cols: usize,
-    inverse_scale: f32,
 }
 
 impl BlockRow<'_> {
     fn float<const BYTES: usize>(
         &self,
+        inverse_scale: f32,
         out: &mut [u8],
         encode: impl Fn(f32) -> Result<([u8; BYTES], ErrorSums), ScaleOverflow>,
     ) -> Result<ErrorSums, ScaleOverflow> {
@@ -191,7 +265,7 @@ impl BlockRow<'_> {
         let (out, _) = out.as_chunks_mut::<BYTES>();
         for (r, row) in self.rows.chunks_exact(self.cols).enumerate() {
             for (&value, column) in row.iter().zip(out.chunks_exact_mut(ROW_INTERLEAVE)) {
-                let (bytes, sum) = encode(value * self.inverse_scale)?;
+                let (bytes, sum) = encode(value * inverse_scale)?;
                 column[r] = bytes;
                 sums += sum;
             }
@@ -199,13 +273,9 @@ impl BlockRow<'_> {
         Ok(sums)
     }
 
-    fn quantized(
-        &self,
-        dtype: DType,
-        out: &mut [u8],
-        encode: EncodeGroupFn,
-    ) -> Result<ErrorSums, ScaleOverflow> {
-        let padding = if dtype == DType::Int4 { 0x88 } else { 0 };
+    fn quantized(&self, out: &mut [u8], groups: Groups<'_>) -> Result<ErrorSums, ScaleOverflow> {
+        let dtype = groups.dtype;
+        let padding = if dtype == DType::Int8 { 0 } else { 0x88 };
         let mut sums = ErrorSums::default();
         for (i, block) in out.chunks_exact_mut(dtype.block_bytes()).enumerate() {
             let (scales, codes) = block.split_at_mut(LINE_BYTES);
@@ -215,7 +285,7 @@ impl BlockRow<'_> {
             for (r, row) in self.rows.chunks_exact(self.cols).enumerate() {
                 let columns = &row[K_BLOCK * i..self.cols.min(K_BLOCK * (i + 1))];
                 for (g, values) in columns.chunks(GROUP_SIZE).enumerate() {
-                    let group = encode(&in_scale_units(values, self.inverse_scale))?;
+                    let group = groups.encode(values, K_BLOCK * i + GROUP_SIZE * g)?;
                     scales[2 * (ROW_INTERLEAVE * g + r)..][..2].copy_from_slice(&group.scale.to_le_bytes());
                     store_row(dtype, &group.codes, &mut codes[group_codes * g..][..group_codes], r);
                     sums += group.sums;
@@ -242,7 +312,7 @@ fn store_row(dtype: DType, codes: &[i8; GROUP_SIZE], lines: &mut [u8], r: usize)
     }
 }
 
-/// The byte of two Int4 codes.
+/// The byte of two nibbles, given less 8.
 fn nibbles(low: i8, high: i8) -> u8 {
     (low + 8) as u8 | ((high + 8) as u8) << 4
 }
@@ -272,19 +342,14 @@ fn float_record<const BYTES: usize>(
     Ok(sums)
 }
 
-fn quantized_record(
-    dtype: DType,
-    values: &[f32],
-    inverse_scale: f32,
-    out: &mut [u8],
-    encode: EncodeGroupFn,
-) -> Result<ErrorSums, ScaleOverflow> {
+fn quantized_record(values: &[f32], out: &mut [u8], groups: Groups<'_>) -> Result<ErrorSums, ScaleOverflow> {
     out.fill(0);
+    let dtype = groups.dtype;
     let mut sums = ErrorSums::default();
     let run_bytes = if dtype == DType::Int8 { GROUP_SIZE } else { GROUP_SIZE / 2 };
     let (scales, codes) = out.split_at_mut(record_scale_bytes(dtype, values.len()));
     for (g, (values, run)) in values.chunks(GROUP_SIZE).zip(codes.chunks_exact_mut(run_bytes)).enumerate() {
-        let group = encode(&in_scale_units(values, inverse_scale))?;
+        let group = groups.encode(values, GROUP_SIZE * g)?;
         scales[2 * g..][..2].copy_from_slice(&group.scale.to_le_bytes());
         for (i, byte) in run.iter_mut().enumerate() {
             let second = group.codes[(i + GROUP_SIZE / 2) % GROUP_SIZE];

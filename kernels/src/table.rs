@@ -13,7 +13,7 @@ use crate::layout::{
     Activation, ActivationMut, DType, GROUP_SIZE, K_BLOCK, Matrix, Normed, ROW_INTERLEAVE, Records, Shift,
     Shifted, Sparse, SparseScale, padded_cols, sparse_sums,
 };
-use crate::quant::EncodeGroupFn;
+use crate::quant::{EncodeGroupFn, EncodeWeightedGroupFn};
 
 pub(crate) type QuantizeFn = fn(&mut ActivationMut<'_>);
 pub(crate) type MatvecFn = fn(&mut [f32], &Matrix<'_>, usize, Activation<'_>);
@@ -58,6 +58,7 @@ pub(crate) struct Tiles {
     pub(crate) f16: MatmulFn,
     pub(crate) int8: MatmulFn,
     pub(crate) int4: MatmulFn,
+    pub(crate) int4n: MatmulFn,
 }
 
 /// The intermediate results of [`Kernels::softmax`].
@@ -80,6 +81,7 @@ pub struct Kernels {
     pub(crate) matvec_f16: MatvecFn,
     pub(crate) matvec_int8: MatvecFn,
     pub(crate) matvec_int4: MatvecFn,
+    pub(crate) matvec_int4n: MatvecFn,
     /// Where the level has none, all vectors go one by one.
     pub(crate) tiles: Option<Tiles>,
     pub(crate) nonzero: NonzeroFn,
@@ -90,8 +92,10 @@ pub struct Kernels {
     pub(crate) reaching: ReachingFn,
     pub(crate) sparse_accumulate_int8: SparseAccumulateFn,
     pub(crate) sparse_accumulate_int4: SparseAccumulateFn,
+    pub(crate) sparse_accumulate_int4n: SparseAccumulateFn,
     pub(crate) sparse_finish_int8: SparseFinishFn,
     pub(crate) sparse_finish_int4: SparseFinishFn,
+    pub(crate) sparse_finish_int4n: SparseFinishFn,
     pub(crate) dequantize_record: RecordFn,
     pub(crate) record_dots: RecordDotsFn,
     pub(crate) prefetch: PrefetchFn,
@@ -116,6 +120,7 @@ pub struct Kernels {
     pub(crate) dot3: Dot3Fn,
     pub(crate) encode_int8: EncodeGroupFn,
     pub(crate) encode_int4: EncodeGroupFn,
+    pub(crate) encode_int4n: EncodeWeightedGroupFn,
 }
 
 impl core::fmt::Debug for Kernels {
@@ -162,6 +167,7 @@ impl Kernels {
             DType::F16 => self.matvec_f16,
             DType::Int8 => self.matvec_int8,
             DType::Int4 => self.matvec_int4,
+            DType::Int4n => self.matvec_int4n,
         }
     }
 
@@ -189,6 +195,7 @@ impl Kernels {
             DType::F16 => tiles.f16,
             DType::Int8 => tiles.int8,
             DType::Int4 => tiles.int4,
+            DType::Int4n => tiles.int4n,
         };
         kernel(outs, w, first_row, xs);
     }
@@ -268,8 +275,8 @@ impl Kernels {
         kernel(out, w, first, x);
     }
 
-    /// Adds the products of some entries of a sparse vector with Int8 or Int4 records to partial
-    /// sums, which start with zeros and end with [`sparse_finish`](Self::sparse_finish).
+    /// Adds the products of some entries of a sparse vector with quantized records to partial sums,
+    /// which start with zeros and end with [`sparse_finish`](Self::sparse_finish).
     ///
     /// The sums are exact. So it does not matter how entries are cut into calls, nor to which
     /// partial sums a call adds. The order of the partial sums is the level's own: only its
@@ -293,6 +300,7 @@ impl Kernels {
         let kernel = match w.dtype() {
             DType::Int8 => self.sparse_accumulate_int8,
             DType::Int4 => self.sparse_accumulate_int4,
+            DType::Int4n => self.sparse_accumulate_int4n,
             float => panic!("sparse_accumulate of {float} records"),
         };
         kernel(sums, w, x, scale);
@@ -312,6 +320,7 @@ impl Kernels {
         let kernel = match w.dtype() {
             DType::Int8 => self.sparse_finish_int8,
             DType::Int4 => self.sparse_finish_int4,
+            DType::Int4n => self.sparse_finish_int4n,
             float => panic!("sparse_finish of {float} records"),
         };
         kernel(out, w, sums, scale);

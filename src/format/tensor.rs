@@ -24,13 +24,20 @@ pub enum ElementType {
     Int4 = 3,
     /// Unsigned integers; not weights.
     U32 = 4,
+    /// 4-bit codes of a table that the group scale shifts.
+    Int4n = 5,
 }
 
 impl ElementType {
-    const ALL: [Self; 5] = [Self::F32, Self::F16, Self::Int8, Self::Int4, Self::U32];
+    const ALL: [Self; 6] = [Self::F32, Self::F16, Self::Int8, Self::Int4, Self::U32, Self::Int4n];
 
     pub(super) fn from_code(code: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|&dtype| dtype as u8 == code)
+    }
+
+    /// The minor version of the format that has this type.
+    pub(super) fn minor_version(self) -> u16 {
+        u16::from(self == Self::Int4n)
     }
 
     /// The weight type, or `None` for integers that are not weights.
@@ -40,6 +47,7 @@ impl ElementType {
             Self::F16 => Some(DType::F16),
             Self::Int8 => Some(DType::Int8),
             Self::Int4 => Some(DType::Int4),
+            Self::Int4n => Some(DType::Int4n),
             Self::U32 => None,
         }
     }
@@ -52,6 +60,7 @@ impl From<DType> for ElementType {
             DType::F16 => Self::F16,
             DType::Int8 => Self::Int8,
             DType::Int4 => Self::Int4,
+            DType::Int4n => Self::Int4n,
         }
     }
 }
@@ -242,6 +251,7 @@ mod tests {
         assert_eq!(byte_len(F32, Vector, [5, 1]), Some(20));
         assert_eq!(byte_len(U32, Vector, [5, 1]), Some(20));
         assert_eq!(byte_len(Int4, Interleaved, [17, 64]), Some(2 * 576));
+        assert_eq!(byte_len(Int4n, Interleaved, [17, 64]), Some(2 * 576));
         assert_eq!(byte_len(Int8, RowRecords, [3, 40]), Some(3 * 128));
         assert_eq!(byte_len(Int8, ColumnRecords, [40, 3]), Some(3 * 128));
     }
@@ -271,6 +281,7 @@ mod tests {
     fn only_quantized_tensors_have_a_scale_and_it_is_a_power_of_two() {
         for good in [1.0, 1.0 / 1024.0, f32::MIN_POSITIVE, f32::from_bits(0x7f00_0000)] {
             assert!(scale_fits(ElementType::Int8, good), "{good}");
+            assert!(scale_fits(ElementType::Int4n, good), "{good}");
         }
         for bad in [0.0, -1.0, 3.0, f32::NAN, f32::INFINITY, f32::from_bits(1), 1.0 + f32::EPSILON] {
             assert!(!scale_fits(ElementType::Int4, bad), "{bad}");

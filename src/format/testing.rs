@@ -63,7 +63,7 @@ pub(crate) fn tensor_bytes(index: usize, len: usize) -> Vec<u8> {
 
 /// The tensor scale that the test file gives to a tensor.
 pub(crate) fn scale(dtype: ElementType) -> f32 {
-    if matches!(dtype, ElementType::Int8 | ElementType::Int4) { 0.25 } else { 1.0 }
+    if dtype.weight().is_some_and(|dtype| dtype.is_quantized()) { 0.25 } else { 1.0 }
 }
 
 /// A target for a file that may replace any other.

@@ -9,7 +9,8 @@ use rwkv_edge::{Model, Session, SessionOptions};
 use rwkv_quantize::convert::Options;
 
 /// Bounds on the mean of `KL(f32 || file)`, in nats.
-const BOUNDS: [(DType, f64); 3] = [(DType::F16, 1e-5), (DType::Int8, 0.002), (DType::Int4, 0.05)];
+const BOUNDS: [(DType, f64); 4] =
+    [(DType::F16, 1e-5), (DType::Int8, 0.002), (DType::Int4, 0.05), (DType::Int4n, 0.035)];
 
 fn fairy(dtype: DType) -> Arc<Model> {
     let options = Options {

@@ -338,7 +338,11 @@ fn source_format(checkpoint: &Checkpoint) -> String {
 
 /// The options that change weights, as on the command line.
 fn settings(options: &Options, config: &Config) -> String {
-    let mut settings = format!("--type {}", options.quant.dtype);
+    let mut settings = match options.quant.dtype {
+        DType::Int4n => "--type int4 --codes table".to_owned(),
+        DType::Int4 => "--type int4 --codes linear".to_owned(),
+        dtype => format!("--type {dtype}"),
+    };
     if options.quant.plain_head {
         settings += " --plain-head";
     }

@@ -405,9 +405,9 @@ impl Encoding<'_> {
             self.read_rows(chunk * chunk_rows, chunk_rows, floats)?;
             outcome.sums = if spec.layout == TensorLayout::RowRecords {
                 let row = self.normalized_row(floats);
-                self.encoder.kernels.encode_record(dtype, &row, scale, out)
+                self.encoder.kernels.encode_record(dtype, &row, None, scale, out)
             } else {
-                self.encoder.kernels.encode_block_row(dtype, floats, spec.shape[1], scale, out)
+                self.encoder.kernels.encode_block_row(dtype, floats, spec.shape[1], None, scale, out)
             }
             .map_err(|error| self.overflow(error))?;
         }
@@ -491,8 +491,9 @@ impl Encoding<'_> {
                 }
             }
             for ((out, outcome), column) in outs.iter_mut().zip(column.chunks_exact(rows)) {
-                outcome.sums =
-                    kernels.encode_record(dtype, column, scale, out).map_err(|error| self.overflow(error))?;
+                outcome.sums = kernels
+                    .encode_record(dtype, column, None, scale, out)
+                    .map_err(|error| self.overflow(error))?;
             }
         }
         Ok(())

@@ -1,5 +1,8 @@
 //! Which precision and layout each tensor gets.
 //!
+//! The codes of int4 are those of a table, [`DType::Int4n`], or linear, [`DType::Int4`]. Both planes of
+//! a head are linear: the second one has the rounding errors of the first.
+//!
 //! | role | int4 | int8 | f16 | f32 | layout |
 //! |---|---|---|---|---|---|
 //! | vectors (norms, mixes, decays, bonus), tuned states | f32 | f32 | f32 | f32 | vector |
@@ -64,7 +67,9 @@ pub fn dtype(role: Role, quant: QuantSpec) -> DType {
         Role::Vector | Role::State | Role::ScaleBound | Role::HeadBound => DType::F32,
         Role::HeadResidual => DType::Int4,
         Role::Head if quant.nested_head() => DType::Int4,
-        Role::LowRank | Role::Head | Role::Embedding if quant.dtype == DType::Int4 => DType::Int8,
+        Role::LowRank | Role::Head | Role::Embedding if matches!(quant.dtype, DType::Int4 | DType::Int4n) => {
+            DType::Int8
+        }
         Role::FirstOutput if quant.dtype.is_quantized() && !quant.quantize_first_output => DType::F16,
         Role::Matrix
         | Role::FirstOutput

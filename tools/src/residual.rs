@@ -34,14 +34,14 @@ impl BlockRows {
     ) -> Result<ErrorSums, ScaleOverflow> {
         let Self { kernels, cols, first_plane, block, row } = self;
         let rows = values.len() / *cols;
-        kernels.encode_block_row(DType::Int4, values, *cols, *first_plane, block)?;
+        kernels.encode_block_row(DType::Int4, values, *cols, None, *first_plane, block)?;
         let mut sums = ErrorSums::default();
         let numbered = values.chunks_exact(*cols).zip(records).zip(bounds).enumerate();
         for (i, ((values, record), bound)) in numbered {
             let view = Matrix::new(DType::Int4, rows, *cols, *first_plane, block);
             decode_matrix_row(&view.expect("a block of these rows"), i, row);
             row.iter_mut().zip(values).for_each(|(first, value)| *first = value - *first);
-            let errors = kernels.encode_record(DType::Int4, row, scale, record)?;
+            let errors = kernels.encode_record(DType::Int4, row, None, scale, record)?;
             let norm = values.iter().map(|&v| f64::from(v).powi(2)).sum();
             sums += ErrorSums { squared_norm: norm, ..errors };
             let view = Records::new(DType::Int4, 1, *cols, scale, record);

@@ -3,7 +3,10 @@
 use core::arch::aarch64::*;
 
 use super::int::{Rows, add_group, finish, groups, int_matvec, load_line, nibbles, row_scales};
-use super::matmul::{BIAS, decode_int4, decode_int8, load_rows, load_weights, store_rows, value};
+use super::int4n;
+use super::matmul::{
+    BIAS, decode_int4, decode_int8, decode_lines, decode_scales, load_rows, load_weights, store_rows, value,
+};
 use super::memory::{load_codes, load_f32};
 use super::shim::{broadcast_i32, floats_in_step, in_step, prefetch, prefetch_panel, sdot_rows};
 use super::streams::BlockStream;
@@ -13,6 +16,7 @@ use crate::generic::{
 use crate::layout::{Activation, DType, LINE_BYTES, Matrix, ROW_INTERLEAVE};
 
 int_matvec!("neon,dotprod", matvec_int4, DType::Int4, Int4Lines, int4_dot);
+int_matvec!("neon,dotprod", matvec_int4n, DType::Int4n, Int4Lines, int4n_dot);
 int_matvec!("neon,dotprod", matvec_int8, DType::Int8, Int8Lines, int8_dot);
 
 // Three vectors have 24 registers of sums.
@@ -28,6 +32,16 @@ matmul!(
 );
 matmul!(
     "neon,dotprod",
+    matmul_int4n,
+    DType::Int4n,
+    [ByteBlock<0>; BYTE_PANEL],
+    prefetch_panel,
+    decode_int4n,
+    tile,
+    3: [1 2 3]
+);
+matmul!(
+    "neon,dotprod",
     matmul_int8,
     DType::Int8,
     [ByteBlock<0>; BYTE_PANEL],
@@ -37,6 +51,21 @@ matmul!(
     3: [1 2 3]
 );
 
+/// Shifted codes.
+#[target_feature(enable = "neon")]
+#[inline]
+fn decode_int4n(block: &[u8; DType::Int4n.block_bytes()], decoded: &mut ByteBlock<0>) {
+    let parts = Parts::<4>::of(block);
+    for (g, (lines, decoded)) in parts.lines.iter().zip(&mut decoded.lines).enumerate() {
+        let shifts = int4n::row_shifts(&parts.scales[g]);
+        decode_lines(lines, decoded, |rows, bytes| {
+            let [low, high] = int4n::codes(bytes);
+            [vaddq_s8(low, shifts[rows]), vaddq_s8(high, shifts[rows])]
+        });
+    }
+    decode_scales(parts.scales, &mut decoded.scales);
+}
+
 /// The 32 codes of a group.
 #[target_feature(enable = "neon")]
 #[inline]
@@ -45,24 +74,44 @@ fn load_group(x: &Group<'_>) -> [int8x16_t; 2] {
     [load_codes(&halves[0]), load_codes(&halves[1])]
 }
 
-/// Sums of nibble times code. They start as -8 times the sum of the codes. Each line is loaded
-/// before the line ahead of it is multiplied, as small cores wait for loads.
+/// Sums of nibble times code. They start as -8 times the sum of the codes.
 #[target_feature(enable = "neon,dotprod")]
 #[inline]
-fn int4_dot(lines: &Int4Lines, x: &Group<'_>, later: &Int4Lines) -> Rows<int32x4_t> {
-    let ([a, b], later) = (load_group(x), later.as_flattened());
+fn int4_dot(lines: &Int4Lines, _: &[u8; 32], x: &Group<'_>, later: &Int4Lines) -> Rows<int32x4_t> {
     let sums = [vdupq_n_s32(x.sum.wrapping_mul(-8)); 4];
-    let (first, second) = (load_line(&lines[0]), load_line(&lines[1]));
-    let sums = int4_line::<0, 0, 1>(sums, first, a, later);
-    let third = load_line(&lines[2]);
-    let sums = int4_line::<1, 2, 3>(sums, second, a, later);
-    let fourth = load_line(&lines[3]);
-    let sums = int4_line::<2, 0, 1>(sums, third, b, later);
-    int4_line::<3, 2, 3>(sums, fourth, b, later)
+    int4_products(sums, lines, x, later, |bytes| nibbles(bytes))
 }
 
-/// Adds the products of a line's low nibbles with quad `LOW` of `x`, and of its high ones with quad
-/// `HIGH`. Prefetches line `LINE` of `later`.
+/// Sums of table code times code. They start as the shifts times the sum of the codes.
+#[target_feature(enable = "neon,dotprod")]
+#[inline]
+fn int4n_dot(lines: &Int4Lines, scales: &[u8; 32], x: &Group<'_>, later: &Int4Lines) -> Rows<int32x4_t> {
+    int4_products(int4n::start(scales, x), lines, x, later, |bytes| int4n::codes(bytes))
+}
+
+/// Adds products of codes, which `decode` makes of the low nibbles of bytes and of the high ones.
+/// Each line is loaded before the line ahead of it is multiplied, as small cores wait for loads.
+#[target_feature(enable = "neon,dotprod")]
+#[inline]
+fn int4_products(
+    sums: Rows<int32x4_t>,
+    lines: &Int4Lines,
+    x: &Group<'_>,
+    later: &Int4Lines,
+    decode: impl Fn(uint8x16_t) -> [int8x16_t; 2] + Copy,
+) -> Rows<int32x4_t> {
+    let ([a, b], later) = (load_group(x), later.as_flattened());
+    let (first, second) = (load_line(&lines[0]), load_line(&lines[1]));
+    let sums = int4_line::<0, 0, 1>(sums, first, a, later, decode);
+    let third = load_line(&lines[2]);
+    let sums = int4_line::<1, 2, 3>(sums, second, a, later, decode);
+    let fourth = load_line(&lines[3]);
+    let sums = int4_line::<2, 0, 1>(sums, third, b, later, decode);
+    int4_line::<3, 2, 3>(sums, fourth, b, later, decode)
+}
+
+/// Adds the products of the codes of a line's low nibbles with quad `LOW` of `x`, and of its high
+/// ones with quad `HIGH`. Prefetches line `LINE` of `later`.
 #[target_feature(enable = "neon,dotprod")]
 #[inline]
 fn int4_line<const LINE: usize, const LOW: usize, const HIGH: usize>(
@@ -70,11 +119,12 @@ fn int4_line<const LINE: usize, const LOW: usize, const HIGH: usize>(
     line: Rows<uint8x16_t>,
     x: int8x16_t,
     later: &[u8],
+    decode: impl Fn(uint8x16_t) -> [int8x16_t; 2],
 ) -> Rows<int32x4_t> {
     prefetch::<LINE>(later);
     let [a, b, c, d] = line;
-    let ([a, a_high], [b, b_high]) = (nibbles(a), nibbles(b));
-    let ([c, c_high], [d, d_high]) = (nibbles(c), nibbles(d));
+    let ([a, a_high], [b, b_high]) = (decode(a), decode(b));
+    let ([c, c_high], [d, d_high]) = (decode(c), decode(d));
     let sums = sdot_rows::<LOW>(sums, [a, b, c, d], x);
     sdot_rows::<HIGH>(sums, [a_high, b_high, c_high, d_high], x)
 }
@@ -82,7 +132,7 @@ fn int4_line<const LINE: usize, const LOW: usize, const HIGH: usize>(
 /// Sums of code times code.
 #[target_feature(enable = "neon,dotprod")]
 #[inline]
-fn int8_dot(lines: &Int8Lines, x: &Group<'_>, later: &Int8Lines) -> Rows<int32x4_t> {
+fn int8_dot(lines: &Int8Lines, _: &[u8; 32], x: &Group<'_>, later: &Int8Lines) -> Rows<int32x4_t> {
     let ([a, b], later) = (load_group(x), later.as_flattened());
     let sums = [vdupq_n_s32(0); 4];
     let sums = int8_line::<0, 0>(sums, &lines[0], a, later);

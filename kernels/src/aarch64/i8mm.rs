@@ -10,6 +10,7 @@ use core::arch::aarch64::*;
 use core::array::from_fn;
 
 use super::int::Rows;
+use super::int4n;
 use super::matmul::{BIAS, load_rows, load_weights, signed_nibbles, store_rows, value};
 use super::memory::{load, load_codes, load_f16, load_f32, load_scales, store_codes, store_f32};
 use super::shim::{broadcast_i32, floats_in_step, in_step, prefetch_panel, smmla};
@@ -50,6 +51,16 @@ matmul!(
 );
 matmul!(
     "neon,i8mm",
+    matmul_int4n,
+    DType::Int4n,
+    [PairBlock; BYTE_PANEL],
+    prefetch_panel,
+    decode_int4n,
+    tile,
+    2: [1 2]
+);
+matmul!(
+    "neon,i8mm",
     matmul_int8,
     DType::Int8,
     [PairBlock; BYTE_PANEL],
@@ -68,6 +79,23 @@ fn decode_int4(block: &[u8; DType::Int4.block_bytes()], decoded: &mut PairBlock)
         let (rows, _) = line.as_chunks();
         let rows: Rows<_> = from_fn(|r| signed_nibbles(load(&rows[r])));
         zip_rows(rows.map(|[low, _]| low), rows.map(|[_, high]| high), octet);
+    }
+    decode_scales(parts.scales, &mut decoded.scales);
+}
+
+/// Shifted codes.
+#[target_feature(enable = "neon")]
+#[inline]
+fn decode_int4n(block: &[u8; DType::Int4n.block_bytes()], decoded: &mut PairBlock) {
+    let parts = Parts::<4>::of(block);
+    for (g, (lines, octets)) in parts.lines.iter().zip(&mut decoded.octets).enumerate() {
+        let shifts = int4n::row_shifts(&parts.scales[g]);
+        for (line, octet) in lines.iter().zip(octets) {
+            let (rows, _) = line.as_chunks();
+            let rows: Rows<_> =
+                from_fn(|r| int4n::codes(load(&rows[r])).map(|codes| vaddq_s8(codes, shifts[r])));
+            zip_rows(rows.map(|[low, _]| low), rows.map(|[_, high]| high), octet);
+        }
     }
     decode_scales(parts.scales, &mut decoded.scales);
 }

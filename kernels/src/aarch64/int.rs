@@ -17,6 +17,7 @@
 
 use core::arch::aarch64::*;
 
+use super::int4n;
 use super::memory::{load, load_f16, store_f32};
 use super::shim::{add_pairs, broadcast, prefetch};
 use super::streams::BlockStream;
@@ -39,8 +40,8 @@ pub(super) fn groups(x: Activation<'_>) -> impl Iterator<Item = [Group<'_>; GROU
 
 /// Defines the product `$matvec` of a level.
 ///
-/// `$dot(lines, group, later)` multiplies the `$lines` of a group with a [`Group`], and prefetches
-/// the lines of a later group.
+/// `$dot(lines, scales, group, later)` multiplies the `$lines` of a group with a [`Group`], and
+/// prefetches the lines of a later group. Only Int4n has codes that depend on the scales.
 macro_rules! int_matvec {
     ($features:literal, $matvec:ident, $dtype:expr, $lines:ty, $dot:ident) => {
         #[target_feature(enable = $features)]
@@ -54,7 +55,7 @@ macro_rules! int_matvec {
                     prefetch::<0>(later.scales.as_flattened());
                     for (g, group) in groups.iter().enumerate() {
                         let scales = row_scales(&block.scales[g], group.scale);
-                        let dot = $dot(&block.lines[g], group, &later.lines[g]);
+                        let dot = $dot(&block.lines[g], &block.scales[g], group, &later.lines[g]);
                         acc = add_group(acc, scales, dot);
                     }
                 }
@@ -66,6 +67,7 @@ macro_rules! int_matvec {
 pub(super) use int_matvec;
 
 int_matvec!("neon", matvec_int4, DType::Int4, Int4Lines, int4_dot);
+int_matvec!("neon", matvec_int4n, DType::Int4n, Int4Lines, int4n_dot);
 int_matvec!("neon", matvec_int8, DType::Int8, Int8Lines, int8_dot);
 
 /// The four registers of a line.
@@ -99,15 +101,8 @@ type Products = Rows<[int16x8_t; 2]>;
 /// and two lanes together reach 16 * 15 * 127 = 30480.
 #[target_feature(enable = "neon")]
 #[inline]
-fn int4_dot(lines: &Int4Lines, x: &Group<'_>, later: &Int4Lines) -> Rows<int32x4_t> {
-    let (quads, later) = (x.codes.as_chunks::<4>().0, later.as_flattened());
-    let sums = [[vdupq_n_s16(0); 2]; 4];
-    let [q0, q1, q2, q3] = broadcast(&quads[0]);
-    let sums = int4_line::<0>(sums, &lines[0], [q0, q1], later);
-    let sums = int4_line::<1>(sums, &lines[1], [q2, q3], later);
-    let [q4, q5, q6, q7] = broadcast(&quads[1]);
-    let sums = int4_line::<2>(sums, &lines[2], [q4, q5], later);
-    let [a, b, c, d] = int4_line::<3>(sums, &lines[3], [q6, q7], later);
+fn int4_dot(lines: &Int4Lines, _: &[u8; 32], x: &Group<'_>, later: &Int4Lines) -> Rows<int32x4_t> {
+    let [a, b, c, d] = int4_products(lines, x, later, |bytes| nibbles(bytes));
     let correction = vdupq_n_s32(x.sum.wrapping_mul(-8));
     [
         add_pairs(correction, vpaddq_s16(a[0], a[1])),
@@ -117,8 +112,48 @@ fn int4_dot(lines: &Int4Lines, x: &Group<'_>, later: &Int4Lines) -> Rows<int32x4
     ]
 }
 
-/// Adds the products of a line's low nibbles with the first quad, and of its high ones with the
-/// second. Prefetches line `LINE` of `later`.
+/// Sums of table code times code, and of shift times code. A 16-bit lane sums 8 products and reaches
+/// 8 * 32 * 127 = 32512, so lanes are added in 32 bits.
+#[target_feature(enable = "neon")]
+#[inline]
+fn int4n_dot(lines: &Int4Lines, scales: &[u8; 32], x: &Group<'_>, later: &Int4Lines) -> Rows<int32x4_t> {
+    let products = int4_products(lines, x, later, |bytes| int4n::codes(bytes));
+    let mut dots = int4n::start(scales, x);
+    for (dot, products) in dots.iter_mut().zip(products) {
+        *dot = vaddq_s32(*dot, sums_of_fours(products));
+    }
+    dots
+}
+
+/// The sums of all four 16-bit lanes of each row.
+#[target_feature(enable = "neon")]
+#[inline]
+pub(super) fn sums_of_fours([a, b]: [int16x8_t; 2]) -> int32x4_t {
+    let none = vdupq_n_s32(0);
+    vpaddq_s32(add_pairs(none, a), add_pairs(none, b))
+}
+
+/// Sums of products of codes, which `decode` makes of the low nibbles of bytes and of the high ones.
+#[target_feature(enable = "neon")]
+#[inline]
+fn int4_products(
+    lines: &Int4Lines,
+    x: &Group<'_>,
+    later: &Int4Lines,
+    decode: impl Fn(uint8x16_t) -> [int8x16_t; 2] + Copy,
+) -> Products {
+    let (quads, later) = (x.codes.as_chunks::<4>().0, later.as_flattened());
+    let sums = [[vdupq_n_s16(0); 2]; 4];
+    let [q0, q1, q2, q3] = broadcast(&quads[0]);
+    let sums = int4_line::<0>(sums, &lines[0], [q0, q1], later, decode);
+    let sums = int4_line::<1>(sums, &lines[1], [q2, q3], later, decode);
+    let [q4, q5, q6, q7] = broadcast(&quads[1]);
+    let sums = int4_line::<2>(sums, &lines[2], [q4, q5], later, decode);
+    int4_line::<3>(sums, &lines[3], [q6, q7], later, decode)
+}
+
+/// Adds the products of the codes of a line's low nibbles with the first quad, and of its high ones
+/// with the second. Prefetches line `LINE` of `later`.
 #[target_feature(enable = "neon")]
 #[inline]
 fn int4_line<const LINE: usize>(
@@ -126,11 +161,12 @@ fn int4_line<const LINE: usize>(
     line: &[u8; LINE_BYTES],
     quads: [int8x16_t; 2],
     later: &[u8],
+    decode: impl Fn(uint8x16_t) -> [int8x16_t; 2],
 ) -> Products {
     let weights = load_line(line);
     prefetch::<LINE>(later);
     for (sums, weights) in sums.iter_mut().zip(weights) {
-        let [low, high] = nibbles(weights);
+        let [low, high] = decode(weights);
         *sums = multiply_add(multiply_add(*sums, low, quads[0]), high, quads[1]);
     }
     sums
@@ -139,7 +175,7 @@ fn int4_line<const LINE: usize>(
 /// Sums of code times code.
 #[target_feature(enable = "neon")]
 #[inline]
-fn int8_dot(lines: &Int8Lines, x: &Group<'_>, later: &Int8Lines) -> Rows<int32x4_t> {
+fn int8_dot(lines: &Int8Lines, _: &[u8; 32], x: &Group<'_>, later: &Int8Lines) -> Rows<int32x4_t> {
     let (quads, later) = (x.codes.as_chunks::<4>().0, later.as_flattened());
     let (lines, _) = lines.as_chunks::<2>();
     let sums = [[vdupq_n_s32(0); 2]; 4];

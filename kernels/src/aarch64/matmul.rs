@@ -1,18 +1,19 @@
 //! Products of several vectors, on the panel of `generic`, which has the loops around them.
 //!
-//! The bytes of a panel are codes of either type: int4 loses its offset while it is decoded. A tile
+//! The bytes of a panel are codes of any type: int4 loses its offset while it is decoded. A tile
 //! multiplies each line, 16 rows of 4 columns, with four codes of each of its vectors. The integer
 //! sums of a group stay in registers. The sums of floats stay in memory here: they take part once a
 //! group.
 
 use core::arch::aarch64::*;
 
-use super::int::{Rows, load_line, multiply_add, nibbles};
+use super::int::{Rows, load_line, multiply_add, nibbles, sums_of_fours};
+use super::int4n;
 use super::memory::{load, load_f16, load_f32, store_codes, store_f32};
 use super::shim::{add_pairs, broadcast, in_step, prefetch_panel, shorts_in_step};
 use crate::generic::{
-    BYTE_PANEL, ByteBlock, FLOAT_PANEL, FloatBlock, GROUPS, Parts, RowSums, float_columns, int_columns,
-    matmul, steps,
+    BYTE_PANEL, ByteBlock, FLOAT_PANEL, FloatBlock, GROUPS, Int4Lines, Int8Lines, Parts, RowSums,
+    ShiftedBlock, float_columns, int_columns, matmul, steps,
 };
 use crate::layout::{Activation, DType, GROUP_SIZE, LINE_BYTES, Matrix};
 
@@ -25,6 +26,16 @@ matmul!(
     prefetch_panel,
     decode_int4,
     int4_tile,
+    2: [1 2]
+);
+matmul!(
+    "neon",
+    matmul_int4n,
+    DType::Int4n,
+    [ShiftedBlock<0>; BYTE_PANEL],
+    prefetch_panel,
+    decode_int4n,
+    int4n_tile,
     2: [1 2]
 );
 matmul!(
@@ -77,16 +88,45 @@ pub(super) fn value(biased: int32x4_t) -> float32x4_t {
 pub(super) fn decode_int4(block: &[u8; DType::Int4.block_bytes()], decoded: &mut ByteBlock<0>) {
     let parts = Parts::<4>::of(block);
     for (lines, decoded) in parts.lines.iter().zip(&mut decoded.lines) {
-        for (line, [first, second]) in lines.iter().zip(decoded.as_chunks_mut::<2>().0) {
-            let halves = first.as_chunks_mut().0.iter_mut().zip(second.as_chunks_mut().0);
-            for (bytes, (first, second)) in load_line(line).into_iter().zip(halves) {
-                let [low, high] = signed_nibbles(bytes);
-                store_codes(first, low);
-                store_codes(second, high);
-            }
-        }
+        decode_lines(lines, decoded, |_, bytes| signed_nibbles(bytes));
     }
     decode_scales(parts.scales, &mut decoded.scales);
+}
+
+/// Codes of the table, and shifts.
+#[target_feature(enable = "neon")]
+#[inline]
+fn decode_int4n(block: &[u8; DType::Int4n.block_bytes()], decoded: &mut ShiftedBlock<0>) {
+    let parts = Parts::<4>::of(block);
+    for (lines, decoded) in parts.lines.iter().zip(&mut decoded.block.lines) {
+        decode_lines(lines, decoded, |_, bytes| int4n::codes(bytes));
+    }
+    let (shifts, _) = decoded.shifts.as_flattened_mut().as_chunks_mut::<4>().0.as_chunks_mut::<2>();
+    for (scales, [first, second]) in parts.scales.as_flattened().as_chunks().0.iter().zip(shifts) {
+        let shifts = int4n::shifts(scales);
+        store_f32(first, vcvtq_f32_s32(vmovl_s16(vget_low_s16(shifts))));
+        store_f32(second, vcvtq_f32_s32(vmovl_high_s16(shifts)));
+    }
+    decode_scales(parts.scales, &mut decoded.block.scales);
+}
+
+/// Stores the codes that `decode` makes of each register of a line, 4 rows: first of four columns,
+/// then of the next four.
+#[target_feature(enable = "neon")]
+#[inline]
+pub(super) fn decode_lines(
+    lines: &Int4Lines,
+    decoded: &mut Int8Lines,
+    decode: impl Fn(usize, uint8x16_t) -> [int8x16_t; 2],
+) {
+    for (line, [first, second]) in lines.iter().zip(decoded.as_chunks_mut::<2>().0) {
+        let halves = first.as_chunks_mut().0.iter_mut().zip(second.as_chunks_mut().0);
+        for (rows, (bytes, (first, second))) in load_line(line).into_iter().zip(halves).enumerate() {
+            let [low, high] = decode(rows, bytes);
+            store_codes(first, low);
+            store_codes(second, high);
+        }
+    }
 }
 
 /// The codes of the low nibbles of all bytes, and those of the high ones.
@@ -106,7 +146,7 @@ pub(super) fn decode_int8(block: &[u8; DType::Int8.block_bytes()], decoded: &mut
 
 #[target_feature(enable = "neon")]
 #[inline]
-fn decode_scales(scales: &[[u8; 32]; GROUPS], decoded: &mut [RowSums; GROUPS]) {
+pub(super) fn decode_scales(scales: &[[u8; 32]; GROUPS], decoded: &mut [RowSums; GROUPS]) {
     store_halves(scales.as_flattened(), decoded.as_flattened_mut());
 }
 
@@ -182,22 +222,55 @@ macro_rules! int8_half {
     }};
 }
 
-/// Defines `$tile`: adds the products of the panel to the sums of `T` vectors. The macro `$half`
-/// adds those of half a group to its sums, and `$dot` makes a register of 4 rows of them, with
-/// their [`BIAS`].
+/// A decoded block with signed codes.
+trait SignedBlock {
+    fn bytes(&self) -> &ByteBlock<0>;
+
+    /// The shifts of 16 rows, which the codes of group `g` lack.
+    fn shifts(&self, g: usize) -> Option<&RowSums>;
+}
+
+impl SignedBlock for ByteBlock<0> {
+    #[inline(always)]
+    fn bytes(&self) -> &ByteBlock<0> {
+        self
+    }
+
+    #[inline(always)]
+    fn shifts(&self, _: usize) -> Option<&RowSums> {
+        None
+    }
+}
+
+impl SignedBlock for ShiftedBlock<0> {
+    #[inline(always)]
+    fn bytes(&self) -> &ByteBlock<0> {
+        &self.block
+    }
+
+    #[inline(always)]
+    fn shifts(&self, g: usize) -> Option<&RowSums> {
+        Some(&self.shifts[g])
+    }
+}
+
+/// Defines `$tile`: adds the products of the panel of `$block` to the sums of `T` vectors. The macro
+/// `$half` adds those of half a group to its sums, and `$dot` makes a register of 4 rows of them,
+/// with their [`BIAS`].
 macro_rules! tile {
-    ($tile:ident, $zero:ident, $half:ident, $dot:expr) => {
+    ($tile:ident, $block:ty, $zero:ident, $half:ident, $dot:expr) => {
         #[target_feature(enable = "neon")]
         #[inline]
         fn $tile<const T: usize>(
-            panel: &[ByteBlock<0>],
+            panel: &[$block],
             first: usize,
             xs: &[Activation<'_>; T],
             sums: &mut [RowSums; T],
         ) {
             let xs = int_columns(xs, first, panel.len());
             for (i, block) in panel.iter().enumerate() {
-                for (g, (lines, scales)) in block.lines.iter().zip(&block.scales).enumerate() {
+                let bytes = block.bytes();
+                for (g, (lines, scales)) in bytes.lines.iter().zip(&bytes.scales).enumerate() {
                     let halves = xs.each_ref().map(|x| x.codes[i][g].as_chunks::<4>().0);
                     let (lines, _) = lines.as_chunks::<4>();
                     let dots = [[[$zero(0); 2]; 4]; T];
@@ -205,7 +278,13 @@ macro_rules! tile {
                     let dots = $half!(dots, &lines[1], halves.map(|halves| broadcast(&halves[1])));
                     for ((sums, dots), x) in sums.iter_mut().zip(dots).zip(&xs) {
                         let acc = load_rows(sums);
-                        let acc = add_group(acc, load_rows(scales), x.scales[i][g], dots.map($dot));
+                        let mut values = dots.map($dot).map(|dot| value(dot));
+                        if let Some(shifts) = block.shifts(g) {
+                            for (value, shifts) in values.iter_mut().zip(load_rows(shifts)) {
+                                *value = vfmaq_n_f32(*value, shifts, x.sums[i][g] as f32);
+                            }
+                        }
+                        let acc = add_group(acc, load_rows(scales), x.scales[i][g], values);
                         store_rows(sums, acc);
                     }
                 }
@@ -215,8 +294,19 @@ macro_rules! tile {
 }
 
 // A 16-bit lane sums 8 products, and two lanes together reach 16 * 8 * 127 = 16256.
-tile!(int4_tile, vdupq_n_s16, int4_half, |[a, b]| add_pairs(vdupq_n_s32(BIAS), vpaddq_s16(a, b)));
-tile!(int8_tile, vdupq_n_s32, int8_half, |[a, b]| vaddq_s32(vdupq_n_s32(BIAS), vpaddq_s32(a, b)));
+tile!(int4_tile, ByteBlock<0>, vdupq_n_s16, int4_half, |[a, b]| add_pairs(
+    vdupq_n_s32(BIAS),
+    vpaddq_s16(a, b)
+));
+// Eight products of codes of the table reach 8 * 32 * 127 = 32512, so lanes are added in 32 bits.
+tile!(int4n_tile, ShiftedBlock<0>, vdupq_n_s16, int4_half, |dots| vaddq_s32(
+    vdupq_n_s32(BIAS),
+    sums_of_fours(dots)
+));
+tile!(int8_tile, ByteBlock<0>, vdupq_n_s32, int8_half, |[a, b]| vaddq_s32(
+    vdupq_n_s32(BIAS),
+    vpaddq_s32(a, b)
+));
 
 #[target_feature(enable = "neon")]
 #[inline]
@@ -256,17 +346,17 @@ fn int8_lines<const T: usize>(
     dots
 }
 
-/// `acc + scales * scale * dots`; the dots have their [`BIAS`].
+/// `acc + scales * scale * dots`.
 #[target_feature(enable = "neon")]
 #[inline]
 pub(super) fn add_group(
     mut acc: Rows<float32x4_t>,
     scales: Rows<float32x4_t>,
     scale: f32,
-    dots: Rows<int32x4_t>,
+    dots: Rows<float32x4_t>,
 ) -> Rows<float32x4_t> {
     for ((acc, scales), dot) in acc.iter_mut().zip(scales).zip(dots) {
-        *acc = vfmaq_f32(*acc, vmulq_n_f32(scales, scale), value(dot));
+        *acc = vfmaq_f32(*acc, vmulq_n_f32(scales, scale), dot);
     }
     acc
 }

@@ -29,6 +29,11 @@ pub(super) fn half_to_f32(halves: uint16x8_t) -> [float32x4_t; 2] {
     [vector(values[0].map(fp16::to_f32)), vector(values[1].map(fp16::to_f32))]
 }
 
+pub(super) fn look_up(table: int8x16_t, positions: int8x16_t) -> int8x16_t {
+    let (table, positions): ([i8; 16], [i8; 16]) = (lanes(table), lanes(positions));
+    vector(positions.map(|i| table[i as usize]))
+}
+
 pub(super) fn add_pairs(acc: int32x4_t, x: int16x8_t) -> int32x4_t {
     let (acc, x): ([i32; 4], [i16; 8]) = (lanes(acc), lanes(x));
     vector::<i32, _, 4>(core::array::from_fn(|i| {

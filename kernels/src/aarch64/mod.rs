@@ -16,6 +16,7 @@ mod dotprod;
 mod float;
 mod i8mm;
 mod int;
+mod int4n;
 mod matmul;
 mod memory;
 #[cfg(miri)]
@@ -42,6 +43,7 @@ const NEON_TILES: Tiles = Tiles {
     f16: entry::matmul_f16,
     int8: entry::matmul_int8,
     int4: entry::matmul_int4,
+    int4n: entry::matmul_int4n,
 };
 
 /// The kernels of [`Isa::Neon`]; to be used only where that level is available.
@@ -51,6 +53,7 @@ pub(crate) const NEON: Kernels = Kernels {
     matvec_f16: entry::matvec_f16,
     matvec_int8: entry::matvec_int8,
     matvec_int4: entry::matvec_int4,
+    matvec_int4n: entry::matvec_int4n,
     tiles: Some(NEON_TILES),
     nonzero: entry::nonzero,
     reaching: entry::reaching,
@@ -58,8 +61,10 @@ pub(crate) const NEON: Kernels = Kernels {
     sparse_f16: entry::sparse_f16,
     sparse_accumulate_int8: entry::accumulate_int8,
     sparse_accumulate_int4: entry::accumulate_int4,
+    sparse_accumulate_int4n: entry::accumulate_int4n,
     sparse_finish_int8: entry::finish_int8,
     sparse_finish_int4: entry::finish_int4,
+    sparse_finish_int4n: entry::finish_int4n,
     record_dots: entry::record_dots,
     prefetch: shim::prefetch_all,
     read: entry::read,
@@ -74,7 +79,13 @@ pub(crate) const DOTPROD: Kernels = Kernels {
     isa: Isa::Dotprod,
     matvec_int8: dotprod_entry::matvec_int8,
     matvec_int4: dotprod_entry::matvec_int4,
-    tiles: Some(Tiles { int8: dotprod_entry::matmul_int8, int4: dotprod_entry::matmul_int4, ..NEON_TILES }),
+    matvec_int4n: dotprod_entry::matvec_int4n,
+    tiles: Some(Tiles {
+        int8: dotprod_entry::matmul_int8,
+        int4: dotprod_entry::matmul_int4,
+        int4n: dotprod_entry::matmul_int4n,
+        ..NEON_TILES
+    }),
     record_dots: dotprod_entry::record_dots_dotprod,
     multiply_accumulate: dotprod_entry::multiply_accumulate_dotprod,
     ..NEON
@@ -83,7 +94,12 @@ pub(crate) const DOTPROD: Kernels = Kernels {
 /// The kernels of [`Isa::I8mm`]; to be used only where that level is available.
 pub(crate) const I8MM: Kernels = Kernels {
     isa: Isa::I8mm,
-    tiles: Some(Tiles { int8: i8mm_entry::matmul_int8, int4: i8mm_entry::matmul_int4, ..NEON_TILES }),
+    tiles: Some(Tiles {
+        int8: i8mm_entry::matmul_int8,
+        int4: i8mm_entry::matmul_int4,
+        int4n: i8mm_entry::matmul_int4n,
+        ..NEON_TILES
+    }),
     multiply_accumulate: i8mm_entry::multiply_accumulate_i8mm,
     ..DOTPROD
 };
@@ -92,14 +108,17 @@ entries! { i8mm_entry:
     fn multiply_accumulate_i8mm(rounds: usize) -> u64 = peak;
     fn matmul_int8(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = i8mm;
     fn matmul_int4(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = i8mm;
+    fn matmul_int4n(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = i8mm;
 }
 
 entries! { dotprod_entry:
     fn multiply_accumulate_dotprod(rounds: usize) -> u64 = peak;
     fn matvec_int8(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = dotprod;
     fn matvec_int4(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = dotprod;
+    fn matvec_int4n(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = dotprod;
     fn matmul_int8(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = dotprod;
     fn matmul_int4(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = dotprod;
+    fn matmul_int4n(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = dotprod;
     fn record_dots_dotprod(out: &mut [f32], w: &Records<'_>, indices: &[u32], x: Activation<'_>) = record;
 }
 
@@ -108,18 +127,22 @@ entries! { entry:
     fn matvec_f16(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = float;
     fn matvec_int8(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = int;
     fn matvec_int4(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = int;
+    fn matvec_int4n(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = int;
     fn matmul_f32(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = matmul;
     fn matmul_f16(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = matmul;
     fn matmul_int8(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = matmul;
     fn matmul_int4(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = matmul;
+    fn matmul_int4n(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = matmul;
     fn nonzero(indices: &mut [u32], values: &mut [f32], x: &[f32]) -> usize = compact;
     fn reaching(indices: &mut [u32], x: &[f32], bounds: &[f32], norm: f32, least: f32) -> usize = compact;
     fn sparse_f32(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) = sparse_float;
     fn sparse_f16(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) = sparse_float;
     fn accumulate_int8(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>) = sparse;
     fn accumulate_int4(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>) = sparse;
+    fn accumulate_int4n(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>) = sparse;
     fn finish_int8(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) = sparse;
     fn finish_int4(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) = sparse;
+    fn finish_int4n(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) = sparse;
     fn record_dots(out: &mut [f32], w: &Records<'_>, indices: &[u32], x: Activation<'_>) = record;
     fn read(bytes: &[u8], streams: usize) -> u64 = read;
     fn multiply_accumulate(rounds: usize) -> u64 = peak;

@@ -86,6 +86,16 @@ pub(super) fn half_to_f32(halves: uint16x8_t) -> [float32x4_t; 2] {
     }
 }
 
+/// The bytes of the table that the numbers 0 to 15 in each lane name (TBL).
+#[target_feature(enable = "neon")]
+#[inline]
+pub(super) fn look_up(table: int8x16_t, positions: int8x16_t) -> int8x16_t {
+    #[cfg(miri)]
+    return miri::look_up(table, positions);
+    #[cfg(not(miri))]
+    vqtbl1q_s8(table, vreinterpretq_u8_s8(positions))
+}
+
 /// `acc[i] + x[2i] + x[2i + 1]` (SADALP).
 #[target_feature(enable = "neon")]
 #[inline]

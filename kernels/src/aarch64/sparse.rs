@@ -21,11 +21,12 @@
 use core::arch::aarch64::*;
 
 use super::int::nibbles;
+use super::int4n;
 use super::memory::{load, load_i16, load_i32, store_f32, store_i32};
 use super::shim::prefetch;
 use super::sparse_tile::{BLOCK_GROUPS, OutputBlock, SET_SIZE};
 use crate::layout::{GROUP_SIZE, LINE_BYTES, Records, Sparse, SparseScale, sparse_sums};
-use crate::scalar::sparse::{cmax, split_sums};
+use crate::scalar::sparse::{LARGEST_INT4N, cmax, split_sums};
 
 /// The sums of a group's outputs.
 type Sums = [int32x4_t; GROUP_SIZE / 4];
@@ -58,7 +59,12 @@ pub(super) fn finish_int4(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale:
     finish(out, w, sums, scale, cmax(scale.active, 15), 8);
 }
 
-/// Codes are stored with `offset` added.
+#[target_feature(enable = "neon")]
+pub(super) fn finish_int4n(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) {
+    finish(out, w, sums, scale, cmax(scale.active, LARGEST_INT4N), -1);
+}
+
+/// The sums of outputs have `offset` times the group's sum too much.
 #[target_feature(enable = "neon")]
 fn finish(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>, cmax: f32, offset: i32) {
     let each = sparse_sums(w.record_len());
@@ -82,9 +88,9 @@ fn finish(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>
 }
 
 /// Defines the product `$accumulate`. `$add(sums, codes, c)` adds the products of a group of each
-/// record with its coefficient.
+/// record with its coefficient. If `$shifted`, groups have shifts that the codes lack.
 macro_rules! accumulate {
-    ($accumulate:ident, $run:literal, $largest_code:literal, $add:ident) => {
+    ($accumulate:ident, $run:literal, $largest_code:expr, $shifted:literal, $add:ident) => {
         #[target_feature(enable = "neon")]
         pub(super) fn $accumulate(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>) {
             const GROUPS_IN_LINE: usize = LINE_BYTES / $run;
@@ -95,7 +101,7 @@ macro_rules! accumulate {
             for (i, (outputs, sums)) in blocks.enumerate() {
                 let block = OutputBlock::new(w, x, scale, i * BLOCK_GROUPS, $largest_code);
                 for s in 0..block.sets() {
-                    block.coefficients(s, &mut coefficients, sums);
+                    block.coefficients::<$shifted>(s, &mut coefficients, sums);
                     let (set, next) = (block.codes::<$run>(s), block.codes::<$run>(s + 1));
                     for (g, (outputs, c)) in outputs[..block.groups].iter_mut().zip(&coefficients).enumerate()
                     {
@@ -114,41 +120,43 @@ macro_rules! accumulate {
     };
 }
 
-accumulate!(accumulate_int4, 16, 15, add_int4);
-accumulate!(accumulate_int8, 32, 127, add_int8);
+accumulate!(accumulate_int4, 16, 15, false, add_int4);
+accumulate!(accumulate_int4n, 16, LARGEST_INT4N, true, add_int4n);
+accumulate!(accumulate_int8, 32, 127, false, add_int8);
 
-#[target_feature(enable = "neon")]
-#[inline]
-fn add_int4(sums: Sums, codes: [&[u8; 16]; SET_SIZE], c: &[i16; SET_SIZE]) -> Sums {
-    let c = load_i16(c);
-    let sums = add_nibbles::<0>(sums, codes[0], c);
-    let sums = add_nibbles::<1>(sums, codes[1], c);
-    let sums = add_nibbles::<2>(sums, codes[2], c);
-    let sums = add_nibbles::<3>(sums, codes[3], c);
-    let sums = add_nibbles::<4>(sums, codes[4], c);
-    let sums = add_nibbles::<5>(sums, codes[5], c);
-    let sums = add_nibbles::<6>(sums, codes[6], c);
-    add_nibbles::<7>(sums, codes[7], c)
+/// Defines `$add`, which adds the products of a group of each record by `$add_record`.
+macro_rules! add_set {
+    ($add:ident, $run:literal, $add_record:ident) => {
+        #[target_feature(enable = "neon")]
+        #[inline]
+        fn $add(sums: Sums, codes: [&[u8; $run]; SET_SIZE], c: &[i16; SET_SIZE]) -> Sums {
+            let c = load_i16(c);
+            let sums = $add_record::<0>(sums, codes[0], c);
+            let sums = $add_record::<1>(sums, codes[1], c);
+            let sums = $add_record::<2>(sums, codes[2], c);
+            let sums = $add_record::<3>(sums, codes[3], c);
+            let sums = $add_record::<4>(sums, codes[4], c);
+            let sums = $add_record::<5>(sums, codes[5], c);
+            let sums = $add_record::<6>(sums, codes[6], c);
+            $add_record::<7>(sums, codes[7], c)
+        }
+    };
 }
 
-#[target_feature(enable = "neon")]
-#[inline]
-fn add_int8(sums: Sums, codes: [&[u8; 32]; SET_SIZE], c: &[i16; SET_SIZE]) -> Sums {
-    let c = load_i16(c);
-    let sums = add_bytes::<0>(sums, codes[0], c);
-    let sums = add_bytes::<1>(sums, codes[1], c);
-    let sums = add_bytes::<2>(sums, codes[2], c);
-    let sums = add_bytes::<3>(sums, codes[3], c);
-    let sums = add_bytes::<4>(sums, codes[4], c);
-    let sums = add_bytes::<5>(sums, codes[5], c);
-    let sums = add_bytes::<6>(sums, codes[6], c);
-    add_bytes::<7>(sums, codes[7], c)
-}
+add_set!(add_int4, 16, add_nibbles);
+add_set!(add_int4n, 16, add_int4n_codes);
+add_set!(add_int8, 32, add_bytes);
 
 #[target_feature(enable = "neon")]
 #[inline]
 fn add_nibbles<const RECORD: i32>(sums: Sums, codes: &[u8; 16], c: int16x8_t) -> Sums {
     add_codes::<RECORD>(sums, nibbles(load(codes)), c)
+}
+
+#[target_feature(enable = "neon")]
+#[inline]
+fn add_int4n_codes<const RECORD: i32>(sums: Sums, codes: &[u8; 16], c: int16x8_t) -> Sums {
+    add_codes::<RECORD>(sums, int4n::codes(load(codes)), c)
 }
 
 #[target_feature(enable = "neon")]

@@ -7,6 +7,7 @@
 
 use core::arch::aarch64::*;
 
+use super::int4n;
 use super::memory::{load_f16, load_f32, load_i32, store_i16, store_i32};
 use super::shim::prefetch_all;
 use crate::layout::{Records, Sparse, SparseScale, record_scale_bytes};
@@ -71,9 +72,15 @@ impl<'a> OutputBlock<'a> {
     }
 
     /// Sets the coefficients of set `s`, 0 where there are no entries left, and adds them to the
-    /// coefficient sums. Prefetches the scales of the next set.
+    /// coefficient sums: each times the shift of its group if `SHIFTED`. Prefetches the scales of the
+    /// next set.
     #[target_feature(enable = "neon")]
-    pub(super) fn coefficients(&self, s: usize, out: &mut Coefficients, sums: &mut [[i32; 8]]) {
+    pub(super) fn coefficients<const SHIFTED: bool>(
+        &self,
+        s: usize,
+        out: &mut Coefficients,
+        sums: &mut [[i32; 8]],
+    ) {
         let mut x = [0.0; SET_SIZE];
         x.iter_mut().zip(&self.x.values[SET_SIZE * s..]).for_each(|(x, &value)| *x = value);
         let records = self.records(s).map(|record| &record[2 * self.first_group..]);
@@ -91,11 +98,18 @@ impl<'a> OutputBlock<'a> {
             let mut rows = [vdupq_n_s16(0); SET_SIZE];
             for ((row, record), &x) in rows.iter_mut().zip(records).zip(&x) {
                 // A record always has 16 bytes from any eighth scale on.
-                let [a, b] = load_f16(&record.as_chunks().0[i]);
+                let scales = &record.as_chunks().0[i];
+                let [a, b] = load_f16(scales);
                 let a = round(vmulq_f32(vmulq_n_f32(a, x), inverse[0]), limits);
                 let b = round(vmulq_f32(vmulq_n_f32(b, x), inverse[1]), limits);
-                total = [vaddq_s32(total[0], a), vaddq_s32(total[1], b)];
                 *row = vcombine_s16(vmovn_s32(a), vmovn_s32(b));
+                total = if SHIFTED {
+                    let shifts = int4n::shifts(scales);
+                    let low = vmlal_s16(total[0], vget_low_s16(*row), vget_low_s16(shifts));
+                    [low, vmlal_high_s16(total[1], *row, shifts)]
+                } else {
+                    [vaddq_s32(total[0], a), vaddq_s32(total[1], b)]
+                };
             }
             store_i32(&mut sums[0], total[0]);
             store_i32(&mut sums[1], total[1]);

@@ -2,6 +2,7 @@
 @
 @ void rwkv_edge_neon32_int4_rows(float acc[16], const u8 *blocks, usize count, const i8 *codes,
 @                                 const float *scales, const i32 *sums)
+@ void rwkv_edge_neon32_int4n_rows(the same)
 @ void rwkv_edge_neon32_int8_rows(the same)
 @
 @ `count` blocks (at least 1), with the codes, scales and sums of as many column blocks of the vector. `acc` gets
@@ -16,7 +17,7 @@
 @   d0-d7    quad j of the group's codes, twice: a D register of weights is two rows of four columns
 @   q4-q7    weights and products, in int4 q4 = 15 everywhere
 @   q8-q11   integer sums of the half: two rows in each
-@   q12-q15  acc of the 16 rows
+@   q12-q15  acc of the 16 rows; in int4n q12, q13 acc of the half, q14 the table of codes, q15 = 3 in 16 bits
 
         .syntax unified
         .arch   armv7-a
@@ -152,6 +153,113 @@ rwkv_edge_neon32_int4_rows:
         bne     1b
         rows_end
         .size   rwkv_edge_neon32_int4_rows, . - rwkv_edge_neon32_int4_rows
+        .popsection
+
+        @ A line of int4n. Sums of 8 products of at most 32 * 127 fit 16 bits.
+        .macro int4n_line mul, low, high, more
+        vand    q7, q5, q4
+        vshr.u8 q5, q5, #4
+        vtbl.8  d14, {d28, d29}, d14
+        vtbl.8  d15, {d28, d29}, d15
+        vtbl.8  d10, {d28, d29}, d10
+        vtbl.8  d11, {d28, d29}, d11
+        \mul\().s8 q8, d14, \low
+        \mul\().s8 q9, d15, \low
+        vand    q7, q6, q4
+        vmlal.s8 q8, d10, \high
+        vmlal.s8 q9, d11, \high
+        .if \more
+        vld1.8  {d10-d11}, [r7], r6
+        .endif
+        vshr.u8 q6, q6, #4
+        vtbl.8  d14, {d28, d29}, d14
+        vtbl.8  d15, {d28, d29}, d15
+        vtbl.8  d12, {d28, d29}, d12
+        vtbl.8  d13, {d28, d29}, d13
+        \mul\().s8 q10, d14, \low
+        \mul\().s8 q11, d15, \low
+        vmlal.s8 q10, d12, \high
+        vmlal.s8 q11, d13, \high
+        .if \more
+        vld1.8  {d12-d13}, [r8], r6
+        .endif
+        .endm
+
+        @ 8 rows of a group of int4n, whose acc is at r0. Two neighbours of the 16-bit sums need 32 bits.
+        .macro int4n_half
+        vld1.8  {d10-d11}, [r7], r6
+        vld1.8  {d12-d13}, [r8], r6
+        vld1.32 {d24-d27}, [r0]
+        int4n_line vmull, d0, d1, 1
+        int4n_line vmlal, d2, d3, 1
+        int4n_line vmlal, d4, d5, 1
+        int4n_line vmlal, d6, d7, 0
+        vpaddl.s16 q8, q8
+        vpaddl.s16 q9, q9
+        vpaddl.s16 q10, q10
+        vpaddl.s16 q11, q11
+        vpadd.i32 d16, d16, d17
+        vpadd.i32 d17, d18, d19
+        vpadd.i32 d18, d20, d21
+        vpadd.i32 d19, d22, d23
+        vld1.8  {d20-d21}, [r1]!
+        vdup.16 d22, r12
+        vand    q7, q10, q15            @ the shifts: twice the two lowest bits, minus 3
+        vadd.i16 q7, q7, q7
+        vsub.i16 q7, q7, q15
+        vmlal.s16 q8, d14, d22
+        vmlal.s16 q9, d15, d22
+        vld1.32 {d14[]}, [r4]
+        add_dots q12, q13
+        vst1.32 {d24-d27}, [r0]!
+        .endm
+
+        .macro int4n_group
+        prefetch 512
+        load_codes
+        ldr     r12, [r5], #4
+        int4n_half
+        sub     r7, r7, #224
+        sub     r8, r8, #224
+        int4n_half
+        sub     r7, r7, #32
+        sub     r8, r8, #32
+        sub     r0, r0, #64
+        add     r4, r4, #4
+        .endm
+
+        .pushsection .text.rwkv_edge_neon32_int4n_rows, "ax", %progbits
+        .p2align 4
+        .global rwkv_edge_neon32_int4n_rows
+        .hidden rwkv_edge_neon32_int4n_rows
+        .type   rwkv_edge_neon32_int4n_rows, %function
+rwkv_edge_neon32_int4n_rows:
+        rows_begin
+        vst1.32 {d24-d27}, [r0]!
+        vst1.32 {d28-d31}, [r0]
+        sub     r0, r0, #32
+        vmov.i8 q4, #15
+        vmov.i16 q15, #3
+        movw    r7, #0xe6e0             @ -32 -26 -21 -16 -12 -9 -6 -3 0 3 6 10 13 17 22 28
+        movt    r7, #0xf0eb
+        movw    r8, #0xf7f4
+        movt    r8, #0xfdfa
+        vmov    d28, r7, r8
+        movw    r7, #0x0300
+        movt    r7, #0x0a06
+        movw    r8, #0x110d
+        movt    r8, #0x1c16
+        vmov    d29, r7, r8
+1:      add     r7, r1, #64
+        add     r8, r1, #80
+        int4n_group
+        int4n_group
+        mov     r1, r7
+        subs    r2, r2, #1
+        bne     1b
+        vpop    {d8-d15}
+        pop     {r4-r8, pc}
+        .size   rwkv_edge_neon32_int4n_rows, . - rwkv_edge_neon32_int4n_rows
         .popsection
 
         @ 4 rows of two lines of int8: two products, of at most 128 * 127, fit 16 bits. \add is vpaddl for the first

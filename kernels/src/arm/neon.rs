@@ -34,6 +34,14 @@ unsafe extern "C" {
         scales: *const f32,
         sums: *const i32,
     );
+    fn rwkv_edge_neon32_int4n_rows(
+        acc: *mut Rows,
+        blocks: *const u8,
+        count: usize,
+        codes: *const i8,
+        scales: *const f32,
+        sums: *const i32,
+    );
     fn rwkv_edge_neon32_int8_rows(
         acc: *mut Rows,
         blocks: *const u8,
@@ -61,7 +69,21 @@ unsafe extern "C" {
         groups: usize,
         cmax: u32,
     );
+    fn rwkv_edge_neon32_coefficients_int4n(
+        out: *mut [i16; SPARSE_SET],
+        set: *const SetPointers,
+        inverses: *const f32,
+        sums: *mut i32,
+        groups: usize,
+        cmax: u32,
+    );
     fn rwkv_edge_neon32_add_int4(
+        sums: *mut [i32; GROUP_SIZE],
+        set: *const SetPointers,
+        coefficients: *const [i16; SPARSE_SET],
+        groups: usize,
+    );
+    fn rwkv_edge_neon32_add_int4n(
         sums: *mut [i32; GROUP_SIZE],
         set: *const SetPointers,
         coefficients: *const [i16; SPARSE_SET],
@@ -94,6 +116,13 @@ pub(super) fn int4_rows(blocks: &[u8], x: Activation<'_>) -> Rows {
     // SAFETY: the kernel meets the contract of `int_rows`; `Kernels::for_isa` sees to it that the
     // processor has the level.
     unsafe { int_rows(DType::Int4, rwkv_edge_neon32_int4_rows, blocks, x) }
+}
+
+/// The same for Int4n.
+pub(super) fn int4n_rows(blocks: &[u8], x: Activation<'_>) -> Rows {
+    // SAFETY: the kernel meets the contract of `int_rows`; `Kernels::for_isa` sees to it that the
+    // processor has the level.
+    unsafe { int_rows(DType::Int4n, rwkv_edge_neon32_int4n_rows, blocks, x) }
 }
 
 /// The same for Int8.
@@ -199,9 +228,10 @@ impl SetPointers {
     }
 }
 
-/// Sets the coefficients of a set for as many groups as there are sums, and adds them to the sums.
-/// Neither values nor inverses may be subnormal.
-pub(super) fn sparse_coefficients<const GROUPS: usize>(
+/// Sets the coefficients of a set for as many groups as there are sums, and adds them to the sums:
+/// each times the shift of its Int4n group if `SHIFTED`. Neither values nor inverses may be
+/// subnormal.
+pub(super) fn sparse_coefficients<const SHIFTED: bool, const GROUPS: usize>(
     out: &mut [[i16; SPARSE_SET]; GROUPS],
     set: &SparseSet<'_>,
     next: &SparseSet<'_>,
@@ -213,10 +243,12 @@ pub(super) fn sparse_coefficients<const GROUPS: usize>(
     let set = SetPointers::new(set, next);
     if groups > 0 {
         let (inverses, sums) = (inverses.as_ptr(), sums.as_mut_ptr());
+        let kernel =
+            if SHIFTED { rwkv_edge_neon32_coefficients_int4n } else { rwkv_edge_neon32_coefficients };
         // SAFETY: `groups` is a multiple of 4 and at most the length of everything; the processor
         // has the level, as `Kernels::for_isa` sees to.
         unsafe {
-            rwkv_edge_neon32_coefficients(out.as_mut_ptr(), &set, inverses, sums, groups, cmax.to_bits());
+            kernel(out.as_mut_ptr(), &set, inverses, sums, groups, cmax.to_bits());
         }
     }
 }
@@ -233,7 +265,19 @@ pub(super) fn sparse_add_int4(
     unsafe { sparse_add(rwkv_edge_neon32_add_int4, GROUP_SIZE / 2, sums, set, next, coefficients) };
 }
 
-/// The same for Int8.
+/// Adds coefficient times code of the table of a set of Int4n records to all sums.
+pub(super) fn sparse_add_int4n(
+    sums: &mut [[i32; GROUP_SIZE]],
+    set: &SparseSet<'_>,
+    next: &SparseSet<'_>,
+    coefficients: &[[i16; SPARSE_SET]],
+) {
+    // SAFETY: the kernel meets the contract of `sparse_add`; `Kernels::for_isa` sees to it that the
+    // processor has the level.
+    unsafe { sparse_add(rwkv_edge_neon32_add_int4n, GROUP_SIZE / 2, sums, set, next, coefficients) };
+}
+
+/// Adds coefficient times code of a set of Int8 records to all sums.
 pub(super) fn sparse_add_int8(
     sums: &mut [[i32; GROUP_SIZE]],
     set: &SparseSet<'_>,

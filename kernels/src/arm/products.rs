@@ -14,6 +14,14 @@ pub(super) fn matvec_int4(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: 
     }
 }
 
+pub(super) fn matvec_int4n(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) {
+    if stay_normal(x.scales) {
+        by_block_rows(out, w, first_row, |blocks| neon::int4n_rows(blocks, x));
+    } else {
+        matvec::matvec_int4n::<Vfp4>(out, w, first_row, x);
+    }
+}
+
 pub(super) fn matvec_int8(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) {
     if stay_normal(x.scales) {
         by_block_rows(out, w, first_row, |blocks| neon::int8_rows(blocks, x));

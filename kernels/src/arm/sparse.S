@@ -15,8 +15,10 @@
 
 @ void rwkv_edge_neon32_coefficients(i16 out[][4], const set *set, const float *inverse, i32 *sums, usize groups,
 @                                    u32 bits of cmax)
+@ void rwkv_edge_neon32_coefficients_int4n(the same)
 @
-@ Coefficients of the four records for each group, and adds them to the sums of each group's. `groups` is rounded up
+@ Coefficients of the four records for each group, and adds them to the sums of each group's; in int4n times the
+@ group's shift. `groups` is rounded up
 @ to a multiple of 4 everywhere. Products below the normal numbers become 0 in NEON; their coefficients are 0 anyhow.
 @ The caller makes sure that values and inverses are not subnormal.
 @
@@ -24,6 +26,7 @@
 @   r12 groups
 @   q0        values
 @   q1, q2    a record for four groups: scales, products, coefficients
+@   d6, d7    in int4n the shifts of a record, and 3 in 16 bits
 @   d24-d27   coefficients of the records, in 16 bits
 @   q14       sums
 @   q15       inverse
@@ -32,8 +35,13 @@
 
         @ \d = coefficients of the record with scales \scales and value \x.
         @ A NaN is not greater than -cmax, which it becomes.
-        .macro coefficient scales, x, d
+        .macro coefficient scales, x, d, shifted
         vld1.8  {d2}, [\scales]!
+        .if \shifted
+        vand    d6, d2, d7
+        vadd.i16 d6, d6, d6
+        vsub.i16 d6, d6, d7
+        .endif
         vcvt.f32.f16 q1, d2
         vmul.f32 q1, q1, \x
         vmul.f32 q1, q1, q15
@@ -42,16 +50,21 @@
         vmin.f32 q2, q2, q5
         vadd.f32 q2, q2, q6
         vsub.i32 q2, q2, q6
-        vadd.i32 q14, q14, q2
         vmovn.i32 \d, q2
+        .if \shifted
+        vmlal.s16 q14, \d, d6
+        .else
+        vadd.i32 q14, q14, q2
+        .endif
         .endm
 
-        .pushsection .text.rwkv_edge_neon32_coefficients, "ax", %progbits
+        .macro coefficients name, shifted
+        .pushsection .text.\name, "ax", %progbits
         .p2align 4
-        .global rwkv_edge_neon32_coefficients
-        .hidden rwkv_edge_neon32_coefficients
-        .type   rwkv_edge_neon32_coefficients, %function
-rwkv_edge_neon32_coefficients:
+        .global \name
+        .hidden \name
+        .type   \name, %function
+\name:
         push    {r4-r11, lr}
         vpush   {d8-d13}
         ldr     r12, [sp, #84]
@@ -61,6 +74,9 @@ rwkv_edge_neon32_coefficients:
         movw    lr, #0
         movt    lr, #0x4b40
         vdup.32 q6, lr
+        .if \shifted
+        vmov.i16 d7, #3
+        .endif
         add     lr, r1, #64
         vld1.32 {d0-d1}, [lr]
         add     lr, r1, #32
@@ -79,10 +95,10 @@ rwkv_edge_neon32_coefficients:
         pld     [r7, r11]
 2:      vld1.32 {d30-d31}, [r2]!
         vld1.32 {d28-d29}, [r3]
-        coefficient r4, d0[0], d24
-        coefficient r5, d0[1], d25
-        coefficient r6, d1[0], d26
-        coefficient r7, d1[1], d27
+        coefficient r4, d0[0], d24, \shifted
+        coefficient r5, d0[1], d25, \shifted
+        coefficient r6, d1[0], d26, \shifted
+        coefficient r7, d1[1], d27, \shifted
         vst1.32 {d28-d29}, [r3]!
         vst4.16 {d24-d27}, [r0]!
         add     r1, r1, #4
@@ -90,10 +106,15 @@ rwkv_edge_neon32_coefficients:
         blo     1b
         vpop    {d8-d13}
         pop     {r4-r11, pc}
-        .size   rwkv_edge_neon32_coefficients, . - rwkv_edge_neon32_coefficients
+        .size   \name, . - \name
         .popsection
+        .endm
+
+        coefficients rwkv_edge_neon32_coefficients, 0
+        coefficients rwkv_edge_neon32_coefficients_int4n, 1
 
 @ void rwkv_edge_neon32_add_int4(i32 sums[][32], const set *set, const i16 coefficients[][4], usize groups)
+@ void rwkv_edge_neon32_add_int4n(the same)
 @ void rwkv_edge_neon32_add_int8(the same)
 @
 @ Adds coefficient times code of the four records to the sums of `groups` groups (at least one).
@@ -101,7 +122,7 @@ rwkv_edge_neon32_coefficients:
 @   r0 sums     r1 set, then groups done     r2 coefficients     r3 groups     r4-r7 codes
 @   r8-r11 from there to the next codes      r12 sums to store
 @   d0        coefficients of the records
-@   q1-q6     codes
+@   q1-q6     codes; in int4n q5 is their table
 @   q7        15 everywhere
 @   q8-q15    sums of the group
 
@@ -128,6 +149,41 @@ rwkv_edge_neon32_coefficients:
         add_products \c, d6, d7, d8, d9, d10, d11, d12, d13
         .endm
 
+        .macro add_int4n codes, c
+        vld1.8  {d2-d3}, [\codes]!
+        vand    q2, q1, q7
+        vshr.u8 q1, q1, #4
+        vtbl.8  d4, {d10, d11}, d4
+        vtbl.8  d5, {d10, d11}, d5
+        vtbl.8  d2, {d10, d11}, d2
+        vtbl.8  d3, {d10, d11}, d3
+        vmovl.s8 q3, d4
+        vmovl.s8 q4, d5
+        vmlal.s16 q8, d6, \c
+        vmlal.s16 q9, d7, \c
+        vmlal.s16 q10, d8, \c
+        vmlal.s16 q11, d9, \c
+        vmovl.s8 q3, d2
+        vmovl.s8 q4, d3
+        vmlal.s16 q12, d6, \c
+        vmlal.s16 q13, d7, \c
+        vmlal.s16 q14, d8, \c
+        vmlal.s16 q15, d9, \c
+        .endm
+
+        .macro load_table
+        movw    r8, #0xe6e0             @ -32 -26 -21 -16 -12 -9 -6 -3 0 3 6 10 13 17 22 28
+        movt    r8, #0xf0eb
+        movw    r9, #0xf7f4
+        movt    r9, #0xfdfa
+        vmov    d10, r8, r9
+        movw    r8, #0x0300
+        movt    r8, #0x0a06
+        movw    r9, #0x110d
+        movt    r9, #0x1c16
+        vmov    d11, r8, r9
+        .endm
+
         .macro add_int8 codes, c
         vld1.8  {d2-d5}, [\codes]!
         vmovl.s8 q3, d2
@@ -137,8 +193,8 @@ rwkv_edge_neon32_coefficients:
         add_products \c, d6, d7, d8, d9, d10, d11, d12, d13
         .endm
 
-        @ \in_line + 1 groups make a line.
-        .macro add_codes name, add, in_line
+        @ \in_line + 1 groups make a line. \before comes first.
+        .macro add_codes name, add, in_line, before
         .pushsection .text.\name, "ax", %progbits
         .p2align 4
         .global \name
@@ -148,6 +204,7 @@ rwkv_edge_neon32_coefficients:
         push    {r4-r11, lr}
         vpush   {d8-d15}
         vmov.i8 q7, #15
+        \before
         add     r12, r1, #48
         ldm     r12, {r8-r11}
         add     r12, r1, #16
@@ -187,4 +244,5 @@ rwkv_edge_neon32_coefficients:
         .endm
 
         add_codes rwkv_edge_neon32_add_int4, add_int4, 3
+        add_codes rwkv_edge_neon32_add_int4n, add_int4n, 3, load_table
         add_codes rwkv_edge_neon32_add_int8, add_int8, 1

@@ -4,7 +4,7 @@ use super::neon::{self, SPARSE_SET, SparseSet};
 use crate::layout::{DType, GROUP_SIZE, Records, Sparse, SparseScale, record_scale_bytes};
 use crate::math::ZERO_BELOW;
 use crate::math::magnitude_bits;
-use crate::scalar::sparse::{self, cmax, split_sums};
+use crate::scalar::sparse::{self, LARGEST_INT4N, cmax, split_sums};
 
 /// Output groups of a block, whose sums and coefficients stay in the L1 cache.
 const BLOCK_GROUPS: usize = 64;
@@ -14,7 +14,7 @@ static NO_SCALES: [u8; 2 * BLOCK_GROUPS] = [0; 2 * BLOCK_GROUPS];
 
 pub(super) fn accumulate_int8(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>) {
     if stay_normal(x, scale) {
-        accumulate(sums, w, x, scale, cmax(scale.active, 127));
+        accumulate::<false>(sums, w, x, scale, cmax(scale.active, 127));
     } else {
         sparse::accumulate_int8(sums, w, x, scale);
     }
@@ -22,9 +22,17 @@ pub(super) fn accumulate_int8(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, 
 
 pub(super) fn accumulate_int4(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>) {
     if stay_normal(x, scale) {
-        accumulate(sums, w, x, scale, cmax(scale.active, 15));
+        accumulate::<false>(sums, w, x, scale, cmax(scale.active, 15));
     } else {
         sparse::accumulate_int4(sums, w, x, scale);
+    }
+}
+
+pub(super) fn accumulate_int4n(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>) {
+    if stay_normal(x, scale) {
+        accumulate::<true>(sums, w, x, scale, cmax(scale.active, LARGEST_INT4N));
+    } else {
+        sparse::accumulate_int4n(sums, w, x, scale);
     }
 }
 
@@ -39,8 +47,14 @@ fn stay_normal(x: Sparse<'_>, scale: SparseScale<'_>) -> bool {
         && x.values.iter().all(|value| !value.is_subnormal())
 }
 
-/// The steps of the portable functions, with [`SPARSE_SET`] entries at a time.
-fn accumulate(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>, cmax: f32) {
+/// The steps of the portable functions, with [`SPARSE_SET`] entries at a time. Int4n is `SHIFTED`.
+fn accumulate<const SHIFTED: bool>(
+    sums: &mut [i32],
+    w: &Records<'_>,
+    x: Sparse<'_>,
+    scale: SparseScale<'_>,
+    cmax: f32,
+) {
     let (outputs, coefficient_sums) = split_sums(sums);
     let blocks = scale.bounds.chunks(BLOCK_GROUPS);
     let sums = outputs.chunks_mut(BLOCK_GROUPS).zip(coefficient_sums.chunks_mut(BLOCK_GROUPS));
@@ -56,9 +70,17 @@ fn accumulate(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseSca
         for s in (SPARSE_SET..x.indices.len() + SPARSE_SET).step_by(SPARSE_SET) {
             // After the last set this one again: its prefetch finds everything in the cache.
             let next = if s < x.indices.len() { set_from(w, x, first, bounds.len(), s) } else { set };
-            neon::sparse_coefficients(&mut coefficients, &set, &next, &inverses, coefficient_sums, cmax);
+            neon::sparse_coefficients::<SHIFTED, _>(
+                &mut coefficients,
+                &set,
+                &next,
+                &inverses,
+                coefficient_sums,
+                cmax,
+            );
             match w.dtype() {
                 DType::Int8 => neon::sparse_add_int8(outputs, &set, &next, &coefficients),
+                DType::Int4n => neon::sparse_add_int4n(outputs, &set, &next, &coefficients),
                 _ => neon::sparse_add_int4(outputs, &set, &next, &coefficients),
             }
             set = next;

@@ -54,6 +54,21 @@ impl<const LINES: usize, const OFFSET: i32> IntBlock<LINES, OFFSET> {
 /// A byte for each weight.
 pub(crate) type ByteBlock<const OFFSET: i32> = IntBlock<8, OFFSET>;
 
+/// A decoded block of Int4n for levels whose 16-bit sums have no room for shifted codes. The bytes
+/// stand for codes of the table + `OFFSET`.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub(crate) struct ShiftedBlock<const OFFSET: i32> {
+    pub(crate) block: ByteBlock<OFFSET>,
+    /// The shifts of 16 rows, minus `OFFSET`. Their products with sums of a vector's codes are
+    /// exact, and so are those added to the sums of products.
+    pub(crate) shifts: [RowSums; GROUPS],
+}
+
+impl<const OFFSET: i32> ShiftedBlock<OFFSET> {
+    pub(crate) const ZERO: Self = Self { block: ByteBlock::ZERO, shifts: [[0.0; ROW_INTERLEAVE]; GROUPS] };
+}
+
 /// A decoded block of float weights: 16 rows in each column.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
@@ -68,8 +83,7 @@ impl FloatBlock {
 pub(crate) struct IntColumns<'a> {
     pub(crate) codes: &'a [[[[i8; 4]; GROUP_SIZE / 4]; GROUPS]],
     pub(crate) scales: &'a [[f32; GROUPS]],
-    #[cfg(target_arch = "x86_64")]
-    sums: &'a [[i32; GROUPS]],
+    pub(crate) sums: &'a [[i32; GROUPS]],
 }
 
 /// The columns of `blocks` column blocks from `first` on, of each vector of a tile.
@@ -82,7 +96,6 @@ pub(crate) fn int_columns<'a, const T: usize>(
     from_fn(|t| IntColumns {
         codes: &xs[t].codes.as_chunks().0.as_chunks().0.as_chunks().0[first..][..blocks],
         scales: &xs[t].scales.as_chunks().0[first..][..blocks],
-        #[cfg(target_arch = "x86_64")]
         sums: &xs[t].sums.as_chunks().0[first..][..blocks],
     })
 }

@@ -19,8 +19,8 @@ pub(crate) use entries::entries;
 #[cfg(target_arch = "aarch64")]
 pub(crate) use matmul::IntColumns;
 pub(crate) use matmul::{
-    BYTE_PANEL, ByteBlock, FLOAT_PANEL, FloatBlock, RowSums, by_panels, float_columns, int_columns, matmul,
-    steps,
+    BYTE_PANEL, ByteBlock, FLOAT_PANEL, FloatBlock, RowSums, ShiftedBlock, by_panels, float_columns,
+    int_columns, matmul, steps,
 };
 #[cfg(target_arch = "x86_64")]
 pub(crate) use matmul::{IntBlock, corrections};

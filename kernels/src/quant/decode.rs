@@ -2,7 +2,8 @@
 
 use crate::fp16;
 use crate::layout::{
-    DType, GROUP_SIZE, K_BLOCK, LINE_BYTES, Matrix, ROW_INTERLEAVE, Records, record_scale_bytes,
+    DType, GROUP_SIZE, INT4N_TABLE, K_BLOCK, LINE_BYTES, Matrix, ROW_INTERLEAVE, Records, int4n_shift,
+    record_scale_bytes,
 };
 use crate::math::magnitude_bits;
 
@@ -33,9 +34,10 @@ fn block_weight(dtype: DType, block: &[u8], r: usize, k: usize, tensor_scale: f3
             let (line, j) = (k / 4, k % 4);
             f32::from(block[LINE_BYTES * (1 + line) + 4 * r + j] as i8) * scale()
         }
-        DType::Int4 => {
+        DType::Int4 | DType::Int4n => {
             let (line, half, j) = (4 * group + in_group / 8, in_group % 8 / 4, k % 4);
-            nibble(block[LINE_BYTES * (1 + line) + 4 * r + j], half) * scale()
+            let nibble = block[LINE_BYTES * (1 + line) + 4 * r + j] >> (4 * half) & 15;
+            code_of(dtype, nibble, fp16::read_bits(block, ROW_INTERLEAVE * group + r)) * scale()
         }
     }
 }
@@ -55,7 +57,10 @@ pub fn decode_record(w: &Records<'_>, index: usize, out: &mut [f32]) {
             DType::F32 => read_f32(record, i) * w.scale(),
             DType::F16 => fp16::read(record, i) * w.scale(),
             DType::Int8 => f32::from(codes[i] as i8) * scale(),
-            DType::Int4 => nibble(codes[16 * group + in_group % 16], in_group / 16) * scale(),
+            DType::Int4 | DType::Int4n => {
+                let nibble = codes[16 * group + in_group % 16] >> (4 * (in_group / 16)) & 15;
+                code_of(w.dtype(), nibble, fp16::read_bits(record, group)) * scale()
+            }
         };
     }
 }
@@ -77,8 +82,13 @@ pub fn largest_scales(w: &Records<'_>, largest: &mut [f32]) {
     }
 }
 
-fn nibble(byte: u8, half: usize) -> f32 {
-    f32::from((byte >> (4 * half) & 15) as i8 - 8)
+/// The code of a nibble in a group with this scale.
+fn code_of(dtype: DType, nibble: u8, scale: u16) -> f32 {
+    let code = match dtype {
+        DType::Int4n => i32::from(INT4N_TABLE[usize::from(nibble)]) + int4n_shift(scale),
+        _ => i32::from(nibble) - 8,
+    };
+    code as f32
 }
 
 fn read_f32(bytes: &[u8], i: usize) -> f32 {

@@ -1,7 +1,9 @@
 //! Products of interleaved matrices with a vector.
 
 use crate::fp16;
-use crate::layout::{Activation, DType, GROUP_SIZE, K_BLOCK, LINE_BYTES, Matrix, ROW_INTERLEAVE};
+use crate::layout::{
+    Activation, DType, GROUP_SIZE, INT4N_TABLE, K_BLOCK, LINE_BYTES, Matrix, ROW_INTERLEAVE, int4n_shift,
+};
 use crate::math::Fma;
 
 const ROWS: usize = ROW_INTERLEAVE;
@@ -55,13 +57,24 @@ fn float_matvec<F: Fma, const LINE: usize>(
 
 pub(crate) fn matvec_int8<F: Fma>(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) {
     const BLOCK: usize = DType::Int8.block_bytes();
-    quantized_matvec::<F, BLOCK>(out, w, first_row, x, |lines, codes, _| int8_dot(lines, codes));
+    quantized_matvec::<F, BLOCK>(out, w, first_row, x, |_, lines, codes, _| int8_dot(lines, codes));
 }
 
 pub(crate) fn matvec_int4<F: Fma>(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) {
     const BLOCK: usize = DType::Int4.block_bytes();
-    quantized_matvec::<F, BLOCK>(out, w, first_row, x, |lines, codes, sum| {
-        int4_dot(lines, codes).map(|dot| dot.wrapping_sub(sum.wrapping_mul(8)))
+    quantized_matvec::<F, BLOCK>(out, w, first_row, x, |_, lines, codes, sum| {
+        int4_dot(lines, codes, i16::from).map(|dot| dot.wrapping_sub(sum.wrapping_mul(8)))
+    });
+}
+
+pub(crate) fn matvec_int4n<F: Fma>(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) {
+    const BLOCK: usize = DType::Int4n.block_bytes();
+    quantized_matvec::<F, BLOCK>(out, w, first_row, x, |scales, lines, codes, sum| {
+        let mut dots = int4_dot(lines, codes, |nibble| i16::from(INT4N_TABLE[usize::from(nibble)]));
+        for (r, dot) in dots.iter_mut().enumerate() {
+            *dot = dot.wrapping_add(int4n_shift(fp16::read_bits(scales, r)).wrapping_mul(sum));
+        }
+        dots
     });
 }
 
@@ -71,7 +84,7 @@ fn quantized_matvec<F: Fma, const BLOCK: usize>(
     w: &Matrix<'_>,
     first_row: usize,
     x: Activation<'_>,
-    dot: impl Fn(&[[u8; LINE_BYTES]], &[i8; GROUP_SIZE], i32) -> [i32; ROWS],
+    dot: impl Fn(&[u8], &[[u8; LINE_BYTES]], &[i8; GROUP_SIZE], i32) -> [i32; ROWS],
 ) {
     let (codes, _) = x.codes.as_chunks::<GROUP_SIZE>();
     by_block_rows(out, first_row, |i| {
@@ -83,7 +96,7 @@ fn quantized_matvec<F: Fma, const BLOCK: usize>(
             let weight_scales = weight_scales.chunks(2 * ROWS);
             for (g, (scales, lines)) in weight_scales.zip(lines.chunks(lines.len() / GROUPS)).enumerate() {
                 let g = GROUPS * i + g;
-                let dot = dot(lines, &codes[g], x.sums[g]);
+                let dot = dot(scales, lines, &codes[g], x.sums[g]);
                 for (r, acc) in acc.iter_mut().enumerate() {
                     let scale = fp16::read(scales, r) * x.scales[g];
                     *acc = F::fma(scale, dot[r] as f32, *acc);
@@ -107,15 +120,16 @@ fn int8_dot(lines: &[[u8; LINE_BYTES]], codes: &[i8; GROUP_SIZE]) -> [i32; ROWS]
     add_quads(&sums)
 }
 
-/// The same for nibbles as numbers in 0..=15. A 16-bit lane sums 8 products of at most 15 * 128.
+/// The same for nibbles, each of which `weight` gives a number of at most 32 in magnitude. A 16-bit
+/// lane sums 8 products of at most 32 * 127.
 #[inline(always)]
-fn int4_dot(lines: &[[u8; LINE_BYTES]], codes: &[i8; GROUP_SIZE]) -> [i32; ROWS] {
+fn int4_dot(lines: &[[u8; LINE_BYTES]], codes: &[i8; GROUP_SIZE], weight: impl Fn(u8) -> i16) -> [i32; ROWS] {
     let mut sums = [0i16; LINE_BYTES];
     let (pairs, _) = codes.as_chunks::<8>();
     for (line, pair) in lines.iter().zip(pairs) {
         for (i, sum) in sums.iter_mut().enumerate() {
-            *sum += i16::from(line[i] & 15) * i16::from(pair[i % 4]);
-            *sum += i16::from(line[i] >> 4) * i16::from(pair[4 + i % 4]);
+            *sum = sum.wrapping_add(weight(line[i] & 15) * i16::from(pair[i % 4]));
+            *sum = sum.wrapping_add(weight(line[i] >> 4) * i16::from(pair[4 + i % 4]));
         }
     }
     add_quads(&sums.map(i32::from))

@@ -42,6 +42,7 @@ pub(crate) const fn kernels<F: Fma>(isa: Isa) -> Kernels {
         matvec_f16: matvec::matvec_f16::<F>,
         matvec_int8: matvec::matvec_int8::<F>,
         matvec_int4: matvec::matvec_int4::<F>,
+        matvec_int4n: matvec::matvec_int4n::<F>,
         tiles: None,
         nonzero,
         sparse_f32: sparse::sparse_f32::<F>,
@@ -51,8 +52,10 @@ pub(crate) const fn kernels<F: Fma>(isa: Isa) -> Kernels {
         reaching,
         sparse_accumulate_int8: sparse::accumulate_int8,
         sparse_accumulate_int4: sparse::accumulate_int4,
+        sparse_accumulate_int4n: sparse::accumulate_int4n,
         sparse_finish_int8: sparse::finish_int8,
         sparse_finish_int4: sparse::finish_int4,
+        sparse_finish_int4n: sparse::finish_int4n,
         dequantize_record,
         record_dots: record::record_dots::<F>,
         prefetch: |_| (),
@@ -77,6 +80,7 @@ pub(crate) const fn kernels<F: Fma>(isa: Isa) -> Kernels {
         dot3: norm::dot3::<F>,
         encode_int8: quant::encode_int8,
         encode_int4: quant::encode_int4,
+        encode_int4n: quant::encode_int4n,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Single records: decoded, and multiplied with a dense vector.
 
 use crate::fp16;
-use crate::layout::{Activation, DType, GROUP_SIZE, Records, record_scale_bytes};
+use crate::layout::{Activation, DType, GROUP_SIZE, INT4N_TABLE, Records, int4n_shift, record_scale_bytes};
 use crate::math::Fma;
 
 /// Group `g` belongs to lane `g % DOT_LANES`.
@@ -68,14 +68,23 @@ pub(crate) fn dequantize_record(out: &mut [f32], w: &Records<'_>, index: usize) 
                 }
             }
         }
-        DType::Int4 => {
-            for (g, (out, run)) in out.chunks_mut(GROUP_SIZE).zip(codes.as_chunks::<16>().0).enumerate() {
-                let scale = fp16::read(record, g) * w.scale();
-                let nibbles = run.iter().map(|b| b & 15).chain(run.iter().map(|b| b >> 4));
-                for (out, code) in out.iter_mut().zip(nibbles) {
-                    *out = f32::from(code as i8 - 8) * scale;
-                }
-            }
+        DType::Int4 => dequantize_nibbles(out, w, record, |nibble, _| i32::from(nibble) - 8),
+        DType::Int4n => dequantize_nibbles(out, w, record, |nibble, scale| {
+            i32::from(INT4N_TABLE[usize::from(nibble)]) + int4n_shift(scale)
+        }),
+    }
+}
+
+/// `code` gives that of a nibble in a group with this scale.
+#[inline(always)]
+fn dequantize_nibbles(out: &mut [f32], w: &Records<'_>, record: &[u8], code: impl Fn(u8, u16) -> i32) {
+    let runs = &record[record_scale_bytes(w.dtype(), w.record_len())..];
+    for (g, (out, run)) in out.chunks_mut(GROUP_SIZE).zip(runs.as_chunks::<16>().0).enumerate() {
+        let scale = fp16::read_bits(record, g);
+        let factor = fp16::to_f32(scale) * w.scale();
+        let nibbles = run.iter().map(|b| b & 15).chain(run.iter().map(|b| b >> 4));
+        for (out, nibble) in out.iter_mut().zip(nibbles) {
+            *out = code(nibble, scale) as f32 * factor;
         }
     }
 }

@@ -1,12 +1,17 @@
 //! Products of records with a sparse vector.
 
 use crate::fp16;
-use crate::layout::{GROUP_SIZE, Records, Sparse, SparseScale, record_scale_bytes, sparse_sums};
+use crate::layout::{
+    GROUP_SIZE, INT4N_TABLE, Records, Sparse, SparseScale, int4n_shift, record_scale_bytes, sparse_sums,
+};
 use crate::math::ZERO_BELOW;
 use crate::math::{Fma, magnitude_bits, round_clamped};
 
 /// Output groups of a block, whose sums stay in the L1 cache.
 const BLOCK_GROUPS: usize = 64;
+
+/// The largest magnitude of an Int4n code.
+pub(crate) const LARGEST_INT4N: usize = 35;
 
 /// The largest coefficient with which `active` products with codes up to `largest_code` fit an
 /// `i32`.
@@ -55,7 +60,7 @@ pub(crate) fn accumulate_int8(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, 
             *acc = acc.wrapping_add(c * i32::from(code as i8));
         }
     };
-    accumulate::<32>(sums, w, x, scale, cmax(scale.active, 127), add);
+    accumulate::<32>(sums, w, x, scale, cmax(scale.active, 127), |_| 1, add);
 }
 
 pub(crate) fn accumulate_int4(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>) {
@@ -66,7 +71,19 @@ pub(crate) fn accumulate_int4(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, 
             *high = high.wrapping_add(c * i32::from(codes >> 4));
         }
     };
-    accumulate::<16>(sums, w, x, scale, cmax(scale.active, 15), add);
+    accumulate::<16>(sums, w, x, scale, cmax(scale.active, 15), |_| 1, add);
+}
+
+pub(crate) fn accumulate_int4n(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>) {
+    let code = |nibble: u8| i32::from(INT4N_TABLE[usize::from(nibble)]);
+    let add = |acc: &mut [i32; GROUP_SIZE], run: &[u8; 16], c: i32| {
+        let (low, high) = acc.split_at_mut(16);
+        for ((low, high), &codes) in low.iter_mut().zip(high).zip(run) {
+            *low = low.wrapping_add(c * code(codes & 15));
+            *high = high.wrapping_add(c * code(codes >> 4));
+        }
+    };
+    accumulate::<16>(sums, w, x, scale, cmax(scale.active, LARGEST_INT4N), int4n_shift, add);
 }
 
 pub(crate) fn finish_int8(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) {
@@ -77,8 +94,13 @@ pub(crate) fn finish_int4(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale:
     finish(out, w, sums, scale, cmax(scale.active, 15), 8);
 }
 
-/// Adds to partial sums: those of the outputs, then those of each group's coefficients. Codes count
-/// as stored. `RUN` bytes hold the codes of a group. `add` adds `c` times the codes.
+pub(crate) fn finish_int4n(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) {
+    finish(out, w, sums, scale, cmax(scale.active, LARGEST_INT4N), -1);
+}
+
+/// Adds to partial sums: those of the outputs, then those of each group's coefficients, times what
+/// `factor` gives for the scale. `RUN` bytes hold the codes of a group. `add` adds `c` times the
+/// codes as stored, or as the table has them.
 #[inline(always)]
 fn accumulate<const RUN: usize>(
     sums: &mut [i32],
@@ -86,6 +108,7 @@ fn accumulate<const RUN: usize>(
     x: Sparse<'_>,
     scale: SparseScale<'_>,
     cmax: f32,
+    factor: impl Fn(u16) -> i32,
     add: impl Fn(&mut [i32; GROUP_SIZE], &[u8; RUN], i32),
 ) {
     let runs_start = record_scale_bytes(w.dtype(), w.record_len());
@@ -102,15 +125,16 @@ fn accumulate<const RUN: usize>(
             let record = w.record(j as usize);
             let (runs, _) = record[runs_start..].as_chunks::<RUN>();
             for g in 0..bounds.len() {
-                let c = round_clamped((x * fp16::read(record, first + g)) * inverse[g], cmax);
-                coefficient_sums[g] = coefficient_sums[g].wrapping_add(c);
+                let scale = fp16::read_bits(record, first + g);
+                let c = round_clamped((x * fp16::to_f32(scale)) * inverse[g], cmax);
+                coefficient_sums[g] = coefficient_sums[g].wrapping_add(c * factor(scale));
                 add(&mut acc[g], &runs[first + g], c);
             }
         }
     }
 }
 
-/// Codes are stored with `offset` added.
+/// The sums of outputs have `offset` times the group's sum too much.
 #[inline(always)]
 fn finish(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>, cmax: f32, offset: i32) {
     let each = sparse_sums(w.record_len());

@@ -25,6 +25,7 @@
 
 use core::arch::x86_64::*;
 
+use super::int4n;
 use super::memory::{broadcast, load, load_f16, prefetch, store_f32};
 use super::streams::{ReadPattern, STREAMS, Streams, by_streams};
 use crate::generic::{GROUPS, Group, Int4Lines, Int8Lines, Parts};
@@ -35,11 +36,15 @@ pub(super) type Rows<T> = [T; 2];
 
 /// Defines the product `$matvec` of a level.
 ///
-/// `$dot(lines, group, before)` multiplies the `$lines` of a group with a [`Group`], and calls
-/// `before(i)` before it loads line `i`. `add_group` adds the result to the sums of 16 rows, which
+/// `$dot(lines, start, group, before)` adds the products of the `$lines` of a group with a
+/// [`Group`] to `start`, and calls `before(i)` before it loads line `i`. `$start(scales, group)`
+/// makes up for what codes have added. `add_group` adds the result to the sums of 16 rows, which
 /// start as `$zero`. `finish` stores them.
 macro_rules! int_matvec {
-    ($features:literal, $matvec:ident, $rows:ident, $dtype:expr, $lines:ty, $zero:expr, $dot:ident) => {
+    (
+        $features:literal, $matvec:ident, $rows:ident, $dtype:expr, $lines:ty, $zero:expr, $start:expr,
+        $dot:ident
+    ) => {
         #[target_feature(enable = $features)]
         pub(super) fn $matvec(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) {
             by_streams!($rows, ReadPattern::here(), out, w, first_row, x);
@@ -64,7 +69,9 @@ macro_rules! int_matvec {
                     let (block, later) = (Parts::<LINES>::of(block), Parts::<LINES>::of(later));
                     prefetch(later.scales.as_flattened());
                     for (g, group) in groups.iter().enumerate() {
-                        let dot = $dot(&block.lines[g], group, |line| prefetch(&later.lines[g][line]));
+                        let start = $start(&block.scales[g], group);
+                        let before = |line: usize| prefetch(&later.lines[g][line]);
+                        let dot = $dot(&block.lines[g], start, group, before);
                         *acc = add_group(*acc, &block.scales[g], dot, group);
                     }
                 }
@@ -82,7 +89,18 @@ int_matvec!(
     DType::Int4,
     Int4Lines,
     [_mm256_setzero_ps(); 2],
+    start::<8>,
     int4_dot
+);
+int_matvec!(
+    "avx2,fma,f16c",
+    matvec_int4n,
+    int4n_rows,
+    DType::Int4n,
+    Int4Lines,
+    [_mm256_setzero_ps(); 2],
+    int4n::start,
+    int4n_dot
 );
 int_matvec!(
     "avx2,fma,f16c",
@@ -91,14 +109,21 @@ int_matvec!(
     DType::Int8,
     Int8Lines,
     [_mm256_setzero_ps(); 2],
+    start::<0>,
     int8_dot
 );
 
-/// Sums of nibble times code, minus 8 times the sum of the codes. The 16-bit sums reach
-/// 8 * 2 * 15 * 127 = 30480.
+/// Sums of products with codes + `OFFSET` become those with codes by this.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn int4_dot(lines: &Int4Lines, x: &Group<'_>, before: impl Fn(usize)) -> Rows<__m256i> {
+pub(super) fn start<const OFFSET: i32>(_: &[u8; 32], x: &Group<'_>) -> Rows<__m256i> {
+    [_mm256_set1_epi32(x.sum.wrapping_mul(-OFFSET)); 2]
+}
+
+/// Sums of nibble times code. The 16-bit sums reach 8 * 2 * 15 * 127 = 30480.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn int4_dot(lines: &Int4Lines, start: Rows<__m256i>, x: &Group<'_>, before: impl Fn(usize)) -> Rows<__m256i> {
     let low = _mm256_set1_epi8(15);
     let mut sums = [_mm256_setzero_si256(); 2];
     for (i, (line, quads)) in lines.iter().zip(x.codes.as_chunks::<2>().0).enumerate() {
@@ -113,21 +138,44 @@ fn int4_dot(lines: &Int4Lines, x: &Group<'_>, before: impl Fn(usize)) -> Rows<__
         }
     }
     let ones = _mm256_set1_epi16(1);
-    let correction = _mm256_set1_epi32(x.sum.wrapping_mul(-8));
     let [a, b] = sums;
     [
-        _mm256_add_epi32(_mm256_madd_epi16(a, ones), correction),
-        _mm256_add_epi32(_mm256_madd_epi16(b, ones), correction),
+        _mm256_add_epi32(_mm256_madd_epi16(a, ones), start[0]),
+        _mm256_add_epi32(_mm256_madd_epi16(b, ones), start[1]),
     ]
+}
+
+/// Sums of table code times code. The 16-bit sums of a line reach 2 * 2 * 60 * 127 = 30480.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn int4n_dot(
+    lines: &Int4Lines,
+    start: Rows<__m256i>,
+    x: &Group<'_>,
+    before: impl Fn(usize),
+) -> Rows<__m256i> {
+    let ones = _mm256_set1_epi16(1);
+    let mut sums = start;
+    for (i, (line, quads)) in lines.iter().zip(x.codes.as_chunks::<2>().0).enumerate() {
+        before(i);
+        let quads = [broadcast(&quads[0]), broadcast(&quads[1])];
+        for (sum, weights) in sums.iter_mut().zip(line.as_chunks::<32>().0) {
+            let [first, second] = int4n::codes(load(weights));
+            let first = _mm256_maddubs_epi16(first, quads[0]);
+            let pairs = _mm256_add_epi16(first, _mm256_maddubs_epi16(second, quads[1]));
+            *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, ones));
+        }
+    }
+    sums
 }
 
 /// Sums of code times code. The unsigned factor is `|w|`, at most 128. The signed factor is the
 /// vector's code with the sign of `w`. Two products reach 2 * 128 * 127, which 16 bits hold.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn int8_dot(lines: &Int8Lines, x: &Group<'_>, before: impl Fn(usize)) -> Rows<__m256i> {
+fn int8_dot(lines: &Int8Lines, start: Rows<__m256i>, x: &Group<'_>, before: impl Fn(usize)) -> Rows<__m256i> {
     let ones = _mm256_set1_epi16(1);
-    let mut sums = [_mm256_setzero_si256(); 2];
+    let mut sums = start;
     for (i, (line, quad)) in lines.iter().zip(x.codes).enumerate() {
         before(i);
         let quad = broadcast(quad);

@@ -6,10 +6,11 @@
 
 use core::arch::x86_64::*;
 
+use super::int4n;
 use super::memory::{broadcast, load, load_f16, load_f32, prefetch_near, store, store_f32};
 use crate::generic::{
-    BYTE_PANEL, ByteBlock, FLOAT_PANEL, FloatBlock, GROUPS, IntBlock, Parts, RowSums, corrections,
-    float_columns, int_columns, matmul, steps,
+    BYTE_PANEL, ByteBlock, FLOAT_PANEL, FloatBlock, GROUPS, Int4Lines, Int8Lines, IntBlock, Parts, RowSums,
+    ShiftedBlock, corrections, float_columns, int_columns, matmul, steps,
 };
 use crate::layout::{Activation, DType, GROUP_SIZE, Matrix};
 
@@ -22,6 +23,16 @@ matmul!(
     prefetch_near,
     decode_int4,
     tile_u4,
+    4: [1 2 3 4]
+);
+matmul!(
+    "avx2,fma,f16c",
+    matmul_int4n,
+    DType::Int4n,
+    [ShiftedBlock<{ int4n::OFFSET }>; BYTE_PANEL],
+    prefetch_near,
+    decode_int4n,
+    shifted_tile,
     4: [1 2 3 4]
 );
 matmul!(
@@ -62,16 +73,47 @@ pub(super) fn decode_int4(block: &[u8; DType::Int4.block_bytes()], decoded: &mut
     let parts = Parts::<4>::of(block);
     let low = _mm256_set1_epi8(15);
     for (lines, decoded) in parts.lines.iter().zip(&mut decoded.lines) {
-        for (line, [first, second]) in lines.iter().zip(decoded.as_chunks_mut::<2>().0) {
-            let halves = first.as_chunks_mut().0.iter_mut().zip(second.as_chunks_mut().0);
-            for (half, (first, second)) in line.as_chunks().0.iter().zip(halves) {
-                let half = load(half);
-                store(first, _mm256_and_si256(half, low));
-                store(second, _mm256_and_si256(_mm256_srli_epi16::<4>(half), low));
-            }
-        }
+        decode_lines(lines, decoded, |_, half| {
+            [_mm256_and_si256(half, low), _mm256_and_si256(_mm256_srli_epi16::<4>(half), low)]
+        });
     }
     decode_scales(parts.scales, &mut decoded.scales);
+}
+
+/// Codes of the table + [`OFFSET`](int4n::OFFSET).
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn decode_int4n(block: &[u8; DType::Int4n.block_bytes()], decoded: &mut ShiftedBlock<{ int4n::OFFSET }>) {
+    let parts = Parts::<4>::of(block);
+    for (lines, decoded) in parts.lines.iter().zip(&mut decoded.block.lines) {
+        decode_lines(lines, decoded, |_, half| int4n::codes(half));
+    }
+    let scales = parts.scales.as_flattened().as_chunks().0;
+    for (scales, shifts) in scales.iter().zip(decoded.shifts.as_flattened_mut().as_chunks_mut().0) {
+        let twice = _mm256_slli_epi32::<1>(int4n::low_bits(scales));
+        let shift = _mm256_sub_epi32(twice, _mm256_set1_epi32(int4n::SHIFTED_OFFSET));
+        store_f32(shifts, _mm256_cvtepi32_ps(shift));
+    }
+    decode_scales(parts.scales, &mut decoded.block.scales);
+}
+
+/// Stores the bytes that `decode` makes of each half of a line, 8 rows: first of four columns, then
+/// of the next four.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn decode_lines(
+    lines: &Int4Lines,
+    decoded: &mut Int8Lines,
+    decode: impl Fn(usize, __m256i) -> [__m256i; 2],
+) {
+    for (line, [first, second]) in lines.iter().zip(decoded.as_chunks_mut::<2>().0) {
+        let halves = first.as_chunks_mut().0.iter_mut().zip(second.as_chunks_mut().0);
+        for (h, (half, (first, second))) in line.as_chunks().0.iter().zip(halves).enumerate() {
+            let [low, high] = decode(h, load(half));
+            store(first, low);
+            store(second, high);
+        }
+    }
 }
 
 /// Two lines for each line of codes: the high nibbles of codes + 128, and the low ones.
@@ -165,6 +207,65 @@ fn tile_u4<const T: usize>(
                 add_group(&mut sums[t], scales, xs[t].scales[i][g], dots);
             }
         }
+    }
+}
+
+/// Weights are codes of the table + 32. The 16-bit sums of two lines reach 2 * 2 * 60 * 127 = 30480.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn shifted_tile<const T: usize>(
+    panel: &[ShiftedBlock<{ int4n::OFFSET }>],
+    first: usize,
+    xs: &[Activation<'_>; T],
+    sums: &mut [RowSums; T],
+) {
+    let xs = int_columns(xs, first, panel.len());
+    let ones = _mm256_set1_epi16(1);
+    let pairs = steps(GROUP_SIZE / 8);
+    for (i, ShiftedBlock { block, shifts }) in panel.iter().enumerate() {
+        for (g, (lines, scales)) in block.lines.iter().zip(&block.scales).enumerate() {
+            let codes = xs.each_ref().map(|x| x.codes[i][g].as_chunks::<2>().0);
+            let mut dots = [[_mm256_setzero_si256(); 2]; T];
+            for (q, [even, odd]) in lines.as_chunks::<2>().0.iter().take(pairs).enumerate() {
+                for (h, (even, odd)) in even.as_chunks().0.iter().zip(odd.as_chunks().0).enumerate() {
+                    let (even, odd) = (load(even), load(odd));
+                    for (dots, codes) in dots.iter_mut().zip(&codes) {
+                        let first = _mm256_maddubs_epi16(even, broadcast(&codes[q][0]));
+                        let second = _mm256_maddubs_epi16(odd, broadcast(&codes[q][1]));
+                        let products = _mm256_madd_epi16(_mm256_add_epi16(first, second), ones);
+                        dots[h] = _mm256_add_epi32(dots[h], products);
+                    }
+                }
+            }
+            for (t, dots) in dots.into_iter().enumerate() {
+                add_shifted_group(
+                    &mut sums[t],
+                    scales,
+                    &shifts[g],
+                    (xs[t].scales[i][g], xs[t].sums[i][g]),
+                    dots,
+                );
+            }
+        }
+    }
+}
+
+/// `sums + scales * scale * (dots + shifts * sum)`.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn add_shifted_group(
+    sums: &mut RowSums,
+    scales: &RowSums,
+    shifts: &RowSums,
+    (scale, sum): (f32, i32),
+    dots: [__m256i; 2],
+) {
+    let (scale, sum) = (_mm256_set1_ps(scale), _mm256_set1_ps(sum as f32));
+    let factors = scales.as_chunks().0.iter().zip(shifts.as_chunks().0);
+    for ((sums, (scales, shifts)), dot) in sums.as_chunks_mut().0.iter_mut().zip(factors).zip(dots) {
+        let scales = _mm256_mul_ps(load_f32(scales), scale);
+        let dot = _mm256_fmadd_ps(load_f32(shifts), sum, _mm256_cvtepi32_ps(dot));
+        store_f32(sums, _mm256_fmadd_ps(scales, dot, load_f32(sums)));
     }
 }
 

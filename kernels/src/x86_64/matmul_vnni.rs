@@ -5,7 +5,8 @@
 
 use core::arch::x86_64::*;
 
-use super::matmul::{add_group, decode_int4, decode_scales};
+use super::int4n;
+use super::matmul::{add_group, decode_int4, decode_lines, decode_scales};
 use super::memory::{
     broadcast, broadcast_512, load, load_512, load_f32_512, prefetch_near, store, store_f32_512,
 };
@@ -20,6 +21,16 @@ matmul!(
     [ByteBlock<8>; BYTE_PANEL],
     prefetch_near,
     decode_int4,
+    tile_256,
+    4: [1 2 3 4]
+);
+matmul!(
+    "avx2,fma,f16c,avxvnni",
+    matmul_int4n_256,
+    DType::Int4n,
+    [ByteBlock<{ int4n::SHIFTED_OFFSET }>; BYTE_PANEL],
+    prefetch_near,
+    decode_int4n,
     tile_256,
     4: [1 2 3 4]
 );
@@ -46,6 +57,16 @@ matmul!(
 );
 matmul!(
     "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni",
+    matmul_int4n_512,
+    DType::Int4n,
+    [ByteBlock<{ int4n::SHIFTED_OFFSET }>; BYTE_PANEL],
+    prefetch_near,
+    decode_int4n,
+    tile_512,
+    8: [1 2 3 4 5 6 7 8]
+);
+matmul!(
+    "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni",
     matmul_int8_512,
     DType::Int8,
     [ByteBlock<128>; BYTE_PANEL],
@@ -54,6 +75,30 @@ matmul!(
     tile_512,
     8: [1 2 3 4 5 6 7 8]
 );
+
+/// Shifted codes + [`SHIFTED_OFFSET`](int4n::SHIFTED_OFFSET).
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn decode_int4n(
+    block: &[u8; DType::Int4n.block_bytes()],
+    decoded: &mut ByteBlock<{ int4n::SHIFTED_OFFSET }>,
+) {
+    let parts = Parts::<4>::of(block);
+    let first_bytes =
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12));
+    for (g, (lines, decoded)) in parts.lines.iter().zip(&mut decoded.lines).enumerate() {
+        let shifts = parts.scales[g].as_chunks().0;
+        let shifts = [&shifts[0], &shifts[1]].map(|scales| {
+            let low_bits = _mm256_shuffle_epi8(int4n::low_bits(scales), first_bytes);
+            _mm256_add_epi8(low_bits, low_bits)
+        });
+        decode_lines(lines, decoded, |half, bytes| {
+            let [low, high] = int4n::codes(bytes);
+            [_mm256_add_epi8(low, shifts[half]), _mm256_add_epi8(high, shifts[half])]
+        });
+    }
+    decode_scales(parts.scales, &mut decoded.scales);
+}
 
 /// Codes + 128.
 #[target_feature(enable = "avx2,fma,f16c")]

@@ -10,6 +10,7 @@ mod avx_vnni;
 mod compact;
 mod float;
 mod int;
+mod int4n;
 mod matmul;
 mod matmul_vnni;
 mod memory;
@@ -42,6 +43,7 @@ const AVX2_TILES: Tiles = Tiles {
     f16: entry::matmul_f16,
     int8: entry::matmul_int8,
     int4: entry::matmul_int4,
+    int4n: entry::matmul_int4n,
 };
 
 /// The kernels of [`Isa::Avx2`]; to be used only where that level is available.
@@ -52,6 +54,7 @@ pub(crate) const AVX2: Kernels = Kernels {
     matvec_f16: entry::matvec_f16,
     matvec_int8: entry::matvec_int8,
     matvec_int4: entry::matvec_int4,
+    matvec_int4n: entry::matvec_int4n,
     tiles: Some(AVX2_TILES),
     nonzero: entry::nonzero,
     sparse_f32: entry::sparse_f32,
@@ -61,8 +64,10 @@ pub(crate) const AVX2: Kernels = Kernels {
     reaching: entry::reaching,
     sparse_accumulate_int8: entry::accumulate_int8,
     sparse_accumulate_int4: entry::accumulate_int4,
+    sparse_accumulate_int4n: entry::accumulate_int4n,
     sparse_finish_int8: entry::finish_int8,
     sparse_finish_int4: entry::finish_int4,
+    sparse_finish_int4n: entry::finish_int4n,
     dequantize_record: entry::dequantize_record,
     record_dots: entry::record_dots_avx2,
     prefetch: memory::prefetch,
@@ -87,6 +92,7 @@ pub(crate) const AVX2: Kernels = Kernels {
     dot3: entry::dot3,
     encode_int8: entry::encode_int8,
     encode_int4: entry::encode_int4,
+    encode_int4n: entry::encode_int4n,
 };
 
 /// The kernels of [`Isa::AvxVnni`]; to be used only where that level is available.
@@ -94,10 +100,12 @@ pub(crate) const AVX_VNNI: Kernels = Kernels {
     isa: Isa::AvxVnni,
     matvec_int8: avx_vnni_entry::matvec_int8,
     matvec_int4: avx_vnni_entry::matvec_int4,
+    matvec_int4n: avx_vnni_entry::matvec_int4n,
     tiles: Some(Tiles {
         many: 4,
         int8: avx_vnni_entry::matmul_int8_256,
         int4: avx_vnni_entry::matmul_int4_256,
+        int4n: avx_vnni_entry::matmul_int4n_256,
         ..AVX2_TILES
     }),
     record_dots: avx_vnni_entry::record_dots_avx_vnni,
@@ -110,26 +118,32 @@ pub(crate) const AVX512_VNNI: Kernels = Kernels {
     isa: Isa::Avx512Vnni,
     matvec_int8: avx512_vnni_entry::matvec_int8,
     matvec_int4: avx512_vnni_entry::matvec_int4,
+    matvec_int4n: avx512_vnni_entry::matvec_int4n,
     tiles: Some(Tiles {
         many: 4,
         int8: avx512_vnni_entry::matmul_int8_512,
         int4: avx512_vnni_entry::matmul_int4_512,
+        int4n: avx512_vnni_entry::matmul_int4n_512,
         ..AVX2_TILES
     }),
     record_dots: avx512_vnni_entry::record_dots,
     multiply_accumulate: avx512_vnni_entry::multiply_accumulate_avx512_vnni,
     sparse_accumulate_int8: avx512_vnni_entry::accumulate_int8,
     sparse_accumulate_int4: avx512_vnni_entry::accumulate_int4,
+    sparse_accumulate_int4n: avx512_vnni_entry::accumulate_int4n,
     sparse_finish_int8: avx512_vnni_entry::finish_int8,
     sparse_finish_int4: avx512_vnni_entry::finish_int4,
+    sparse_finish_int4n: avx512_vnni_entry::finish_int4n,
     ..AVX2
 };
 
 entries! { avx_vnni_entry:
     fn matvec_int8(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = avx_vnni;
     fn matvec_int4(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = avx_vnni;
+    fn matvec_int4n(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = avx_vnni;
     fn matmul_int8_256(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = matmul_vnni;
     fn matmul_int4_256(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = matmul_vnni;
+    fn matmul_int4n_256(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = matmul_vnni;
     fn multiply_accumulate_avx_vnni(rounds: usize) -> u64 = peak;
     fn record_dots_avx_vnni(out: &mut [f32], w: &Records<'_>, indices: &[u32], x: Activation<'_>) = record;
 }
@@ -137,12 +151,16 @@ entries! { avx_vnni_entry:
 entries! { avx512_vnni_entry:
     fn matvec_int8(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = avx512_vnni;
     fn matvec_int4(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = avx512_vnni;
+    fn matvec_int4n(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = avx512_vnni;
     fn matmul_int8_512(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = matmul_vnni;
     fn matmul_int4_512(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = matmul_vnni;
+    fn matmul_int4n_512(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = matmul_vnni;
     fn accumulate_int8(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>) = sparse_512;
     fn accumulate_int4(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>) = sparse_512;
+    fn accumulate_int4n(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>) = sparse_512;
     fn finish_int8(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) = sparse_512;
     fn finish_int4(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) = sparse_512;
+    fn finish_int4n(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) = sparse_512;
     fn multiply_accumulate_avx512_vnni(rounds: usize) -> u64 = peak;
     fn record_dots(out: &mut [f32], w: &Records<'_>, indices: &[u32], x: Activation<'_>) = record_512;
 }
@@ -156,17 +174,21 @@ entries! { entry:
     fn matvec_f16(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = float;
     fn matvec_int8(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = int;
     fn matvec_int4(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = int;
+    fn matvec_int4n(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = int;
     fn matmul_f32(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = matmul;
     fn matmul_f16(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = matmul;
     fn matmul_int8(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = matmul;
     fn matmul_int4(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = matmul;
+    fn matmul_int4n(outs: &mut [&mut [f32]], w: &Matrix<'_>, first_row: usize, xs: &[Activation<'_>]) = matmul;
     fn nonzero(indices: &mut [u32], values: &mut [f32], x: &[f32]) -> usize = compact;
     fn sparse_f32(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) = sparse_float;
     fn sparse_f16(out: &mut [f32], w: &Records<'_>, first: usize, x: Sparse<'_>) = sparse_float;
     fn accumulate_int8(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>) = sparse_256;
     fn accumulate_int4(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>) = sparse_256;
+    fn accumulate_int4n(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>) = sparse_256;
     fn finish_int8(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) = sparse_256;
     fn finish_int4(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) = sparse_256;
+    fn finish_int4n(out: &mut [f32], w: &Records<'_>, sums: &[i32], scale: SparseScale<'_>) = sparse_256;
     fn dequantize_record(out: &mut [f32], w: &Records<'_>, index: usize) = shared;
     fn record_dots_avx2(out: &mut [f32], w: &Records<'_>, indices: &[u32], x: Activation<'_>) = record;
     fn read(bytes: &[u8], streams: usize) -> u64 = read;
@@ -199,4 +221,7 @@ entries! { entry:
     fn dot3(a: &[f32], b: &[f32], c: &[f32]) -> f32 = shared;
     fn encode_int8(values: &[f32; GROUP_SIZE]) -> Result<Group, ScaleOverflow> = shared;
     fn encode_int4(values: &[f32; GROUP_SIZE]) -> Result<Group, ScaleOverflow> = shared;
+    fn encode_int4n(
+        values: &[f32; GROUP_SIZE], importance: &[f32; GROUP_SIZE], len: usize
+    ) -> Result<Group, ScaleOverflow> = shared;
 }

@@ -39,4 +39,7 @@ instantiate! {
     fn dot3(a: &[f32], b: &[f32], c: &[f32]) -> f32 = scalar;
     fn encode_int8(values: &[f32; GROUP_SIZE]) -> Result<Group, ScaleOverflow> = quant;
     fn encode_int4(values: &[f32; GROUP_SIZE]) -> Result<Group, ScaleOverflow> = quant;
+    fn encode_int4n(
+        values: &[f32; GROUP_SIZE], importance: &[f32; GROUP_SIZE], len: usize
+    ) -> Result<Group, ScaleOverflow> = quant;
 }

@@ -33,7 +33,8 @@
 
 use core::arch::x86_64::*;
 
-use super::memory::{load_f16, load_f32, load_i32, prefetch, prefetch_line, store_i32};
+use super::int4n;
+use super::memory::{load_f16, load_f32, load_half, load_i32, prefetch, prefetch_line, store_i32};
 use crate::layout::{GROUP_SIZE, LINE_BYTES, Records, Sparse, SparseScale, record_scale_bytes};
 use crate::math::ZERO_BELOW;
 use crate::scalar::sparse::cmax;
@@ -127,9 +128,10 @@ impl<'a> OutputBlock<'a> {
         set.iter().for_each(|member| prefetch(&member.scales[..2 * self.groups]));
     }
 
-    /// Sets the coefficients of a set, and adds them to the coefficient sums.
+    /// Sets the coefficients of a set, and adds them to the coefficient sums: each times what the
+    /// codes of its group have added, if that depends on the group.
     #[target_feature(enable = "avx2,f16c")]
-    pub(super) fn coefficients(
+    pub(super) fn coefficients<const SHIFTED: bool>(
         &self,
         set: &Set<'a>,
         out: &mut [PairCoefficients; SET_SIZE / 2],
@@ -139,8 +141,13 @@ impl<'a> OutputBlock<'a> {
             let mut sum = load_i32(sums);
             for (pair, out) in set.as_chunks::<2>().0.iter().zip(out.iter_mut()) {
                 let (a, b) = (self.coefficient(&pair[0], run), self.coefficient(&pair[1], run));
-                sum = _mm256_add_epi32(sum, _mm256_add_epi32(a, b));
-                store_i32(&mut out[run], _mm256_blend_epi16::<0b1010_1010>(a, _mm256_slli_epi32::<16>(b)));
+                let both = _mm256_blend_epi16::<0b1010_1010>(a, _mm256_slli_epi32::<16>(b));
+                let more = match SHIFTED {
+                    true => _mm256_madd_epi16(both, int4n_offsets(pair, run)),
+                    false => _mm256_add_epi32(a, b),
+                };
+                sum = _mm256_add_epi32(sum, more);
+                store_i32(&mut out[run], both);
             }
             store_i32(sums, sum);
         }
@@ -154,6 +161,18 @@ impl<'a> OutputBlock<'a> {
         let product = _mm256_mul_ps(_mm256_set1_ps(member.x), scales);
         round(_mm256_mul_ps(product, self.inverse[run]), self.cmax)
     }
+}
+
+/// What the Int4n codes of the groups `8 run..8 run + 8` of two records have added, in the lanes of
+/// their coefficients.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn int4n_offsets(pair: &[Member<'_>; 2], run: usize) -> __m256i {
+    let [a, b] = [&pair[0], &pair[1]].map(|member| load_half(&member.scales.as_chunks::<16>().0[run]));
+    let scales = _mm256_set_m128i(_mm_unpackhi_epi16(a, b), _mm_unpacklo_epi16(a, b));
+    let low_bits = _mm256_and_si256(scales, _mm256_set1_epi16(3));
+    let twice = _mm256_add_epi16(low_bits, low_bits);
+    _mm256_sub_epi16(_mm256_set1_epi16(int4n::SHIFTED_OFFSET as i16), twice)
 }
 
 /// The largest products of up to 8 groups; 0 for those that are not there.
@@ -266,11 +285,12 @@ pub(super) fn prefetch_share<const CHUNK: usize>(next: &[*const u8; SET_SIZE], p
 /// The invoking module has, by these names, `LANES`, the runs of 128 bits in a register,
 /// `load_codes`, `load_sums`, `store_sums`, `add_sums` and `to_values`. `$spread` brings numbers of
 /// groups to the lanes of a chunk of codes. `$add` adds the chunks of two records. `$order` puts
-/// the `$sums` registers of sums in order, given the sums of coefficients.
+/// the `$sums` registers of sums in order, given the sums of coefficients, which count what codes
+/// have added if `$shifted`.
 macro_rules! sparse_product {
     (
-        $features:literal, $accumulate:ident, $finish:ident, $run:literal, $largest_code:literal, $sums:literal,
-        $spread:ident, $add:ident, $order:ident
+        $features:literal, $accumulate:ident, $finish:ident, $run:literal, $largest_code:expr, $sums:literal,
+        $shifted:literal, $spread:ident, $add:ident, $order:ident
     ) => {
         #[target_feature(enable = $features)]
         pub(super) fn $accumulate(sums: &mut [i32], w: &Records<'_>, x: Sparse<'_>, scale: SparseScale<'_>) {
@@ -288,7 +308,7 @@ macro_rules! sparse_product {
                 for s in 0..block.sets {
                     let next = block.set(s + 1);
                     block.prefetch_scales(&next);
-                    block.coefficients(&set, &mut coefficients, sums);
+                    block.coefficients::<$shifted>(&set, &mut coefficients, sums);
                     let codes = whole_chunks::<{ 16 * LANES }>(&set);
                     let later = next.map(|member| member.codes.as_ptr());
                     let (whole, rest) = outputs.split_at_mut(codes[0].len());

@@ -11,6 +11,7 @@ use core::arch::x86_64::{
     _mm256_unpacklo_epi32 as unpack_low, _mm256_xor_si256 as xor,
 };
 
+use super::int4n::codes as int4n_codes;
 use super::memory::{load as load_codes, load_i32, store_f32, store_i32};
 use super::sparse::{
     BLOCK_GROUPS, OutputBlock, PairCoefficients, PerGroup, SET_SIZE, add_to, factors, groups_of_chunks,
@@ -19,6 +20,7 @@ use super::sparse::{
 };
 use super::sparse_codes::sparse_codes;
 use crate::layout::{GROUP_SIZE, Records, Sparse, SparseScale, sparse_sums};
+use crate::scalar::sparse::LARGEST_INT4N;
 
 /// Runs of 128 bits in a register.
 const LANES: usize = 2;
@@ -47,5 +49,39 @@ fn spread_int8(&[number]: &[i32; 1]) -> __m256i {
     _mm256_set1_epi32(number)
 }
 
-sparse_product!("avx2,fma,f16c", accumulate_int4, finish_int4, 16, 15, 8, spread_int4, add_int4, order_int4);
-sparse_product!("avx2,fma,f16c", accumulate_int8, finish_int8, 32, 127, 4, spread_int8, add_int8, order_int8);
+sparse_product!(
+    "avx2,fma,f16c",
+    accumulate_int4,
+    finish_int4,
+    16,
+    15,
+    8,
+    false,
+    spread_int4,
+    add_int4,
+    order_int4
+);
+sparse_product!(
+    "avx2,fma,f16c",
+    accumulate_int4n,
+    finish_int4n,
+    16,
+    LARGEST_INT4N,
+    8,
+    true,
+    spread_int4,
+    add_int4n,
+    order_int4n
+);
+sparse_product!(
+    "avx2,fma,f16c",
+    accumulate_int8,
+    finish_int8,
+    32,
+    127,
+    4,
+    false,
+    spread_int8,
+    add_int8,
+    order_int8
+);

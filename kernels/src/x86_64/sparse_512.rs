@@ -11,6 +11,7 @@ use core::arch::x86_64::{
     _mm512_unpacklo_epi32 as unpack_low, _mm512_xor_si512 as xor,
 };
 
+use super::int4n::codes_512 as int4n_codes;
 use super::memory::{
     load_512 as load_codes, load_i32_512 as load_i32, store_f32_512 as store_f32, store_i32_512 as store_i32,
 };
@@ -21,6 +22,7 @@ use super::sparse::{
 };
 use super::sparse_codes::sparse_codes;
 use crate::layout::{GROUP_SIZE, Records, Sparse, SparseScale, sparse_sums};
+use crate::scalar::sparse::LARGEST_INT4N;
 
 /// Runs of 128 bits in a register.
 const LANES: usize = 4;
@@ -56,9 +58,22 @@ sparse_product!(
     16,
     15,
     8,
+    false,
     spread_int4,
     add_int4,
     order_int4
+);
+sparse_product!(
+    "avx512f,avx512bw,avx512vl,avx512vnni",
+    accumulate_int4n,
+    finish_int4n,
+    16,
+    LARGEST_INT4N,
+    8,
+    true,
+    spread_int4,
+    add_int4n,
+    order_int4n
 );
 sparse_product!(
     "avx512f,avx512bw,avx512vl,avx512vnni",
@@ -67,6 +82,7 @@ sparse_product!(
     32,
     127,
     4,
+    false,
     spread_int8,
     add_int8,
     order_int8

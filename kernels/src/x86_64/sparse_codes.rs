@@ -1,11 +1,11 @@
 //! Products of codes and coefficients, for registers of both widths.
 
-/// Defines `load_sums`, `store_sums`, `add_sums`, `to_values`, `add_int4`, `add_int8`, `order_int4`
-/// and `order_int8` for registers of `LANES` times 128 bits. `sparse_product` takes them by these
+/// Defines `load_sums`, `store_sums`, `add_sums`, `to_values`, `add_int4`, `add_int4n`, `add_int8`,
+/// `order_int4`, `order_int4n` and `order_int8` for registers of `LANES` times 128 bits. `sparse_product` takes them by these
 /// names.
 ///
 /// The invoking module has, by these names, the type `Register` and its intrinsics, `load_i32`,
-/// `store_i32`, `store_f32`, and `multiply_add(sums, a, b)`, which adds the products of the pairs
+/// `store_i32`, `store_f32`, `int4n_codes`, and `multiply_add(sums, a, b)`, which adds the products of the pairs
 /// of 16 bits in every 32-bit lane.
 macro_rules! sparse_codes {
     ($features:literal) => {
@@ -74,6 +74,27 @@ macro_rules! sparse_codes {
             sums
         }
 
+        /// Adds both codes of every word, first of the low nibbles, then of the high ones: of the
+        /// first four words in each 128 bits, then of the last four. Codes are those of the table +
+        /// 32. The high one comes alone, then 256 times the high one plus the low one.
+        #[target_feature(enable = $features)]
+        #[inline]
+        fn add_int4n(sums: [Register; 8], a: Register, b: Register, c: Register) -> [Register; 8] {
+            let mut sums = sums;
+            let ([low_a, high_a], [low_b, high_b]) = (int4n_codes(a), int4n_codes(b));
+            let pairs = [
+                unpack_low_words(low_a, low_b),
+                unpack_high_words(low_a, low_b),
+                unpack_low_words(high_a, high_b),
+                unpack_high_words(high_a, high_b),
+            ];
+            for (sums, words) in sums.as_chunks_mut::<2>().0.iter_mut().zip(pairs) {
+                sums[0] = multiply_add(sums[0], shift_right_words::<8>(words), c);
+                sums[1] = multiply_add(sums[1], words, c);
+            }
+            sums
+        }
+
         /// Adds both bytes of every word, first of the first four words in each 128 bits, then of
         /// the last four: the high byte alone, then 256 times the high byte plus the low byte plus
         /// 128.
@@ -122,6 +143,20 @@ macro_rules! sparse_codes {
                 sub(second, correction),
                 sub(from_3, correction),
             ]
+        }
+
+        /// Takes the codes of `add_int4n` apart, puts the outputs in order, and subtracts the sum of
+        /// coefficients, which counts what codes have added.
+        #[target_feature(enable = $features)]
+        #[inline]
+        fn order_int4n([a, b, c, d, e, f, g, h]: [Register; 8], correction: Register) -> [Register; 8] {
+            let order = |high, both| {
+                let low = sub(both, shift_left::<8>(high));
+                zip(sub(low, correction), sub(high, correction))
+            };
+            let ([l0, l1], [l2, l3]) = (order(a, b), order(c, d));
+            let ([h0, h1], [h2, h3]) = (order(e, f), order(g, h));
+            [l0, l1, l2, l3, h0, h1, h2, h3]
         }
 
         /// Takes the bytes of `add_int8` apart and puts the outputs in order.

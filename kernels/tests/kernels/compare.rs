@@ -199,13 +199,17 @@ fn matvec_of_one_hot_columns() {
 fn matvec_of_extreme_codes_saturates_nowhere() {
     let mut report = Report::default();
     let mut rng = Rng(7);
-    for (dtype, bytes) in
-        [(DType::Int4, &[0xff, 0x00, 0xf0, 0x0f, 0x88][..]), (DType::Int8, &[0x7f, 0x81, 0x80, 0xff, 0x00])]
-    {
+    let nibbles = &[0xff, 0x00, 0xf0, 0x0f, 0x88][..];
+    for (dtype, bytes, low) in [
+        (DType::Int4, nibbles, 0x00),
+        (DType::Int4n, nibbles, 0x00),
+        (DType::Int4n, nibbles, 0x03),
+        (DType::Int8, &[0x7f, 0x81, 0x80, 0xff, 0x00], 0x00),
+    ] {
         for &byte in bytes {
             let mut w = TestMatrix::new(dtype, 147, 128, Bytes::Constant(byte), &mut rng);
             for block in w.data.chunks_exact_mut(dtype.block_bytes()) {
-                block[..64].as_chunks_mut().0.fill([0x00, 0x3c]);
+                block[..64].as_chunks_mut().0.fill([low, 0x3c]);
             }
             for codes in [[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0], [1.0, 0.0]] {
                 let x = Input::new(&codes.repeat(64), scalar());
@@ -505,12 +509,18 @@ fn sparse_product_of_largest_sums_wraps_nowhere() {
     let mut report = Report::default();
     let mut rng = Rng(15);
     let count = 5000;
-    for (dtype, byte) in [(DType::Int4, 0xff), (DType::Int4, 0x00), (DType::Int8, 0x7f), (DType::Int8, 0x81)]
-    {
+    for (dtype, byte, low) in [
+        (DType::Int4, 0xff, 0x00),
+        (DType::Int4, 0x00, 0x00),
+        (DType::Int4n, 0xff, 0x03),
+        (DType::Int4n, 0x00, 0x00),
+        (DType::Int8, 0x7f, 0x00),
+        (DType::Int8, 0x81, 0x00),
+    ] {
         let mut w = TestRecords::new(dtype, count, 64, Bytes::Constant(byte), &mut rng);
         let stride = w.view().stride();
         for record in w.data.chunks_exact_mut(stride) {
-            record[..4].copy_from_slice(&[0x00, 0x3c, 0x00, 0x3c]);
+            record[..4].copy_from_slice(&[low, 0x3c, low, 0x3c]);
         }
         let indices: Vec<u32> = (0..count as u32).collect();
         for sign in [1.0, -1.0] {
@@ -804,7 +814,7 @@ fn products_of_tiny_vectors_keep_subnormal_numbers() {
     let mut report = Report::default();
     let mut rng = Rng(23);
     let indices = Guarded::new(&(0..9).collect::<Vec<u32>>());
-    for dtype in [DType::Int8, DType::Int4] {
+    for dtype in [DType::Int8, DType::Int4, DType::Int4n] {
         let mut w = TestMatrix::new(dtype, 35, 390, Bytes::Hostile, &mut rng);
         for block in w.data.chunks_exact_mut(dtype.block_bytes()) {
             set_wild_scales(&mut block[..64], &mut rng);

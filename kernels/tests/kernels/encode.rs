@@ -1,13 +1,15 @@
 //! The promises of encoding: error bounds, code ranges, repeatability, and refusals.
 
 use rwkv_edge_kernels::quant::{ErrorSums, TENSOR_SCALE, decode_matrix_row, decode_record};
-use rwkv_edge_kernels::{DType, GROUP_SIZE, Kernels, Matrix, Records, record_bytes};
+use rwkv_edge_kernels::{
+    DType, GROUP_SIZE, INT4N_TABLE, Kernels, Matrix, Records, int4n_shift, matrix_bytes, record_bytes,
+};
 
 use crate::support::{Rng, encode_matrix, encode_records, fingerprint};
 
 fn encode(dtype: DType, values: &[f32]) -> (Vec<u8>, ErrorSums) {
     let mut bytes = vec![0; record_bytes(dtype, values.len()).unwrap()];
-    let sums = Kernels::best().encode_record(dtype, values, TENSOR_SCALE, &mut bytes).unwrap();
+    let sums = Kernels::best().encode_record(dtype, values, None, TENSOR_SCALE, &mut bytes).unwrap();
     (bytes, sums)
 }
 
@@ -89,7 +91,8 @@ fn int8_codes_reach_127() {
 #[test]
 fn encoding_decoded_values_changes_nothing() {
     let mut rng = Rng(54);
-    for dtype in DType::ALL {
+    // Of Int4n the search may miss the scale that it came from.
+    for dtype in DType::ALL.into_iter().filter(|&dtype| dtype != DType::Int4n) {
         let n = 32 * 300;
         let values = sample(&mut rng, n);
         let once = decode(dtype, &encode(dtype, &values).0, n);
@@ -158,8 +161,80 @@ fn int4_error_of_normal_weights_is_about_eight_percent() {
 }
 
 #[test]
+fn int4n_error_is_at_most_73_percent_of_that_of_int4() {
+    let mut rng = Rng(60);
+    let normal = rng.normals(64_000);
+    let heavy: Vec<f32> = normal.iter().map(|x| x * x.abs()).collect();
+    for (values, share) in [(normal, 0.73), (heavy, 0.65)] {
+        let [linear, table] = [DType::Int4, DType::Int4n].map(|dtype| encode(dtype, &values).1.squared_error);
+        assert!(table <= share * linear, "{}", table / linear);
+    }
+}
+
+/// The search against all scales and the nearest codes.
+#[test]
+fn int4n_search_is_close_to_the_best_scale() {
+    let mut rng = Rng(61);
+    let (mut searched, mut best) = (0.0, 0.0);
+    for _ in 0..20 {
+        let values = rng.normals(32);
+        searched += encode(DType::Int4n, &values).1.squared_error;
+        best += (0..=u16::MAX).map(|bits| int4n_error(&values, bits)).fold(f64::INFINITY, f64::min);
+    }
+    assert!(searched >= best * (1.0 - 1e-6) && searched < 1.02 * best, "{searched} {best}");
+}
+
+fn int4n_error(values: &[f32], bits: u16) -> f64 {
+    let scale = half::f16::from_bits(bits).to_f64() * f64::from(TENSOR_SCALE);
+    let largest = values.iter().fold(0.0, |m: f64, &w| m.max(f64::from(w).abs()));
+    if !(largest / 60.0..largest / 15.0).contains(&scale.abs()) {
+        return f64::INFINITY;
+    }
+    let shift = f64::from(int4n_shift(bits));
+    let error = |&w: &f32| {
+        let errors =
+            INT4N_TABLE.iter().map(|&code| (f64::from(w) - (f64::from(code) + shift) * scale).powi(2));
+        errors.fold(f64::INFINITY, f64::min)
+    };
+    values.iter().map(error).sum()
+}
+
+#[test]
+fn importance_moves_the_error_away_from_important_values() {
+    let mut rng = Rng(62);
+    let values = rng.normals(3200);
+    let importance: Vec<f32> = (0..3200).map(|i| if i % 8 == 0 { 100.0 } else { 1.0 }).collect();
+    let weighted = |importance: Option<&[f32]>| -> f64 {
+        let mut bytes = vec![0; record_bytes(DType::Int4n, 3200).unwrap()];
+        Kernels::best().encode_record(DType::Int4n, &values, importance, TENSOR_SCALE, &mut bytes).unwrap();
+        let decoded = decode(DType::Int4n, &bytes, 3200);
+        values.iter().zip(&decoded).step_by(8).map(|(&w, &d)| f64::from(w - d).powi(2)).sum()
+    };
+    let (with, without) = (weighted(Some(&importance)), weighted(None));
+    assert!(with < 0.6 * without, "{with} {without}");
+}
+
+#[test]
+fn equal_importance_gives_the_bytes_of_none() {
+    let mut rng = Rng(63);
+    let (rows, cols) = (3, 100);
+    let values = sample(&mut rng, rows * cols);
+    for dtype in DType::ALL {
+        let block_row = |importance: Option<&[f32]>| {
+            let mut out = vec![0; matrix_bytes(dtype, 16, cols).unwrap()];
+            let kernels = Kernels::best();
+            kernels.encode_block_row(dtype, &values, cols, importance, TENSOR_SCALE, &mut out).unwrap();
+            out
+        };
+        for equal in [1.0, 3.7e-9, 5e30, 0.0, f32::NAN] {
+            assert_eq!(block_row(Some(&vec![equal; cols])), block_row(None), "{dtype} {equal:e}");
+        }
+    }
+}
+
+#[test]
 fn groups_of_zeros_have_scale_zero() {
-    for dtype in [DType::Int8, DType::Int4] {
+    for dtype in [DType::Int8, DType::Int4, DType::Int4n] {
         for zero in [0.0, -0.0, 1e-40, 1e-12] {
             let (bytes, _) = encode(dtype, &[zero; 64]);
             assert_eq!(bytes[..4], [0; 4], "{dtype} {zero:e}");
@@ -174,16 +249,17 @@ fn weights_too_large_for_the_tensor_scale_are_refused() {
         (DType::F16, 65504.0, 65520.0),
         (DType::Int8, 65504.0 * 127.0, 65540.0 * 127.0),
         (DType::Int4, 65504.0 * 7.0, 65540.0 * 7.0),
+        (DType::Int4n, 65504.0 * 20.0, 65540.0 * 20.0),
     ] {
         let mut bytes = vec![0; record_bytes(dtype, 40).unwrap()];
         for sign in [1.0, -1.0] {
             let mut values = [0.5; 40];
             values[33] = fits * sign;
-            assert!(Kernels::best().encode_record(dtype, &values, 1.0, &mut bytes).is_ok(), "{dtype}");
+            assert!(Kernels::best().encode_record(dtype, &values, None, 1.0, &mut bytes).is_ok(), "{dtype}");
             values[33] = too_large * sign;
-            let error = Kernels::best().encode_record(dtype, &values, 1.0, &mut bytes).unwrap_err();
+            let error = Kernels::best().encode_record(dtype, &values, None, 1.0, &mut bytes).unwrap_err();
             assert_eq!(error.largest.abs(), too_large, "{dtype}");
-            assert!(Kernels::best().encode_record(dtype, &values, 2.0, &mut bytes).is_ok(), "{dtype}");
+            assert!(Kernels::best().encode_record(dtype, &values, None, 2.0, &mut bytes).is_ok(), "{dtype}");
         }
     }
 }
@@ -196,11 +272,11 @@ fn weights_that_are_not_finite_are_refused() {
                 let mut values = [1.0; 70];
                 values[position] = odd;
                 let mut bytes = vec![0; record_bytes(dtype, 70).unwrap()];
-                let error = Kernels::best().encode_record(dtype, &values, 1.0, &mut bytes).unwrap_err();
+                let error = Kernels::best().encode_record(dtype, &values, None, 1.0, &mut bytes).unwrap_err();
                 assert!(!error.largest.is_finite(), "{dtype} {odd}");
                 let mut bytes = vec![0; 2 * dtype.block_bytes()];
                 let error =
-                    Kernels::best().encode_block_row(dtype, &values, 70, 1.0, &mut bytes).unwrap_err();
+                    Kernels::best().encode_block_row(dtype, &values, 70, None, 1.0, &mut bytes).unwrap_err();
                 assert!(!error.largest.is_finite(), "{dtype} {odd}");
             }
         }
@@ -232,7 +308,13 @@ fn encoded_bytes_are_the_same_on_every_platform() {
     let mut rng = Rng(59);
     let values = sample(&mut rng, 48 * 100);
     let fingerprints = DType::ALL.map(|dtype| fingerprint(&encode_matrix(dtype, &values, 100, TENSOR_SCALE)));
-    let wanted = [0x400f_b49f_08eb_c326, 0xa306_67e4_da34_f895, 0xeae0_b3ae_9c8f_d93c, 0x17a7_f6cc_a6a1_3feb];
+    let wanted = [
+        0x400f_b49f_08eb_c326,
+        0xa306_67e4_da34_f895,
+        0xeae0_b3ae_9c8f_d93c,
+        0x17a7_f6cc_a6a1_3feb,
+        0x9f28_4905_96bc_41bf,
+    ];
     assert_eq!(fingerprints, wanted, "{fingerprints:#x?}");
 }
 
@@ -242,7 +324,7 @@ fn fp16_rounding_agrees_with_an_independent_one() {
     for bits in (0..=u32::MAX).step_by(1_009) {
         let x = f32::from_bits(bits);
         let wanted = half::f16::from_f32(x);
-        if Kernels::best().encode_record(DType::F16, &[x], 1.0, &mut bytes).is_ok() {
+        if Kernels::best().encode_record(DType::F16, &[x], None, 1.0, &mut bytes).is_ok() {
             assert_eq!(bytes[..2], wanted.to_le_bytes(), "{x:e}");
         } else {
             assert!(!wanted.is_finite(), "{x:e}");

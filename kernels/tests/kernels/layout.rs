@@ -1,5 +1,6 @@
 //! The bytes of every layout, written out by hand, so that the format cannot drift.
 
+use rwkv_edge_kernels::quant::decode_record;
 use rwkv_edge_kernels::{
     DType, Kernels, LayoutError, Matrix, Records, matrix_bytes, padded_cols, record_bytes,
     record_scale_bytes, records_bytes,
@@ -12,13 +13,13 @@ const HALF: [u8; 2] = [0x00, 0x38];
 fn block_row(dtype: DType, rows: &[&[f32]]) -> Vec<u8> {
     let cols = rows[0].len();
     let mut out = vec![0xee; matrix_bytes(dtype, 16, cols).unwrap()];
-    Kernels::best().encode_block_row(dtype, &rows.concat(), cols, 1.0, &mut out).unwrap();
+    Kernels::best().encode_block_row(dtype, &rows.concat(), cols, None, 1.0, &mut out).unwrap();
     out
 }
 
 fn record(dtype: DType, values: &[f32]) -> Vec<u8> {
     let mut out = vec![0xee; record_bytes(dtype, values.len()).unwrap()];
-    Kernels::best().encode_record(dtype, values, 1.0, &mut out).unwrap();
+    Kernels::best().encode_record(dtype, values, None, 1.0, &mut out).unwrap();
     out
 }
 
@@ -119,7 +120,7 @@ fn column_blocks_run_fastest() {
 
 #[test]
 fn padding_of_a_matrix_weighs_nothing() {
-    for (dtype, code) in [(DType::Int8, 0x00), (DType::Int4, 0x88)] {
+    for (dtype, code) in [(DType::Int8, 0x00), (DType::Int4, 0x88), (DType::Int4n, 0x88)] {
         let got = block_row(dtype, &[&[1.0; 33]]);
         let block = dtype.block_bytes();
         let row_scales = [0, 32];
@@ -162,9 +163,32 @@ fn int4_record_is_scales_then_runs_of_half_groups() {
     assert_eq!(record(DType::Int4, &values), bytes(128, 0, &[(0, &ONE), (2, &TWO), (64, &codes)]));
 }
 
+/// Two groups with all 16 codes: of the first the scale is 1 and the shift -3, of the second they are
+/// -0.5 and 3.
+#[test]
+fn int4n_codes_are_those_of_the_table_and_the_shift_of_the_scale() {
+    let table = [-32, -26, -21, -16, -12, -9, -6, -3, 0, 3, 6, 10, 13, 17, 22, 28];
+    let nibbles: [u8; 16] = core::array::from_fn(|i| (i | (15 - i) << 4) as u8);
+    let scales = [0x00, 0x3c, 0x03, 0xb8];
+    let data = bytes(128, 0, &[(0, &scales), (64, &nibbles), (80, &nibbles)]);
+    let records = Records::new(DType::Int4n, 1, 64, 0.25, &data).unwrap();
+    let mut found = [0.0; 64];
+    decode_record(&records, 0, &mut found);
+    let second = f32::from(half::f16::from_bits(0xb803)) * 0.25;
+    for i in 0..16 {
+        for (i, code) in [(i, table[i]), (16 + i, table[15 - i])] {
+            assert_eq!(found[i], (code - 3) as f32 * 0.25, "{i}");
+            assert_eq!(found[32 + i], (code + 3) as f32 * second, "{i}");
+        }
+    }
+    let mut dequantized = [0.0; 64];
+    Kernels::best().dequantize_record(&mut dequantized, &records, 0);
+    assert_eq!(dequantized, found);
+}
+
 #[test]
 fn record_scales_fill_whole_lines() {
-    for dtype in [DType::Int8, DType::Int4] {
+    for dtype in [DType::Int8, DType::Int4, DType::Int4n] {
         for (len, wanted) in [(1, 64), (32 * 32, 64), (32 * 32 + 1, 128), (2048, 128), (2560, 192)] {
             assert_eq!(record_scale_bytes(dtype, len), wanted, "{dtype} {len}");
         }
@@ -175,9 +199,9 @@ fn record_scales_fill_whole_lines() {
 
 #[test]
 fn sizes_are_those_of_the_format() {
-    assert_eq!(DType::ALL.map(|dtype| matrix_bytes(dtype, 1, 1)), [4096, 2048, 1088, 576].map(Some));
+    assert_eq!(DType::ALL.map(|dtype| matrix_bytes(dtype, 1, 1)), [4096, 2048, 1088, 576, 576].map(Some));
     assert_eq!(matrix_bytes(DType::Int4, 17, 65), Some(4 * 576));
-    assert_eq!(DType::ALL.map(|dtype| record_bytes(dtype, 1)), [64, 64, 128, 128].map(Some));
+    assert_eq!(DType::ALL.map(|dtype| record_bytes(dtype, 1)), [64, 64, 128, 128, 128].map(Some));
     assert_eq!(record_bytes(DType::Int4, 2048), Some(128 + 1024));
     assert_eq!(record_bytes(DType::Int8, 2048), Some(128 + 2048));
     assert_eq!(records_bytes(DType::Int4, 3, 2048), Some(3 * 1152));

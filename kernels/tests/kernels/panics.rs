@@ -366,29 +366,33 @@ fn norm_shift_rejects_wrong_shapes() {
 #[test]
 fn encoders_reject_wrong_shapes() {
     for dtype in DType::ALL {
-        let block_row = |values: usize, cols: usize, bytes: usize, scale: f32| {
+        let important_row = |importance: Option<&[f32]>, values: usize, cols, bytes: usize, scale| {
+            let (rows, mut out) = (vec![0.0; values], vec![0; bytes]);
             caught(|| {
-                let _ = Kernels::best().encode_block_row(
-                    dtype,
-                    &vec![0.0; values],
-                    cols,
-                    scale,
-                    &mut vec![0; bytes],
-                );
+                let _ = Kernels::best().encode_block_row(dtype, &rows, cols, importance, scale, &mut out);
             })
+        };
+        let block_row = |values: usize, cols: usize, bytes: usize, scale: f32| {
+            important_row(None, values, cols, bytes, scale)
         };
         let bytes = matrix_bytes(dtype, 16, 100).unwrap();
         assert!(!block_row(1600, 100, bytes, 1.0) && !block_row(100, 100, bytes, 1.0));
         assert!(block_row(1700, 100, bytes, 1.0) && block_row(0, 100, bytes, 1.0));
         assert!(block_row(150, 100, bytes, 1.0) && block_row(100, 0, bytes, 1.0));
         assert!(block_row(100, 100, bytes - 1, 1.0) && block_row(100, 100, bytes + 64, 1.0));
-        let record = |values: usize, bytes: usize, scale: f32| {
+        assert!(!important_row(Some(&[1.0; 100]), 200, 100, bytes, 1.0));
+        assert!(important_row(Some(&[1.0; 99]), 200, 100, bytes, 1.0));
+        assert!(important_row(Some(&[1.0; 200]), 200, 100, bytes, 1.0));
+        let important = |importance: Option<&[f32]>, values: usize, bytes: usize, scale| {
+            let (values, mut out) = (vec![0.0; values], vec![0; bytes]);
             caught(|| {
-                let _ = Kernels::best().encode_record(dtype, &vec![0.0; values], scale, &mut vec![0; bytes]);
+                let _ = Kernels::best().encode_record(dtype, &values, importance, scale, &mut out);
             })
         };
+        let record = |values, bytes, scale: f32| important(None, values, bytes, scale);
         let bytes = records_bytes(dtype, 1, 100).unwrap();
-        assert!(!record(100, bytes, 1.0));
+        assert!(!record(100, bytes, 1.0) && !important(Some(&[1.0; 100]), 100, bytes, 1.0));
+        assert!(important(Some(&[1.0; 101]), 100, bytes, 1.0));
         assert!(record(0, bytes, 1.0) && record(100, bytes - 1, 1.0) && record(100, 0, 1.0));
         for scale in [0.0, -1.0, 3.0, 1e-40, f32::NAN, f32::INFINITY] {
             assert!(record(100, bytes, scale), "{scale}");

@@ -106,9 +106,13 @@ fn matvec_is_the_dot_product_of_decoded_rows() {
 fn matvec_is_close_to_the_product_of_the_original_values() {
     let mut rng = Rng(32);
     let (rows, cols) = (64, 1024);
-    for (dtype, allowed) in
-        [(DType::F32, 1e-6), (DType::F16, 4e-4), (DType::Int8, 0.012), (DType::Int4, 0.095)]
-    {
+    for (dtype, allowed) in [
+        (DType::F32, 1e-6),
+        (DType::F16, 4e-4),
+        (DType::Int8, 0.012),
+        (DType::Int4, 0.095),
+        (DType::Int4n, 0.08),
+    ] {
         let values = rng.normals(rows * cols);
         let data = crate::support::encode_matrix(dtype, &values, cols, 1.0 / 1024.0);
         let w = rwkv_edge_kernels::Matrix::new(dtype, rows, cols, 1.0 / 1024.0, &data).unwrap();
@@ -166,7 +170,11 @@ fn check_sparse(w: &TestRecords, indices: &[u32], values: &[f32], out: &[f32]) {
 
 /// Half a step of every coefficient times the largest code.
 fn coefficient_error(w: &TestRecords, indices: &[u32], values: &[f32], i: usize) -> f64 {
-    let largest_code = if w.dtype == DType::Int4 { 15.0 } else { 127.0 };
+    let largest_code = match w.dtype {
+        DType::Int4 => 15.0,
+        DType::Int4n => 35.0,
+        _ => 127.0,
+    };
     let scale = |j: u32| {
         let bytes = &w.view().record(j as usize)[2 * (i / GROUP_SIZE)..][..2];
         half::f16::from_le_bytes([bytes[0], bytes[1]]).to_f64() * f64::from(w.view().scale())
@@ -187,7 +195,7 @@ fn run_sparse(w: &TestRecords, indices: &[u32], values: &[f32], cut: usize) -> V
 #[test]
 fn sparse_product_does_not_depend_on_cuts_order_or_zeros() {
     let mut rng = Rng(34);
-    for dtype in [DType::Int8, DType::Int4] {
+    for dtype in [DType::Int8, DType::Int4, DType::Int4n] {
         let w = TestRecords::new(dtype, 60, 2500, Bytes::Encoded, &mut rng);
         let indices: Vec<u32> = (0..30).map(|i| 2 * i).collect();
         let values = rng.normals(30);
@@ -234,7 +242,7 @@ fn sparse_product_of_nothing_is_zero() {
 #[test]
 fn sparse_product_with_bounds_that_do_not_hold_is_defined() {
     let mut rng = Rng(41);
-    for dtype in [DType::Int8, DType::Int4] {
+    for dtype in [DType::Int8, DType::Int4, DType::Int4n] {
         let w = TestRecords::new(dtype, 40, 70, Bytes::Finite, &mut rng);
         let (indices, values): (Vec<u32>, Vec<f32>) = (0..40).map(|j| (j, rng.normal())).unzip();
         for bound in [0.0, -1.0, 1e-3, f32::MIN_POSITIVE, f32::INFINITY, f32::NAN] {

@@ -286,7 +286,7 @@ pub(crate) fn encode_matrix(dtype: DType, values: &[f32], cols: usize, tensor_sc
     let mut data = vec![0; matrix_bytes(dtype, values.len() / cols, cols).unwrap()];
     let block_row = matrix_bytes(dtype, 16, cols).unwrap();
     for (rows, out) in values.chunks(16 * cols).zip(data.chunks_exact_mut(block_row)) {
-        Kernels::best().encode_block_row(dtype, rows, cols, tensor_scale, out).unwrap();
+        Kernels::best().encode_block_row(dtype, rows, cols, None, tensor_scale, out).unwrap();
     }
     data
 }
@@ -320,7 +320,7 @@ pub(crate) fn encode_records(dtype: DType, values: &[f32], len: usize, tensor_sc
     let mut data = vec![0; records_bytes(dtype, values.len() / len, len).unwrap()];
     let stride = data.len() / (values.len() / len);
     for (values, out) in values.chunks(len).zip(data.chunks_exact_mut(stride)) {
-        Kernels::best().encode_record(dtype, values, tensor_scale, out).unwrap();
+        Kernels::best().encode_record(dtype, values, None, tensor_scale, out).unwrap();
     }
     data
 }

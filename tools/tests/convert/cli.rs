@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use crate::common::{Desk, Model, Part, Parts, fixture};
+use rwkv_edge::format::ElementType;
 use rwkv_quantize::shapes::RELEASED;
 use rwkv_quantize::source::SourceDType;
 use sha2::{Digest, Sha256};
@@ -53,6 +54,9 @@ fn help_names_every_option_and_version_is_the_crates() {
         "int4",
         "f16",
         "f32",
+        "--codes",
+        "table",
+        "linear",
         "--naming",
         "blinkdl",
         "web-rwkv",
@@ -78,6 +82,31 @@ fn help_names_every_option_and_version_is_the_crates() {
     }
     let output = run(["--version"]);
     assert_eq!(stdout(&output), concat!("rwkv-quantize ", env!("CARGO_PKG_VERSION"), "\n"));
+}
+
+#[test]
+fn int4_has_codes_of_the_table_unless_linear_ones_are_asked_for() {
+    let input = fixture("v7-tiny.pth");
+    for (options, minor, wanted) in [
+        (&["--type", "int4"][..], 1, ElementType::Int4n),
+        (&["--type", "int4", "--codes", "table"], 1, ElementType::Int4n),
+        (&["--type", "int4", "--codes", "linear"], 0, ElementType::Int4),
+    ] {
+        let desk = Desk::new();
+        let output = command(options).arg(&input).arg(desk.output()).output().unwrap();
+        assert!(output.status.success(), "{options:?}: {}", text(&output.stderr));
+        let model = Model::open(&desk.output()).0;
+        assert_eq!(model.format_version(), (1, minor), "{options:?}");
+        for name in ["blocks.0.ffn.key.weight", "blocks.0.ffn.value.weight", "blocks.1.att.output.weight"] {
+            assert_eq!(model.tensor(name).unwrap().dtype, wanted, "{options:?} {name}");
+        }
+        for name in ["head.weight", "head.residual"] {
+            assert_eq!(model.tensor(name).unwrap().dtype, ElementType::Int4, "{options:?} {name}");
+        }
+    }
+    let output = run(["--type", "int8", "--codes", "table", "x.pth", "x.rwkv"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("--codes is for --type int4"), "{}", text(&output.stderr));
 }
 
 #[test]

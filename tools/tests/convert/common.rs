@@ -17,7 +17,7 @@ use tempfile::TempDir;
 /// Versions that have a fixture `<version>-tiny.pth`.
 pub(crate) const VERSIONS: [&str; 6] = ["v4", "v5.0", "v5.1", "v5.2", "v6", "v7"];
 
-pub(crate) const DTYPES: [DType; 4] = [DType::F32, DType::F16, DType::Int8, DType::Int4];
+pub(crate) const DTYPES: [DType; 5] = DType::ALL;
 
 pub(crate) fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
