@@ -124,7 +124,12 @@ impl Search<'_> {
 #[inline(always)]
 fn half_steps(u: &[f32; GROUP_SIZE], inverse: f32, shift: i32) -> [i8; GROUP_SIZE] {
     let (factor, offset) = (2.0 * inverse, (-2 * shift) as f32 - 0.5);
-    u.map(|u| (round(u * factor + offset, -64.0, 63.0) + ROUNDER).to_bits() as i8)
+    // Compilers vectorise this loop, and not a `map`.
+    let mut steps = [0; GROUP_SIZE];
+    for (step, &u) in steps.iter_mut().zip(u) {
+        *step = (round(u * factor + offset, -64.0, 63.0) + ROUNDER).to_bits() as i8;
+    }
+    steps
 }
 
 /// The codes nearest to the values times `inverse`.
