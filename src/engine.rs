@@ -369,7 +369,7 @@ impl<'m> Engine<'m> {
 mod tests {
     use super::*;
     use crate::error::ErrorKind;
-    use crate::format::{Arch, Heads, Rwkv7};
+    use crate::format::{Arch, Heads, Rwkv7, Variant};
 
     /// The largest dimensions that a configuration may have.
     fn largest() -> Config {
@@ -387,6 +387,7 @@ mod tests {
                 value_rank: Some(8192),
                 gate_rank: 8192,
             }),
+            variant: Variant::Plain,
         }
     }
 

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use common::{convert_checkpoint, open, options, session};
-use rwkv_edge::format::{Arch, Config};
+use rwkv_edge::format::{Arch, Config, Variant};
 use rwkv_edge::kernels::DType;
 use rwkv_quantize::synth::{self, Recipe};
 
@@ -42,6 +42,7 @@ fn large_embedding() -> Recipe {
         n_vocab: 65536,
         layer_norm_eps: 1e-5,
         arch: Arch::V4,
+        variant: Variant::Plain,
     };
     Recipe { name: "wide vocabulary".into(), config, ffn_sparsity: 0.5, outlier: None, seed: 1 }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::Args;
-use rwkv_edge::format::{Chat, ModelFile, Think};
+use rwkv_edge::format::{Chat, ModelFile, Think, Variant};
 use rwkv_edge::host::DefaultThreads;
 use rwkv_edge::kernels::Isa;
 use rwkv_edge::printable::Printable;
@@ -91,6 +91,7 @@ fn json(args: &InfoArgs, model: &Model, plan: &MemoryPlan, threads: usize) -> St
         .raw("file_bytes", file.file_len())
         .text("id", format_args!("{:016x}", file.model_id()))
         .text("version", config.version())
+        .text("variant", config.variant)
         .raw("n_layer", config.n_layer)
         .raw("n_embd", config.n_embd)
         .raw("n_att", config.n_att)
@@ -139,6 +140,9 @@ fn header(out: &mut impl Write, file: &ModelFile) -> io::Result<()> {
         file.model_id()
     )?;
     writeln!(out, "version           {}", config.version())?;
+    if config.variant != Variant::Plain {
+        writeln!(out, "variant           {}", config.variant)?;
+    }
     writeln!(out, "layers            {}", config.n_layer)?;
     writeln!(out, "n_embd            {}", config.n_embd)?;
     writeln!(out, "n_att             {}", config.n_att)?;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::Variant;
 use super::fields::{FieldSpec, FieldType, FieldWriter, Fields};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -31,7 +32,8 @@ const DECAY_RANK: FieldSpec = FieldSpec::required_to_read(12, "decay_rank", Fiel
 const ICLR_RANK: FieldSpec = FieldSpec::required_to_read(13, "iclr_rank", FieldType::U32);
 const VALUE_RANK: FieldSpec = FieldSpec::required_to_read(14, "value_rank", FieldType::U32);
 const GATE_RANK: FieldSpec = FieldSpec::required_to_read(15, "gate_rank", FieldType::U32);
-const SCHEMA: [FieldSpec; 15] = [
+const VARIANT: FieldSpec = FieldSpec::required_to_read(16, "variant", FieldType::U32);
+const SCHEMA: [FieldSpec; 16] = [
     VERSION,
     N_LAYER,
     N_EMBD,
@@ -47,6 +49,7 @@ const SCHEMA: [FieldSpec; 15] = [
     ICLR_RANK,
     VALUE_RANK,
     GATE_RANK,
+    VARIANT,
 ];
 
 /// Architecture of the model.
@@ -119,6 +122,8 @@ pub struct Config {
     pub layer_norm_eps: f32,
     /// The architecture, with its own hyperparameters.
     pub arch: Arch,
+    /// The arithmetic, which the tensors do not tell.
+    pub variant: Variant,
 }
 
 /// An architecture and its own hyperparameters.
@@ -296,6 +301,7 @@ impl Config {
         }
         check_eps("layer_norm_eps", self.layer_norm_eps)?;
         self.heads().map_or(Ok(()), |heads| self.check_heads(heads))?;
+        self.check_variant()?;
         self.check_value_rank()?;
         for (name, rank) in self.arch.ranks() {
             check_dim(name, rank, MAX_RANK)?;
@@ -312,6 +318,14 @@ impl Config {
             return Err(Error::invalid(format!("{n} heads of {size} channels do not make n_att = {n_att}")));
         }
         Ok(())
+    }
+
+    fn check_variant(&self) -> Result<()> {
+        let (variant, version) = (self.variant, self.version());
+        if variant.exists_for(version) {
+            return Ok(());
+        }
+        Err(Error::invalid(format!("{version} has no variant {variant}")))
     }
 
     /// Layer 0 has no value residual, so a model of one layer has no rank of it.
@@ -360,7 +374,15 @@ impl Config {
         if let Some(heads) = self.heads() {
             out.f32(&GROUP_NORM_EPS, heads.group_norm_eps);
         }
+        if self.variant != Variant::Plain {
+            out.u32(&VARIANT, self.variant.code());
+        }
         out.finish()
+    }
+
+    /// The minor version of the format that has all of these fields.
+    pub(super) fn minor_version(&self) -> u16 {
+        u16::from(self.variant != Variant::Plain)
     }
 
     /// Reads and validates the CONF section.
@@ -378,6 +400,7 @@ impl Config {
             n_vocab: size(&N_VOCAB)?,
             layer_norm_eps: fields.f32(&LAYER_NORM_EPS)?,
             arch: Arch::parse(&fields, version)?,
+            variant: fields.find_u32(&VARIANT).map_or(Ok(Variant::Plain), Variant::from_code)?,
         };
         config.validate().map_err(|error| Error::malformed(format!("CONF: {error}")))?;
         Ok(config)
@@ -431,7 +454,7 @@ mod tests {
             Version::V7 => Arch::V7(V7),
         };
         let (n_layer, n_embd, n_att, n_ffn, n_vocab) = (2, 64, 64, 224, 256);
-        Config { n_layer, n_embd, n_att, n_ffn, n_vocab, layer_norm_eps: 1e-5, arch }
+        Config { n_layer, n_embd, n_att, n_ffn, n_vocab, layer_norm_eps: 1e-5, arch, variant: Variant::Plain }
     }
 
     const V7: Rwkv7 =
@@ -588,6 +611,37 @@ mod tests {
         let mut bytes = config(Version::V4).emit();
         bytes[8] = 80;
         assert!(matches!(Config::parse(&bytes).unwrap_err().kind(), ErrorKind::Unsupported(_)));
+    }
+
+    #[test]
+    fn variants_round_trip_and_plain_is_the_format_before_them() {
+        for version in Version::ALL {
+            for variant in Variant::ALL {
+                let config = Config { variant, ..config(version) };
+                if !variant.exists_for(version) {
+                    let error = config.validate().unwrap_err().to_string();
+                    assert_eq!(error, format!("{version} has no variant {variant}"));
+                    assert!(Config::parse(&config.emit()).unwrap_err().to_string().contains(&error));
+                    continue;
+                }
+                assert_eq!(Config::parse(&config.emit()).unwrap(), config, "{version}");
+                assert_eq!(config.minor_version(), u16::from(variant != Variant::Plain));
+            }
+        }
+        let mut section = config(Version::V7).emit();
+        assert!(!section.windows(4).any(|field| field == [16, 0, 1, 1]));
+        section.extend([16, 0, 1, 1, 4, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(Config::parse(&section).unwrap().variant, Variant::Plain);
+    }
+
+    #[test]
+    fn an_unknown_variant_is_unsupported_rather_than_damaged() {
+        let mut section = Config { variant: Variant::Puzzle, ..config(Version::V7) }.emit();
+        let at = section.len() - 4;
+        section[at] = 3;
+        let error = Config::parse(&section).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Unsupported(_)));
+        assert!(error.to_string().contains("variant 3 is not known here"), "{error}");
     }
 
     #[test]

@@ -163,7 +163,9 @@ impl FileLayout {
         let kind = SectionKind::DATA;
         let len = self.file_len - self.data_start;
         sections.push(Section { kind, flags: kind.flags(), offset: self.data_start, len, crc32: 0 });
-        let mut out = Header::new(self.contents.chat.minor_version(), self.file_len, sections).emit();
+        let FileContents { config, chat, .. } = &self.contents;
+        let minor = config.minor_version().max(chat.minor_version());
+        let mut out = Header::new(minor, self.file_len, sections).emit();
         for (place, (_, body)) in places.into_iter().zip(&bodies) {
             out.resize(place as usize, 0);
             out.extend(body);

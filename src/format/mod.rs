@@ -28,6 +28,7 @@ mod tensor;
 mod tensor_table;
 #[cfg(test)]
 mod testing;
+mod variant;
 mod verifier;
 mod writer;
 
@@ -45,6 +46,7 @@ pub use sniff::FileKind;
 pub use state_file::StateNotes;
 pub use template::Template;
 pub use tensor::{ElementType, TensorInfo, TensorLayout};
+pub use variant::Variant;
 pub use verifier::Verifier;
 pub use writer::ModelWriter;
 

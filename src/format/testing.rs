@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::{
     Arch, Chat, Config, ElementType, FileContents, FileLayout, ModelWriter, Provenance, Replace, SelfTest,
-    Target, TensorLayout, WriteSpec,
+    Target, TensorLayout, Variant, WriteSpec,
 };
 
 pub(crate) const N_VOCAB: usize = 16;
@@ -29,6 +29,7 @@ pub(crate) fn contents() -> FileContents {
             n_vocab: N_VOCAB,
             layer_norm_eps: 1e-5,
             arch: Arch::V4,
+            variant: Variant::Plain,
         },
         tokenizer: b"a tokenizer".to_vec(),
         chat: Chat {

@@ -33,7 +33,7 @@ use rwkv_edge_kernels::Kernels;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{
     Chat, Config, ElementType, LINE_ALIGN, MappingKind, ModelFile, RecordsHandle, TensorInfo, TensorLayout,
-    VectorHandle,
+    Variant, VectorHandle,
 };
 use crate::memory::{Buffers, cannot_lock};
 use crate::threads::Pool;
@@ -193,7 +193,10 @@ impl Model {
     pub fn load(file: ModelFile, options: &LoadOptions) -> Result<Arc<Self>> {
         let kernels = choose_kernels(options.isa)?;
         let config = file.config();
-        let Config { n_embd, n_vocab, .. } = *config;
+        let Config { n_embd, n_vocab, variant, .. } = *config;
+        if variant != Variant::Plain {
+            return Err(ErrorKind::Unsupported(format!("variant {variant} does not run here")).into());
+        }
         let tuned_state = file.tensor(&names::initial_state(0)).is_ok();
         check_tensors(&file, tuned_state)?;
         let layers = Layers::load(&file)?;

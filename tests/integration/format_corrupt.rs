@@ -7,7 +7,7 @@ use std::ops::Range;
 use crate::common::assert_contains;
 use rwkv_edge::format::{
     Arch, Chat, Config, ElementType, FileContents, FileLayout, ModelFile, ModelWriter, Provenance, Replace,
-    SelfTest, Target, TensorLayout, WriteSpec,
+    SelfTest, Target, TensorLayout, Variant, WriteSpec,
 };
 use rwkv_edge::{ErrorKind, Result};
 

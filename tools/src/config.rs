@@ -2,7 +2,7 @@
 //! dimension.
 
 use anyhow::{Context, Result, bail, ensure};
-use rwkv_edge::format::{Arch, Config, Heads, Rwkv5, Rwkv5Variant, Rwkv6, Rwkv7, Version};
+use rwkv_edge::format::{Arch, Config, Heads, Rwkv5, Rwkv5Variant, Rwkv6, Rwkv7, Variant, Version};
 use rwkv_edge::model::names::V6_MIXES;
 
 use crate::shapes::LAYER_NORM_EPS;
@@ -58,7 +58,8 @@ pub fn read(checkpoint: &Checkpoint, version: Version, group_norm_eps: f32) -> R
             value_rank: (n_layer > 1).then(|| rank("blocks.1.att.v1")).transpose()?,
         }),
     };
-    let config = Config { n_layer, n_embd, n_att, n_ffn, n_vocab, layer_norm_eps: LAYER_NORM_EPS, arch };
+    let (layer_norm_eps, variant) = (LAYER_NORM_EPS, Variant::Plain);
+    let config = Config { n_layer, n_embd, n_att, n_ffn, n_vocab, layer_norm_eps, arch, variant };
     config.validate()?;
     Ok(config)
 }

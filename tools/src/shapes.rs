@@ -1,6 +1,6 @@
 //! The shapes of the released models.
 
-use rwkv_edge::format::{Arch, Config, Heads, Rwkv5, Rwkv5Variant, Rwkv6, Rwkv7, Version};
+use rwkv_edge::format::{Arch, Config, Heads, Rwkv5, Rwkv5Variant, Rwkv6, Rwkv7, Variant, Version};
 
 /// Epsilon of every layer norm of every released model.
 pub(crate) const LAYER_NORM_EPS: f32 = 1e-5;
@@ -101,7 +101,8 @@ pub fn config(version: Version, [n_layer, n_embd, n_vocab]: [usize; 3]) -> Confi
     };
     let short_ffn = matches!(version, Version::V5_1 | Version::V5_2 | Version::V6);
     let n_ffn = if short_ffn { n_embd * 7 / 2 / 32 * 32 } else { 4 * n_embd };
-    Config { n_layer, n_embd, n_att: n_embd, n_ffn, n_vocab, layer_norm_eps: LAYER_NORM_EPS, arch }
+    let (n_att, layer_norm_eps, variant) = (n_embd, LAYER_NORM_EPS, Variant::Plain);
+    Config { n_layer, n_embd, n_att, n_ffn, n_vocab, layer_norm_eps, arch, variant }
 }
 
 /// Inner sizes of decay, in-context learning rate, value residual and gate of an RWKV-7.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use crate::common::{DTYPES, Desk, Model, Quiet, options, target};
-use rwkv_edge::format::{Arch, Config, Heads, Replace, Rwkv5, Rwkv5Variant, Rwkv6, Rwkv7, Target};
+use rwkv_edge::format::{Arch, Config, Heads, Replace, Rwkv5, Rwkv5Variant, Rwkv6, Rwkv7, Target, Variant};
 use rwkv_edge::kernels::DType;
 use rwkv_edge::{LoadOptions, Session, SessionOptions, Version};
 use rwkv_quantize::convert::Conversion;
@@ -30,7 +30,8 @@ fn small(version: Version) -> Recipe {
         }
     };
     let (n_layer, n_embd, n_att, n_ffn, n_vocab) = (4, 256, 192, 800, 256);
-    let config = Config { n_layer, n_embd, n_att, n_ffn, n_vocab, layer_norm_eps: 1e-5, arch };
+    let (layer_norm_eps, variant) = (1e-5, Variant::Plain);
+    let config = Config { n_layer, n_embd, n_att, n_ffn, n_vocab, layer_norm_eps, arch, variant };
     Recipe { name: "small".into(), config, ffn_sparsity: 0.87, outlier: None, seed: 7 }
 }
 
