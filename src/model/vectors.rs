@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use arrayvec::ArrayVec;
+use rwkv_edge_kernels::DType;
 use rwkv_edge_kernels::Kernels;
-use rwkv_edge_kernels::layout::{Activation, ActivationMut, GROUP_SIZE, Matrix, padded_cols};
+use rwkv_edge_kernels::layout::{Activation, ActivationMut, GROUP_SIZE, Matrix, padded_cols, record_bytes};
 
 use crate::memory::Buffers;
 use crate::threads::{Cut, Map, Pieces, RowsMut};
@@ -13,6 +14,12 @@ use super::batch::TILE_TOKENS;
 
 /// Name of the layers' buffers in the memory plan.
 pub(super) const SCRATCH: &str = "time and channel mixing";
+
+/// Floats in the bytes of a record of `len` values, whatever its type.
+pub(super) fn record_floats(len: usize) -> usize {
+    let bytes = DType::ALL.iter().filter_map(|&dtype| record_bytes(dtype, len)).max();
+    bytes.map_or(usize::MAX, |bytes| bytes / size_of::<f32>())
+}
 
 /// Vectors of f32, `[tokens, len]`.
 pub(crate) struct Vectors<'a> {

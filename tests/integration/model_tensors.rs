@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::common::{convert, fixture, options, session};
 use rwkv_edge::format::{
-    ElementType, FileContents, FileLayout, ModelFile, ModelWriter, Replace, Target, WriteSpec,
+    Config, ElementType, FileContents, FileLayout, ModelFile, ModelWriter, Replace, Target, WriteSpec,
 };
 use rwkv_edge::kernels::DType;
 use rwkv_edge::kernels::layout::records_bytes;
@@ -12,8 +12,20 @@ use rwkv_edge::{LoadOptions, Model};
 
 /// Rewrites the file at `from`. `edit` changes each tensor and its bytes, and returns false to
 /// leave a tensor out.
-fn rewrite(from: &Path, to: &Path, mut edit: impl FnMut(&mut WriteSpec, &mut Vec<u8>) -> bool) {
+fn rewrite(from: &Path, to: &Path, edit: impl FnMut(&mut WriteSpec, &mut Vec<u8>) -> bool) {
+    rewrite_as(|_| (), from, to, edit);
+}
+
+/// As [`rewrite`], and changes the hyperparameters.
+pub(crate) fn rewrite_as(
+    change: impl FnOnce(&mut Config),
+    from: &Path,
+    to: &Path,
+    mut edit: impl FnMut(&mut WriteSpec, &mut Vec<u8>) -> bool,
+) {
     let file = ModelFile::open(from).unwrap();
+    let mut config = file.config().clone();
+    change(&mut config);
     let listed = file.tensors().iter().filter(|tensor| !tensor.name.ends_with(".crc32"));
     let edited: Vec<_> = listed
         .filter_map(|tensor| {
@@ -29,7 +41,7 @@ fn rewrite(from: &Path, to: &Path, mut edit: impl FnMut(&mut WriteSpec, &mut Vec
         })
         .collect();
     let layout = FileLayout::new(FileContents {
-        config: file.config().clone(),
+        config,
         tokenizer: file.tokenizer_bytes().to_vec(),
         chat: file.chat().clone(),
         provenance: file.provenance().clone(),

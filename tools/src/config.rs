@@ -17,6 +17,9 @@ const ATT_KEY: &str = "blocks.0.att.key.weight";
 /// States n_ffn.
 const FFN_KEY: &str = "blocks.0.ffn.key.weight";
 
+/// States the inner size of DeepEmbed.
+const FFN_DEEP: &str = "blocks.0.ffn.s1";
+
 /// State the number of heads.
 const HEADS_V5: &str = "blocks.0.att.time_decay";
 const HEADS_V6: &str = "blocks.0.att.time_faaaa";
@@ -49,13 +52,14 @@ pub fn read(checkpoint: &Checkpoint, version: Version, group_norm_eps: f32) -> R
             mix_rank: mix_rank(checkpoint, "blocks.0.att.time_maa_w1")?,
             decay_rank: rank("blocks.0.att.time_decay_w1")?,
         }),
-        Version::V7 => Arch::V7(Rwkv7 {
+        Version::V7 | Version::V7a => Arch::V7(Rwkv7 {
             heads: heads(HEADS_V7)?,
             decay_rank: rank("blocks.0.att.w1")?,
             iclr_rank: rank("blocks.0.att.a1")?,
             gate_rank: rank("blocks.0.att.g1")?,
             // Layer 0 has no value residual.
             value_rank: (n_layer > 1).then(|| rank("blocks.1.att.v1")).transpose()?,
+            deep_rank: (version == Version::V7a).then(|| rank(FFN_DEEP)).transpose()?,
         }),
     };
     let (layer_norm_eps, variant) = (LAYER_NORM_EPS, Variant::Plain);
@@ -86,7 +90,7 @@ fn heads_tensor(version: Version) -> Option<&'static str> {
         Version::V4 => None,
         Version::V5_0 | Version::V5_1 | Version::V5_2 => Some(HEADS_V5),
         Version::V6 => Some(HEADS_V6),
-        Version::V7 => Some(HEADS_V7),
+        Version::V7 | Version::V7a => Some(HEADS_V7),
     }
 }
 
@@ -140,6 +144,9 @@ pub(crate) fn references(version: Version, name: &str) -> Vec<String> {
         }
     } else if local.is_some_and(|local| local.starts_with("ffn.")) {
         references.push(FFN_KEY.to_owned());
+        if version == Version::V7a {
+            references.push(FFN_DEEP.to_owned());
+        }
     }
     references.retain(|reference| reference != name);
     references

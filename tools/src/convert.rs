@@ -25,7 +25,7 @@ use crate::origin::{Input, Origin, Sources, Stored};
 use crate::policy::{self, QuantSpec};
 use crate::report::{Report, Warning};
 use crate::shapes::GROUP_NORM_EPS;
-use crate::source::{self, Checkpoint, LN0};
+use crate::source::{self, Checkpoint};
 use crate::vocab::{self, VocabError};
 
 /// Most ids that a model's vocabulary may have beyond the tokenizer's. Released models are padded
@@ -209,9 +209,8 @@ fn model_tensors(
     quant: QuantSpec,
 ) -> Result<Vec<(ModelTensor, Origin)>> {
     sources.check_state(config)?;
-    for name in LN0 {
-        let ln0 = ModelTensor { name: name.into(), shape: [config.n_embd, 1], role: Role::Vector };
-        Stored::find(sources, config, &ln0)?;
+    for tensor in source::folded(config) {
+        Stored::find(sources, config, &tensor)?;
     }
     let tensors = names::tensors(config, quant.optional_tensors(sources.has_state())).into_iter();
     tensors.map(|tensor| Ok((tensor.clone(), Origin::find(sources, config, &tensor)?))).collect()

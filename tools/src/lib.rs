@@ -13,6 +13,7 @@
 pub mod chat;
 pub mod config;
 pub mod convert;
+mod deep_embed;
 mod encode;
 pub mod job;
 mod origin;

@@ -44,6 +44,6 @@ pub use checkpoint::Checkpoint;
 pub use detect::detect;
 pub use error::SourceError;
 pub(crate) use file::ReadAt;
-pub(crate) use inventory::{LN0, stored_names};
+pub(crate) use inventory::{LN0, folded, folded_into, stored_names};
 pub use tensor::{Container, SourceDType, SourceTensor};
 pub use zero_runs::ZeroRun;
