@@ -26,6 +26,7 @@ mod verification;
 mod wkv_heads;
 
 use std::collections::HashSet;
+use std::iter;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -457,7 +458,7 @@ fn lock(file: &ModelFile) -> Result<()> {
     let (mapped, end) = (file.mapping().kind() == MappingKind::Mapped, file.mapping().len());
     let tables = file.tensors().iter().filter(|tensor| mapped && tensor.checked_by_record);
     let mut start = 0;
-    for table in tables.map(|table| file.range(table)).chain([end..end]) {
+    for table in tables.map(|table| file.range(table)).chain(iter::once(end..end)) {
         let part = start..table.start;
         let bytes = part.len();
         file.mapping().lock(part).map_err(|error| cannot_lock(bytes, &error))?;

@@ -157,3 +157,18 @@ impl<'a> Activations<'a> {
         kernels.matmul(&mut outs, weight, first, &inputs);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_of_any_type_fits_also_if_it_is_shorter_than_its_scales() {
+        for len in [1, 16, 17, 31, 32, 33, 63, 64, 768, 1024, 1 << 20] {
+            for dtype in DType::ALL {
+                assert!(record_bytes(dtype, len).unwrap() <= 4 * record_floats(len), "{dtype} {len}");
+            }
+        }
+        assert_eq!(record_floats(768), 768);
+    }
+}

@@ -68,7 +68,7 @@ fn error(version: &str, edit: impl FnMut(&mut WriteSpec, &mut Vec<u8>) -> bool) 
 
 #[test]
 fn any_tensor_left_out() {
-    for version in ["v4", "v7"] {
+    for version in ["v4", "v7", "v7a"] {
         let (folder, path) = convert(&fixture(&format!("{version}-tiny.pth")), &options(DType::Int4));
         let edited = folder.path().join("edited.rwkv");
         let names: Vec<_> =
@@ -110,6 +110,18 @@ fn a_second_plane_of_eight_bits() {
         true
     });
     assert!(message.contains("head.residual is int8, not int4"), "{message}");
+}
+
+#[test]
+fn a_table_of_deep_embed_of_another_type_than_the_first() {
+    let message = error("v7a", |spec, bytes| {
+        if spec.name == "blocks.1.ffn.s_emb.weight" {
+            spec.dtype = ElementType::Int4;
+            *bytes = vec![0; records_bytes(DType::Int4, spec.shape[0], spec.shape[1]).unwrap()];
+        }
+        true
+    });
+    assert!(message.contains("blocks.1.ffn.s_emb is int4, that of layer 0 int8"), "{message}");
 }
 
 /// Wrong bounds give other tokens, and nothing worse.

@@ -59,7 +59,7 @@ pub fn read(checkpoint: &Checkpoint, version: Version, group_norm_eps: f32) -> R
             gate_rank: rank("blocks.0.att.g1")?,
             // Layer 0 has no value residual.
             value_rank: (n_layer > 1).then(|| rank("blocks.1.att.v1")).transpose()?,
-            deep_rank: (version == Version::V7a).then(|| rank(FFN_DEEP)).transpose()?,
+            deep_rank: (version == Version::V7a).then(|| deep_rank(checkpoint)).transpose()?,
         }),
     };
     let (layer_norm_eps, variant) = (LAYER_NORM_EPS, Variant::Plain);
@@ -157,6 +157,17 @@ fn rank(checkpoint: &Checkpoint, name: &str) -> Result<usize> {
     let [n_in, n_out] = matrix_shape(checkpoint, name)?;
     let rank = if find(checkpoint, name)?.transposed { n_in } else { n_out };
     ensure!(rank > 0, "tensor {name}: expected an inner size above 0, found shape [{n_in}, {n_out}]");
+    Ok(rank)
+}
+
+/// Inner size of DeepEmbed. The runtime takes whole cache lines.
+fn deep_rank(checkpoint: &Checkpoint) -> Result<usize> {
+    let rank = rank(checkpoint, FFN_DEEP)?;
+    ensure!(
+        rank.is_multiple_of(16),
+        "tensor {FFN_DEEP}: expected an inner size that is a multiple of 16, found {rank} in shape {:?}",
+        find(checkpoint, FFN_DEEP)?.shape
+    );
     Ok(rank)
 }
 

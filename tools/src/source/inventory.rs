@@ -73,7 +73,7 @@ impl Inventory {
         // Names depend on the version alone, and all layers but the first have the same ones.
         let config = shapes::config(version, [2, 64, 256]);
         let optional = OptionalTensors { tuned_state: true, ..OptionalTensors::default() };
-        let tensors = folded(&config).into_iter().chain(model_names::tensors(&config, optional));
+        let tensors = model_names::tensors(&config, optional).into_iter().chain(folded(&config));
         let stored = tensors.map(|tensor| (stored_names(version, &tensor.name), tensor.role));
         let mut inventory = Self { beside: vec![], first_layer: vec![], other_layers: vec![] };
         for (names, role) in stored {

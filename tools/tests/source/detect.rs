@@ -243,6 +243,12 @@ fn variants_are_refused_by_name_with_the_reason() {
 }
 
 #[test]
+fn a_hybrid_of_rwkv_8_is_not_called_7b() {
+    let message = refusal_with(Version::V7, &["blocks.0.qkv.qq.weight", "blocks.0.ffn.enn.weight"]);
+    assert!(message.contains("RWKV-8") && !message.contains("7b"), "{message}");
+}
+
+#[test]
 fn chatrwkv_files_are_recognised_by_entries_that_are_no_tensors() {
     let names = ["_strategy", "_version", "_rescale_layer"];
     let mut items: Vec<_> = names.map(|name| (name, pickle::text("cuda fp16"))).into();
@@ -263,6 +269,8 @@ fn missing_tensors_are_named_in_every_layer() {
         (Version::V5_1, "blocks.1.att.gate.weight"),
         (Version::V6, "blocks.2.att.time_maa_w2"),
         (Version::V7, "blocks.1.att.r_k"),
+        (Version::V7a, "blocks.1.ffn.s_emb_x.weight"),
+        (Version::V7a, "blocks.0.ffn.s2"),
     ] {
         let mut tensors = model(version);
         tensors.retain(|tensor| tensor.name != missing);
