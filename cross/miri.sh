@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Runs what has unsafe code under Miri: the AVX2, NEON, SDOT and SMMLA kernels against the scalar reference, the thread pool,
-# and the bytes of a model file. Finds accesses out of bounds, bad alignment and data races. Needs a nightly toolchain with miri.
+# Runs what has unsafe code under Miri: the kernels of every level of x86-64 and 64-bit ARM against the scalar reference, the
+# thread pool, and the bytes of a model file. Finds accesses out of bounds, bad alignment and data races. Needs a nightly
+# toolchain with miri.
 #
 # The tests take small shapes under Miri, each unsafe body once, and leave out those whose code is safe on every level.
 set -euo pipefail
@@ -46,7 +47,8 @@ jobs+=($!)
 timed library >"$logs/2" 2>&1 &
 jobs+=($!)
 failed=
-timed kernels x86_64-unknown-linux-gnu +avx2,+fma,+f16c || failed=1
+avx512=+avx512f,+avx512bw,+avx512vl,+avx512vnni
+timed kernels x86_64-unknown-linux-gnu +avx2,+fma,+f16c,+avxvnni,$avx512 || failed=1
 for job in "${jobs[@]}"; do wait "$job" || failed=1; done
 jobs=()
 cat "$logs"/*

@@ -11,7 +11,7 @@ use crate::host;
 use crate::memory::{Arena, Measure, MemoryPlan};
 use crate::model::{
     self, Batch, MAX_HEAD_BATCH, Means, Meter, Model, Phase, Profile, Room, Sequence, Shortcuts, State,
-    Traffic, choose_kernels, default_prompt_chunk, unify_nan,
+    Traffic, choose_kernels, default_prompt_chunk,
 };
 use crate::sampler::Sampler;
 use crate::threads::{Pool, WORKER_STACK_BYTES};
@@ -32,7 +32,7 @@ pub struct EngineOptions {
     /// [default](default_prompt_chunk) of the kernels. The results are the same.
     pub prompt_chunk: Option<usize>,
     /// Tokens that go through the output head together, at most 64. The engine reads the head once
-    /// for all of them, in [`feed_all`](Engine::feed_all) and
+    /// for all of them, in [`feed_all`](Engine::feed_all), [`logits_batch`](Engine::logits_batch) and
     /// [`sample_batch`](Engine::sample_batch). Each token takes `n_vocab` floats. The results are
     /// the same.
     pub head_batch: usize,
@@ -286,9 +286,32 @@ impl<'m> Engine<'m> {
         let (model, means, arena) = self.parts();
         let mut head = model.head(means, &mut arena.carve());
         head.estimate(1, &|_| state);
-        let logits = head.into_logits();
-        logits.iter_mut().for_each(|logit| *logit = unify_nan(*logit));
-        Ok(logits)
+        Ok(head.into_logits())
+    }
+
+    /// Calls `each(i, logits)` with the logits of the token that follows the text of `states[i]`, in
+    /// order, as [`logits`](Self::logits) gives them. `each` may change them. The engine reads the
+    /// head once for up to [`head_batch`](EngineOptions::head_batch) texts.
+    ///
+    /// # Errors
+    /// As `logits`, before the first call of `each`; or the first error of `each`.
+    pub fn logits_batch(
+        &mut self,
+        states: &[&State],
+        mut each: impl FnMut(usize, &mut [f32]) -> Result<()>,
+    ) -> Result<()> {
+        states.iter().try_for_each(|state| self.check_readable(state))?;
+        let _environment = default_float_environment();
+        let head_batch = self.room.head_batch;
+        let (model, means, arena) = self.parts();
+        let mut head = model.head(means, &mut arena.carve());
+        for (batch, states) in states.chunks(head_batch).enumerate() {
+            head.estimate(states.len(), &|t| states[t]);
+            head.refine(0..states.len());
+            head.end(Phase::Head);
+            (0..states.len()).try_for_each(|t| each(batch * head_batch + t, head.exact_logits(t)))?;
+        }
+        Ok(())
     }
 
     /// Draws the token that follows the text of `state`. The state and the counts of `sampler` do
@@ -321,6 +344,8 @@ impl<'m> Engine<'m> {
         let mut head = model.head(means, &mut arena.carve());
         for (texts, tokens) in texts.chunks_mut(head_batch).zip(tokens.chunks_mut(head_batch)) {
             head.estimate(texts.len(), &|t| texts[t].0);
+            head.refine_needed(texts.len(), |t| texts[t].1.largest_needed());
+            head.end(Phase::Head);
             for (t, ((_, sampler), token)) in texts.iter_mut().zip(tokens).enumerate() {
                 let seen = sampler.counts().iter().map(|&(id, _)| id);
                 let (logits, ids) = head.logits(t, (sampler.largest_needed(), seen));

@@ -14,7 +14,7 @@ use crate::utf16::hint_at_utf16;
 pub(super) struct TokenizeArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// Read ids, separated by blanks, and write their bytes
+    /// Read ids, separated by blanks or commas, and write their bytes
     #[arg(long)]
     decode: bool,
 }
@@ -28,9 +28,11 @@ pub(super) fn run(args: &TokenizeArgs) -> Result<()> {
     let mut out = stdio::stdout();
     if args.decode {
         let text = str::from_utf8(&input).context("standard input")?;
-        for word in text.split_whitespace() {
+        // The model can give ids that the tokenizer does not have. They stand for nothing.
+        let n = model.config().n_vocab;
+        let is_between = |c: char| c.is_whitespace() || c == ',';
+        for word in text.split(is_between).filter(|word| !word.is_empty()) {
             let id: u32 = word.parse().with_context(|| format!("{word:?} is not a token id"))?;
-            let n = tokenizer.n_tokens();
             ensure!((id as usize) < n, "token {id} is outside 0..{n}");
             out.write_all(tokenizer.token(id))?;
         }

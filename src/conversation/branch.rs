@@ -9,8 +9,16 @@ use crate::error::{Error, Result};
 use crate::generation::End;
 use crate::model::{Model, State};
 
-/// Most bytes of turns that a conversation keeps.
+/// Most bytes of turns that a conversation keeps, and of what was said before them.
 const MAX_TURNS_BYTES: usize = 1 << 20;
+
+/// The end of what was said earlier, from the beginning of a line on.
+fn latest(earlier: &str) -> &str {
+    let Some(cut) = earlier.len().checked_sub(MAX_TURNS_BYTES) else { return earlier };
+    let cut = (cut..).find(|&cut| earlier.is_char_boundary(cut)).unwrap_or_default();
+    let line = earlier[cut..].find('\n').map_or(cut, |at| cut + at + 1);
+    &earlier[line..]
+}
 
 /// A message and its reply.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -169,9 +177,9 @@ impl Branches {
     }
 
     /// Forgets the turns of the current conversation. Something else was said `earlier`.
-    pub(super) fn reset(&mut self, earlier: String) {
+    pub(super) fn reset(&mut self, earlier: &str) {
         let branch = &mut self.branches[self.current];
-        branch.earlier = earlier;
+        latest(earlier).clone_into(&mut branch.earlier);
         branch.turns.clear();
         branch.marks.drain(..).for_each(|mark| self.slots.release(mark));
     }

@@ -410,8 +410,7 @@ impl Conversation {
     /// If the beginning belongs to another model, which cannot be.
     pub fn reset(&mut self) -> Result<()> {
         (self.reply, self.end, self.can_retry) = (None, None, false);
-        let history = self.beginning.as_ref().map_or(String::new(), |beginning| beginning.history.clone());
-        self.branches.reset(history);
+        self.branches.reset(self.beginning.as_ref().map_or("", |beginning| &beginning.history));
         self.forget_text()
     }
 
@@ -437,7 +436,7 @@ impl Conversation {
         self.check(text, notes)?;
         self.session.restore(text)?;
         (self.reply, self.end, self.can_retry) = (None, None, false);
-        self.branches.reset(notes.history.clone().unwrap_or_default());
+        self.branches.reset(notes.history.as_deref().unwrap_or_default());
         Ok(())
     }
 
@@ -461,8 +460,8 @@ impl Conversation {
         &self.branches.current().turns
     }
 
-    /// The conversation as text in its template, without think blocks. That of a saved conversation
-    /// comes first.
+    /// The conversation as text in its template, without think blocks. The last MiB of a saved
+    /// conversation comes first.
     pub fn history(&self) -> String {
         let Branch { system, turns, earlier, .. } = self.branches.current();
         let mut text = earlier.clone();

@@ -407,6 +407,19 @@ fn a_saved_conversation_goes_on_as_if_it_had_never_stopped() {
 }
 
 #[test]
+fn the_last_mib_of_a_long_saved_conversation_is_kept() {
+    let mut talk = talk(Template::World);
+    say(&mut talk, "Who lives in the castle?");
+    let (text, notes) = saved(&mut talk);
+    let history = notes.history.clone().unwrap();
+    let long = StateNotes { history: Some(format!("{}\n\n{history}", "é".repeat(1 << 20))), ..notes };
+    talk.resume(&text, &long).unwrap();
+    assert_eq!(talk.history(), format!("\n{history}"));
+    talk.set_beginning(&text, &long).unwrap();
+    assert_eq!(talk.history(), format!("\n{history}"));
+}
+
+#[test]
 fn a_beginning_is_what_a_conversation_goes_back_to() {
     let mut talk = talk(Template::World);
     say(&mut talk, "Who lives in the castle?");

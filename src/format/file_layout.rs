@@ -11,6 +11,7 @@ use super::{
     TensorLayout,
 };
 use crate::error::{Error, Result};
+use crate::tokenizer;
 
 /// A tensor to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -163,8 +164,8 @@ impl FileLayout {
         let kind = SectionKind::DATA;
         let len = self.file_len - self.data_start;
         sections.push(Section { kind, flags: kind.flags(), offset: self.data_start, len, crc32: 0 });
-        let FileContents { config, chat, .. } = &self.contents;
-        let minor = config.minor_version().max(chat.minor_version());
+        let FileContents { config, chat, tokenizer, .. } = &self.contents;
+        let minor = config.minor_version().max(chat.minor_version()).max(tokenizer::minor_version(tokenizer));
         let mut out = Header::new(minor, self.file_len, sections).emit();
         for (place, (_, body)) in places.into_iter().zip(&bodies) {
             out.resize(place as usize, 0);

@@ -73,9 +73,7 @@ impl FileKind {
             Self::LfsPointer => Some(
                 "it is a Git LFS pointer instead of the file; run `git lfs pull` or download the file itself",
             ),
-            Self::Gguf => {
-                Some("it is a GGUF file; convert the original .pth or .safetensors with rwkv-quantize")
-            }
+            Self::Gguf => Some("it is a GGUF file; convert it with rwkv-quantize if it is an RWKV-6 or 7"),
             Self::Zip => {
                 Some("it is a zip archive, probably a PyTorch checkpoint; convert it with rwkv-quantize")
             }

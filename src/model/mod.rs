@@ -27,6 +27,7 @@ mod wkv_heads;
 
 use std::collections::HashSet;
 use std::iter;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -54,7 +55,8 @@ pub(crate) use meter::Meter;
 pub use meter::{Phase, Profile, Traffic};
 pub use options::{LoadOptions, Shortcuts, Verify, choose_kernels, default_prompt_chunk};
 pub use state::State;
-pub(crate) use state::{check_model, unify_nan};
+pub(crate) use state::check_model;
+use state::unify_nan;
 
 /// A model ready to run: immutable, and shareable between threads and engines.
 #[derive(Debug)]
@@ -128,6 +130,8 @@ pub(crate) struct Head<'a> {
     use_shortlist: bool,
     head: lm_head::Scratch<'a>,
     shortlist: shortlist::Scratch<'a>,
+    /// Tokens whose logits are exact; those of the others are estimates.
+    exact: Range<usize>,
 }
 
 impl<'a> Head<'a> {
@@ -136,6 +140,22 @@ impl<'a> Head<'a> {
         self.ops.meter.start();
         let residuals = |t: usize| states(t).residual();
         self.model.head.estimate(&mut self.ops, (count, &residuals), &mut self.head);
+        self.exact = 0..0;
+    }
+
+    /// Makes the estimates of `tokens` exact. Each row of the second plane is read once.
+    pub(crate) fn refine(&mut self, tokens: Range<usize>) {
+        self.model.head.refine_all(&mut self.ops, tokens.clone(), &mut self.head);
+        self.exact = tokens;
+    }
+
+    /// As [`refine`](Self::refine), for as few tokens as make the logits of all those exact that no
+    /// shortlist can choose from. `largest(t)` is what [`logits`](Self::logits) will be given.
+    pub(crate) fn refine_needed(&mut self, count: usize, largest: impl Fn(usize) -> Option<usize>) {
+        let mut all = (0..count).filter(|&t| !self.use_shortlist || !shortlist::can_choose(largest(t)));
+        let Some(first) = all.next() else { return };
+        let last = all.next_back().unwrap_or(first);
+        self.refine(first..last + 1);
     }
 
     /// The logits of the token that follows state `t`, and a free buffer of as many ids. If
@@ -146,9 +166,19 @@ impl<'a> Head<'a> {
         t: usize,
         (largest, known): (Option<usize>, impl Iterator<Item = u32>),
     ) -> LogitsAndIds<'_> {
+        if self.exact.contains(&t) {
+            return (self.head.logits_mut(t), self.shortlist.ids());
+        }
         let largest = largest.filter(|_| self.use_shortlist);
         let head = (&self.model.head, &mut self.ops);
         shortlist::logits(head, t, (largest, known), &mut self.head, &mut self.shortlist)
+    }
+
+    /// The exact logits of the token that follows state `t`, `[n_vocab]`, after
+    /// [`refine`](Self::refine). Every NaN has the bits `0x7FC00000`.
+    pub(crate) fn exact_logits(&mut self, t: usize) -> &mut [f32] {
+        debug_assert!(self.exact.contains(&t), "the logits of token {t} are estimates");
+        unified(self.head.logits_mut(t))
     }
 
     /// Ends a phase.
@@ -156,11 +186,18 @@ impl<'a> Head<'a> {
         self.ops.meter.end(phase);
     }
 
-    /// The logits of the token that follows the only state, `[n_vocab]`.
+    /// The logits of the token that follows the only state, `[n_vocab]`. Every NaN has the bits
+    /// `0x7FC00000`.
     pub(crate) fn into_logits(mut self) -> &'a mut [f32] {
-        self.model.head.refine_all(&mut self.ops, 0..1, &mut self.head);
-        self.head.into_logits()
+        self.refine(0..1);
+        unified(self.head.into_logits())
     }
+}
+
+/// `logits`, each NaN with the bits `0x7FC00000`.
+fn unified(logits: &mut [f32]) -> &mut [f32] {
+    logits.iter_mut().for_each(|logit| *logit = unify_nan(*logit));
+    logits
 }
 
 impl Model {
@@ -380,9 +417,7 @@ impl Model {
             self.head.refine_all(&mut ops, 0..count, &mut head);
             ops.meter.end(Phase::Head);
             for t in 0..count {
-                let logits = head.logits_mut(t);
-                logits.iter_mut().for_each(|logit| *logit = unify_nan(*logit));
-                each(first + t, logits)?;
+                each(first + t, unified(head.logits_mut(t)))?;
             }
             ops.meter.start();
         }
@@ -415,7 +450,7 @@ impl Model {
     pub(crate) fn head<'a>(&'a self, means: Means<'a>, buffers: &mut impl Buffers<'a>) -> Head<'a> {
         let (room, use_shortlist) = (means.room, means.shortcuts.head_shortlist);
         let Workspace { head, shortlist, .. } = Workspace::take(buffers, self.config(), room);
-        Head { model: self, ops: self.ops(means), use_shortlist, head, shortlist }
+        Head { model: self, ops: self.ops(means), use_shortlist, head, shortlist, exact: 0..0 }
     }
 
     /// Refuses a token outside the vocabulary.

@@ -37,6 +37,16 @@ impl<'a> Scratch<'a> {
         let (name, n) = ("sampling", config.n_vocab);
         Self { logits: buffers.f32s(name, n), ids: buffers.u32s(name, n), exact: buffers.f32s(name, n) }
     }
+
+    /// A free buffer of ids.
+    pub(super) fn ids(&mut self) -> &mut [u32] {
+        self.ids
+    }
+}
+
+/// Whether a shortlist may do for sampling that needs the `largest` largest logits, or all.
+pub(super) fn can_choose(largest: Option<usize>) -> bool {
+    largest.is_some_and(|n| n <= MOST_LARGEST)
 }
 
 /// Logits, and a free buffer of as many ids.
@@ -55,8 +65,7 @@ pub(crate) fn logits<'s>(
     all: &'s mut lm_head::Scratch<'_>,
     scratch: &'s mut Scratch<'_>,
 ) -> LogitsAndIds<'s> {
-    let largest = largest.filter(|&n| n <= MOST_LARGEST && head.is_nested());
-    if let Some(n) = largest
+    if let Some(n) = largest.filter(|_| can_choose(largest) && head.is_nested())
         && shortlist(head, ops, (n, known), all.estimated(t), scratch)
     {
         return (scratch.logits, scratch.ids);

@@ -116,7 +116,7 @@ impl Encoder<'_, '_, '_> {
     }
 }
 
-enum Piece<'t> {
+pub(super) enum Piece<'t> {
     Token(u32),
     Text(&'t str),
 }
@@ -124,7 +124,7 @@ enum Piece<'t> {
 /// Cuts `text` at the tokens of a trie, from left to right. The longest matching token wins.
 ///
 /// Tokens are whole characters, so matches begin and end at characters.
-fn split<'t>(tokens: &Trie<'_>, text: &'t str, mut emit: impl FnMut(Piece<'t>)) {
+pub(super) fn split<'t>(tokens: &Trie<'_>, text: &'t str, mut emit: impl FnMut(Piece<'t>)) {
     let (mut start, mut at) = (0, 0);
     while at < text.len() {
         let Some((id, len)) = tokens.longest_match(&text.as_bytes()[at..]) else {

@@ -7,7 +7,8 @@ use unicode_normalization::UnicodeNormalization;
 
 use super::bpe::{FLAG_NFC, is_in_utf8};
 pub use super::section::MAX_TOKENS;
-use super::section::{KIND_BPE, KIND_BYTES, KIND_GREEDY, MAGIC, MAX_NODES, MAX_TOKEN_LEN, NONE};
+use super::section::{KIND_BPE, KIND_BYTES, KIND_GREEDY, KIND_WORDS, MAGIC, MAX_NODES, MAX_TOKEN_LEN, NONE};
+use super::words::FLAG_LOWERCASE;
 use crate::error::{Error, Result};
 
 /// A byte-level BPE vocabulary.
@@ -23,6 +24,20 @@ pub struct BpeSource {
     pub added: Vec<AddedToken>,
     /// Whether text is converted to normalisation form C.
     pub nfc: bool,
+}
+
+/// A vocabulary of whole words.
+#[derive(Clone, Debug, Default)]
+pub struct WordsSource {
+    /// Ids and texts of the words, without white space.
+    pub words: Vec<(u32, String)>,
+    /// Tokens that are cut out of the text first. They may repeat `words`, with the same id and
+    /// text.
+    pub added: Vec<AddedToken>,
+    /// Whether text becomes lower case.
+    pub lowercase: bool,
+    /// Id of all words that are in no token. Without it they are an error.
+    pub unknown: Option<u32>,
 }
 
 /// Two adjacent tokens that become one.
@@ -100,10 +115,49 @@ pub fn bpe(source: &BpeSource) -> Result<Vec<u8>> {
     let (normalized, exact): (Vec<_>, Vec<_>) = source.added.iter().partition(|token| token.normalized);
     writer.trie(exact.iter().map(|token| (token.id, token.content.as_bytes())).collect())?;
     let normalize = |text: &str| if source.nfc { text.nfc().collect() } else { text.to_owned() };
-    let normalized: Vec<(u32, String)> = normalized.iter().map(|t| (t.id, normalize(&t.content))).collect();
-    let normalized: Vec<Entry<'_>> = normalized.iter().map(|(id, text)| (*id, text.as_bytes())).collect();
-    check_tokens_allowing_none(&normalized)?;
-    writer.trie(normalized)?;
+    writer.normalized(&normalized, normalize)?;
+    Ok(writer.section)
+}
+
+/// The section of a vocabulary of words. Decoding puts a blank in front of each word, so that texts
+/// of words can follow each other.
+///
+/// # Errors
+/// As [`greedy`]; an added token has the id of a token with another text; or the unknown token is
+/// none.
+pub fn words(source: &WordsSource) -> Result<Vec<u8>> {
+    let words: Vec<Entry<'_>> = source.words.iter().map(|(id, word)| (*id, word.as_bytes())).collect();
+    check_tokens(&words)?;
+    let added: Vec<Entry<'_>> =
+        source.added.iter().map(|token| (token.id, token.content.as_bytes())).collect();
+    check_tokens_allowing_none(&added)?;
+    let text_of: HashMap<u32, &[u8]> = words.iter().copied().collect();
+    check_added(&added, &text_of)?;
+    if source.unknown.is_some_and(|id| !text_of.contains_key(&id)) {
+        return Err(Error::invalid("the token of unknown words is not in the vocabulary"));
+    }
+    let mut decoded: HashMap<u32, Vec<u8>> = HashMap::new();
+    for (id, word) in words.iter().chain(&added) {
+        decoded.insert(*id, [b" ", *word].concat());
+    }
+    for token in source.added.iter().filter(|token| token.special) {
+        decoded.insert(token.id, Vec::new());
+    }
+    let decoded: Vec<Entry<'_>> = decoded.iter().map(|(id, bytes)| (*id, bytes.as_slice())).collect();
+    if let Some((id, _)) = decoded.iter().find(|(_, bytes)| bytes.len() > MAX_TOKEN_LEN) {
+        return Err(Error::invalid(format!("token {id}: it is too long")));
+    }
+    let mut writer = Writer::with_table(KIND_WORDS, &decoded);
+    writer.u32(if source.lowercase { FLAG_LOWERCASE } else { 0 });
+    writer.u32(source.unknown.unwrap_or(NONE));
+    let lower = |text: &str| match source.lowercase {
+        true => text.chars().flat_map(char::to_lowercase).collect(),
+        false => text.to_owned(),
+    };
+    let (normalized, exact): (Vec<_>, Vec<_>) = source.added.iter().partition(|token| token.normalized);
+    writer.trie(exact.iter().map(|token| (token.id, token.content.as_bytes())).collect())?;
+    writer.normalized(&normalized, lower)?;
+    writer.trie(words)?;
     Ok(writer.section)
 }
 
@@ -245,6 +299,14 @@ impl Writer {
         self.u32s(ranked.iter().map(|(merge, _)| merge.right));
         self.u32s(ranked.iter().map(|(merge, _)| merge.merged));
         self.u32s(ranked.iter().map(|(_, rank)| *rank));
+    }
+
+    /// The trie of added tokens that are searched in normalised text.
+    fn normalized(&mut self, added: &[&AddedToken], normalize: impl Fn(&str) -> String) -> Result<()> {
+        let tokens: Vec<(u32, String)> = added.iter().map(|t| (t.id, normalize(&t.content))).collect();
+        let tokens: Vec<Entry<'_>> = tokens.iter().map(|(id, text)| (*id, text.as_bytes())).collect();
+        check_tokens_allowing_none(&tokens)?;
+        self.trie(tokens)
     }
 
     fn trie(&mut self, mut tokens: Vec<Entry<'_>>) -> Result<()> {

@@ -9,11 +9,13 @@ mod merge;
 mod pattern;
 mod section;
 mod trie;
+mod words;
 
 use crate::error::{Error, Result};
 use bpe::Bpe;
 use section::{DecodeTable, Reader};
 use trie::Trie;
+use words::Words;
 
 /// How text becomes tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +26,8 @@ pub enum Kind {
     Greedy,
     /// Byte-level byte pair encoding: GPT-NeoX 20B.
     Bpe,
+    /// Whole words between white space: MIDI models.
+    Words,
 }
 
 /// A tokenizer: a view into its section, cheap to copy.
@@ -39,6 +43,7 @@ enum Rules<'a> {
     Bytes,
     Greedy(DecodeTable<'a>, Trie<'a>),
     Bpe(DecodeTable<'a>, Bpe<'a>),
+    Words(DecodeTable<'a>, Words<'a>),
 }
 
 impl<'a> Tokenizer<'a> {
@@ -74,6 +79,10 @@ impl<'a> Tokenizer<'a> {
                 let table = DecodeTable::read(&mut reader, n_tokens, max_token_len)?;
                 Rules::Bpe(table, Bpe::read(&mut reader, n_tokens)?)
             }
+            section::KIND_WORDS => {
+                let table = DecodeTable::read(&mut reader, n_tokens, max_token_len)?;
+                Rules::Words(table, Words::read(&mut reader, n_tokens)?)
+            }
             kind => return Err(section::unsupported(format!("tokenizer kind {kind}"))),
         };
         reader.finish()?;
@@ -86,6 +95,7 @@ impl<'a> Tokenizer<'a> {
             Rules::Bytes => Kind::Bytes,
             Rules::Greedy(..) => Kind::Greedy,
             Rules::Bpe(..) => Kind::Bpe,
+            Rules::Words(..) => Kind::Words,
         }
     }
 
@@ -102,10 +112,12 @@ impl<'a> Tokenizer<'a> {
     /// Appends the ids of `text` to `out`.
     ///
     /// Bytes and Greedy use no memory besides `out`. Bpe needs up to 64 bytes per byte of the
-    /// longest word, and copies text that is not in normalisation form C.
+    /// longest word, and copies text that is not in normalisation form C. Words copies text that
+    /// becomes lower case.
     ///
     /// # Errors
     /// A byte of `text` is in no token. The message gives its offset, and `out` is then unchanged.
+    /// With Words: a word is no token, and there is none for unknown words.
     /// Vocabularies with all 256 bytes, such as World, take any text. The 20B vocabulary has the
     /// 243 bytes of UTF-8.
     pub fn encode(&self, text: &[u8], out: &mut Vec<u32>) -> Result<()> {
@@ -117,6 +129,7 @@ impl<'a> Tokenizer<'a> {
             }
             Rules::Greedy(_, trie) => encode_greedy(trie, text, out),
             Rules::Bpe(_, bpe) => bpe.encode(text, out),
+            Rules::Words(_, words) => words.encode(text, out),
         };
         if result.is_err() {
             out.truncate(start);
@@ -129,7 +142,7 @@ impl<'a> Tokenizer<'a> {
     pub fn token(&self, id: u32) -> &'a [u8] {
         match &self.rules {
             Rules::Bytes => ALL_BYTES.get(id as usize).map_or(&[], std::slice::from_ref),
-            Rules::Greedy(table, _) | Rules::Bpe(table, _) => table.get(id),
+            Rules::Greedy(table, _) | Rules::Bpe(table, _) | Rules::Words(table, _) => table.get(id),
         }
     }
 }
@@ -154,6 +167,12 @@ fn encode_greedy(trie: &Trie<'_>, text: &[u8], out: &mut Vec<u32>) -> Result<()>
         rest = &rest[len..];
     }
     Ok(())
+}
+
+/// The minor version of the file format that has the kind of `section`.
+pub(crate) fn minor_version(section: &[u8]) -> u16 {
+    let kind = section.get(section::MAGIC.len()..).and_then(<[u8]>::first_chunk);
+    u16::from(kind.is_some_and(|kind| u32::from_le_bytes(*kind) == section::KIND_WORDS))
 }
 
 /// The error of [`Tokenizer::encode`].

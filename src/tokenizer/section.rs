@@ -7,6 +7,7 @@ pub(super) const MAGIC: [u8; 4] = *b"RWTK";
 pub(super) const KIND_BYTES: u32 = 0;
 pub(super) const KIND_GREEDY: u32 = 1;
 pub(super) const KIND_BPE: u32 = 2;
+pub(super) const KIND_WORDS: u32 = 3;
 
 /// In arrays of ids: no token.
 pub(super) const NONE: u32 = u32::MAX;

@@ -34,6 +34,11 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// Bytes that all threads have allocated so far, those that were freed included.
+pub(crate) fn allocated_bytes() -> u64 {
+    BYTES.load(Ordering::Relaxed)
+}
+
 /// Makes a session and `n` tokens of text. The session allocates almost nothing besides its
 /// buffers. These are a mapping of the size that the plan states; `memory::arena` tests that. The
 /// tokens allocate nothing.
@@ -48,9 +53,9 @@ pub(crate) fn generate_without_allocating(model: &Arc<Model>, n: usize) {
     };
     let engine = EngineOptions { threads: Some(2), head_batch: 2, ..EngineOptions::default() };
     let options = SessionOptions { engine, sampling: Some(sampling), seed: 3 };
-    let before = BYTES.load(Ordering::Relaxed);
+    let before = allocated_bytes();
     let mut session = Session::new(Arc::clone(model), &options).unwrap();
-    let allocated = BYTES.load(Ordering::Relaxed) - before;
+    let allocated = allocated_bytes() - before;
     // Arena and recurrent state are mappings. The plan itself and each thread's handle take some
     // hundred bytes.
     let planned = session.memory_plan().sampler_bytes + size_of::<f32>() * model.config().n_embd;

@@ -3,6 +3,7 @@
 #![allow(dead_code, unused_imports)] // every test binary uses a part of this
 
 pub(crate) mod checks;
+mod random;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use rwkv_quantize::source::Checkpoint;
 use tempfile::TempDir;
 
 pub(crate) use checks::{open, session, token_walk};
+pub(crate) use random::Random;
 
 /// Versions that have a fixture `<version>-tiny.pth`.
 pub(crate) const VERSIONS: [&str; 7] = ["v4", "v5.0", "v5.1", "v5.2", "v6", "v7", "v7a"];

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::common::{PLAIN, VERSIONS, convert, fixture, model, open, options, token_walk};
+use crate::common::{PLAIN, Random, VERSIONS, convert, fixture, model, open, options, token_walk};
 use rwkv_edge::format::ModelHeader;
 use rwkv_edge::kernels::DType;
 use rwkv_edge::model::names;
@@ -61,6 +61,32 @@ fn a_batch_gives_each_text_the_bits_that_it_gets_alone() {
                 assert_eq!(bits(&mut together, state), bits(&mut alone, expected), "{what}");
             }
         }
+    }
+}
+
+#[test]
+fn random_batches_give_each_text_the_bits_that_it_gets_alone() {
+    // `tests/scripts/chunks.sh` asks for more.
+    let batches = std::env::var("RWKV_EDGE_BATCHES").map_or(12, |batches| batches.parse().unwrap());
+    let kinds: Vec<_> =
+        VERSIONS.iter().flat_map(|version| DType::ALL.map(|dtype| (version, dtype))).collect();
+    let mut random = Random(14);
+    for _ in 0..batches {
+        let (version, dtype) = random.pick(&kinds);
+        let model = model(&fixture(&format!("{version}-tiny.pth")), dtype, None);
+        let n_vocab = model.config().n_vocab;
+        let texts: Vec<Vec<u32>> = (0..1 + random.below(9))
+            .map(|_| (0..random.below(40)).map(|_| random.below(n_vocab) as u32).collect())
+            .collect();
+        let (threads, chunk) = (1 + random.below(4), 1 + random.below(130));
+        let (mut alone, mut together) = (engine(&model, 1, 1), engine(&model, threads, chunk));
+        let mut expected = vec![model.initial_state().unwrap(); texts.len()];
+        let mut states = expected.clone();
+        expected.iter_mut().zip(&texts).for_each(|(state, tokens)| alone.feed(state, tokens).unwrap());
+        let pairs = states.iter_mut().zip(&texts);
+        let mut batch: Vec<_> = pairs.map(|(state, tokens)| Sequence::new(state, tokens)).collect();
+        together.feed_batch(&mut batch).unwrap();
+        assert!(states == expected, "{version}, {dtype}, {threads} threads, chunks of {chunk}, {texts:?}");
     }
 }
 
@@ -155,6 +181,42 @@ fn feed_all_gives_the_logits_after_every_token_in_order() {
 }
 
 #[test]
+fn logits_of_many_texts_are_those_that_they_get_alone() {
+    for model in heads() {
+        let tokens = token_walk(20, model.config().n_vocab);
+        let mut alone = engine(&model, 1, 1);
+        let states: Vec<State> = (0..7)
+            .map(|text| {
+                let mut state = model.initial_state().unwrap();
+                alone.feed(&mut state, &tokens[text..][..1 + text]).unwrap();
+                state
+            })
+            .collect();
+        let expected: Vec<_> = states.iter().map(|state| bits(&mut alone, state)).collect();
+        for mut together in with_head_batch(&model) {
+            let mut found = Vec::new();
+            let each = |i: usize, logits: &mut [f32]| {
+                assert_eq!(i, found.len());
+                found.push(logits.iter().map(|logit| logit.to_bits()).collect::<Vec<_>>());
+                Ok(())
+            };
+            together.logits_batch(&states.iter().collect::<Vec<_>>(), each).unwrap();
+            assert!(found == expected, "{:?}", together.options());
+        }
+    }
+}
+
+#[test]
+fn logits_of_many_texts_end_at_an_empty_text_before_the_first_call() {
+    let model = model(&fixture("v7-tiny.pth"), DType::Int8, None);
+    let mut engine = engine(&model, 1, 1);
+    let mut state = model.initial_state().unwrap();
+    engine.feed(&mut state, &[1]).unwrap();
+    let states = [&state, &model.initial_state().unwrap()];
+    engine.logits_batch(&states, |_, _| panic!("a text is empty")).unwrap_err();
+}
+
+#[test]
 fn feed_all_ends_at_the_first_error_with_a_state_of_the_tokens_read() {
     let model = model(&fixture("v7-tiny.pth"), DType::Int8, None);
     let tokens = token_walk(20, model.config().n_vocab);
@@ -242,6 +304,24 @@ fn a_head_batch_reads_the_head_once() {
         assert_eq!(head(1), 8 * head(8));
         assert_eq!(head(4), 2 * head(8));
     }
+}
+
+#[test]
+fn texts_that_need_all_logits_read_the_second_plane_once() {
+    let [.., model] = heads();
+    let n_vocab = model.config().n_vocab;
+    let bytes = |head_batch: usize| {
+        let options = EngineOptions { threads: Some(1), head_batch, ..EngineOptions::default() };
+        let mut engine = Engine::new(Arc::clone(&model), &options).unwrap();
+        let mut state = model.initial_state().unwrap();
+        engine.feed(&mut state, &[1]).unwrap();
+        let before = engine.traffic().weight_bytes;
+        let mut samplers = vec![Sampler::new(PLAIN, n_vocab, 1).unwrap(); 8];
+        let mut texts: Vec<_> = samplers.iter_mut().map(|sampler| (&state, sampler)).collect();
+        engine.sample_batch(&mut texts, &mut [0; 8]).unwrap();
+        engine.traffic().weight_bytes - before
+    };
+    assert_eq!(bytes(1), 8 * bytes(8));
 }
 
 #[test]

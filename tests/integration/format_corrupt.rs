@@ -4,7 +4,7 @@
 use std::fs;
 use std::ops::Range;
 
-use crate::common::assert_contains;
+use crate::common::{Random, assert_contains};
 use rwkv_edge::format::{
     Arch, Chat, Config, ElementType, FileContents, FileLayout, ModelFile, ModelWriter, Provenance, Replace,
     SelfTest, Target, TensorLayout, Variant, WriteSpec,
@@ -644,22 +644,6 @@ fn use_everything(file: &ModelFile) {
         let views = [matrix, records, vector, u32s];
         assert_eq!(views.iter().filter(|view| view.is_ok()).count(), 1, "{name}");
         file.release(file.bytes(tensor));
-    }
-}
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
     }
 }
 

@@ -147,7 +147,7 @@ fn safetensors_gives_the_same_file_as_pth() {
 
 /// Checks a trained tiny model against the logits after the tokens 34, 105, 110.
 fn check_trained(file: &Path, expected: &Path, group_norm_eps: f32, tolerance: f32) {
-    let options = Options { group_norm_eps, ..options(DType::F32) };
+    let options = Options { group_norm_eps: Some(group_norm_eps), ..options(DType::F32) };
     let (_folder, path) = convert(file, &options);
     let found = all_logits(&mut session(&open(&path, None), 1), &[34, 105, 110]);
     let error = error_of_range(&found[2], &read_f32(expected));

@@ -1,6 +1,6 @@
 //! The sampler against a literal reference in f64, and its edges.
 
-use crate::common::PLAIN;
+use crate::common::{PLAIN, Random};
 use rwkv_edge::kernels::Kernels;
 use rwkv_edge::{Sampler, SamplingParams};
 
@@ -45,22 +45,6 @@ fn counts_that_decay_become_zero_without_subnormal_numbers_on_the_way() {
     }
     assert_eq!(sampler.counts()[0], (0, 0.0));
     assert!((sampler.counts()[1].1 - 10.0).abs() < 1e-3);
-}
-
-/// A seeded stream (xorshift).
-struct Random(u64);
-
-impl Random {
-    fn uniform(&mut self) -> f64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    fn pick<T: Copy>(&mut self, values: &[T]) -> T {
-        values[(self.uniform() * values.len() as f64) as usize]
-    }
 }
 
 /// The probabilities after steps 2 to 7 of the reference implementation, and the distance of the

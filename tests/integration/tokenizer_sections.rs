@@ -1,5 +1,6 @@
 //! Tokenizer sections: compiled, refused and damaged ones.
 
+use crate::common::Random;
 use rwkv_edge::tokenizer::compile::{self, AddedToken, BpeSource, Merge};
 use rwkv_edge::tokenizer::{Kind, Tokenizer};
 
@@ -41,18 +42,6 @@ fn bpe_source() -> BpeSource {
 
 fn bpe() -> Vec<u8> {
     compile::bpe(&bpe_source()).unwrap()
-}
-
-/// A seeded stream (xorshift).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 16) as usize % n
-    }
 }
 
 #[test]

@@ -20,9 +20,36 @@ pub fn chat(
     Ok(chat)
 }
 
+/// The template that a checkpoint's own one amounts to: a name that llama.cpp gave it, or a Jinja
+/// text whose turns are those of a template.
+pub(crate) fn recognise(stored: &str) -> Option<Template> {
+    let has = |parts: &[&str]| parts.iter().all(|part| stored.contains(part));
+    if stored == "rwkv-world" || has(&["User: ", "Assistant:"]) {
+        Some(Template::World)
+    } else if has(&["User✿", "Bot✿"]) {
+        Some(Template::Flower)
+    } else {
+        None
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn templates_of_checkpoints_are_recognised_by_name_and_by_their_turns() {
+        let jinja = "{{- 'User: ' + message['content'] + '\\n\\n' -}}{{- 'Assistant:' -}}";
+        for (stored, template) in [
+            ("rwkv-world", Some(Template::World)),
+            (jinja, Some(Template::World)),
+            ("{{ 'User✿' + text + '✿\\nBot✿' }}", Some(Template::Flower)),
+            ("<|im_start|>user", None),
+            ("", None),
+        ] {
+            assert_eq!(recognise(stored), template, "{stored}");
+        }
+    }
 
     #[test]
     fn settings_override_defaults_and_bad_ones_are_named() {

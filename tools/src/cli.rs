@@ -7,33 +7,49 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
-use rwkv_edge::format::{Replace, Target, Template};
+use rwkv_edge::format::{Replace, Target, Template, Variant};
 use rwkv_edge::kernels::DType;
 use rwkv_edge::{host, stdio};
 use rwkv_quantize::convert::Options;
 use rwkv_quantize::policy::QuantSpec;
-use rwkv_quantize::shapes::{self, RELEASED, Shape};
-use rwkv_quantize::source::{Checkpoint, SourceError};
+use rwkv_quantize::shapes::{RELEASED, Shape};
+use rwkv_quantize::source::{Checkpoint, Merge, Naming, SourceError};
 use rwkv_quantize::synth::{self, Recipe};
 use rwkv_quantize::tuned::TunedState;
 
-const USAGE: &str = "rwkv-quantize [OPTIONS] <INPUT> <OUTPUT>
+const USAGE: &str = "rwkv-quantize [OPTIONS] <INPUT> [OUTPUT]
        rwkv-quantize [OPTIONS] --synth <SHAPE> <OUTPUT>
        rwkv-quantize --state-only <INPUT> <OUTPUT> --for <MODEL>
        rwkv-quantize [OPTIONS] --inspect <INPUT>";
 
 /// Options of a model that do not apply to a checkpoint, by the names of their fields.
-const MODEL_OPTIONS: [&str; 8] =
-    ["dtype", "plain_head", "tokenizer", "chat", "start_tokens", "sampling", "state", "group_norm_eps"];
+const MODEL_OPTIONS: [&str; 12] = [
+    "dtype",
+    "plain_head",
+    "naming",
+    "variant",
+    "tokenizer",
+    "allow_unused_ids",
+    "chat",
+    "start_tokens",
+    "sampling",
+    "state",
+    "adapter",
+    "group_norm_eps",
+];
 
-/// Convert an RWKV checkpoint (.pth, .safetensors, rwkv.cpp .bin) to one quantized .rwkv file
+/// Endings of files with weights, which a default OUTPUT does not repeat.
+const ENDINGS: [&str; 8] = ["index.json", "safetensors", "st", "pth", "pt", "ckpt", "bin", "gguf"];
+
+/// Convert an RWKV checkpoint (.pth, .safetensors, GGUF, rwkv.cpp .bin) to one quantized .rwkv file
 #[derive(Parser)]
 #[command(version, max_term_width = 100, override_usage = USAGE)]
 struct Cli {
-    /// Checkpoint to read; with --synth there is none
+    /// Checkpoint to read: a file, or a folder of Hugging Face's layout; with --synth there is none
     #[arg(value_name = "INPUT")]
     first: Option<PathBuf>,
-    /// File to write; it appears under this name when it is complete
+    /// File to write; it appears under this name when it is complete [default: NAME-TYPE.rwkv
+    /// beside INPUT]
     #[arg(value_name = "OUTPUT")]
     second: Option<PathBuf>,
     /// Type of the projections; head and embedding have 8 bits in int4 files, the first att.output
@@ -44,15 +60,26 @@ struct Cli {
     /// only in part
     #[arg(long)]
     plain_head: bool,
-    /// Vocabulary: World format (`id literal length` lines) or tokenizer.json of a byte-level BPE
-    /// [default: World for 65536 tokens, bytes for 256, and with --synth for any other number]
+    /// Who wrote a safetensors file of RWKV-7 whose low-rank factors are all square
+    #[arg(long, value_enum)]
+    naming: Option<Writer>,
+    /// Arithmetic of a model that has the tensors of RWKV-6 or 7: plain, othello-extended (RWKV_Othello)
+    /// or puzzle (Sudoku-RWKV, RWKV-15Puzzle)
+    #[arg(long, value_name = "VARIANT", default_value = "plain")]
+    variant: Variant,
+    /// Vocabulary: World format (`id literal length` lines, or web-rwkv's JSON) or tokenizer.json of
+    /// a byte-level BPE or of words [default: that of a folder or of a GGUF file;
+    /// else World for 65536 tokens, bytes for 256, and with --synth for any other number]
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
-    /// Chat template: world, think, flower, raven or none [default: world for models of 65536
-    /// tokens, none otherwise]
+    /// Take a vocabulary that has far fewer tokens than the model
+    #[arg(long)]
+    allow_unused_ids: bool,
+    /// Chat template: world, think, flower, raven or none [default: that of a folder or
+    /// of a GGUF file; else world for models of 65536 tokens, none otherwise]
     #[arg(long, value_name = "TEMPLATE")]
     chat: Option<Template>,
-    /// Token fed before any text; may be given several times
+    /// Token fed before any text; may be given several times [default: that of a folder]
     #[arg(long = "start-token", value_name = "ID")]
     start_tokens: Vec<u32>,
     /// Sampling defaults, such as temperature=0.8,top-p=0.5
@@ -61,6 +88,15 @@ struct Cli {
     /// State-tuned model: file with the `time_state` tensors, if they are not in the checkpoint
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
+    /// Adapter to merge into the weights: LoRA, PiSSA or MiSS (Bone, DiSHA)
+    #[arg(long = "merge", value_name = "FILE", conflicts_with = "synth")]
+    adapter: Option<PathBuf>,
+    /// With --merge: alpha of a LoRA adapter, as it was trained with
+    #[arg(long, value_name = "ALPHA", requires = "adapter", conflicts_with = "pissa_init")]
+    lora_alpha: Option<f64>,
+    /// With --merge: the factors that a PiSSA adapter began with (init_pissa.pth)
+    #[arg(long, value_name = "FILE", requires = "adapter")]
+    pissa_init: Option<PathBuf>,
     /// Turn a checkpoint that has nothing but `time_state` tensors into a state file (.rwstate) for
     /// the model of --for; run it with `rwkv-edge run --state`
     #[arg(long, requires = "model", conflicts_with_all = ["synth", "inspect"])]
@@ -68,10 +104,10 @@ struct Cli {
     /// With --state-only: the model file (.rwkv) that the state was tuned for
     #[arg(long = "for", value_name = "MODEL", requires = "state_only")]
     model: Option<PathBuf>,
-    /// Epsilon of the group norm of RWKV-5 to 7, for checkpoints that were made with another than
-    /// BlinkDL's
-    #[arg(long, value_name = "EPS", default_value_t = shapes::GROUP_NORM_EPS)]
-    group_norm_eps: f32,
+    /// Epsilon of the group norm of RWKV-5 to 7 [default: as config.json beside INPUT says, else
+    /// BlinkDL's 0.00064]
+    #[arg(long, value_name = "EPS")]
+    group_norm_eps: Option<f32>,
     /// Make a model of a released shape with random weights, to measure speed without a download;
     /// if OUTPUT ends in .safetensors, its checkpoint
     #[arg(long, value_name = "SHAPE", value_parser = shape_parser())]
@@ -116,6 +152,23 @@ impl From<Type> for DType {
     }
 }
 
+/// Programs whose checkpoints may look the same.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Writer {
+    #[value(name = "blinkdl")]
+    BlinkDl,
+    WebRwkv,
+}
+
+impl From<Writer> for Naming {
+    fn from(writer: Writer) -> Self {
+        match writer {
+            Writer::BlinkDl => Self::BlinkDl,
+            Writer::WebRwkv => Self::WebRwkv,
+        }
+    }
+}
+
 /// The task that the command line gives.
 pub(crate) enum Task {
     /// Print what would be done.
@@ -132,9 +185,16 @@ pub(crate) enum Task {
 pub(crate) struct Output {
     path: PathBuf,
     force: bool,
+    /// Whether the program chose the path.
+    pub(crate) is_default: bool,
 }
 
 impl Output {
+    /// The path.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The target, after checking that it may be written.
     pub(crate) fn target(&self) -> anyhow::Result<Target> {
         self.target_of(Replace::Models)
@@ -146,7 +206,7 @@ impl Output {
     }
 
     fn target_of(&self, kind: Replace) -> anyhow::Result<Target> {
-        let Self { path, force } = self;
+        let Self { path, force, .. } = self;
         ensure!(path.as_os_str() != "-", "-: the output must be a file; ./- is a file of this name");
         let replace = if *force { Replace::Any } else { kind };
         Target::new(path, replace).map_err(|error| match error.kind() {
@@ -163,9 +223,9 @@ pub(crate) enum Source {
 }
 
 impl Source {
-    pub(crate) fn open(&self) -> Result<Checkpoint, SourceError> {
+    pub(crate) fn open(&self, naming: Option<Naming>) -> Result<Checkpoint, SourceError> {
         match self {
-            Self::File(path) => Checkpoint::open(path),
+            Self::File(path) => Checkpoint::open_as(path, naming),
             Self::Synthetic(recipe) => synth::checkpoint(recipe),
         }
     }
@@ -202,7 +262,15 @@ impl Cli {
                 return usage(ErrorKind::ArgumentConflict, "--synth reads no INPUT: give the OUTPUT alone");
             }
         };
-        let output = output.clone().map(|path| Output { path, force: self.force });
+        let given = output.clone().map(|path| (path, false));
+        let by_default = || match &source {
+            Source::File(input) if !self.state_only => {
+                default_output(input, self.dtype).map(|path| (path, true))
+            }
+            _ => None,
+        };
+        let output = given.or_else(by_default);
+        let output = output.map(|(path, is_default)| Output { path, force: self.force, is_default });
         match (source, output) {
             (source, _) if self.inspect => Ok(Task::Inspect(source, self.options())),
             (_, None) => usage(ErrorKind::MissingRequiredArgument, "OUTPUT is missing"),
@@ -224,9 +292,14 @@ impl Cli {
     }
 
     fn options(self) -> Options {
+        let (alpha, pissa_init) = (self.lora_alpha, self.pissa_init);
         Options {
+            merge: self.adapter.map(|adapter| Merge { adapter, alpha, pissa_init }),
             quant: QuantSpec { plain_head: self.plain_head, ..QuantSpec::new(self.dtype.into()) },
+            naming: self.naming.map(Naming::from),
+            variant: self.variant,
             tokenizer: self.tokenizer,
+            allow_unused_ids: self.allow_unused_ids,
             template: self.chat,
             start_tokens: self.start_tokens,
             sampling: self.sampling,
@@ -249,6 +322,25 @@ fn without_model_options(matches: &ArgMatches, because: &str) -> Result<(), clap
 
 fn usage(kind: ErrorKind, message: &str) -> Result<Task, clap::Error> {
     Err(clap::Error::raw(kind, message))
+}
+
+/// `NAME-TYPE.rwkv` beside the input, without the ending of a file with weights. `None` if the input
+/// has no name.
+fn default_output(input: &Path, dtype: Type) -> Option<PathBuf> {
+    // A folder such as `.` has a name elsewhere.
+    let whole = if input.file_name().is_none() { input.canonicalize().ok()? } else { input.to_owned() };
+    let name = whole.file_name()?.to_string_lossy().into_owned();
+    let lower = name.to_ascii_lowercase();
+    let ending = if input.is_dir() {
+        None
+    } else {
+        let stems = ENDINGS.iter().filter_map(|ending| lower.strip_suffix(*ending)?.strip_suffix('.'));
+        stems.map(str::len).find(|len| *len > 0)
+    };
+    let stem = &name[..ending.unwrap_or(name.len())];
+    // An index is `model.safetensors.index.json`.
+    let stem = stem.strip_suffix(".safetensors").unwrap_or(stem);
+    Some(whole.with_file_name(format!("{stem}-{}.rwkv", DType::from(dtype))))
 }
 
 fn is_safetensors(path: &Path) -> bool {

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rwkv_edge::format::{Arch, Config, Heads, Rwkv5, Rwkv5Variant, Rwkv6, Rwkv7, Variant, Version};
 use rwkv_edge::model::names::V6_MIXES;
 
-use crate::shapes::LAYER_NORM_EPS;
+use crate::shapes::{GROUP_NORM_EPS, LAYER_NORM_EPS};
 use crate::source::{Checkpoint, SourceTensor};
 
 /// States n_vocab and n_embd.
@@ -25,11 +25,18 @@ const HEADS_V5: &str = "blocks.0.att.time_decay";
 const HEADS_V6: &str = "blocks.0.att.time_faaaa";
 const HEADS_V7: &str = "blocks.0.att.r_k";
 
-/// Reads the hyperparameters of a checkpoint of `version`.
+/// Reads the hyperparameters of a checkpoint of `version`. Epsilons come from the `config.json`
+/// beside it, if there is one, or are BlinkDL's. `group_norm_eps` takes precedence.
 ///
 /// # Errors
-/// If a tensor that states a dimension is missing or has the wrong rank.
-pub fn read(checkpoint: &Checkpoint, version: Version, group_norm_eps: f32) -> Result<Config> {
+/// If a tensor that states a dimension is missing or has the wrong rank. If `config.json` has
+/// another head size, or an epsilon out of range.
+pub fn read(
+    checkpoint: &Checkpoint,
+    version: Version,
+    group_norm_eps: Option<f32>,
+    variant: Variant,
+) -> Result<Config> {
     let [n_vocab, n_embd] = matrix_shape(checkpoint, EMBEDDING)?;
     let att_key = matrix_shape(checkpoint, ATT_KEY)?;
     let [n_att, _] = att_key;
@@ -38,7 +45,10 @@ pub fn read(checkpoint: &Checkpoint, version: Version, group_norm_eps: f32) -> R
     let n_layer = n_layer.context("the checkpoint has no layers")? + 1;
     let heads = |name| {
         let n_head = heads(find(checkpoint, name)?, version, att_key)?;
-        anyhow::Ok(Heads { n_head, head_size: n_att / n_head, group_norm_eps })
+        let head_size = n_att / n_head;
+        let said = checkpoint.config_json().map(|config| config.group_norm_eps(head_size)).transpose()?;
+        let group_norm_eps = group_norm_eps.or(said.flatten()).unwrap_or(GROUP_NORM_EPS);
+        anyhow::Ok(Heads { n_head, head_size, group_norm_eps })
     };
     let rank = |name| rank(checkpoint, name);
     let v5 = |variant| anyhow::Ok(Arch::V5(Rwkv5 { variant, heads: heads(HEADS_V5)? }));
@@ -62,7 +72,7 @@ pub fn read(checkpoint: &Checkpoint, version: Version, group_norm_eps: f32) -> R
             deep_rank: (version == Version::V7a).then(|| deep_rank(checkpoint)).transpose()?,
         }),
     };
-    let (layer_norm_eps, variant) = (LAYER_NORM_EPS, Variant::Plain);
+    let layer_norm_eps = checkpoint.layer_norm_eps().unwrap_or(LAYER_NORM_EPS);
     let config = Config { n_layer, n_embd, n_att, n_ffn, n_vocab, layer_norm_eps, arch, variant };
     config.validate()?;
     Ok(config)

@@ -8,7 +8,7 @@ use std::thread;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rwkv_edge::format::{
     Config, FileContents, FileLayout, ModelFile, ModelWriter, Provenance, Published, SelfTest, Target,
-    Template, Version,
+    Template, Variant,
 };
 use rwkv_edge::kernels::quant::ErrorSums;
 use rwkv_edge::kernels::{DType, Isa, default_float_environment};
@@ -18,14 +18,15 @@ use rwkv_edge::{LoadOptions, Model, Tokenizer, Verify, self_test};
 use sha2::{Digest, Sha256};
 
 use crate::chat;
+use crate::companions::Companions;
 use crate::config;
 use crate::encode::{Encoded, Encoder};
 use crate::job::{self, Job, Progress, Stop};
 use crate::origin::{Input, Origin, Sources, Stored};
 use crate::policy::{self, QuantSpec};
+use crate::puzzles;
 use crate::report::{Report, Warning};
-use crate::shapes::GROUP_NORM_EPS;
-use crate::source::{self, Checkpoint};
+use crate::source::{self, Checkpoint, Container, LN0, Merge, Naming, SourceDType};
 use crate::vocab::{self, VocabError};
 
 /// Most ids that a model's vocabulary may have beyond the tokenizer's. Released models are padded
@@ -39,18 +40,29 @@ fn max_unused_ids(n_vocab: usize) -> usize {
 pub struct Options {
     /// Types of the weights.
     pub quant: QuantSpec,
-    /// Vocabulary file; `None` takes the one that the vocabulary size implies.
+    /// Who wrote the tensors, where they do not tell.
+    pub naming: Option<Naming>,
+    /// The arithmetic, which the tensors do not tell.
+    pub variant: Variant,
+    /// Vocabulary file; `None` takes that of the checkpoint's folder, or the one that the
+    /// vocabulary size implies.
     pub tokenizer: Option<PathBuf>,
-    /// Chat template; `None` takes the one that the vocabulary size implies.
+    /// Whether the model may have any number of ids that the tokenizer does not have.
+    pub allow_unused_ids: bool,
+    /// Chat template; `None` takes that of the checkpoint's folder, or the one that the vocabulary
+    /// size implies.
     pub template: Option<Template>,
-    /// Tokens fed before any text.
+    /// Tokens fed before any text; none takes those of the checkpoint's folder.
     pub start_tokens: Vec<u32>,
     /// Sampling defaults as `key=value`.
     pub sampling: Vec<String>,
     /// A state-tuned model's states, if they are in a file of their own.
     pub state: Option<PathBuf>,
-    /// Epsilon of the group norm of RWKV-5 to 7.
-    pub group_norm_eps: f32,
+    /// An adapter to merge into the weights.
+    pub merge: Option<Merge>,
+    /// Epsilon of the group norm of RWKV-5 to 7; `None` takes that of the `config.json` beside the
+    /// checkpoint, or BlinkDL's.
+    pub group_norm_eps: Option<f32>,
     /// Threads that quantize.
     pub threads: usize,
 }
@@ -60,12 +72,16 @@ impl Options {
     pub fn new(dtype: DType) -> Self {
         Self {
             quant: QuantSpec::new(dtype),
+            naming: None,
+            variant: Variant::Plain,
             tokenizer: None,
+            allow_unused_ids: false,
             template: None,
             start_tokens: vec![],
             sampling: vec![],
             state: None,
-            group_norm_eps: GROUP_NORM_EPS,
+            merge: None,
+            group_norm_eps: None,
             threads: 1,
         }
     }
@@ -78,6 +94,7 @@ pub struct Conversion {
     state: Option<Checkpoint>,
     tokenizer: Option<PathBuf>,
     byte_tokens: bool,
+    notes: Vec<String>,
     /// The tensors of the file.
     tensors: Vec<(ModelTensor, Origin)>,
     layout: FileLayout,
@@ -91,7 +108,7 @@ impl Conversion {
     /// If the checkpoint cannot be read, is of an unsupported kind, or does not have exactly the
     /// tensors that its version has; or if the tokenizer is missing or another model's.
     pub fn prepare(input: &Path, options: &Options) -> Result<Self> {
-        match Self::of(Checkpoint::open(input)?, options)? {
+        match Self::of(Checkpoint::open_as(input, options.naming)?, options)? {
             (conversion, None) => Ok(conversion),
             (_, Some(error)) => Err(error),
         }
@@ -103,24 +120,39 @@ impl Conversion {
     /// # Errors
     /// As [`prepare`](Self::prepare), apart from the tokenizer.
     pub fn of(checkpoint: Checkpoint, options: &Options) -> Result<(Self, Option<anyhow::Error>)> {
+        let checkpoint = match &options.merge {
+            Some(merge) => merge.into_checkpoint(checkpoint)?,
+            None => checkpoint,
+        };
         let input = checkpoint.path();
         let with_path = || input.display().to_string();
         let version = source::detect(&checkpoint)?;
-        let config = config::read(&checkpoint, version, options.group_norm_eps).with_context(with_path)?;
+        let config = config::read(&checkpoint, version, options.group_norm_eps, options.variant)
+            .with_context(with_path)?;
+        let mut notes = checkpoint.notes().to_vec();
+        notes.extend(checkpoint.config_json().map(|json| {
+            json.applied(config.layer_norm_eps, config.heads().map(|heads| heads.group_norm_eps))
+        }));
+        let options = &with_companions(&checkpoint, options, config.n_vocab, &mut notes)?;
         let state = options.state.as_deref().map(Checkpoint::open).transpose()?;
         let tensors = model_tensors(sources(&checkpoint, &state), &config, options.quant)?;
-        let (tokenizer, error) = match tokenizer(options.tokenizer.as_deref(), config.n_vocab) {
+        let (tokenizer, error) = match tokenizer(&checkpoint, options, config.n_vocab) {
             Ok(tokenizer) => (tokenizer, None),
             Err(error) => (rwkv_edge::tokenizer::compile::bytes(), Some(error)),
         };
         // Random weights write no text, whatever their tokens stand for.
         let byte_tokens = error.is_some() && checkpoint.is_synthetic() && options.tokenizer.is_none();
         let error = error.filter(|_| !byte_tokens);
+        if options.variant == Variant::Plain {
+            notes.extend(puzzles::advice(&Tokenizer::parse(&tokenizer)?, version));
+        }
         let stop_tokens = stop_tokens(&tokenizer)?;
-        let template = options.template.unwrap_or_else(|| Template::for_vocab(config.n_vocab));
+        let stored_template = || checkpoint.chat_template().and_then(chat::recognise);
+        let template = options.template.or_else(stored_template);
+        let template = template.unwrap_or_else(|| Template::for_vocab(config.n_vocab));
         let contents = FileContents {
             chat: chat::chat(template, options.start_tokens.clone(), stop_tokens, &options.sampling)?,
-            provenance: provenance(&checkpoint, options, version),
+            provenance: provenance(&checkpoint, options, &config),
             self_test: SelfTest {
                 tokens: self_test_tokens(&config, &options.start_tokens),
                 logits_sha256: [0; 32],
@@ -131,13 +163,18 @@ impl Conversion {
         };
         let layout = FileLayout::new(contents)?;
         let (tokenizer, threads) = (options.tokenizer.clone(), options.threads.max(1));
-        Ok((Self { checkpoint, state, tokenizer, byte_tokens, tensors, layout, threads }, error))
+        Ok((Self { checkpoint, state, tokenizer, byte_tokens, notes, tensors, layout, threads }, error))
     }
 
     /// Whether the model gets byte tokens because no built-in vocabulary has its size. That happens
     /// with synthetic checkpoints only.
     pub fn has_byte_tokens(&self) -> bool {
         self.byte_tokens
+    }
+
+    /// What was taken from files beside the checkpoint, or was not; a line each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// The checkpoint.
@@ -173,7 +210,8 @@ impl Conversion {
         })?;
         provenance.source_sha256 = contents.sha256;
         provenance.rel_error = total.relative() as f32;
-        let report = Report::new(writer.layout(), &errors, provenance.rel_error, contents.warnings);
+        let warnings = coarse(&checkpoint).into_iter().chain(contents.warnings).collect();
+        let report = Report::new(writer.layout(), &errors, provenance.rel_error, warnings);
         writer.finish_data()?;
         self_test.logits_sha256 = logits_digest(writer.model_file()?, isa, &self_test.tokens, threads)?;
         job::check(&[interrupted])?;
@@ -183,6 +221,7 @@ impl Conversion {
     /// Refuses an output that would replace an input file.
     fn check_output(&self, output: &Target) -> Result<()> {
         let files = [Some(&self.checkpoint), self.state.as_ref()].into_iter().flatten();
+        let files = files.chain(self.checkpoint.adapters());
         let files = files.filter(|checkpoint| !checkpoint.is_synthetic());
         let read = files.flat_map(|checkpoint| checkpoint.paths().chain([checkpoint.path()]));
         for path in read.chain(self.tokenizer.as_deref()) {
@@ -194,6 +233,14 @@ impl Conversion {
         }
         Ok(())
     }
+}
+
+/// The warning that the checkpoint was quantized so coarsely that another file gives a better
+/// model.
+fn coarse(checkpoint: &Checkpoint) -> Option<Warning> {
+    let is_coarse = |dtype: &SourceDType| matches!(dtype, SourceDType::Block(block) if block.is_coarse());
+    let types: Vec<_> = checkpoint.dtypes().into_iter().filter(is_coarse).collect();
+    (!types.is_empty()).then(|| Warning::Coarse { file: checkpoint.path().to_owned(), types })
 }
 
 fn sources<'a>(checkpoint: &'a Checkpoint, state: &'a Option<Checkpoint>) -> Sources<'a> {
@@ -209,8 +256,10 @@ fn model_tensors(
     quant: QuantSpec,
 ) -> Result<Vec<(ModelTensor, Origin)>> {
     sources.check_state(config)?;
-    for tensor in source::folded(config) {
-        Stored::find(sources, config, &tensor)?;
+    let is_normed = sources.checkpoint.checkpoint.has_normed_embedding();
+    let is_there = |tensor: &ModelTensor| !(is_normed && LN0.contains(&tensor.name.as_str()));
+    for tensor in source::folded(config).iter().filter(|tensor| is_there(tensor)) {
+        Stored::find(sources, config, tensor)?;
     }
     let tensors = names::tensors(config, quant.optional_tensors(sources.has_state())).into_iter();
     tensors.map(|tensor| Ok((tensor.clone(), Origin::find(sources, config, &tensor)?))).collect()
@@ -264,29 +313,50 @@ fn write_tensors(
 }
 
 /// The provenance, without the fields that only the run can fill in.
-fn provenance(checkpoint: &Checkpoint, options: &Options, version: Version) -> Provenance {
-    let container = checkpoint.container().to_string();
+fn provenance(checkpoint: &Checkpoint, options: &Options, config: &Config) -> Provenance {
     Provenance {
         source_name: printable(&checkpoint.file_name()),
-        source_format: if checkpoint.is_synthetic() { "synthetic".into() } else { container },
+        source_format: source_format(checkpoint),
         source_bytes: checkpoint.file_len(),
         converter: format!("{} {}", env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION")),
-        settings: settings(options, version),
+        settings: settings(options, config),
         ..Provenance::default()
     }
 }
 
+/// The container. A GGUF file may have been quantized before, so its element types follow.
+fn source_format(checkpoint: &Checkpoint) -> String {
+    match checkpoint.container() {
+        _ if checkpoint.is_synthetic() => "synthetic".into(),
+        Container::Gguf => {
+            let types: Vec<_> = checkpoint.dtypes().iter().map(SourceDType::to_string).collect();
+            format!("{} ({})", Container::Gguf, types.join(", "))
+        }
+        container => container.to_string(),
+    }
+}
+
 /// The options that change weights, as on the command line.
-fn settings(options: &Options, version: Version) -> String {
+fn settings(options: &Options, config: &Config) -> String {
     let mut settings = format!("--type {}", options.quant.dtype);
     if options.quant.plain_head {
         settings += " --plain-head";
     }
-    if version != Version::V4 {
-        settings += &format!(" --group-norm-eps {:e}", options.group_norm_eps);
+    if let Some(heads) = config.heads() {
+        settings += &format!(" --group-norm-eps {:e}", heads.group_norm_eps);
+    }
+    if config.variant != Variant::Plain {
+        settings += &format!(" --variant {}", config.variant);
     }
     if let Some(name) = options.state.as_ref().and_then(|path| path.file_name()) {
         settings += &format!(" --state {}", printable(&name.to_string_lossy()));
+    }
+    if let Some(Merge { adapter, alpha, pissa_init }) = &options.merge {
+        let name = |path: &Path| printable(&path.file_name().unwrap_or_default().to_string_lossy());
+        settings += &format!(" --merge {}", name(adapter));
+        settings += &alpha.map_or_else(String::new, |alpha| format!(" --lora-alpha {alpha}"));
+        settings +=
+            &pissa_init.as_deref().map_or_else(String::new, |path| format!(" --pissa-init {}", name(path)));
     }
     settings
 }
@@ -334,26 +404,53 @@ fn while_reading<T>(
 /// Hashes the files with the tensors, one after the other, and looks for damage in their bytes.
 fn read_contents(sources: Sources<'_>, stop: Stop<'_>) -> Result<Contents> {
     let mut warnings = Vec::new();
-    let mut read_through = |input: Input<'_>, digest: &mut Sha256| {
-        let runs = input.checkpoint.read_through(|block| {
+    let mut read_through = |checkpoint: &Checkpoint, digest: &mut Sha256| {
+        let runs = checkpoint.read_through(|block| {
             job::check(&stop)?;
             digest.update(block);
             anyhow::Ok(())
         })?;
-        let warning = |run| Warning::ZeroRun { file: input.path.to_owned(), run };
+        let warning = |run| Warning::ZeroRun { file: checkpoint.path().to_owned(), run };
         warnings.extend(runs.into_iter().map(warning));
         anyhow::Ok(())
     };
     let mut digest = Sha256::new();
-    read_through(sources.checkpoint, &mut digest)?;
-    if let Some(state) = sources.state {
-        read_through(state, &mut Sha256::new())?;
+    let checkpoint = sources.checkpoint.checkpoint;
+    read_through(checkpoint, &mut digest)?;
+    for beside in sources.state.map(|state| state.checkpoint).into_iter().chain(checkpoint.adapters()) {
+        read_through(beside, &mut Sha256::new())?;
     }
     Ok(Contents { sha256: digest.finalize().into(), warnings })
 }
 
-/// The compiled tokenizer for a model of `n_vocab` tokens.
-fn tokenizer(path: Option<&Path>, n_vocab: usize) -> Result<Vec<u8>> {
+/// The options, where those that are not given come from the checkpoint's folder.
+fn with_companions(
+    checkpoint: &Checkpoint,
+    options: &Options,
+    n_vocab: usize,
+    notes: &mut Vec<String>,
+) -> Result<Options> {
+    let mut options = options.clone();
+    let Some(folder) = checkpoint.folder() else { return Ok(options) };
+    let found = Companions::of(folder, n_vocab)?;
+    notes.push(found.line(folder));
+    options.tokenizer = options.tokenizer.or(found.tokenizer);
+    options.template = options.template.or(found.template);
+    if options.start_tokens.is_empty() {
+        options.start_tokens = found.start_tokens;
+    }
+    Ok(options)
+}
+
+/// The compiled tokenizer for a model of `n_vocab` tokens: that of the file, of the checkpoint, or
+/// a built-in one.
+fn tokenizer(checkpoint: &Checkpoint, options: &Options, n_vocab: usize) -> Result<Vec<u8>> {
+    let path = options.tokenizer.as_deref();
+    if let (None, Some(vocabulary)) = (path, checkpoint.vocabulary()?) {
+        let with_path = || checkpoint.path().display().to_string();
+        let section = vocab::stored(&vocabulary).with_context(with_path)?;
+        return fitting(section, checkpoint.path(), n_vocab, options.allow_unused_ids);
+    }
     let section = match (path, n_vocab) {
         (Some(path), _) => vocab::load(path).map_err(|error| match error {
             VocabError::File(_) => anyhow!(error),
@@ -370,12 +467,19 @@ fn tokenizer(path: Option<&Path>, n_vocab: usize) -> Result<Vec<u8>> {
              --tokenizer FILE (World-format .txt, or tokenizer.json of a byte-level BPE)"
         ),
     };
+    fitting(section, path.unwrap_or(Path::new("built-in")), n_vocab, options.allow_unused_ids)
+}
+
+/// The tokenizer from `path`, if it has as many tokens as the model, or `allow_unused` and it has
+/// fewer.
+fn fitting(section: Vec<u8>, path: &Path, n_vocab: usize, allow_unused: bool) -> Result<Vec<u8>> {
     let n_tokens = Tokenizer::parse(&section)?.n_tokens();
-    let fits = n_tokens <= n_vocab && n_vocab - n_tokens <= max_unused_ids(n_vocab);
+    let few_unused = allow_unused || n_vocab - n_tokens.min(n_vocab) <= max_unused_ids(n_vocab);
+    let advice = if n_tokens < n_vocab { "; --allow-unused-ids takes it all the same" } else { "" };
     ensure!(
-        fits,
-        "{}: the tokenizer has {n_tokens} tokens, the model {n_vocab}: this is another model's tokenizer",
-        path.unwrap_or(Path::new("built-in")).display()
+        n_tokens <= n_vocab && few_unused,
+        "{}: the tokenizer has {n_tokens} tokens, the model {n_vocab}: this is another model's tokenizer{advice}",
+        path.display()
     );
     Ok(section)
 }

@@ -37,8 +37,8 @@ pub(crate) struct Encoder<'a> {
     stop: Stop<'a>,
     kernels: &'static Kernels,
     layer_norm_eps: f32,
-    /// Weight and bias of `ln0`, folded into the embedding.
-    ln0: [Vec<f32>; 2],
+    /// Weight and bias of `ln0`, folded into the embedding; nothing if the checkpoint has done so.
+    ln0: Option<[Vec<f32>; 2]>,
     /// One slice of floats per thread.
     slices: Vec<Vec<f32>>,
 }
@@ -106,11 +106,13 @@ impl<'a> Encoder<'a> {
             read_finite(input, tensor, 0, &mut values)?;
             anyhow::Ok(values)
         };
+        let is_normed = input.checkpoint.has_normed_embedding();
+        let ln0 = || anyhow::Ok([vector(LN0[0])?, vector(LN0[1])?]);
         Ok(Self {
             stop,
             kernels: Kernels::best(),
             layer_norm_eps,
-            ln0: [vector(LN0[0])?, vector(LN0[1])?],
+            ln0: (!is_normed).then(ln0).transpose()?,
             slices: vec![Vec::new(); threads.max(1)],
         })
     }
@@ -493,10 +495,14 @@ impl Encoding<'_> {
         out
     }
 
-    /// `ln0` of an embedding row.
+    /// `ln0` of an embedding row, unless the checkpoint has folded it into the embedding.
     fn normalize(self, out: &mut [f32], row: &[f32]) {
-        let [weight, bias] = &self.encoder.ln0;
-        self.encoder.kernels.layer_norm(out, row, weight, bias, self.encoder.layer_norm_eps);
+        match &self.encoder.ln0 {
+            Some([weight, bias]) => {
+                self.encoder.kernels.layer_norm(out, row, weight, bias, self.encoder.layer_norm_eps);
+            }
+            None => out.copy_from_slice(row),
+        }
     }
 
     /// Chunks of one column each: reads the panel of all their columns, then transposes 16 at a

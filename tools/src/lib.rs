@@ -11,13 +11,16 @@
 //! `source`. `synth` gives `source` bytes to read; `source` does not know it.
 
 pub mod chat;
+mod companions;
 pub mod config;
 pub mod convert;
 mod deep_embed;
+pub mod digest;
 mod encode;
 pub mod job;
 mod origin;
 pub mod policy;
+mod puzzles;
 pub mod report;
 mod residual;
 pub mod shapes;

@@ -15,6 +15,7 @@ use rwkv_edge::printable::Printable;
 use rwkv_edge::stdio::StatusLine;
 use rwkv_edge::{signals, stdio};
 use rwkv_quantize::convert::{Conversion, Options};
+use rwkv_quantize::digest;
 use rwkv_quantize::job::{Job, Progress};
 use rwkv_quantize::report;
 use rwkv_quantize::synth::{self, Recipe};
@@ -41,8 +42,9 @@ fn run(task: cli::Task) -> Result<()> {
 }
 
 fn convert(source: &cli::Source, options: &Options, output: &cli::Output) -> Result<()> {
+    let checkpoint = source.open(options.naming)?;
     let target = output.target()?;
-    let (conversion, tokenizer_error) = Conversion::of(source.open()?, options)?;
+    let (conversion, tokenizer_error) = Conversion::of(checkpoint, options)?;
     if let Some(error) = tokenizer_error {
         return Err(error);
     }
@@ -52,11 +54,15 @@ fn convert(source: &cli::Source, options: &Options, output: &cli::Output) -> Res
             "no built-in vocabulary has {n_vocab} tokens: the model gets bytes as tokens"
         ));
     }
+    conversion.notes().iter().for_each(|note| stdio::eprint_line(format_args!("{}", Printable(note))));
     let source_bytes = conversion.checkpoint().file_len();
     let ((report, published), seconds) = timed(|job| conversion.run(target, job))?;
     report.warnings.iter().for_each(|warning| warn(warning));
     published.warning().iter().for_each(|warning| warn(warning));
     report.to_string().lines().for_each(|line| stdio::eprint_line(format_args!("{line}")));
+    if output.is_default {
+        stdio::eprint_line(format_args!("wrote {}", Printable(output.path().display())));
+    }
     let speed = source_bytes as f64 / 1e6 / seconds;
     stdio::eprint_line(format_args!(
         "{seconds:.1} s, {speed:.0} MB/s of input, peak RSS {}",
@@ -99,7 +105,7 @@ fn timed<T>(work: impl FnOnce(Job<'_>) -> Result<T>) -> Result<(T, f64)> {
 }
 
 fn inspect(source: &cli::Source, options: &Options) -> Result<()> {
-    let (conversion, tokenizer_error) = Conversion::of(source.open()?, options)?;
+    let (conversion, tokenizer_error) = Conversion::of(source.open(options.naming)?, options)?;
     let out = &mut stdio::stdout();
     let checkpoint = conversion.checkpoint();
     let config = &conversion.layout().contents().config;
@@ -120,10 +126,20 @@ fn inspect(source: &cli::Source, options: &Options) -> Result<()> {
         config.n_ffn,
         config.n_vocab
     )?;
+    for path in checkpoint.paths() {
+        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+        writeln!(out, "sha256 {}  {}", digest::sha256_hex(path)?, Printable(name))?;
+    }
+    for note in conversion.notes() {
+        writeln!(out, "{}", Printable(note))?;
+    }
     writeln!(out, "tensors in the checkpoint:")?;
     for tensor in checkpoint.tensors() {
         let name = Printable(&tensor.name).to_string();
         writeln!(out, "  {name:<36} {:?} {}", tensor.shape, tensor.dtype)?;
+    }
+    if !checkpoint.other_entries().is_empty() {
+        writeln!(out, "not read: {}", Printable(checkpoint.other_entries().join(", ")))?;
     }
     let size = conversion.layout().file_len();
     match tokenizer_error {

@@ -87,6 +87,7 @@ impl<'a> Sources<'a> {
     /// tensor.
     pub(crate) fn check_state(&self, config: &Config) -> Result<(), SourceError> {
         let Some(state) = self.state else { return Ok(()) };
+        state.checkpoint.check_readable()?;
         if config.heads().is_none() {
             let what = format!("a state for {}, whose states are not tuned", config.version());
             return Err(SourceError::Unsupported { file: state.path.to_owned(), what });

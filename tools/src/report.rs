@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use rwkv_edge::format::{FileLayout, TensorInfo, TensorLayout};
 use rwkv_edge::model::names;
 
-use crate::source::ZeroRun;
+use crate::source::{SourceDType, ZeroRun};
 
 /// Number of tensors in the list of the worst.
 const WORST: usize = 5;
@@ -15,6 +15,13 @@ const WORST: usize = 5;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Warning {
+    /// The weights were quantized before, to so few bits that it shows.
+    Coarse {
+        /// The checkpoint.
+        file: PathBuf,
+        /// The types that show.
+        types: Vec<SourceDType>,
+    },
     /// A matrix has zeros as if a piece of the file were missing.
     ZeroRun {
         /// The checkpoint.
@@ -27,6 +34,15 @@ pub enum Warning {
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Coarse { file, types } => {
+                let types: Vec<_> = types.iter().map(SourceDType::to_string).collect();
+                write!(
+                    f,
+                    "{}: its weights were quantized before ({}); a file of F16, BF16 or Q8_0 gives a better model",
+                    file.display(),
+                    types.join(", ")
+                )
+            }
             Self::ZeroRun { file, run: ZeroRun { tensor, start, len } } => write!(
                 f,
                 "{}: tensor {tensor}: {len} zeros in a row from element {start} on; a piece of the file may be missing: \

@@ -191,7 +191,7 @@ impl Texts {
     fn choose(&mut self) -> Result<()> {
         let Self { engine, choose, states, samplers, chosen } = self;
         if *choose == Choice::Logits {
-            return Ok(states.iter().try_for_each(|state| engine.logits(state).map(drop))?);
+            return Ok(engine.logits_batch(&states.iter().collect::<Vec<_>>(), |_, _| Ok(()))?);
         }
         let mut texts: Vec<_> = states.iter().zip(samplers).collect();
         Ok(engine.sample_batch(&mut texts, chosen)?)

@@ -8,6 +8,7 @@ use std::process::Stdio;
 use crate::common::{convert, fixture, options};
 use crate::program::{FAIRY, command, failure, pipe, run, stdout, tiny};
 use rwkv_edge::kernels::DType;
+use rwkv_quantize::convert::Options;
 
 #[test]
 fn run_without_a_model_tells_a_story_and_a_summary() {
@@ -158,9 +159,26 @@ fn tokenize_prints_ids_and_decodes_them_again() {
     let ids = stdout(&pipe(&["tokenize", FAIRY], text));
     assert!(ids.lines().count() > 5);
     assert_eq!(pipe(&["tokenize", FAIRY, "--decode"], ids.as_bytes()).stdout, text);
-    let refused = pipe(&["tokenize", FAIRY, "--decode"], b"1 2 five");
-    assert_eq!(refused.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("five"));
+    let listed = ids.trim().replace('\n', ",");
+    assert_eq!(pipe(&["tokenize", FAIRY, "--decode"], format!("{listed} ,\n").as_bytes()).stdout, text);
+    for (ids, part) in [("1 2 five", "five"), ("1,-2", "-2"), ("4096", "outside 0..4096")] {
+        let refused = pipe(&["tokenize", FAIRY, "--decode"], ids.as_bytes());
+        assert_eq!(refused.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&refused.stderr).contains(part), "{refused:?}");
+    }
+}
+
+#[test]
+fn ids_that_the_tokenizer_does_not_have_decode_to_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let vocabulary = folder.path().join("vocab.txt");
+    let lines: String = (1..250).map(|id| format!("{id} b'\\x{id:02x}' 1\n")).collect();
+    fs::write(&vocabulary, lines).unwrap();
+    let few = Options { tokenizer: Some(vocabulary), ..options(DType::Int8) };
+    let (_folder, model) = convert(&fixture("v4-tiny.pth"), &few);
+    let decode = |ids: &str| pipe(&["tokenize", model.to_str().unwrap(), "--decode"], ids.as_bytes());
+    assert_eq!(decode("0, 250 65,255,66").stdout, b"AB");
+    assert_eq!(decode("256").status.code(), Some(1));
 }
 
 #[test]
@@ -279,6 +297,20 @@ fn bench_prints_json() {
         assert!(0.0 < latency("p50") && latency("p50") <= latency("p99") && latency("p99") <= latency("max"));
         assert!(run["profile_us_per_token"]["head"].as_f64().unwrap() > 0.0);
     }
+}
+
+#[test]
+fn bench_cold_measures_the_first_token_of_a_file() {
+    let (_folder, model) = tiny();
+    let args = ["bench", &model, "-n", "2", "--prompt", "2", "--threads", "1", "--cold"];
+    let text = stdout(&run(&args));
+    assert!(text.contains("first token") && text.contains("nothing of the file cached"), "{text}");
+    let json: serde_json::Value =
+        serde_json::from_str(&stdout(&run(&[&args[..], &["--json"]].concat()))).unwrap();
+    for key in ["cold", "warm"] {
+        assert!(json["first_token_seconds"][key].as_f64().unwrap() > 0.0, "{json}");
+    }
+    assert!(failure(&["bench", "--cold"]).contains("--cold needs a model file"));
 }
 
 /// What `bench` measures with one thread.

@@ -3,8 +3,8 @@
 use core::arch::x86_64::*;
 use core::arch::x86_64::{
     __m512i as Register, _mm512_add_epi32 as add, _mm512_and_si512 as and, _mm512_castsi512_ps as as_floats,
-    _mm512_cvtepi32_ps as to_floats, _mm512_dpwssd_epi32 as multiply_add, _mm512_mul_ps as mul,
-    _mm512_set1_epi16 as splat_words, _mm512_setzero_si512 as zero, _mm512_slli_epi32 as shift_left,
+    _mm512_cvtepi32_ps as to_floats, _mm512_mul_ps as mul, _mm512_set1_epi16 as splat_words,
+    _mm512_setzero_si512 as zero, _mm512_slli_epi32 as shift_left,
     _mm512_srai_epi16 as shift_right_signed_words, _mm512_srli_epi16 as shift_right_words,
     _mm512_sub_epi32 as sub, _mm512_unpackhi_epi16 as unpack_high_words,
     _mm512_unpackhi_epi32 as unpack_high, _mm512_unpacklo_epi16 as unpack_low_words,
@@ -26,6 +26,13 @@ use crate::layout::{GROUP_SIZE, Records, Sparse, SparseScale, sparse_sums};
 const LANES: usize = 4;
 
 sparse_codes!("avx512f,avx512bw,avx512vnni");
+
+/// `sum + a * b` for pairs of 16-bit numbers. Miri has no VPDPWSSD.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline]
+fn multiply_add(sum: Register, a: Register, b: Register) -> Register {
+    if cfg!(miri) { add(sum, _mm512_madd_epi16(a, b)) } else { _mm512_dpwssd_epi32(sum, a, b) }
+}
 
 /// The numbers of four groups, in a quarter of the register each.
 #[target_feature(enable = "avx512f")]

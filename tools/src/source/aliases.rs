@@ -20,9 +20,15 @@ pub enum Naming {
     /// RWKV-7 of flash-linear-attention. Its group norm has the epsilon `head_size * norm_eps`,
     /// which is BlinkDL's for a head size of 64.
     FlashLinearAttention,
+    /// RWKV-7 of transformers whose layers have `linear_attn` and `mlp`. The norm of the embedding
+    /// stands beside the layers, or is folded into the embedding.
+    LinearAttention,
     /// Files for web-rwkv and ai00. Names are almost BlinkDL's; low-rank factors and tuned states
     /// are transposed.
     WebRwkv,
+    /// GGUF files of llama.cpp. Low-rank factors are transposed. The reader of the container
+    /// translates the names, which depend on the metadata.
+    LlamaCpp,
 }
 
 impl fmt::Display for Naming {
@@ -31,7 +37,9 @@ impl fmt::Display for Naming {
             Self::BlinkDl => "BlinkDL",
             Self::HuggingFace => "Hugging Face transformers",
             Self::FlashLinearAttention => "flash-linear-attention",
+            Self::LinearAttention => "transformers (linear_attn)",
             Self::WebRwkv => "web-rwkv",
+            Self::LlamaCpp => "llama.cpp",
         })
     }
 }
@@ -60,6 +68,29 @@ const FLA_LOCAL: [(&str, &str); 9] = [
     ("attn.", "att."),
 ];
 
+/// Beginnings of the names beside the layers in transformers' RWKV-7, and BlinkDL's.
+const LINEAR_ATTENTION_GLOBAL: [(&str, &str); 4] = [
+    ("embed_tokens.", "emb."),
+    ("embedding_norm.", "blocks.0.ln0."),
+    ("norm.", "ln_out."),
+    ("lm_head.", "head."),
+];
+
+/// The same inside a layer. The first one that fits counts.
+const LINEAR_ATTENTION_LOCAL: [(&str, &str); 11] = [
+    ("input_layernorm.", "ln1."),
+    ("post_attention_layernorm.", "ln2."),
+    ("linear_attn.r_proj.", "att.receptance."),
+    ("linear_attn.k_proj.", "att.key."),
+    ("linear_attn.v_proj.", "att.value."),
+    ("linear_attn.o_proj.", "att.output."),
+    ("linear_attn.g_norm.", "att.ln_x."),
+    ("linear_attn.", "att."),
+    ("mlp.up_proj.", "ffn.key."),
+    ("mlp.down_proj.", "ffn.value."),
+    ("mlp.", "ffn."),
+];
+
 /// Finds the naming by names that only one program uses. Without such names it is BlinkDL's.
 pub(super) fn naming(tensors: &[SourceTensor]) -> Naming {
     let any = |test: fn(&str) -> bool| tensors.iter().any(|tensor| test(&tensor.name));
@@ -67,6 +98,8 @@ pub(super) fn naming(tensors: &[SourceTensor]) -> Naming {
         Naming::HuggingFace
     } else if any(is_fla) {
         Naming::FlashLinearAttention
+    } else if any(is_linear_attention) {
+        Naming::LinearAttention
     } else {
         Naming::BlinkDl
     }
@@ -81,6 +114,10 @@ fn is_fla(name: &str) -> bool {
     split_numbered(name, "layers.").is_some_and(|(_, local)| local == "attn.r_k")
 }
 
+fn is_linear_attention(name: &str) -> bool {
+    split_numbered(name, "layers.").is_some_and(|(_, local)| local == "linear_attn.r_k")
+}
+
 /// BlinkDL's name for a tensor; names that mean nothing in `naming` stay.
 pub(super) fn blinkdl_name(naming: Naming, name: &str) -> String {
     let (name, translated) = match naming {
@@ -89,7 +126,10 @@ pub(super) fn blinkdl_name(naming: Naming, name: &str) -> String {
             (name, hugging_face(name))
         }
         Naming::FlashLinearAttention => (name, fla(name)),
-        Naming::BlinkDl | Naming::WebRwkv => (name, None),
+        Naming::LinearAttention => (name, by_tables(&LINEAR_ATTENTION_GLOBAL, &LINEAR_ATTENTION_LOCAL, name)),
+        // Some ports of BlinkDL's names to transformers rename this tensor alone.
+        Naming::BlinkDl if name == "embeddings.weight" => (name, Some("emb.weight".to_owned())),
+        Naming::BlinkDl | Naming::WebRwkv | Naming::LlamaCpp => (name, None),
     };
     translated.unwrap_or_else(|| name.to_owned())
 }
@@ -113,15 +153,22 @@ fn short_mix(name: &str) -> &str {
 }
 
 fn fla(name: &str) -> Option<String> {
+    let low_rank = split_numbered(name, "layers.")
+        .and_then(|(layer, local)| Some(format!("blocks.{layer}.{}", fla_low_rank(local)?)));
+    low_rank.or_else(|| by_tables(&FLA_GLOBAL, &FLA_LOCAL, name))
+}
+
+/// The name with its beginning replaced as one of the tables says: `global` beside the layers,
+/// `local` inside one. Other names inside a layer keep their beginning.
+fn by_tables(global: &[(&str, &str)], local: &[(&str, &str)], name: &str) -> Option<String> {
     let translate = |table: &[(&str, &str)], name: &str| {
         table.iter().find_map(|(from, to)| Some(format!("{to}{}", name.strip_prefix(from)?)))
     };
-    let Some((layer, local)) = split_numbered(name, "layers.") else {
-        return translate(&FLA_GLOBAL, name);
+    let Some((layer, inside)) = split_numbered(name, "layers.") else {
+        return translate(global, name);
     };
-    let local =
-        fla_low_rank(local).or_else(|| translate(&FLA_LOCAL, local)).unwrap_or_else(|| local.to_owned());
-    Some(format!("blocks.{layer}.{local}"))
+    let inside = translate(local, inside).unwrap_or_else(|| inside.to_owned());
+    Some(format!("blocks.{layer}.{inside}"))
 }
 
 /// The two linear layers of a low-rank map are its factors, transposed; the bias of the second is
@@ -164,6 +211,8 @@ mod tests {
         kept(Naming::FlashLinearAttention, "layers.3.mlp.x", "blocks.3.mlp.x");
         kept(Naming::FlashLinearAttention, "layers.03.attn.r_k", "layers.03.attn.r_k");
         kept(Naming::BlinkDl, "layers.3.attn.r_k", "layers.3.attn.r_k");
+        kept(Naming::LinearAttention, "layers.3.self_attn.q_proj.weight", "blocks.3.self_attn.q_proj.weight");
+        kept(Naming::LinearAttention, "embedding_norms.weight", "embedding_norms.weight");
     }
 
     #[test]
@@ -173,6 +222,9 @@ mod tests {
             (Naming::HuggingFace, "rwkv.blocks.10.feed_forward.time_mix_receptance"),
             (Naming::FlashLinearAttention, "layers.10.attn.v_lora.lora.2.bias"),
             (Naming::FlashLinearAttention, "lm_head.weight"),
+            (Naming::LinearAttention, "layers.10.linear_attn.r_proj.weight"),
+            (Naming::LinearAttention, "embedding_norm.bias"),
+            (Naming::BlinkDl, "embeddings.weight"),
         ] {
             let translated = blinkdl_name(naming, name);
             assert_ne!(translated, name);

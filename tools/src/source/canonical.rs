@@ -13,7 +13,8 @@
 //! A low-rank factor is as wide as the model on one side, and that side says how it is stored. Only
 //! the shape counts, whatever the container. A factor that is as wide on both sides is stored as
 //! the program stores all factors. If the program is unknown, it is stored like the other factors
-//! of the file, or else as BlinkDL does.
+//! of the file. If all factors of an RWKV-7 in a safetensors file are square, the user has to say
+//! who wrote it. Torch files are BlinkDL's.
 
 use super::aliases::{Naming, blinkdl_name, naming};
 use super::error::SourceError;
@@ -35,14 +36,16 @@ const SECOND_FACTORS: [&str; 6] =
 
 const TUNED_STATE: &str = "att.time_state";
 
-/// Renames, splits and marks the tensors. They come sorted and stay sorted.
+/// Renames, splits and marks the tensors. They come sorted and stay sorted. `wanted` decides
+/// between BlinkDL and web-rwkv where the tensors do not.
 pub(super) fn canonicalize(
     source: &Source,
     container: Container,
     tensors: &mut Vec<SourceTensor>,
+    wanted: Option<Naming>,
 ) -> Result<Naming, SourceError> {
     refuse_states_alone(source, container, tensors)?;
-    let mut naming = naming(tensors);
+    let mut naming = if container == Container::Gguf { Naming::LlamaCpp } else { naming(tensors) };
     tensors.iter_mut().for_each(|tensor| tensor.name = blinkdl_name(naming, &tensor.name));
     split_mixes(source, container, naming, tensors)?;
     names::sort(source, tensors)?;
@@ -55,9 +58,15 @@ pub(super) fn canonicalize(
     }
 
     let always_swapped = container == Container::RwkvCpp
-        || naming == Naming::FlashLinearAttention
+        || matches!(naming, Naming::FlashLinearAttention | Naming::LlamaCpp)
         || (naming == Naming::WebRwkv && dynamic_mixes);
-    let swapped = mark_low_rank(source, tensors, always_swapped)?;
+    let if_all_square = match (naming, container) {
+        (Naming::BlinkDl, Container::Safetensors) if find(tensors, "blocks.0.att.r_k").is_some() => {
+            wanted.map(|wanted| wanted == Naming::WebRwkv)
+        }
+        _ => Some(false),
+    };
+    let swapped = mark_low_rank(source, tensors, always_swapped, if_all_square)?;
     if naming == Naming::BlinkDl && swapped && container != Container::RwkvCpp {
         naming = Naming::WebRwkv;
     }
@@ -65,7 +74,25 @@ pub(super) fn canonicalize(
         let states = tensors.iter_mut().filter(|tensor| is_in_layer(tensor, TUNED_STATE));
         states.for_each(|tensor| tensor.transposed = true);
     }
+    check_wanted(source, naming, wanted, tensors)?;
     Ok(naming)
+}
+
+/// Refuses an answer of the user that the tensors contradict. RWKV-4 and 5 have no factors, so the
+/// names of both programs may be the same there.
+fn check_wanted(
+    source: &Source,
+    naming: Naming,
+    wanted: Option<Naming>,
+    tensors: &[SourceTensor],
+) -> Result<(), SourceError> {
+    let has_factors = tensors.iter().any(|tensor| is_in_layer(tensor, "att.w1"));
+    match wanted {
+        Some(wanted) if wanted != naming && (naming != Naming::BlinkDl || has_factors) => {
+            Err(source.unsupported(format!("the tensors are those of {naming}, and not of {wanted}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether a tensor of some layer has this name inside the layer.
@@ -180,10 +207,12 @@ fn stored(tensor: &SourceTensor, width: usize, first: bool) -> Stored {
 }
 
 /// Sets `transposed` of the low-rank factors; returns whether the file stores them swapped.
+/// `if_all_square` says so where no shape does; without it such a file is refused.
 fn mark_low_rank(
     source: &Source,
     tensors: &mut [SourceTensor],
     always_swapped: bool,
+    if_all_square: Option<bool>,
 ) -> Result<bool, SourceError> {
     let matrix = |name: &str| <[usize; 2]>::try_from(find(tensors, name)?.shape.as_slice()).ok();
     let (Some([_, embd]), Some([att, _])) = (matrix("emb.weight"), matrix("blocks.0.att.key.weight")) else {
@@ -208,7 +237,18 @@ fn mark_low_rank(
             format!("{} one way and {} the other", right.name.escape_debug(), swapped.name.escape_debug()),
         ));
     }
-    let file_swaps = always_swapped || (swapped.is_some() && right.is_none());
+    let file_swaps = always_swapped
+        || match (right, swapped, square, if_all_square) {
+            (None, None, Some(square), None) => {
+                return Err(source.tensor(
+                    &square.name,
+                    "a low-rank factor that is not square, to see whether BlinkDL or web-rwkv wrote it",
+                    "none in this file; --naming blinkdl or --naming web-rwkv decides",
+                ));
+            }
+            (None, None, Some(_), Some(swapped)) => swapped,
+            _ => swapped.is_some() && right.is_none(),
+        };
     for tensor in tensors {
         tensor.transposed = match how(tensor) {
             Some(Stored::Swapped) => true,

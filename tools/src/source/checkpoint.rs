@@ -1,18 +1,23 @@
 //! An opened checkpoint: its tensors under BlinkDL's names, and their values.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::aliases::Naming;
+use super::config_json::{self, Beside, ConfigJson};
 use super::error::SourceError;
 use super::file::{ReadAt, Source};
-use super::location::Location;
+use super::gguf::{self, About, Vocabulary};
+use super::inventory::LN0;
+use super::location::{Location, VIEWS};
+use super::merge::Merging;
 use super::records::Record;
 use super::shards::Shards;
 use super::sniff::Kind;
-use super::tensor::{Container, SourceTensor};
+use super::tensor::{Container, SourceDType, SourceTensor, Unreadable};
 use super::zero_runs::ZeroRun;
-use super::{canonical, decode, index, names, records, shards, sniff, zero_runs};
+use super::{canonical, decode, folder, index, names, records, shards, sniff, zero_runs};
 
 /// Bytes of one scratch buffer: it stays in the second-level cache between reading and decoding.
 const SCRATCH: usize = 256 * 1024;
@@ -30,10 +35,20 @@ pub struct Checkpoint {
     shards: Vec<Source>,
     container: Container,
     naming: Naming,
+    /// The folder that was opened.
+    folder: Option<PathBuf>,
+    config: Option<ConfigJson>,
+    notes: Vec<String>,
     tensors: Vec<SourceTensor>,
+    /// Bytes that are computed from those of the files.
+    views: Vec<Source>,
+    unreadable: Vec<Unreadable>,
+    /// The adapters that are merged into the tensors.
+    merging: Option<Arc<Merging>>,
     other_entries: Vec<String>,
     /// By file and place.
     records: Vec<Record>,
+    about: About,
     scratch: Mutex<Vec<Vec<u8>>>,
 }
 
@@ -41,40 +56,122 @@ impl Checkpoint {
     /// Opens a checkpoint and reads its index.
     ///
     /// `path` is the file with the tensors or, where several files hold them, the `.index.json`
-    /// beside these.
+    /// beside these, or the folder of either. A `config.json` beside the file is read too.
     ///
     /// # Errors
     ///
-    /// When a file cannot be read, is no checkpoint, or breaks a rule of its container.
+    /// When a file cannot be read, is no checkpoint, or breaks a rule of its container. When a
+    /// folder has no checkpoint or several, or the `config.json` of another model.
     pub fn open(path: &Path) -> Result<Self, SourceError> {
-        Self::of(Source::open(path)?)
+        Self::open_as(path, None)
+    }
+
+    /// As [`open`](Self::open), where `naming` decides between BlinkDL and web-rwkv if the tensors
+    /// do not.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open), and when the tensors contradict `naming`.
+    pub fn open_as(path: &Path, naming: Option<Naming>) -> Result<Self, SourceError> {
+        if !path.is_dir() {
+            let checkpoint = Self::of(Source::open(path)?, naming)?;
+            return checkpoint.with_config();
+        }
+        let checkpoint = Self::of(Source::open(&folder::weights(path)?)?, naming)?.with_config()?;
+        match checkpoint.notes.first() {
+            None => Ok(Self { folder: Some(path.to_owned()), ..checkpoint }),
+            Some(note) => Err(checkpoint.source.unsupported(format!("not the model of this folder: {note}"))),
+        }
+    }
+
+    /// Reads the `config.json` beside the file. A GGUF file says everything itself.
+    fn with_config(mut self) -> Result<Self, SourceError> {
+        if self.container == Container::Gguf {
+            return Ok(self);
+        }
+        match config_json::beside(self.path(), &self.tensors)? {
+            Beside::Nothing => {}
+            Beside::Config(config) => {
+                config.check_ln0(self.get(LN0[0]).is_some())?;
+                self.config = Some(config);
+            }
+            Beside::Other(note) => self.notes.push(note),
+        }
+        Ok(self)
     }
 
     /// A checkpoint whose bytes are computed when read. `description` takes the place of its path.
     pub(crate) fn computed(description: PathBuf, bytes: Box<dyn ReadAt>) -> Result<Self, SourceError> {
-        Self::of(Source::computed(description, bytes))
+        Self::of(Source::computed(description, bytes), None)
     }
 
-    fn of(source: Source) -> Result<Self, SourceError> {
+    fn of(source: Source, wanted: Option<Naming>) -> Result<Self, SourceError> {
         let (shards, container, mut index) = match sniff::kind(&source)? {
+            Kind::Container(Container::Gguf) => {
+                let gguf::Opened { files, index } = gguf::open(&source)?;
+                (files, Container::Gguf, index)
+            }
             Kind::Container(container) => (Vec::new(), container, index::read(&source, container)?),
             Kind::Json => {
                 let Shards { files, container, index } = shards::open(&source)?;
                 (files, container, index)
             }
         };
-        names::clean(&source, &mut index.tensors)?;
-        let naming = canonical::canonicalize(&source, container, &mut index.tensors)?;
+        names::clean(&source, &mut index)?;
+        let naming = canonical::canonicalize(&source, container, &mut index.tensors, wanted)?;
         Ok(Self {
             source,
             shards,
             container,
             naming,
+            folder: None,
+            config: None,
+            notes: Vec::new(),
             tensors: index.tensors,
+            views: index.views,
+            unreadable: index.unreadable,
+            merging: None,
             other_entries: index.other_entries,
             records: index.records,
+            about: index.about,
             scratch: Mutex::default(),
         })
+    }
+
+    /// The same files with other tensors. `views` follow those that the checkpoint has.
+    pub(super) fn with_tensors(
+        &self,
+        tensors: Vec<SourceTensor>,
+        views: Vec<Source>,
+        merging: Arc<Merging>,
+    ) -> Self {
+        Self {
+            source: self.source.clone(),
+            shards: self.shards.clone(),
+            container: self.container,
+            naming: self.naming,
+            folder: self.folder.clone(),
+            config: self.config.clone(),
+            notes: self.notes.clone(),
+            tensors,
+            views: self.views.iter().cloned().chain(views).collect(),
+            unreadable: self.unreadable.clone(),
+            merging: Some(merging),
+            other_entries: self.other_entries.clone(),
+            records: self.records.clone(),
+            about: self.about.clone(),
+            scratch: Mutex::default(),
+        }
+    }
+
+    /// Shard number of the first view that [`with_tensors`](Self::with_tensors) adds.
+    pub(super) fn next_view(&self) -> usize {
+        VIEWS + self.views.len()
+    }
+
+    /// The adapters that are merged into the tensors.
+    pub(crate) fn adapters(&self) -> impl Iterator<Item = &Checkpoint> {
+        self.merging.iter().flat_map(|merging| merging.adapters())
     }
 
     /// Format of the file, or of each of several files.
@@ -82,9 +179,54 @@ impl Checkpoint {
         self.container
     }
 
+    /// The element types of the tensors, each once.
+    pub fn dtypes(&self) -> BTreeSet<SourceDType> {
+        self.tensors.iter().map(|tensor| tensor.dtype).collect()
+    }
+
+    /// Epsilon of the layer norms, if the checkpoint or the `config.json` beside it names it.
+    pub fn layer_norm_eps(&self) -> Option<f32> {
+        self.about.layer_norm_eps.or(self.config.as_ref().and_then(ConfigJson::layer_norm_eps))
+    }
+
+    /// Reads the vocabulary, if the checkpoint has one.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read any more, or a token is too long or no text.
+    pub fn vocabulary(&self) -> Result<Option<Vocabulary>, SourceError> {
+        let place = self.about.vocabulary.as_ref().zip(self.files().first());
+        place.map(|(place, file)| place.read(file)).transpose()
+    }
+
+    /// The chat template, if the checkpoint has one: a Jinja text, or a name.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.about.chat_template.as_deref()
+    }
+
     /// Naming scheme of the tensors in the file.
     pub fn naming(&self) -> Naming {
         self.naming
+    }
+
+    /// What the `config.json` beside the file says, if there is one of this model.
+    pub fn config_json(&self) -> Option<&ConfigJson> {
+        self.config.as_ref()
+    }
+
+    /// The folder, if the checkpoint was opened by it.
+    pub fn folder(&self) -> Option<&Path> {
+        self.folder.as_deref()
+    }
+
+    /// What was found and not used; a line each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Whether the embedding is normalised already, and `ln0` left out.
+    pub fn has_normed_embedding(&self) -> bool {
+        self.config.as_ref().is_some_and(ConfigJson::has_normed_embedding)
     }
 
     /// All tensors, in natural order of their names (`blocks.2` before `blocks.10`), each name
@@ -101,6 +243,21 @@ impl Checkpoint {
     /// Names of the entries beside the tensors, such as a trainer's step count. They are not read.
     pub fn other_entries(&self) -> &[String] {
         &self.other_entries
+    }
+
+    /// Entries under tensors' names that are not read.
+    pub(super) fn unreadable(&self) -> &[Unreadable] {
+        &self.unreadable
+    }
+
+    /// Refuses an entry that must be a tensor, and is not read.
+    pub(crate) fn check_readable(&self) -> Result<(), SourceError> {
+        match self.unreadable.first() {
+            None => Ok(()),
+            Some(Unreadable { name, found }) => {
+                Err(self.source.tensor(name, "a tensor of bfloat16, half, float or double", found.as_str()))
+            }
+        }
     }
 
     /// Whether the checkpoint has random weights that are computed, and is no file.
@@ -191,19 +348,30 @@ impl Checkpoint {
         scratch: &mut [u8],
     ) -> Result<(), SourceError> {
         let Location { shard, offset, row_len, row_stride } = tensor.location;
-        let file = self.shards.get(shard).unwrap_or(&self.source);
-        let size = tensor.dtype.size();
+        let file = self.shard(shard);
+        let (size, block_len) = (tensor.dtype.size(), tensor.dtype.block_len());
+        let factor = self.about.factor(&tensor.name);
         while !out.is_empty() {
             let (row, column) = (start / row_len, start % row_len);
-            let count = out.len().min(row_len - column).min(scratch.len() / size);
+            let (block, skip) = (column / block_len, column % block_len);
+            let count = out.len().min(row_len - column).min(scratch.len() / size * block_len - skip);
             let (values, rest) = out.split_at_mut(count);
-            let bytes = &mut scratch[..count * size];
-            file.read_at(bytes, offset + row as u64 * row_stride + (column * size) as u64)?;
-            decode::decode(tensor.dtype, bytes, values);
+            let bytes = &mut scratch[..(skip + count).div_ceil(block_len) * size];
+            file.read_at(bytes, offset + row as u64 * row_stride + (block * size) as u64)?;
+            decode::decode(tensor.dtype, bytes, skip, values);
+            if factor != 1.0 {
+                values.iter_mut().for_each(|value| *value *= factor);
+            }
             start += count;
             out = rest;
         }
         Ok(())
+    }
+
+    /// The file or the view of this number.
+    pub(super) fn shard(&self, shard: usize) -> &Source {
+        let view = shard.checked_sub(VIEWS).and_then(|view| self.views.get(view));
+        view.or_else(|| self.shards.get(shard)).unwrap_or(&self.source)
     }
 
     fn take_scratch(&self) -> Vec<u8> {

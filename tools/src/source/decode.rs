@@ -1,16 +1,19 @@
-//! Little-endian elements of the four float types to `f32`.
+//! Little-endian elements of the four float types, and blocks of quantized ones, to `f32`.
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
+use super::gguf;
 use super::tensor::SourceDType;
 
-/// Decodes `out.len()` elements; `bytes` holds exactly that many.
+/// Decodes `out.len()` elements, the first of which is element `skip` of the first block. `bytes`
+/// holds exactly their blocks; the other types have blocks of one element.
 ///
 /// BF16, F16 and F32 convert exactly (signalling NaNs may turn quiet); F64 rounds to nearest.
-pub(super) fn decode(dtype: SourceDType, bytes: &[u8], out: &mut [f32]) {
-    debug_assert_eq!(bytes.len(), out.len() * dtype.size());
+pub(super) fn decode(dtype: SourceDType, bytes: &[u8], skip: usize, out: &mut [f32]) {
+    debug_assert_eq!(bytes.len(), (skip + out.len()).div_ceil(dtype.block_len()) * dtype.size());
     match dtype {
+        SourceDType::Block(block) => gguf::decode(block, bytes, skip, out),
         SourceDType::BF16 => {
             for (value, &raw) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
                 *value = f32::from_bits(u32::from(u16::from_le_bytes(raw)) << 16);
@@ -64,7 +67,7 @@ mod tests {
     fn check_all_patterns(dtype: SourceDType, exponent_bits: u32, fraction_bits: u32) {
         let bytes: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
         let mut out = vec![0.0; 1 << 16];
-        decode(dtype, &bytes, &mut out);
+        decode(dtype, &bytes, 0, &mut out);
         for (bits, found) in (0..=u16::MAX).zip(out) {
             let expected = by_definition(bits, exponent_bits, fraction_bits);
             let same = f64::from(found) == expected && found.is_sign_negative() == (bits >> 15 == 1);
@@ -90,7 +93,7 @@ mod tests {
         let patterns = [0, 0x8000_0000, 1, 0x0080_0000, 0x3f80_0001, 0x7f7f_ffff, 0x7f80_0000, 0xffc1_2345];
         let bytes: Vec<u8> = patterns.iter().copied().flat_map(u32::to_le_bytes).collect();
         let mut out = [0.0; 8];
-        decode(SourceDType::F32, &bytes, &mut out);
+        decode(SourceDType::F32, &bytes, 0, &mut out);
         assert_eq!(out.map(f32::to_bits), patterns);
     }
 
@@ -107,7 +110,7 @@ mod tests {
         ];
         for (wide, expected) in cases {
             let mut out = [7.0];
-            decode(SourceDType::F64, &f64::to_le_bytes(wide), &mut out);
+            decode(SourceDType::F64, &f64::to_le_bytes(wide), 0, &mut out);
             assert_eq!(out[0].to_bits(), f32::to_bits(expected), "{wide}");
         }
     }
@@ -117,7 +120,7 @@ mod tests {
         for len in [0, 1, 511, 512, 513, 1024, 1500] {
             let bytes: Vec<u8> = (0..len as u16).flat_map(u16::to_le_bytes).collect();
             let mut out = vec![-1.0; len];
-            decode(SourceDType::F16, &bytes, &mut out);
+            decode(SourceDType::F16, &bytes, 0, &mut out);
             assert!(
                 out.iter().zip(0..).all(|(&found, bits)| found == f16::from_bits(bits).to_f32()),
                 "{len}"

@@ -6,7 +6,8 @@ use rwkv_edge::format::Version;
 use super::aliases::Naming;
 use super::checkpoint::Checkpoint;
 use super::error::SourceError;
-use super::{inventory, names, shards};
+use super::tensor::Container;
+use super::{adapter, inventory, names, shards};
 
 /// A refused variant: the beginnings of names that mark it, in a layer or beside the layers, and
 /// the reason.
@@ -45,7 +46,7 @@ const VARIANTS: &[Variant] = &[
         what: "a MishGLU variant: its channel mixing is a different block",
     },
     Variant {
-        in_layer: &[],
+        in_layer: &["pos_emb_x", "pos_emb_y"],
         beside: &["pos_emb_x", "pos_emb_y"],
         what: "a variant with position embeddings: its context is bounded",
     },
@@ -75,7 +76,7 @@ const VARIANTS: &[Variant] = &[
 /// variant and the reason, or names a missing or unknown tensor.
 pub fn detect(checkpoint: &Checkpoint) -> Result<Version, SourceError> {
     whole_model(checkpoint).map_err(|error| {
-        if shards::is_shard_name(&checkpoint.file_name()) {
+        if checkpoint.container() != Container::Gguf && shards::is_shard_name(&checkpoint.file_name()) {
             checkpoint.source.unsupported(
                 "this file holds only some of the tensors; name the .index.json that lies beside it, \
                  with all files of the checkpoint in the same folder",
@@ -87,13 +88,16 @@ pub fn detect(checkpoint: &Checkpoint) -> Result<Version, SourceError> {
 }
 
 fn whole_model(checkpoint: &Checkpoint) -> Result<Version, SourceError> {
-    if checkpoint.tensors().iter().all(|tensor| tensor.name.ends_with(".att.time_state")) {
+    let tensors = checkpoint.tensors();
+    if !tensors.is_empty() && tensors.iter().all(|tensor| tensor.name.ends_with(".att.time_state")) {
         return Err(checkpoint.source.unsupported(
             "this is a tuned state and no model: `--state-only THIS OUT.rwstate --for MODEL.rwkv` makes a state file, \
              and `--state THIS` together with a checkpoint puts it into a model",
         ));
     }
+    adapter::refuse(checkpoint)?;
     refuse_variants(checkpoint)?;
+    checkpoint.check_readable()?;
     let version = version(checkpoint)?;
     inventory::check(checkpoint, version)?;
     Ok(version)
@@ -101,7 +105,8 @@ fn whole_model(checkpoint: &Checkpoint) -> Result<Version, SourceError> {
 
 fn refuse_variants(checkpoint: &Checkpoint) -> Result<(), SourceError> {
     let tensors = checkpoint.tensors().iter().map(|tensor| tensor.name.as_str());
-    let names = tensors.chain(checkpoint.other_entries().iter().map(String::as_str));
+    let unreadable = checkpoint.unreadable().iter().map(|entry| entry.name.as_str());
+    let names = tensors.chain(unreadable).chain(checkpoint.other_entries().iter().map(String::as_str));
     for variant in VARIANTS {
         let marked = names.clone().find(|name| {
             let (marks, local) = match names::split_layer(name) {

@@ -64,6 +64,18 @@ pub enum SourceError {
         /// The form in the file.
         found: String,
     },
+    /// A file beside the checkpoint cannot be read; says its path.
+    #[error(transparent)]
+    Beside(rwkv_edge::Error),
+    /// The `config.json` beside the checkpoint is damaged, or asks for what the converter cannot
+    /// do.
+    #[error("{}: {what}", file.display())]
+    Config {
+        /// The `config.json`.
+        file: PathBuf,
+        /// The key, and what is wrong with it.
+        what: String,
+    },
     /// The file is well-formed but holds something this converter does not read.
     #[error("{}: unsupported: {what}", file.display())]
     Unsupported {

@@ -4,6 +4,7 @@ use std::fmt::Debug;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::error::SourceError;
 
@@ -27,10 +28,10 @@ struct OnDisk {
     len: u64,
 }
 
-/// An opened file.
-#[derive(Debug)]
+/// An opened file. Clones share it.
+#[derive(Debug, Clone)]
 pub(super) struct Source {
-    bytes: Box<dyn ReadAt>,
+    bytes: Arc<dyn ReadAt>,
     /// A description of a file that is computed.
     path: PathBuf,
     is_computed: bool,
@@ -54,12 +55,17 @@ impl Source {
         if len == 0 {
             return refuse("the file is empty; the download did not start or was interrupted");
         }
-        Ok(Self { bytes: Box::new(OnDisk { file, len }), path: path.to_owned(), is_computed: false })
+        Ok(Self { bytes: Arc::new(OnDisk { file, len }), path: path.to_owned(), is_computed: false })
     }
 
     /// A file whose bytes are computed when read.
     pub(super) fn computed(description: PathBuf, bytes: Box<dyn ReadAt>) -> Self {
-        Self { bytes, path: description, is_computed: true }
+        Self { bytes: bytes.into(), path: description, is_computed: true }
+    }
+
+    /// Bytes that are computed from this file, by whose name errors call them.
+    pub(super) fn view(&self, bytes: impl ReadAt + 'static) -> Self {
+        Self { bytes: Arc::new(bytes), path: self.path.clone(), is_computed: true }
     }
 
     /// Whether the file is computed.
@@ -82,7 +88,8 @@ impl Source {
         let end = offset.saturating_add(buffer.len() as u64);
         self.read_exact_at(buffer, offset).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => self.malformed(format!("it ends before byte {end}")),
-            _ => self.io(error),
+            // A view has an error of its own.
+            _ => error.downcast::<SourceError>().unwrap_or_else(|error| self.io(error)),
         })
     }
 

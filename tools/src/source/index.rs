@@ -3,7 +3,7 @@
 use super::error::SourceError;
 use super::file::Source;
 use super::tensor::{Container, Index};
-use super::{pth, rwkvcpp, safetensors};
+use super::{gguf, pth, rwkvcpp, safetensors};
 
 /// Reads the index of one file.
 pub(super) fn read(source: &Source, container: Container) -> Result<Index, SourceError> {
@@ -11,5 +11,6 @@ pub(super) fn read(source: &Source, container: Container) -> Result<Index, Sourc
         Container::TorchZip => pth::index(source),
         Container::Safetensors => safetensors::index(source),
         Container::RwkvCpp => rwkvcpp::index(source),
+        Container::Gguf => gguf::open(source).map(|opened| opened.index),
     }
 }

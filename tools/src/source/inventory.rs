@@ -113,8 +113,9 @@ pub(super) fn check(checkpoint: &Checkpoint, version: Version) -> Result<(), Sou
     let inventory = Inventory::of(version);
     let tensors = checkpoint.tensors();
     if let Some(tensor) = tensors.iter().find(|tensor| !inventory.knows(&tensor.name)) {
+        let known = if version == Version::V4 { "such as 4b, or " } else { "" };
         return Err(checkpoint.source.unsupported(format!(
-            "an unknown variant of {version} (such as 4b, or a file converted by another program): \
+            "an unknown variant of {version} ({known}a file converted by another program): \
              tensor {} does not belong to {version}",
             tensor.name.escape_debug()
         )));
@@ -138,6 +139,7 @@ fn check_entry(
     let named = |name: &String| format!("{prefix}{name}");
     let found = entry.names.iter().filter(|name| checkpoint.get(&named(name)).is_some()).count();
     match (found, entry.names.first()) {
+        (0, Some(name)) if LN0.contains(&&*named(name)) && checkpoint.has_normed_embedding() => Ok(()),
         (0, Some(name)) if entry.required => Err(missing(checkpoint, version, &named(name))),
         (0 | 1, _) => Ok(()),
         _ => Err(checkpoint.source.unsupported(format!(
@@ -150,6 +152,12 @@ fn check_entry(
 
 fn missing(checkpoint: &Checkpoint, version: Version, name: &str) -> SourceError {
     let naming = checkpoint.naming();
+    if LN0.contains(&name) && naming == Naming::LinearAttention {
+        return checkpoint.source.unsupported(format!(
+            "a {naming} model without embedding_norm: the config.json beside it must say \
+             \"embedding_layer_norm_fused\": true if the embedding is normalised already ({name})"
+        ));
+    }
     if LN0.contains(&name) && naming == Naming::FlashLinearAttention {
         return checkpoint.source.unsupported(format!(
             "a {naming} model without pre_norm (norm_first = false): it does not normalise the embedding, \
@@ -157,7 +165,7 @@ fn missing(checkpoint: &Checkpoint, version: Version, name: &str) -> SourceError
         ));
     }
     let mut found = "none; the file is incomplete, a hybrid or another architecture".to_owned();
-    if name == model_names::HEAD && matches!(naming, Naming::HuggingFace | Naming::FlashLinearAttention) {
+    if name == model_names::HEAD && naming != Naming::BlinkDl && naming != Naming::WebRwkv {
         found.push_str("; a head that is tied to the embedding is not read");
     }
     if naming != Naming::BlinkDl {

@@ -1,11 +1,15 @@
 //! Where the elements of a tensor are.
 
+/// First shard number of the bytes that are computed from those of a file; it is beyond those of
+/// files.
+pub(super) const VIEWS: usize = 1 << 20;
+
 /// Rows of `row_len` contiguous elements, `row_stride` bytes apart; a contiguous tensor is one row.
 ///
 /// Opening a checkpoint makes sure that all of them lie inside the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Location {
-    /// Which of several files; 0 if there is one.
+    /// Which of several files; 0 if there is one. From [`VIEWS`] on, which of the views.
     pub(super) shard: usize,
     /// First byte.
     pub(super) offset: u64,

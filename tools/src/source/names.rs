@@ -4,10 +4,18 @@ use std::cmp::Ordering;
 
 use super::error::SourceError;
 use super::file::Source;
-use super::tensor::SourceTensor;
+use super::tensor::{Index, SourceTensor};
 
-/// Prefixes that `torch.compile`, data-parallel wrappers and trainers put in front of every name.
-const PREFIXES: [&str; 3] = ["_orig_mod.", "module.", "model."];
+/// Parts that `torch.compile`, data-parallel wrappers and adapters put between the parts of a name.
+const WRAPPERS: [&str; 5] =
+    ["_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_forward_module", "base_layer"];
+
+/// Prefixes of names in files that have no embedding, and of names beside the model's prefix.
+const PREFIXES: [&str; 2] = ["module.", "model."];
+
+/// First parts of the names of weights, in all naming schemes.
+const WEIGHTS: [&str; 9] =
+    ["emb", "blocks", "ln_out", "head", "embeddings", "embed_tokens", "layers", "norm", "lm_head"];
 
 /// Longest tensor name accepted.
 pub(super) const MAX_NAME: usize = 512;
@@ -29,24 +37,80 @@ pub(super) fn check_count(source: &Source, entries: usize) -> Result<(), SourceE
     Ok(())
 }
 
-/// Strips prefixes and sorts; refuses adapters that are not merged.
-pub(super) fn clean(source: &Source, tensors: &mut [SourceTensor]) -> Result<(), SourceError> {
-    for tensor in &mut *tensors {
-        let stripped = strip_prefixes(&tensor.name);
-        if stripped.len() != tensor.name.len() {
-            tensor.name = stripped.to_owned();
+/// Strips prefixes and sorts. Unreadable entries that are no weights become other entries.
+pub(super) fn clean(source: &Source, index: &mut Index) -> Result<(), SourceError> {
+    let Index { tensors, unreadable, other_entries, .. } = index;
+    for name in tensors.iter_mut().map(|t| &mut t.name).chain(unreadable.iter_mut().map(|u| &mut u.name)) {
+        drop_wrappers(name);
+    }
+    let names = || tensors.iter().map(|t| &*t.name).chain(unreadable.iter().map(|u| &*u.name));
+    let prefix = model_prefix(source, names)?;
+    for name in tensors.iter_mut().map(|t| &mut t.name).chain(unreadable.iter_mut().map(|u| &mut u.name)) {
+        let stripped = strip_prefixes(name.strip_prefix(&prefix).unwrap_or(name));
+        if stripped.len() != name.len() {
+            *name = stripped.to_owned();
         }
-        if tensor.name.is_empty() || tensor.name.len() > MAX_NAME {
-            return Err(source.malformed(format!("a tensor name of {} bytes", tensor.name.len())));
+        if name.is_empty() || name.len() > MAX_NAME {
+            return Err(source.malformed(format!("a tensor name of {} bytes", name.len())));
         }
     }
-    if let Some(lora) = tensors.iter().find(|tensor| is_lora(&tensor.name)) {
-        return Err(source.unsupported(format!(
-            "{} belongs to a LoRA adapter; merge the adapter into the base model first",
-            lora.name.escape_debug()
-        )));
-    }
+    let others = unreadable.extract_if(.., |entry| {
+        let first = entry.name.split('.').next();
+        !first.is_some_and(|first| WEIGHTS.contains(&first))
+    });
+    other_entries.extend(others.map(|entry| entry.name));
     sort(source, tensors)
+}
+
+/// Removes the parts of a name that wrappers add.
+fn drop_wrappers(name: &mut String) {
+    if name.split('.').any(|part| WRAPPERS.contains(&part)) {
+        let kept = name.split('.').filter(|part| !WRAPPERS.contains(part));
+        *name = kept.collect::<Vec<_>>().join(".");
+    }
+}
+
+/// The prefix of the model's names: what stands before `emb.weight`. In a file without an embedding,
+/// what stands before `blocks.` in every name that has it.
+fn model_prefix<'n, I: Iterator<Item = &'n str>>(
+    source: &Source,
+    names: impl Fn() -> I,
+) -> Result<String, SourceError> {
+    let has_prefix = |name: &&str| name.is_empty() || name.ends_with('.');
+    let embeddings = names().filter_map(|name| name.strip_suffix("emb.weight")).filter(has_prefix);
+    let mut prefixes: Vec<&str> = embeddings.filter(|prefix| !prefix.contains("blocks.")).collect();
+    prefixes.sort_unstable();
+    prefixes.dedup();
+    // Another part of the model may have an embedding of its own, but no layers.
+    if prefixes.len() > 1 {
+        let has_layers = |prefix: &&str| {
+            names().any(|name| name.strip_prefix(*prefix).is_some_and(|name| name.starts_with("blocks.")))
+        };
+        let with_layers: Vec<&str> = prefixes.iter().copied().filter(has_layers).collect();
+        if !with_layers.is_empty() {
+            prefixes = with_layers;
+        }
+    }
+    match prefixes[..] {
+        [prefix] => Ok(prefix.to_owned()),
+        [] => {
+            let before = |name: &'n str| {
+                let (prefix, rest) = name.split_at(name.find("blocks.")?);
+                (has_prefix(&prefix) && split_layer(rest).is_some()).then_some(prefix)
+            };
+            let mut found = names().filter_map(before);
+            let first = found.next().unwrap_or_default();
+            Ok(if found.all(|prefix| prefix == first) { first.to_owned() } else { String::new() })
+        }
+        _ => {
+            let shown: Vec<_> = prefixes.iter().take(8).map(|prefix| format!("{prefix}emb.weight")).collect();
+            Err(source.unsupported(format!(
+                "{} models in one dict: {}; save the tensors of one of them alone",
+                prefixes.len(),
+                shown.join(", ").escape_debug()
+            )))
+        }
+    }
 }
 
 /// Sorts into natural order; refuses equal names.
@@ -69,10 +133,6 @@ fn strip_prefixes(mut name: &str) -> &str {
         name = rest;
     }
     name
-}
-
-fn is_lora(name: &str) -> bool {
-    name.split('.').any(|part| part == "lora_A" || part == "lora_B")
 }
 
 /// Finds a name in a sorted list.
@@ -160,15 +220,22 @@ mod tests {
 
     #[test]
     fn prefixes_are_stripped_in_any_order_and_number() {
-        assert_eq!(strip_prefixes("module._orig_mod.model.module.emb.weight"), "emb.weight");
+        assert_eq!(strip_prefixes("module.model.module.emb.weight"), "emb.weight");
         assert_eq!(strip_prefixes("models.emb.weight"), "models.emb.weight");
         assert_eq!(strip_prefixes("blocks.0.module.x"), "blocks.0.module.x");
     }
 
     #[test]
-    fn lora_keys_are_recognised_and_flas_factors_are_not() {
-        assert!(is_lora("blocks.0.att.key.lora_A"));
-        assert!(is_lora("blocks.0.att.key.lora_B.weight"));
-        assert!(!is_lora("layers.0.attn.w_lora.lora.0.weight"));
+    fn parts_of_wrappers_are_dropped_wherever_they_stand() {
+        for (name, kept) in [
+            ("_orig_mod.emb.weight", "emb.weight"),
+            ("_fsdp_wrapped_module.blocks.0._checkpoint_wrapped_module.att.x", "blocks.0.att.x"),
+            ("blocks.0._orig_mod_.x", "blocks.0._orig_mod_.x"),
+            ("emb._orig_mod", "emb"),
+        ] {
+            let mut name = name.to_owned();
+            drop_wrappers(&mut name);
+            assert_eq!(name, kept);
+        }
     }
 }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::sync::Arc;
 
 use byteorder::{ByteOrder, LittleEndian};
 use zip::read::{ArchiveOffset, Config};
@@ -10,19 +11,19 @@ use zip::result::ZipError;
 use zip::{CompressionMethod, ZipArchive};
 
 use super::error::SourceError;
-use super::file::Source;
-use super::location::Location;
-use super::names;
+use super::file::{ReadAt, Source};
+use super::inflate::{Deflated, Unpacked};
+use super::location::{Location, VIEWS};
+use super::names::{self, MAX_STORED_NAME};
 use super::pickle::{self, MAX_PICKLE};
-use super::pickle_values::{Object, Pickle, PickleError, Tensor, Value};
+use super::pickle_values::{ElementType, Object, Pickle, PickleError, Tensor, Value};
+use super::pth_weights;
 use super::records::{self, Record};
-use super::tensor::{Index, SourceTensor};
+use super::strided::{Panels, Strided};
+use super::tensor::{Index, SourceDType, SourceTensor, Unreadable};
 
-/// Keys under which trainers keep the weights.
-const WRAPPERS: [&str; 3] = ["state_dict", "model", "module"];
-
-/// Most wrappers inside each other; a dict can contain itself.
-const MAX_WRAPPERS: usize = 8;
+/// Keys that ChatRWKV adds when it converts a checkpoint.
+const CHAT_RWKV: [&str; 2] = ["_strategy", "_rescale_layer"];
 
 /// Longest `byteorder` entry.
 const MAX_BYTE_ORDER: u64 = 64;
@@ -73,7 +74,16 @@ pub(super) fn index(source: &Source) -> Result<Index, SourceError> {
         return Err(source.malformed("two zip entries have the same name"));
     }
     let top = top_folder(source, &archive)?;
-    let mut entries = Entries { source, archive, top, known: HashMap::new(), records: BTreeMap::new() };
+    let mut entries = Entries {
+        source,
+        archive,
+        top,
+        known: HashMap::new(),
+        records: BTreeMap::new(),
+        views: Vec::new(),
+        unpacked: Arc::default(),
+        panels: Arc::default(),
+    };
     entries.check_byte_order()?;
     let data = entries.read("data.pkl", MAX_PICKLE)?;
     let pickle = pickle::read(&data).map_err(|error| pickle_error(source, error))?;
@@ -94,9 +104,6 @@ fn pickle_error(source: &Source, error: PickleError) -> SourceError {
     match error {
         PickleError::Malformed(what) => source.malformed(what),
         PickleError::Unsupported(what) => source.unsupported(what),
-        PickleError::Global { global, reason } => {
-            SourceError::PickleGlobal { file: source.path().to_owned(), global, reason: reason.to_owned() }
-        }
     }
 }
 
@@ -115,13 +122,17 @@ fn top_folder(source: &Source, archive: &Archive<'_>) -> Result<Vec<u8>, SourceE
     }
 }
 
-/// Bytes of a stored zip entry.
+/// A zip entry.
 #[derive(Debug, Clone, Copy)]
 struct Entry {
+    /// First byte of the entry in the file, packed or not.
     start: u64,
+    /// Bytes without packing.
     len: u64,
     /// CRC-32; 0 where the writer did not compute it.
     crc: u32,
+    /// Bytes in the file and the view that unpacks them, if they are deflated.
+    deflated: Option<(u64, usize)>,
 }
 
 /// The zip entries below the top folder.
@@ -132,10 +143,13 @@ struct Entries<'s> {
     known: HashMap<String, Entry>,
     /// The checksums of the tensors' entries, by place.
     records: BTreeMap<u64, Record>,
+    views: Vec<Source>,
+    unpacked: Arc<Unpacked>,
+    panels: Arc<Panels>,
 }
 
 impl Entries<'_> {
-    /// Finds an entry, which must be stored as it is.
+    /// Finds an entry, which must be stored as it is or deflated.
     fn find(&mut self, name: &str) -> Result<Option<Entry>, SourceError> {
         if let Some(&entry) = self.known.get(name) {
             return Ok(Some(entry));
@@ -149,20 +163,43 @@ impl Entries<'_> {
         if entry.encrypted() {
             return Err(self.source.unsupported(format!("the zip entry {shown} is encrypted")));
         }
-        if entry.compression() != CompressionMethod::Stored || entry.compressed_size() != entry.size() {
+        let (header, len, packed, crc) =
+            (entry.header_start(), entry.size(), entry.compressed_size(), entry.crc32());
+        let is_deflated = entry.compression() == CompressionMethod::DEFLATE;
+        if !is_deflated && (entry.compression() != CompressionMethod::Stored || packed != len) {
             return Err(self.source.unsupported(format!(
-                "the zip entry {shown} is compressed; torch stores entries as they are, so unpack and save again"
+                "the zip entry {shown} is compressed, and not with deflate; unpack the zip file and pack it again \
+                 without compression (zip -0)"
             )));
         }
-        let (header, len, crc) = (entry.header_start(), entry.size(), entry.crc32());
         let start = self.data_start(header)?;
         let directory = self.archive.central_directory_start();
-        if start.checked_add(len).is_none_or(|end| end > directory) {
+        if start.checked_add(packed).is_none_or(|end| end > directory) {
             return Err(self.source.malformed(format!("the zip entry {shown} reaches outside the data")));
         }
-        let entry = Entry { start, len, crc };
+        let mut entry = Entry { start, len, crc, deflated: None };
+        if is_deflated {
+            entry.deflated = Some((packed, self.views.len()));
+            self.views.push(self.source.view(Deflated {
+                file: self.source.clone(),
+                name: shown.to_string(),
+                start,
+                packed_len: packed,
+                len,
+                crc,
+                unpacked: Arc::clone(&self.unpacked),
+            }));
+        }
         self.known.insert(name.to_owned(), entry);
         Ok(Some(entry))
+    }
+
+    /// The bytes of an entry without packing, and where it begins in them.
+    fn bytes(&self, entry: Entry) -> (&Source, u64) {
+        match entry.deflated.and_then(|(_, view)| self.views.get(view)) {
+            Some(view) => (view, 0),
+            None => (self.source, entry.start),
+        }
     }
 
     /// First byte after a local header. Only its two lengths count: torch leaves the sizes there
@@ -189,17 +226,18 @@ impl Entries<'_> {
                 .malformed(format!("{name} has {} bytes, the limit is {limit}", entry.len)));
         }
         let mut bytes = vec![0; entry.len as usize];
-        self.source.read_at(&mut bytes, entry.start)?;
+        let (source, start) = self.bytes(entry);
+        source.read_at(&mut bytes, start)?;
         if entry.crc != 0 && entry.crc != crc32fast::hash(&bytes) {
             return Err(self.source.checksum(name));
         }
         Ok(bytes)
     }
 
-    /// Keeps the checksum of a tensor's entry, if there is one.
+    /// Keeps the checksum of a tensor's entry, if there is one. Unpacking compares it by itself.
     fn keep_checksum(&mut self, entry: Entry, tensor: &str) {
-        let Entry { start, len, crc } = entry;
-        if crc != 0 && len != 0 {
+        let Entry { start, len, crc, deflated } = entry;
+        if crc != 0 && len != 0 && deflated.is_none() {
             let record = || Record { shard: 0, start, len, crc, tensor: tensor.to_owned() };
             self.records.entry(start).or_insert_with(record);
         }
@@ -220,64 +258,64 @@ impl Entries<'_> {
     }
 }
 
-/// Collects the tensors of the saved dict, or of the dict that a trainer wrapped.
+/// Collects the tensors of the dict of the weights.
 fn tensors_of(pickle: &Pickle<'_>, entries: &mut Entries<'_>) -> Result<Index, SourceError> {
-    let mut index = Index::default();
-    for &(key, value) in weights(pickle, entries.source)? {
+    let source = entries.source;
+    let weights = pth_weights::find(pickle, source)?;
+    let mut index = Index { other_entries: weights.beside, ..Index::default() };
+    let is_chat_rwkv = |key: &Value<'_>| matches!(key, Value::Text(key) if CHAT_RWKV.contains(key));
+    if weights.items.iter().any(|(key, _)| is_chat_rwkv(key)) {
+        return Err(source.unsupported(
+            "a file converted by ChatRWKV (the rwkv Python package): its matrices are transposed and maybe uint8; \
+             use the original checkpoint",
+        ));
+    }
+    for &(key, value) in weights.items {
         let Value::Text(name) = key else {
             continue;
         };
-        match object(pickle, value) {
-            Some(Object::Tensor(tensor)) => index.tensors.push(locate(name, tensor, entries)?),
+        if name.len() > MAX_STORED_NAME {
+            return Err(source.malformed("a key is longer than a tensor's name may be"));
+        }
+        match pickle.object(value) {
+            Some(Object::Tensor(tensor)) => match tensor.elements {
+                ElementType::Float(dtype) => index.tensors.push(locate(name, tensor, dtype, entries)?),
+                other => index.unreadable.push(unreadable_type(name, &pickle.type_name(other))),
+            },
+            Some(&Object::Opaque(global)) => {
+                index.unreadable.push(unreadable_object(name, &pickle.global_name(global)));
+            }
             _ => index.other_entries.push(name.to_owned()),
         }
-        names::check_count(entries.source, index.tensors.len() + index.other_entries.len())?;
-    }
-    if index.tensors.is_empty() {
-        return Err(entries.source.not_a_checkpoint("the saved dict holds no tensors"));
+        let count = index.tensors.len() + index.unreadable.len() + index.other_entries.len();
+        names::check_count(source, count)?;
     }
     index.records = std::mem::take(&mut entries.records).into_values().collect();
-    records::check_apart(entries.source, &index.records)?;
+    index.views = std::mem::take(&mut entries.views);
+    records::check_apart(source, &index.records)?;
     Ok(index)
 }
 
-fn object<'p, 'a>(pickle: &'p Pickle<'a>, value: Value<'a>) -> Option<&'p Object<'a>> {
-    match value {
-        Value::Object(index) => pickle.objects.get(index),
-        _ => None,
-    }
+fn unreadable_type(name: &str, dtype: &str) -> Unreadable {
+    let found = format!("{dtype}; use the original checkpoint, before it was quantized");
+    Unreadable { name: name.to_owned(), found }
 }
 
-type Items<'a> = [(Value<'a>, Value<'a>)];
-
-fn dict<'p, 'a>(pickle: &'p Pickle<'a>, value: Value<'a>) -> Option<&'p Items<'a>> {
-    match object(pickle, value)? {
-        Object::Dict(items) => Some(items),
-        _ => None,
-    }
+fn unreadable_object(name: &str, global: &str) -> Unreadable {
+    let found = format!(
+        "an object of {global}, which is not looked up because that could run code; load the file with its own \
+         program, and save plain tensors"
+    );
+    Unreadable { name: name.to_owned(), found }
 }
 
-/// The items of the saved dict, inside of its wrappers.
-fn weights<'p, 'a>(pickle: &'p Pickle<'a>, source: &Source) -> Result<&'p Items<'a>, SourceError> {
-    let Some(mut items) = dict(pickle, pickle.root) else {
-        return Err(source.not_a_checkpoint("what was saved is no dict of tensors; save the state_dict()"));
-    };
-    for _ in 0..MAX_WRAPPERS {
-        let inner = WRAPPERS.iter().find_map(|wrapper| {
-            let (_, value) =
-                items.iter().find(|(key, _)| matches!(key, Value::Text(key) if key == wrapper))?;
-            dict(pickle, *value)
-        });
-        match inner {
-            Some(inner) => items = inner,
-            None => return Ok(items),
-        }
-    }
-    Err(source.malformed("the weights are wrapped too often"))
-}
-
-/// Turns a stored tensor into rows of contiguous elements inside the file.
-fn locate(name: &str, tensor: &Tensor<'_>, entries: &mut Entries<'_>) -> Result<SourceTensor, SourceError> {
+/// Turns a stored tensor into rows of contiguous elements inside the file, or inside of a view.
+fn locate(
+    name: &str,
+    tensor: &Tensor<'_>,
+    dtype: SourceDType,
+    entries: &mut Entries<'_>,
+) -> Result<SourceTensor, SourceError> {
     let source = entries.source;
     let storage = tensor.storage;
     let Some(entry) = entries.find(&format!("data/{}", storage.key))? else {
@@ -287,46 +325,60 @@ fn locate(name: &str, tensor: &Tensor<'_>, entries: &mut Entries<'_>) -> Result<
             name.escape_debug()
         )));
     };
-    let size = storage.dtype.size() as u64;
+    let size = dtype.size() as u64;
     // torch writes all of a storage and counts whole elements, so another number means another
     // element type.
-    if storage.elements != entry.len / size {
+    let (len, unit) =
+        if storage.elements == ElementType::Untyped { (entry.len, 1) } else { (entry.len / size, size) };
+    if storage.len != len {
         return Err(source.tensor(
             name,
-            format!("a storage of {} elements of {size} bytes", storage.elements),
+            format!("a storage of {} elements of {unit} bytes", storage.len),
             format!("a zip entry of {} bytes", entry.len),
         ));
     }
-    let Some(shape) = checked_shape(tensor) else {
+    let elements = entry.len / size;
+    let Some(shape) = checked_shape(tensor, elements) else {
         return Err(source.tensor(
             name,
-            format!("a view inside its storage of {} elements", storage.elements),
+            format!("a view inside its storage of {elements} elements"),
             format!("offset {}, size {:?}, stride {:?}", tensor.offset, tensor.size, tensor.stride),
         ));
     };
-    let Some((row_len, stride)) = rows(&tensor.size, &tensor.stride) else {
-        return Err(source.tensor(
-            name,
-            "rows of contiguous elements (save it with .contiguous())",
-            format!("size {:?}, stride {:?}", tensor.size, tensor.stride),
-        ));
+    let offset = tensor.offset.min(elements) * size;
+    let location = match rows(&tensor.size, &tensor.stride) {
+        Some((row_len, stride)) => {
+            let (shard, start) = entry.deflated.map_or((0, entry.start), |(_, view)| (VIEWS + view, 0));
+            let (row_len, row_stride) = (row_len as usize, stride * size);
+            Location { shard, offset: start + offset, row_len, row_stride }
+        }
+        None => {
+            let (source, start) = entries.bytes(entry);
+            let id = (entries.views.len(), Arc::clone(&entries.panels));
+            let geometry = (&tensor.size[..], &tensor.stride[..]);
+            let Some(view) = Strided::new(source.clone(), id, start + offset, size, geometry) else {
+                return Err(entries.source.tensor(
+                    name,
+                    "rows of contiguous elements (save it with .contiguous())",
+                    format!("size {:?}, stride {:?}", tensor.size, tensor.stride),
+                ));
+            };
+            let location = Location::contiguous(0, (view.len() / size) as usize);
+            let location = Location { shard: VIEWS + entries.views.len(), ..location };
+            entries.views.push(entries.source.view(view));
+            location
+        }
     };
     entries.keep_checksum(entry, name);
-    let location = Location {
-        shard: 0,
-        offset: entry.start + tensor.offset.min(storage.elements) * size,
-        row_len: row_len as usize,
-        row_stride: stride * size,
-    };
-    Ok(SourceTensor { name: name.to_owned(), shape, dtype: storage.dtype, transposed: false, location })
+    Ok(SourceTensor { name: name.to_owned(), shape, dtype, transposed: false, location })
 }
 
-/// The shape, if every element is inside the storage and there are not more of them than the
-/// storage has.
-fn checked_shape(tensor: &Tensor<'_>) -> Option<Vec<usize>> {
+/// The shape, if every element is inside a storage of so many elements, and there are not more of
+/// them than the storage has.
+fn checked_shape(tensor: &Tensor<'_>, in_storage: u64) -> Option<Vec<usize>> {
     let shape = tensor.size.iter().map(|&n| usize::try_from(n).ok()).collect::<Option<Vec<usize>>>()?;
     if shape.contains(&0) {
-        return (tensor.offset <= tensor.storage.elements).then_some(shape);
+        return (tensor.offset <= in_storage).then_some(shape);
     }
     let elements = tensor.size.iter().try_fold(1, |product: u64, &n| product.checked_mul(n))?;
     let last = tensor
@@ -334,7 +386,7 @@ fn checked_shape(tensor: &Tensor<'_>) -> Option<Vec<usize>> {
         .iter()
         .zip(&tensor.stride)
         .try_fold(tensor.offset, |sum, (&n, &stride)| sum.checked_add((n - 1).checked_mul(stride)?))?;
-    (last < tensor.storage.elements && elements <= tensor.storage.elements).then_some(shape)
+    (last < in_storage && elements <= in_storage).then_some(shape)
 }
 
 /// Length and stride, in elements, of the contiguous rows that make up a view; `None` if there are

@@ -11,6 +11,7 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use super::error::SourceError;
 use super::file::Source;
 use super::index;
+use super::location::VIEWS;
 use super::names::{self, MAX_ENTRIES};
 use super::sniff::{self, Kind};
 use super::tensor::{Container, Index};
@@ -19,7 +20,7 @@ use super::tensor::{Container, Index};
 const MAX_INDEX: u64 = 32 << 20;
 
 /// Most files of a checkpoint; each of them stays open.
-const MAX_SHARDS: usize = 256;
+pub(super) const MAX_SHARDS: usize = 256;
 
 /// The index that `save_pretrained` writes beside the shards. `metadata` is not needed.
 #[derive(Deserialize)]
@@ -80,10 +81,15 @@ pub(super) fn open(source: &Source) -> Result<Shards, SourceError> {
             return Err(file.malformed("the files of one checkpoint have different formats"));
         }
         let mut part = index::read(&file, container)?;
-        part.tensors.iter_mut().for_each(|tensor| tensor.location.shard = files.len());
+        for tensor in &mut part.tensors {
+            let shard = &mut tensor.location.shard;
+            *shard = if *shard >= VIEWS { *shard + index.views.len() } else { files.len() };
+        }
         part.records.iter_mut().for_each(|record| record.shard = files.len());
         check_complete(&file, name, &map, &part)?;
         index.tensors.append(&mut part.tensors);
+        index.unreadable.append(&mut part.unreadable);
+        index.views.append(&mut part.views);
         index.other_entries.append(&mut part.other_entries);
         index.records.append(&mut part.records);
         names::check_count(source, index.tensors.len() + index.other_entries.len())?;

@@ -25,6 +25,7 @@ pub(super) fn kind(source: &Source) -> Result<Kind, SourceError> {
     let what = match FileKind::of(head) {
         Some(FileKind::Zip) => return Ok(Kind::Container(Container::TorchZip)),
         Some(FileKind::RwkvCpp) => return Ok(Kind::Container(Container::RwkvCpp)),
+        Some(FileKind::Gguf) => return Ok(Kind::Container(Container::Gguf)),
         Some(FileKind::Model | FileKind::ModelAsText) => {
             "this file is already converted; run it with rwkv-edge"
         }
@@ -32,12 +33,11 @@ pub(super) fn kind(source: &Source) -> Result<Kind, SourceError> {
         Some(FileKind::LfsPointer) => {
             "this is a Git LFS pointer of a few lines; fetch the file itself (git lfs pull)"
         }
-        Some(FileKind::Gguf) => "this is a GGUF file; convert the original .pth or .safetensors instead",
         _ if head.starts_with(b"PK\x05\x06") => "this is an empty zip file",
         _ if head.starts_with(b"\x1f\x8b") => "this file is compressed with gzip; unpack it first",
         _ if is_safetensors => return Ok(Kind::Container(Container::Safetensors)),
         Some(FileKind::LegacyTorch) => {
-            "this is a torch file of the legacy format without a zip container; load it and save it again with torch 1.6 or newer"
+            "this is a torch file of the legacy format without a zip container; load it and save it again: `python3 -c \"import torch; torch.save(torch.load('OLD.pth', map_location='cpu'), 'NEW.pth')\"`"
         }
         Some(FileKind::WebPage) => {
             "this is an HTML or XML page, probably an error page saved by a download; download the file again"
@@ -48,7 +48,7 @@ pub(super) fn kind(source: &Source) -> Result<Kind, SourceError> {
         }
         Some(FileKind::Safetensors) => return Ok(Kind::Container(Container::Safetensors)),
         Some(FileKind::Empty) | None => {
-            "neither a torch zip file (.pth), nor .safetensors, nor an rwkv.cpp .bin; the first bytes match none"
+            "neither a torch zip file (.pth), nor .safetensors, nor GGUF, nor an rwkv.cpp .bin; the first bytes match none"
         }
     };
     Err(source.not_a_checkpoint(what))

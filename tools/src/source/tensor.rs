@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::file::Source;
+use super::gguf::{About, BlockType};
 use super::location::Location;
 use super::records::Record;
 
@@ -15,6 +17,8 @@ pub enum Container {
     /// FP32 or FP16 `.bin` of rwkv.cpp, version 100 or 101. It stores some tensors already
     /// transformed.
     RwkvCpp,
+    /// GGUF of llama.cpp, version 3, in one file or in parts.
+    Gguf,
 }
 
 impl fmt::Display for Container {
@@ -23,12 +27,13 @@ impl fmt::Display for Container {
             Self::TorchZip => "pth",
             Self::Safetensors => "safetensors",
             Self::RwkvCpp => "rwkv.cpp",
+            Self::Gguf => "gguf",
         })
     }
 }
 
 /// Element type of a tensor in a checkpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SourceDType {
     /// IEEE double.
     F64,
@@ -38,15 +43,26 @@ pub enum SourceDType {
     F16,
     /// The upper half of an IEEE single.
     BF16,
+    /// Blocks of quantized elements.
+    Block(BlockType),
 }
 
 impl SourceDType {
-    /// Bytes of one element.
+    /// Bytes of one element; of one block if elements lie in blocks.
     pub fn size(self) -> usize {
         match self {
             Self::F64 => 8,
             Self::F32 => 4,
             Self::F16 | Self::BF16 => 2,
+            Self::Block(block) => block.size(),
+        }
+    }
+
+    /// Elements of a block; 1 if elements do not lie in blocks.
+    pub fn block_len(self) -> usize {
+        match self {
+            Self::F64 | Self::F32 | Self::F16 | Self::BF16 => 1,
+            Self::Block(block) => block.block_len(),
         }
     }
 }
@@ -58,6 +74,7 @@ impl fmt::Display for SourceDType {
             Self::F32 => "F32",
             Self::F16 => "F16",
             Self::BF16 => "BF16",
+            Self::Block(block) => return block.fmt(f),
         })
     }
 }
@@ -87,12 +104,25 @@ impl SourceTensor {
     }
 }
 
-/// Result of a container's reader: tensors, the names of entries that are no tensors, and
-/// checksums.
+/// An entry under a tensor's name that is not read.
+#[derive(Debug, Clone)]
+pub(super) struct Unreadable {
+    pub(super) name: String,
+    /// What it is, and what to do.
+    pub(super) found: String,
+}
+
+/// Result of a container's reader: tensors, the names of entries that are no tensors, checksums,
+/// and what else the container says.
 #[derive(Default)]
 pub(super) struct Index {
     pub(super) tensors: Vec<SourceTensor>,
+    pub(super) unreadable: Vec<Unreadable>,
     pub(super) other_entries: Vec<String>,
+    /// Bytes that are computed from those of the file, for tensors whose elements do not lie there
+    /// in rows. Their shards are numbered from [`VIEWS`](super::location::VIEWS) on.
+    pub(super) views: Vec<Source>,
     /// By place.
     pub(super) records: Vec<Record>,
+    pub(super) about: About,
 }

@@ -61,8 +61,12 @@ impl<W: Write> TorchWriter<W> {
     ///
     /// # Errors
     ///
-    /// When `out` cannot be written.
+    /// When `out` cannot be written, or torch has no such element type.
     pub fn new(out: W, top: &str, tensors: &[TensorSpec]) -> io::Result<Self> {
+        if let Some(tensor) = tensors.iter().find(|tensor| storage_class(tensor.dtype).is_none()) {
+            let problem = format!("tensor {}: torch has no type {}", tensor.name, tensor.dtype);
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
+        }
         let mut zip = ZipWriter::new(out);
         zip.entry(&format!("{top}/data.pkl"), &pickle(tensors))?;
         zip.entry(&format!("{top}/.format_version"), b"1")?;
@@ -124,13 +128,19 @@ pub fn pickle(tensors: &[TensorSpec]) -> Vec<u8> {
     out
 }
 
+/// Torch's name for storages of a type; `None` if torch has none.
+fn storage_class(dtype: SourceDType) -> Option<&'static str> {
+    match dtype {
+        SourceDType::F64 => Some("DoubleStorage"),
+        SourceDType::F32 => Some("FloatStorage"),
+        SourceDType::F16 => Some("HalfStorage"),
+        SourceDType::BF16 => Some("BFloat16Storage"),
+        SourceDType::Block(_) => None,
+    }
+}
+
 fn pickle_tensor(out: &mut Vec<u8>, index: usize, tensor: &TensorSpec) {
-    let storage = match tensor.dtype {
-        SourceDType::F64 => "DoubleStorage",
-        SourceDType::F32 => "FloatStorage",
-        SourceDType::F16 => "HalfStorage",
-        SourceDType::BF16 => "BFloat16Storage",
-    };
+    let storage = storage_class(tensor.dtype).unwrap_or_default();
     pickle_text(out, &tensor.name);
     out.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((");
     pickle_text(out, "storage");

@@ -26,13 +26,16 @@ pub struct ZeroRun {
     pub len: usize,
 }
 
-/// A matrix whose elements lie without gaps in the file.
+/// A matrix whose elements lie without gaps in the file. The elements of quantized types are
+/// blocks.
 struct Matrix<'a> {
     name: &'a str,
     start: u64,
     elements: usize,
     element_size: usize,
     row_len: usize,
+    /// Elements of a block.
+    block_len: usize,
 }
 
 /// Finds runs in the matrices of one file as its bytes pass.
@@ -94,15 +97,17 @@ impl<'a> Scan<'a> {
 
 impl<'a> Matrix<'a> {
     fn of(tensor: &'a SourceTensor) -> Option<Self> {
-        let row_len = *tensor.shape.last()?;
-        let (elements, location) = (tensor.elements(), tensor.location);
-        let is_whole = location.row_len == elements;
+        let (block_len, location) = (tensor.dtype.block_len(), tensor.location);
+        let row_len = *tensor.shape.last()? / block_len;
+        let elements = tensor.elements() / block_len;
+        let is_whole = location.row_len == tensor.elements();
         (is_whole && row_len > 1 && elements > row_len).then_some(Self {
             name: &tensor.name,
             start: location.offset,
             elements,
             element_size: tensor.dtype.size(),
             row_len,
+            block_len,
         })
     }
 
@@ -117,12 +122,15 @@ impl<'a> Matrix<'a> {
         let from = (from.max(self.start) - self.start).div_ceil(size) as usize;
         let to = ((to.min(self.end()) - self.start) / size) as usize;
         let len = to.checked_sub(from)?;
+        // A block is never zero by chance.
+        let near = if self.block_len == 1 { NEAR.min(self.row_len / 2) } else { 0 };
         let is_inside_row = |element: usize| {
             let column = element % self.row_len;
-            NEAR.min(self.row_len / 2) < column && column < self.row_len - NEAR.min(self.row_len / 2)
+            near < column && column < self.row_len - near
         };
         let is_hole = len * self.element_size >= BLOCK && (is_inside_row(from) || is_inside_row(to));
-        is_hole.then(|| ZeroRun { tensor: self.name.to_owned(), start: from, len })
+        let [start, len] = [from, len].map(|blocks| blocks * self.block_len);
+        is_hole.then(|| ZeroRun { tensor: self.name.to_owned(), start, len })
     }
 }
 

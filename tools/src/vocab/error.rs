@@ -24,9 +24,11 @@ pub enum VocabError {
     /// A tokenizer.json lacks a part, or has one of the wrong type.
     #[error("not a usable tokenizer.json: {0}")]
     Malformed(String),
-    /// A tokenizer.json asks for something else than byte-level BPE as GPT-NeoX 20B uses it.
+    /// A tokenizer.json asks for something else than byte-level BPE as GPT-NeoX 20B uses it, or
+    /// words as the MIDI models use them.
     #[error(
-        "not a usable tokenizer.json: {0} is not supported; only byte-level BPE with the pattern of GPT-2 is"
+        "not a usable tokenizer.json: {0} is not supported; only byte-level BPE with the pattern of GPT-2, and \
+         words between white space, are"
     )]
     Unsupported(String),
     /// The file is no vocabulary.

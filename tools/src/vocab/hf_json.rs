@@ -1,43 +1,86 @@
-//! Hugging Face's tokenizer.json, as far as it is byte-level BPE.
+//! Hugging Face's tokenizer.json, as far as it is byte-level BPE or whole words.
 
 use std::collections::{HashMap, HashSet};
 
-use rwkv_edge::tokenizer::compile::{AddedToken, BpeSource, MAX_TOKENS, Merge};
+use rwkv_edge::tokenizer::compile::{AddedToken, BpeSource, MAX_TOKENS, Merge, WordsSource};
 use serde_json::{Map, Value};
 
 use super::error::{Result, VocabError};
+use super::hf_pipeline;
 
 /// Most memory that the parsed text may take, in values of 32 bytes: 640 MB. A tokenizer of 250,000
 /// tokens takes a sixth of it.
 const MAX_COST: usize = 20 << 20;
 
-/// Reads a tokenizer.json.
+/// Parses the JSON of a vocabulary.
 ///
 /// # Errors
-/// It is damaged, has more values than a tokenizer may have, or asks for anything but: BPE over the
-/// byte-level alphabet; no normalisation or NFC; the splitting pattern of GPT-2 without a blank in
-/// front of the text; no tokens put around the text; added tokens that are cut out wherever they
-/// occur, without white space next to them.
-pub fn hf_json(json: &[u8]) -> Result<BpeSource> {
+/// It is damaged, or has more values than a tokenizer may have.
+pub(super) fn parse(json: &[u8]) -> Result<Value> {
     check_size(json)?;
-    let root: Value = serde_json::from_slice(json).map_err(|error| VocabError::Json { error })?;
-    for part in ["truncation", "padding"] {
-        if !is_off(&root[part]) {
-            return Err(unsupported(part));
-        }
-    }
-    let nfc = check_pipeline(&root)?;
+    serde_json::from_slice(json).map_err(|error| VocabError::Json { error })
+}
+
+/// The byte-level BPE of a tokenizer.json.
+///
+/// # Errors
+/// It asks for anything but: BPE over the byte-level alphabet; no normalisation or NFC; the
+/// splitting pattern of GPT-2 without a blank in front of the text; no tokens put around the text;
+/// added tokens that are cut out wherever they occur, without white space next to them.
+pub(super) fn bpe(root: &Value) -> Result<BpeSource> {
+    check_options(root)?;
+    let nfc = hf_pipeline::check_byte_level(root)?;
     let model = &root["model"];
     check_model(model)?;
     let added = added_tokens(&root["added_tokens"])?;
+    let ids = ids(vocabulary(model)?, &added)?;
+    let tokens = tokens(&ids, &added)?;
+    let merges = merges(&model["merges"], &ids)?;
+    Ok(BpeSource { tokens, merges, added, nfc })
+}
+
+/// Whether a tokenizer.json takes whole words as tokens.
+pub(super) fn is_words(root: &Value) -> bool {
+    root["model"]["type"] == "WordLevel"
+}
+
+/// The words of a tokenizer.json, as the MIDI models have them.
+///
+/// # Errors
+/// It asks for anything but: words between white space; no normalisation or lower case; added
+/// tokens as for [`bpe`]; no decoder.
+pub(super) fn words(root: &Value) -> Result<WordsSource> {
+    check_options(root)?;
+    let lowercase = hf_pipeline::check_words(root)?;
+    let model = &root["model"];
+    let added = added_tokens(&root["added_tokens"])?;
+    let ids = ids(vocabulary(model)?, &added)?;
+    let unknown = match &model["unk_token"] {
+        Value::String(token) => {
+            let id = ids.get(token.as_str()).copied();
+            Some(id.ok_or_else(|| malformed(format!("unk_token {token:?} is not in the vocabulary")))?)
+        }
+        _ => None,
+    };
+    let mut words: Vec<_> = ids.into_iter().map(|(word, id)| (id, word.to_owned())).collect();
+    words.sort_unstable();
+    Ok(WordsSource { words, added, lowercase, unknown })
+}
+
+fn vocabulary(model: &Value) -> Result<&Map<String, Value>> {
     let vocab = object(&model["vocab"], "model.vocab")?;
     if vocab.len() > MAX_TOKENS {
         return Err(malformed(format!("it has {} tokens, the limit is {MAX_TOKENS}", vocab.len())));
     }
-    let ids = ids(vocab, &added)?;
-    let tokens = tokens(&ids, &added)?;
-    let merges = merges(&model["merges"], &ids)?;
-    Ok(BpeSource { tokens, merges, added, nfc })
+    Ok(vocab)
+}
+
+/// Refuses what would change the number of tokens of a text.
+fn check_options(root: &Value) -> Result<()> {
+    match ["truncation", "padding"].into_iter().find(|part| !is_off(&root[*part])) {
+        None => Ok(()),
+        Some(part) => Err(unsupported(part)),
+    }
 }
 
 /// Refuses a text that would take far more memory than its own length once it is parsed.
@@ -85,33 +128,6 @@ fn check_model(model: &Value) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Refuses steps around the model that are not implemented; tells whether there is NFC.
-fn check_pipeline(root: &Value) -> Result<bool> {
-    let normalizer = &root["normalizer"];
-    if !normalizer.is_null() && normalizer["type"] != "NFC" {
-        return Err(unsupported(format!("normalizer {}", name(&normalizer["type"]))));
-    }
-    let splitter = &root["pre_tokenizer"];
-    if splitter["type"] != "ByteLevel" {
-        return Err(unsupported(format!("pre_tokenizer {}", name(&splitter["type"]))));
-    }
-    if splitter["add_prefix_space"] != false {
-        return Err(unsupported("add_prefix_space"));
-    }
-    if splitter["use_regex"] == false {
-        return Err(unsupported("pre_tokenizer ByteLevel without its pattern"));
-    }
-    let decoder = &root["decoder"]["type"];
-    if decoder != "ByteLevel" {
-        return Err(unsupported(format!("decoder {}", name(decoder))));
-    }
-    let processor = &root["post_processor"];
-    if !processor.is_null() && processor["type"] != "ByteLevel" {
-        return Err(unsupported(format!("post_processor {}", name(&processor["type"]))));
-    }
-    Ok(!normalizer.is_null())
 }
 
 fn added_tokens(list: &Value) -> Result<Vec<AddedToken>> {
@@ -208,7 +224,7 @@ fn merges(list: &Value, ids: &HashMap<&str, u32>) -> Result<Vec<Merge>> {
 }
 
 /// Null, absent, false, zero or empty.
-fn is_off(value: &Value) -> bool {
+pub(super) fn is_off(value: &Value) -> bool {
     value.is_null() || value == false || value == "" || value.as_f64() == Some(0.0)
 }
 
@@ -217,7 +233,7 @@ fn id(value: &Value, token: &str) -> Result<u32> {
     id.ok_or_else(|| malformed(format!("token {token:?} has no id")))
 }
 
-fn name(kind: &Value) -> &str {
+pub(super) fn name(kind: &Value) -> &str {
     kind.as_str().unwrap_or("without a type")
 }
 
@@ -233,6 +249,6 @@ fn malformed(what: impl Into<String>) -> VocabError {
     VocabError::Malformed(what.into())
 }
 
-fn unsupported(what: impl Into<String>) -> VocabError {
+pub(super) fn unsupported(what: impl Into<String>) -> VocabError {
     VocabError::Unsupported(what.into())
 }

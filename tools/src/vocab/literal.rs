@@ -14,11 +14,21 @@ pub(super) fn parse(literal: &str) -> Result<Vec<u8>, String> {
         Some((*quote, body))
     });
     let Some((quote, body)) = body else { return Err("expected a literal in quotes".into()) };
+    parse_body(body, is_bytes, Some(quote))
+}
+
+/// The bytes of a bytes literal that came without its prefix and quotes. Any quote may be inside.
+pub(super) fn parse_bytes(body: &str) -> Result<Vec<u8>, String> {
+    parse_body(body, true, None)
+}
+
+/// What stands between the quotes.
+fn parse_body(body: &str, is_bytes: bool, quote: Option<char>) -> Result<Vec<u8>, String> {
     let mut parser = Parser { rest: body, is_bytes, bytes: Vec::new() };
     while let Some(c) = parser.next() {
         match c {
             '\\' => parser.escape()?,
-            _ if c == quote => return Err("text after the closing quote".into()),
+            _ if Some(c) == quote => return Err("text after the closing quote".into()),
             _ if is_bytes && !c.is_ascii() => return Err(format!("{c:?} in a bytes literal")),
             _ => parser.push(c),
         }

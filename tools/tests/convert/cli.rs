@@ -10,29 +10,29 @@ use rwkv_quantize::shapes::RELEASED;
 use rwkv_quantize::source::SourceDType;
 use sha2::{Digest, Sha256};
 
-fn command(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
+pub(crate) fn command(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rwkv-quantize"));
     command.args(args).stdin(Stdio::null()).env_remove("RWKV_EDGE_ISA");
     command
 }
 
-fn run(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Output {
+pub(crate) fn run(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Output {
     command(args).output().unwrap()
 }
 
-fn text(bytes: &[u8]) -> &str {
+pub(crate) fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
 }
 
 #[track_caller]
-fn stdout(output: &Output) -> &str {
+pub(crate) fn stdout(output: &Output) -> &str {
     assert!(output.status.success() && output.stderr.is_empty(), "{}", text(&output.stderr));
     text(&output.stdout)
 }
 
 /// The one line on standard error of a run that must fail with this code.
 #[track_caller]
-fn failure(output: &Output) -> &str {
+pub(crate) fn failure(output: &Output) -> &str {
     let message = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{message}");
     assert!(output.stdout.is_empty());
@@ -53,7 +53,13 @@ fn help_names_every_option_and_version_is_the_crates() {
         "int4",
         "f16",
         "f32",
+        "--naming",
+        "blinkdl",
+        "web-rwkv",
+        "--variant",
+        "othello-extended",
         "--tokenizer",
+        "--allow-unused-ids",
         "--chat",
         "--start-token",
         "--sampling",
@@ -131,6 +137,8 @@ fn inspection_shows_what_is_there_and_what_would_be_written_and_converts_nothing
         let shown = stdout(&output);
         let first = format!("input.pth: pth, {} bytes\n{name}: {facts}", fs::metadata(&input).unwrap().len());
         assert!(shown.starts_with(&first), "{shown}");
+        let digest: String = Sha256::digest(parts.torch()).iter().map(|byte| format!("{byte:02x}")).collect();
+        assert!(shown.contains(&format!("\nsha256 {digest}  input.pth\n")), "{shown}");
         let (source, written) = shown.split_once("\nwould write ").unwrap();
         for Part { name, shape, dtype, .. } in &parts.0 {
             let listed = |line: &str| {
@@ -440,7 +448,6 @@ fn wrong_usage_exits_with_2() {
     let (input, target) = (input.to_str().unwrap(), target.to_str().unwrap());
     for args in [
         &[][..],
-        &[input],
         &[input, target, "another"],
         &[input, target, "--type", "int5"],
         &[input, target, "--threads", "0"],
@@ -448,6 +455,9 @@ fn wrong_usage_exits_with_2() {
         &[input, target, "--chat", "nobody"],
         &[input, target, "--start-token", "-1"],
         &[input, target, "--group-norm-eps", "small"],
+        &[input, target, "--naming", "fla"],
+        &[input, target, "--variant", "sudoku"],
+        &[input, "--state-only", "--for", target],
         &[input, target, "--unknown"],
         &["--inspect"],
         &["--synth", "rwkv7-0.1b"],

@@ -122,6 +122,7 @@ pub(crate) fn encode(dtype: SourceDType, values: &[f32]) -> Vec<u8> {
         SourceDType::F32 => values.flat_map(f32::to_le_bytes).collect(),
         SourceDType::F16 => values.flat_map(|x| half::f16::from_f32(x).to_le_bytes()).collect(),
         SourceDType::BF16 => values.flat_map(|x| half::bf16::from_f32(x).to_le_bytes()).collect(),
+        SourceDType::Block(block) => panic!("{block}"),
     }
 }
 
@@ -228,6 +229,10 @@ impl Desk {
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        self.0.path()
     }
 
     pub(crate) fn input(&self) -> PathBuf {

@@ -20,7 +20,7 @@ fn arguments_that_are_too_many_do_not_command_the_terminal() {
     let message = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(message.starts_with("error: unexpected argument 'c\\u{1b}[2J.pth' found\n"), "{message}");
-    assert!(message.contains("\nUsage: rwkv-quantize [OPTIONS] <INPUT> <OUTPUT>\n"), "{message}");
+    assert!(message.contains("\nUsage: rwkv-quantize [OPTIONS] <INPUT> [OUTPUT]\n"), "{message}");
 }
 
 /// No address space holds a stack of this size.
@@ -72,15 +72,24 @@ fn assert_refused(bytes: &[u8], reason: &str) {
 #[cfg(target_os = "linux")]
 #[test]
 fn inputs_that_would_fill_the_memory_are_refused() {
-    use rwkv_quantize::source::torch_writer::ZipWriter;
+    use rwkv_quantize::source::SourceDType;
+    use rwkv_quantize::source::torch_writer::{self, TensorSpec, ZipWriter};
 
-    // Two million pairs that share one key.
-    for (len, reason) in [(1000, "more than 131072 entries"), (1 << 20, "a key is longer")] {
-        let mut pickle = b"\x80\x02}(X".to_vec();
+    // Many pairs that share one key, beside a tensor and without one.
+    let tensor = TensorSpec { name: "emb.weight".into(), shape: vec![4], dtype: SourceDType::F32 };
+    for (tensors, len, batches, reason) in [
+        (vec![tensor.clone()], 1000, 67, "more than 131072 entries"),
+        (vec![], 1000, 67, "more than 131072 entries"),
+        (vec![tensor], 1 << 20, 4, "a key is longer"),
+        (vec![], 1 << 20, 4, "holds no tensors"),
+    ] {
+        let mut pickle = torch_writer::pickle(&tensors);
+        pickle.pop();
+        pickle.extend(b"(X");
         pickle.extend((len as u32).to_le_bytes());
         pickle.resize(pickle.len() + len, b'a');
         pickle.extend(b"q\0Nu");
-        for _ in 0..67 {
+        for _ in 0..batches {
             pickle.push(b'(');
             (0..30_000).for_each(|_| pickle.extend(b"h\0N"));
             pickle.push(b'u');
@@ -88,6 +97,7 @@ fn inputs_that_would_fill_the_memory_are_refused() {
         pickle.push(b'.');
         let mut zip = ZipWriter::new(Vec::new());
         zip.entry("archive/data.pkl", &pickle).unwrap();
+        zip.entry("archive/data/0", &[0; 16]).unwrap();
         assert_refused(&zip.finish().unwrap(), reason);
     }
 

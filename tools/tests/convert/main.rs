@@ -2,9 +2,16 @@
 
 mod cli;
 mod common;
+mod config_json;
 mod damage;
 mod errors;
+mod folder;
+mod gguf;
+#[path = "../common/gguf.rs"]
+mod gguf_writer;
 mod library;
 mod limits;
+mod merge;
+mod schemes;
 mod synth;
 mod tuned;

@@ -226,6 +226,7 @@ fn variants_are_refused_by_name_with_the_reason() {
         (V4, "blocks.0.ffn.aa.weight", "MishGLU", "different block"),
         (V4, "pos_emb_x", "position embeddings", "bounded"),
         (V4, "pos_emb_y", "position embeddings", "bounded"),
+        (V4, "blocks.0.pos_emb_x", "position embeddings", "bounded"),
         (V4, "head_q.weight", "head-QK", "all previous tokens"),
         (V4, "head_k.weight", "head-QK", "all previous tokens"),
         (V4, "blocks.0.att.qq.weight", "attention", "grows"),
@@ -243,19 +244,55 @@ fn variants_are_refused_by_name_with_the_reason() {
 }
 
 #[test]
-fn a_hybrid_of_rwkv_8_is_not_called_7b() {
+fn chatrwkv_files_are_recognised_before_their_tensors_are_looked_at() {
+    let names = ["_strategy", "_version", "_rescale_layer"];
+    let mut items: Vec<_> = names.map(|name| (name, pickle::text("cuda fp16"))).into();
+    // A matrix that does not fit its storage.
+    items.push(("emb.weight", pickle::view("0", 9, 0, &[3, 3], &[1, 7])));
+    let bytes = torch_file_of(&pickle::whole(&pickle::dict(&items)), &[("0", &[0; 16])]);
+    let message = open(&bytes).unwrap_err().to_string();
+    assert!(message.contains("ChatRWKV") && message.contains("original"), "{message}");
+}
+
+#[test]
+fn a_hybrid_of_eight_is_not_called_seven_b() {
     let message = refusal_with(Version::V7, &["blocks.0.qkv.qq.weight", "blocks.0.ffn.enn.weight"]);
     assert!(message.contains("RWKV-8") && !message.contains("7b"), "{message}");
 }
 
 #[test]
-fn chatrwkv_files_are_recognised_by_entries_that_are_no_tensors() {
-    let names = ["_strategy", "_version", "_rescale_layer"];
-    let mut items: Vec<_> = names.map(|name| (name, pickle::text("cuda fp16"))).into();
-    items.push(("emb.weight", pickle::vector("0", 4)));
-    let bytes = torch_file_of(&pickle::whole(&pickle::dict(&items)), &[("0", &[0; 16])]);
-    let message = detect(&open(&bytes).unwrap()).unwrap_err().to_string();
-    assert!(message.contains("ChatRWKV"), "{message}");
+fn only_four_is_compared_with_four_b() {
+    assert!(refusal_with(Version::V4, &["blocks.1.att.x"]).contains("4b"));
+    assert!(!refusal_with(Version::V7, &["blocks.1.att.x"]).contains("4b"));
+}
+
+#[test]
+fn integers_and_objects_where_weights_should_be_are_named() {
+    let storage = pickle::storage("LongStorage", "0", 2);
+    let integers = [
+        &*pickle::global("torch._utils", "_rebuild_tensor_v2"),
+        b"(",
+        &storage,
+        &pickle::int(0),
+        &pickle::tuple(&[2]),
+        &pickle::tuple(&[1]),
+        b"\x89",
+        &pickle::hooks(),
+        b"tR",
+    ]
+    .concat();
+    let object = [&*pickle::global("torch._utils", "_rebuild_sparse_tensor"), b")R"].concat();
+    let file = |name: &str, value: &[u8]| {
+        let items = [("emb.weight", pickle::vector("1", 4)), (name, value.to_vec())];
+        let body = pickle::whole(&pickle::dict(&items));
+        open(&torch_file_of(&body, &[("0", &[0; 16]), ("1", &[0; 16])])).unwrap()
+    };
+    for (value, found) in [(&integers, "int64"), (&object, "torch._utils._rebuild_sparse_tensor")] {
+        let checkpoint = file("module.blocks.0.att.key.weight", value);
+        let message = detect(&checkpoint).unwrap_err().to_string();
+        assert!(message.contains("tensor blocks.0.att.key.weight") && message.contains(found), "{message}");
+        assert_eq!(file("step", value).other_entries(), ["step"]);
+    }
 }
 
 #[test]

@@ -1,11 +1,15 @@
-//! Seeded mutations of good files of all three containers. Opening and reading end without a panic,
+//! Seeded mutations of good files of all containers. Opening and reading end without a panic,
 //! whatever the bytes.
+
+use std::path::Path;
 
 use crate::common::models::{blinkdl, fla, hugging_face, rwkvcpp, web_rwkv, with_states};
 use crate::common::{
     Folder, Random, fixture, pickle, rwkvcpp_file, rwkvcpp_of, safetensors, safetensors_of, spec, torch_file,
     torch_file_of,
 };
+use crate::gguf::{STYLE, model as gguf_model, one_layer};
+use crate::gguf_writer::{Kind, Style, Value};
 use rwkv_edge::format::Version;
 use rwkv_quantize::source::{Checkpoint, SourceDType, detect};
 
@@ -46,6 +50,7 @@ fn mutate(bytes: &mut Vec<u8>, random: &mut Random) {
 fn exercise(folder: &Folder, bytes: &[u8]) -> bool {
     let Ok(checkpoint) = folder.open(bytes) else { return false };
     let _ = detect(&checkpoint);
+    let _ = checkpoint.vocabulary();
     for tensor in checkpoint.tensors() {
         assert!(tensor.elements() <= bytes.len(), "{tensor:?}");
         assert!(checkpoint.get(&tensor.name).is_some_and(|found| found.shape == tensor.shape));
@@ -122,6 +127,28 @@ fn mutated_pickles_do_not_panic() {
 }
 
 #[test]
+fn mutated_files_of_trainers_do_not_panic() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/pth");
+    for (seed, name) in [(31, "beside-2.pth"), (32, "beside-5.pth"), (33, "turned.pth"), (34, "deflated.pth")]
+    {
+        let mut bytes = std::fs::read(folder.join(name)).unwrap();
+        without_checksums(&mut bytes);
+        let folder = Folder::new();
+        let mut random = Random(seed);
+        for _ in 0..rounds() / 16 {
+            let mut bytes = bytes.clone();
+            mutate(&mut bytes, &mut random);
+            let Ok(checkpoint) = folder.open(&bytes) else { continue };
+            let _ = detect(&checkpoint);
+            for tensor in checkpoint.tensors() {
+                // Damaged entries are found when they are unpacked.
+                let _ = checkpoint.read(tensor, 0, &mut vec![0.0; tensor.elements()]);
+            }
+        }
+    }
+}
+
+#[test]
 fn mutated_safetensors_files_do_not_panic() {
     fuzz(
         &safetensors(&[
@@ -136,6 +163,22 @@ fn mutated_safetensors_files_do_not_panic() {
 #[test]
 fn mutated_rwkv_cpp_files_do_not_panic() {
     fuzz(&rwkvcpp_file(), 4, rounds());
+}
+
+#[test]
+fn mutated_gguf_files_do_not_panic() {
+    // Two tensors of different types, and a whole model with a vocabulary.
+    let small = one_layer(3, 32, Kind::Q8_0.number(), Kind::Q8_0.encode(&[0.5; 96]));
+    let texts = vec!["<s>".to_owned(), "a".to_owned()];
+    let small = small
+        .with("tokenizer.ggml.model", Value::text("rwkv"))
+        .with("tokenizer.ggml.tokens", Value::Texts(texts))
+        .with("tokenizer.ggml.token_type", Value::I32s(vec![3, 1]));
+    fuzz(&small.bytes(), 20, rounds() / 2);
+    for (seed, version) in [(21, Version::V6), (22, Version::V7)] {
+        let style = Style { kind: Kind::F16, rescale: 1, ..STYLE };
+        fuzz(&gguf_model(version, style).bytes(), seed, rounds() / 8);
+    }
 }
 
 #[test]

@@ -5,6 +5,10 @@ mod common;
 mod detect;
 mod fixtures;
 mod fuzz;
+mod gguf;
+mod gguf_hostile;
+#[path = "../common/gguf.rs"]
+mod gguf_writer;
 mod pth;
 mod pth_hostile;
 mod rwkvcpp;
@@ -12,3 +16,4 @@ mod safetensors;
 mod shards;
 mod sniff;
 mod throughput;
+mod torch_files;

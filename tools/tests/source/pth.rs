@@ -1,11 +1,11 @@
 //! Torch zip files as they occur: wrappers, prefixes, views of storages, element types, ranges.
 
 use crate::common::{
-    DTYPES, Folder, Random, assert_refused, counting, encode, open, pickle, read, refusal, spec, torch_file,
-    torch_file_of, zip_file,
+    DTYPES, Folder, Random, assert_refused, counting, deflated_file, encode, open, pickle, read, spec,
+    torch_file, torch_file_of, zip_file,
 };
 use rwkv_quantize::source::torch_writer::{TensorSpec, TorchWriter};
-use rwkv_quantize::source::{Checkpoint, Container, SourceDType};
+use rwkv_quantize::source::{Checkpoint, Container, SourceDType, detect};
 
 /// A file with one float storage `0` that counts up to `elements`. The pickle describes its
 /// tensors.
@@ -94,23 +94,70 @@ fn several_threads_read_one_file() {
     });
 }
 
+/// A dict with an embedding of four floats.
+fn embedding() -> Vec<u8> {
+    pickle::dict(&[("emb.weight", pickle::vector("0", 4))])
+}
+
+fn file_of(body: &[u8]) -> Vec<u8> {
+    torch_file_of(&pickle::whole(body), &[("0", &[0; 16])])
+}
+
 #[test]
-fn wrappers_of_trainers_are_opened() {
-    let weights = pickle::dict(&[("emb.weight", pickle::vector("0", 4))]);
-    for wrapper in ["state_dict", "model", "module"] {
+fn the_dict_with_the_embedding_is_found_under_any_key() {
+    for wrapper in ["state_dict", "model_state_dict", "weights", "params", "net", "ema", "checkpoint", "x y"]
+    {
+        let optimizer = pickle::dict(&[("exp_avg", pickle::vector("0", 4))]);
         let body = pickle::dict(&[
             ("epoch", pickle::int(3)),
-            (wrapper, weights.clone()),
+            ("optimizer", optimizer),
+            (wrapper, embedding()),
             ("lr", b"G\0\0\0\0\0\0\0\0".into()),
         ]);
-        let file = open(&torch_file_of(&pickle::whole(&body), &[("0", &[0; 16])])).unwrap();
+        let file = open(&file_of(&body)).unwrap();
         assert_eq!(names(&file), ["emb.weight"], "{wrapper}");
+        assert_eq!(file.other_entries(), ["epoch", "optimizer", "lr"]);
     }
-    let nested = pickle::dict(&[("model", pickle::dict(&[("state_dict", weights)]))]);
-    assert_eq!(
-        names(&open(&torch_file_of(&pickle::whole(&nested), &[("0", &[0; 16])])).unwrap()),
-        ["emb.weight"]
+}
+
+#[test]
+fn the_dict_with_the_embedding_is_found_inside_dicts_lists_and_tuples() {
+    let in_list = [b"](".as_slice(), &pickle::int(1), &embedding(), b"e"].concat();
+    let in_tuple = [b"(", &*in_list, b"Nt"].concat();
+    let nested = pickle::dict(&[("a", pickle::dict(&[("b", in_tuple)]))]);
+    assert_eq!(names(&open(&file_of(&nested)).unwrap()), ["emb.weight"]);
+    let mut deep = embedding();
+    for _ in 0..9 {
+        deep = pickle::dict(&[("x", deep)]);
+    }
+    assert_refused(&file_of(&deep), &["holds no tensors", "\"x\""]);
+}
+
+#[test]
+fn a_wrapped_tuned_state_is_told_from_the_tensors_of_an_optimizer() {
+    let state = pickle::dict(&[("blocks.0.att.time_state", pickle::vector("0", 4))]);
+    let moments = pickle::dict(&[("0", pickle::dict(&[("exp_avg", pickle::vector("0", 4))]))]);
+    let optimizer = pickle::dict(&[("state", moments)]);
+    let body = pickle::dict(&[("optimizer", optimizer), ("state_dict", state)]);
+    assert_eq!(names(&open(&file_of(&body)).unwrap()), ["blocks.0.att.time_state"]);
+}
+
+#[test]
+fn several_models_are_refused_with_their_keys_and_a_remedy() {
+    let body = pickle::dict(&[("model", embedding()), ("ema", pickle::dict(&[("shadow", embedding())]))]);
+    assert_refused(
+        &file_of(&body),
+        &["2 dicts", "[\"model\"]", "[\"ema\"][\"shadow\"]", "torch.save(torch.load"],
     );
+    // One dict under two keys is one model.
+    let shared = [b"}(", &*pickle::text("a"), &embedding(), b"q\x05", &pickle::text("b"), b"h\x05u"].concat();
+    assert_eq!(names(&open(&file_of(&shared)).unwrap()), ["emb.weight"]);
+}
+
+#[test]
+fn a_file_without_tensors_is_refused_with_its_keys() {
+    let body = pickle::dict(&[("epoch", pickle::int(1)), ("esc\u{1b}", pickle::dict(&[]))]);
+    assert_refused(&file_of(&body), &["holds no tensors", "\"epoch\"", "\"esc\\u{1b}\""]);
 }
 
 #[test]
@@ -121,13 +168,6 @@ fn a_tensor_called_model_is_no_wrapper() {
 
 #[test]
 fn optimizer_state_and_numbers_beside_the_weights_are_ignored_and_listed() {
-    let optimizer = pickle::dict(&[
-        ("param_groups", [b"](", &*pickle::int(1), b"Ne"].concat()),
-        ("lr", b"](\x88\x89ea".to_vec()),
-    ]);
-    // The second list appends a value to itself with APPEND. The value below is the dict's key, so
-    // that is invalid.
-    assert!(open(&views(4, &[("w", pickle::vector("0", 4)), ("optimizer", optimizer)])).is_err());
     let optimizer = pickle::dict(&[("param_groups", [b"](", &*pickle::int(1), b"NeNa"].concat())]);
     let file = open(&views(
         4,
@@ -144,18 +184,29 @@ fn optimizer_state_and_numbers_beside_the_weights_are_ignored_and_listed() {
 }
 
 #[test]
-fn prefixes_are_removed_and_names_that_meet_are_refused() {
-    let file = open(&views(
-        4,
-        &[
-            ("_orig_mod.module.emb.weight", pickle::vector("0", 4)),
-            ("model.head.weight", pickle::vector("0", 4)),
-        ],
-    ))
-    .unwrap();
-    assert_eq!(names(&file), ["emb.weight", "head.weight"]);
+fn what_stands_before_the_embedding_is_removed_everywhere() {
+    for prefix in ["_forward_module.", "_fsdp_wrapped_module.", "base_model.model.", "rwkv.", "a.b.c.", ""] {
+        let tensors = ["emb.weight", "blocks.0._orig_mod.x", "blocks.0._checkpoint_wrapped_module.ffn.y"];
+        let mut tensors = tensors.map(|name| format!("{prefix}{name}")).to_vec();
+        tensors.push("model.head.weight".to_owned());
+        let tensors: Vec<_> = tensors.iter().map(|name| (name.as_str(), pickle::vector("0", 4))).collect();
+        let file = open(&views(4, &tensors)).unwrap();
+        assert_eq!(names(&file), ["blocks.0.ffn.y", "blocks.0.x", "emb.weight", "head.weight"], "{prefix}");
+    }
+    let file = open(&views(4, &[("model.x.blocks.3.att.time_state", pickle::vector("0", 4))])).unwrap();
+    assert_eq!(names(&file), ["blocks.3.att.time_state"]);
+}
+
+#[test]
+fn two_models_in_one_dict_and_names_that_meet_are_refused() {
     let twice = [("module.emb.weight", pickle::vector("0", 4)), ("emb.weight", pickle::vector("0", 4))];
+    assert_refused(&views(4, &twice), &["2 models", "module.emb.weight"]);
+    let twice = [("emb.weight", pickle::vector("0", 4)), ("_orig_mod.emb.weight", pickle::vector("0", 4))];
     assert_refused(&views(4, &twice), &["tensor emb.weight", "two"]);
+    // An embedding beside the layers belongs to another part of the model.
+    let parts = ["vision.emb.weight", "rwkv.emb.weight", "rwkv.blocks.0.x"];
+    let file = open(&views(4, &parts.map(|name| (name, pickle::vector("0", 4))))).unwrap();
+    assert_eq!(names(&file), ["blocks.0.x", "emb.weight", "vision.emb.weight"]);
 }
 
 #[test]
@@ -173,9 +224,21 @@ fn names_come_in_natural_order_whatever_the_order_in_the_file() {
 }
 
 #[test]
-fn lora_adapters_are_refused_with_the_advice_to_merge() {
-    for key in ["blocks.0.att.key.lora_A", "model.blocks.0.ffn.key.lora_B.weight"] {
-        assert_refused(&views(4, &[(key, pickle::vector("0", 4))]), &["lora_", "merge"]);
+fn adapters_are_refused_by_kind_with_the_command_that_merges_them() {
+    for (key, parts) in [
+        ("blocks.0.att.key.lora_A", ["LoRA or PiSSA", "no model", "--lora-alpha"]),
+        ("base_model.model.blocks.0.ffn.key.lora_B.weight", ["LoRA or PiSSA", "no model", "--lora-alpha"]),
+        ("model.blocks.0.ffn.key.init_lora_B", ["PiSSA", "no model", "--pissa-init"]),
+        ("blocks.0.ffn.key.bone", ["MiSS (Bone, DiSHA)", "no model", "--merge"]),
+        ("blocks.0.ffn.key.lora_magnitude_vector.weight", ["DoRA", "not merged", "program that trained"]),
+    ] {
+        let mut tensors = vec![(key, pickle::vector("0", 4))];
+        let message = detect(&open(&views(4, &tensors)).unwrap()).unwrap_err().to_string();
+        assert!(parts.iter().all(|part| message.contains(part)), "{key}: {message}");
+        tensors.push(("emb.weight", pickle::vector("0", 4)));
+        let message = detect(&open(&views(4, &tensors)).unwrap()).unwrap_err().to_string();
+        assert!(message.contains(parts[0]) && message.contains("lora") == key.contains("lora"), "{message}");
+        assert!(message.contains("beside its weights") || parts[0] == "DoRA", "{message}");
     }
 }
 
@@ -250,13 +313,68 @@ fn rows_with_a_stride_are_read_across_their_gaps() {
 }
 
 #[test]
-fn transposed_and_irregular_views_are_refused() {
-    for (size, stride) in [([3, 4], [1, 3]), ([3, 4], [8, 2]), ([4, 1], [2, 1])] {
-        let message = refusal(&views(40, &[("t", pickle::view("0", 40, 0, &size, &stride))]));
-        assert!(message.contains("tensor t") && message.contains("contiguous"), "{message}");
+fn views_in_any_order_of_their_elements_are_read() {
+    for (offset, size, stride) in [
+        (0, vec![3, 4], vec![1, 3]),
+        (5, vec![3, 4], vec![8, 2]),
+        (1, vec![4, 1], vec![2, 1]),
+        (7, vec![6], vec![9]),
+        (0, vec![2, 3, 4], vec![12, 1, 3]),
+        (2, vec![2, 3, 4], vec![1, 2, 6]),
+        (0, vec![2, 2, 3], vec![12, 5, 1]),
+        (3, vec![4, 2, 5], vec![0, 1, 2]),
+        (3, vec![5, 4], vec![1, 0]),
+    ] {
+        let file = open(&views(80, &[("t", pickle::view("0", 80, offset, &size, &stride))])).unwrap();
+        let mut expected = vec![offset];
+        for (&n, &stride) in size.iter().zip(&stride) {
+            expected = expected.iter().flat_map(|&at| (0..n).map(move |i| at + i * stride)).collect();
+        }
+        let expected: Vec<f32> = expected.into_iter().map(|at| at as f32).collect();
+        assert_eq!(read(&file, "t"), expected, "{size:?} {stride:?}");
+        for start in 0..expected.len() {
+            let mut out = vec![0.0; expected.len() - start];
+            file.read(file.get("t").unwrap(), start, &mut out).unwrap();
+            assert_eq!(out, expected[start..], "{start} of {size:?} {stride:?}");
+        }
     }
-    let irregular = pickle::view("0", 40, 0, &[2, 2, 3], &[12, 5, 1]);
-    assert_refused(&views(40, &[("t", irregular)]), &["contiguous"]);
+}
+
+#[test]
+fn a_large_transposed_matrix_is_read_a_panel_at_a_time() {
+    const ROWS: usize = 1500;
+    const COLUMNS: usize = 900;
+    let bytes: Vec<u8> = (0..ROWS * COLUMNS).flat_map(|n| (n as f32).to_le_bytes()).collect();
+    let elements = bytes.len() as i64 / 4;
+    let view = pickle::view("0", elements, 0, &[ROWS as i64, COLUMNS as i64], &[1, ROWS as i64]);
+    let folder = Folder::new();
+    let body = pickle::whole(&pickle::dict(&[("t", view)]));
+    for zip in [torch_file_of(&body, &[("0", &bytes)]), deflated_file(&body, &[("0", &bytes)])] {
+        let file = folder.open(&zip).unwrap();
+        let mut out = vec![0.0; 3 * COLUMNS];
+        for row in [0, 1163, 1164, ROWS - 3] {
+            file.read(file.get("t").unwrap(), row * COLUMNS, &mut out).unwrap();
+            let expected = |i: usize| (i % COLUMNS * ROWS + row + i / COLUMNS) as f32;
+            assert!(out.iter().enumerate().all(|(i, &x)| x == expected(i)), "{row}");
+        }
+    }
+}
+
+#[test]
+fn deflated_files_hold_the_same_tensors() {
+    let tensors = [
+        ("all", pickle::view("0", 30, 0, &[30], &[1])),
+        ("rows", pickle::view("0", 30, 2, &[3, 2], &[5, 1])),
+        ("turned", pickle::view("0", 30, 0, &[3, 4], &[1, 3])),
+        ("other", pickle::vector("1", 3)),
+    ];
+    let body = pickle::whole(&pickle::dict(&tensors));
+    let storages = [("0", &*counting(SourceDType::F32, 30)), ("1", &*counting(SourceDType::F32, 3))];
+    let [stored, deflated] = [torch_file_of(&body, &storages), deflated_file(&body, &storages)];
+    let [stored, deflated] = [stored, deflated].map(|bytes| open(&bytes).unwrap());
+    for (name, _) in tensors {
+        assert_eq!(read(&stored, name), read(&deflated, name), "{name}");
+    }
 }
 
 #[test]

@@ -38,6 +38,19 @@ fn metadata_holes_padding_and_foreign_fields_are_accepted() {
 }
 
 #[test]
+fn data_at_any_place_and_names_in_any_order_are_read() {
+    for spaces in 0..9 {
+        let header = format!(
+            r#"{{"b":{{"dtype":"F16","shape":[1],"data_offsets":[3,5]}},"a":{{"dtype":"BF16","shape":[1],"data_offsets":[1,3]}}}}{}"#,
+            " ".repeat(spaces)
+        );
+        let data = [&[7][..], &half::bf16::ONE.to_le_bytes(), &half::f16::ONE.to_le_bytes()].concat();
+        let checkpoint = open(&safetensors_file(&header, &data)).unwrap();
+        assert_eq!((read(&checkpoint, "a"), read(&checkpoint, "b")), (vec![1.0], vec![1.0]), "{spaces}");
+    }
+}
+
+#[test]
 fn prefixes_are_removed() {
     let checkpoint = open(&file(&[entry("model.module.x", "F32", "[1]", 0, 4)], 4)).unwrap();
     assert_eq!(checkpoint.tensors()[0].name, "x");

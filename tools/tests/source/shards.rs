@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::common::models::{blinkdl, hugging_face};
-use crate::common::{Filled, Folder, read, rwkvcpp_file, safetensors_of, torch_of};
+use crate::common::{Filled, Folder, deflated_file, pickle, read, rwkvcpp_file, safetensors_of, torch_of};
 use rwkv_edge::format::Version;
 use rwkv_quantize::source::{Checkpoint, Container, Naming, SourceDType, SourceError, detect};
 
@@ -199,4 +199,19 @@ fn a_file_that_shrinks_after_opening_is_named() {
     let tensor = checkpoint.get("head.weight").unwrap();
     let message = checkpoint.read(tensor, 0, &mut vec![0.0; tensor.elements()]).unwrap_err().to_string();
     assert!(message.contains(SECOND), "{message}");
+}
+
+#[test]
+fn transposed_views_of_several_files_keep_their_places() {
+    let folder = Folder::new();
+    let view = |values: [f32; 6], name: &str| {
+        let body = pickle::whole(&pickle::dict(&[(name, pickle::view("0", 6, 0, &[2, 3], &[1, 2]))]));
+        let bytes: Vec<u8> = values.into_iter().flat_map(f32::to_le_bytes).collect();
+        deflated_file(&body, &[("0", &bytes)])
+    };
+    std::fs::write(folder.path(FIRST), view([0.0, 1.0, 2.0, 3.0, 4.0, 5.0], "a")).unwrap();
+    std::fs::write(folder.path(SECOND), view([6.0, 7.0, 8.0, 9.0, 10.0, 11.0], "b")).unwrap();
+    let checkpoint = write_index(&folder, index_of(&[("a", FIRST), ("b", SECOND)]).as_bytes()).unwrap();
+    assert_eq!(read(&checkpoint, "a"), [0.0, 2.0, 4.0, 1.0, 3.0, 5.0]);
+    assert_eq!(read(&checkpoint, "b"), [6.0, 8.0, 10.0, 7.0, 9.0, 11.0]);
 }

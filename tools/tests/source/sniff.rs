@@ -12,7 +12,7 @@ fn wrong_files_are_named() {
         (b"\xef\xbb\xbf<?xml version=\"1.0\"?>", "HTML"),
         (b"<script>{\"a\":1}", "HTML"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "Git LFS"),
-        (b"GGUF\x03\0\0\0{", "GGUF"),
+        (b"GGUF\x03\0\0\0{", "ends before"),
         (b"\x89RWKV\r\x1a\n", "already converted"),
         (b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.", "legacy"),
         (b"\x80\x02}q\0.", "bare pickle"),

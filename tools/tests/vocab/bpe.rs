@@ -141,6 +141,40 @@ fn refusal(pointer: &str, part: Value) -> String {
     vocab::from_bytes(json.to_string().as_bytes()).unwrap_err().to_string()
 }
 
+/// The pattern of GPT-2.
+const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+
+fn split(pattern: &str, behavior: &str) -> Value {
+    json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": false})
+}
+
+fn byte_level(use_regex: bool) -> Value {
+    json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex})
+}
+
+#[test]
+fn other_spellings_of_the_same_steps_give_the_same_section() {
+    let sequence = |list: &str, steps: &[Value]| json!({"type": "Sequence", list: steps});
+    let short = GPT2.replace("'s|'t|'re|'ve|'m|'ll|'d", "'(?:[sdmt]|ll|ve|re)");
+    let splitters = [
+        sequence("pretokenizers", &[byte_level(true)]),
+        sequence("pretokenizers", &[split(GPT2, "Isolated"), byte_level(false)]),
+        sequence("pretokenizers", &[split(&short, "Isolated"), byte_level(false)]),
+    ];
+    let plain = vocab::from_bytes(SMALL.as_bytes()).unwrap();
+    for splitter in splitters {
+        assert!(changed(|json| json["pre_tokenizer"] = splitter).unwrap() == plain);
+    }
+    let decoder = sequence("decoders", &[json!({"type": "ByteLevel"})]);
+    assert!(changed(|json| json["decoder"] = decoder).unwrap() == plain);
+    let nfc = changed(|json| json["normalizer"] = json!({"type": "NFC"})).unwrap();
+    let listed = sequence("normalizers", &[json!({"type": "NFC"})]);
+    assert!(changed(|json| json["normalizer"] = listed).unwrap() == nfc);
+    let none = changed(|json| json["normalizer"] = Value::Null).unwrap();
+    assert!(changed(|json| json["normalizer"] = sequence("normalizers", &[])).unwrap() == none);
+    assert!(nfc != none);
+}
+
 #[test]
 fn other_tokenizers_are_refused_by_name() {
     let cases = [
@@ -152,7 +186,37 @@ fn other_tokenizers_are_refused_by_name() {
         ("/model/continuing_subword_prefix", json!("##"), "BPE with continuing_subword_prefix"),
         ("/model/end_of_word_suffix", json!("</w>"), "BPE with end_of_word_suffix"),
         ("/model/ignore_merges", json!(true), "BPE with ignore_merges"),
-        ("/normalizer", json!({"type": "Sequence", "normalizers": []}), "normalizer Sequence"),
+        (
+            "/normalizer",
+            json!({"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}),
+            "normalizer NFC",
+        ),
+        ("/normalizer", json!({"type": "Sequence", "normalizers": [{"type": "NFD"}]}), "normalizer NFD"),
+        (
+            "/pre_tokenizer",
+            json!({"type": "Sequence", "pretokenizers": [split("x", "Isolated"), byte_level(false)]}),
+            "pre_tokenizer Split with another pattern",
+        ),
+        (
+            "/pre_tokenizer",
+            json!({"type": "Sequence", "pretokenizers": [split(GPT2, "Removed"), byte_level(false)]}),
+            "pre_tokenizer Split with another pattern",
+        ),
+        (
+            "/pre_tokenizer",
+            json!({"type": "Sequence", "pretokenizers": [split(GPT2, "Isolated"), byte_level(true)]}),
+            "pre_tokenizer ByteLevel with a pattern after Split",
+        ),
+        (
+            "/pre_tokenizer",
+            json!({"type": "Sequence", "pretokenizers": [split(GPT2, "Isolated")]}),
+            "pre_tokenizer Split",
+        ),
+        (
+            "/pre_tokenizer",
+            json!({"type": "Sequence", "pretokenizers": [byte_level(true), byte_level(true)]}),
+            "pre_tokenizer Sequence",
+        ),
         ("/normalizer", json!({"type": "NFKC"}), "normalizer NFKC"),
         ("/pre_tokenizer", json!({"type": "Metaspace"}), "pre_tokenizer Metaspace"),
         ("/pre_tokenizer", json!({"type": "Split", "pattern": {"Regex": "x"}}), "pre_tokenizer Split"),

@@ -3,4 +3,5 @@
 mod bpe;
 mod common;
 mod files;
+mod words;
 mod world;

@@ -15,7 +15,7 @@ fn refusal(version: &str, options: &Options) -> String {
 #[test]
 fn an_epsilon_of_the_group_norm_out_of_range_is_refused() {
     for group_norm_eps in [0.0, -1e-5, 1.5, 1e-45, f32::NAN, f32::INFINITY] {
-        let options = Options { group_norm_eps, ..options(DType::Int8) };
+        let options = Options { group_norm_eps: Some(group_norm_eps), ..options(DType::Int8) };
         for version in &VERSIONS[1..] {
             let message = refusal(version, &options);
             let wanted = format!("group_norm_eps is {group_norm_eps}");
@@ -26,7 +26,7 @@ fn an_epsilon_of_the_group_norm_out_of_range_is_refused() {
 
 #[test]
 fn four_has_no_group_norm_and_takes_any_epsilon() {
-    let options = Options { group_norm_eps: f32::NAN, ..options(DType::Int8) };
+    let options = Options { group_norm_eps: Some(f32::NAN), ..options(DType::Int8) };
     let model = Desk::new().convert(&Parts::of("v4"), &options);
     assert!(!model.0.provenance().settings.contains("eps"));
 }
@@ -114,6 +114,13 @@ fn tokenizers_of_other_models_are_refused_and_their_file_named() {
             assert!(message.contains(part), "{n_tokens} {n_vocab}: {message}");
         }
     }
+    let lenient = Options { allow_unused_ids: true, ..options.clone() };
+    std::fs::write(&tokenizer, vocabulary(239)).unwrap();
+    assert!(desk.refusal(&with_vocabulary(256), &options).contains("; --allow-unused-ids"));
+    desk.convert(&with_vocabulary(256), &lenient);
+    std::fs::remove_file(desk.output()).unwrap();
+    std::fs::write(&tokenizer, vocabulary(257)).unwrap();
+    assert!(!desk.refusal(&with_vocabulary(256), &lenient).contains("--allow-unused-ids"));
     for (n_tokens, n_vocab) in [(256, 256), (240, 256), (938, 1000), (1000, 1000)] {
         std::fs::write(&tokenizer, vocabulary(n_tokens)).unwrap();
         desk.convert(&with_vocabulary(n_vocab), &options);

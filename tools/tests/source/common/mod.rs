@@ -119,6 +119,7 @@ pub(crate) fn encode(dtype: SourceDType, value: f32) -> Vec<u8> {
         SourceDType::F32 => value.to_le_bytes().to_vec(),
         SourceDType::F16 => half::f16::from_f32(value).to_le_bytes().to_vec(),
         SourceDType::BF16 => half::bf16::from_f32(value).to_le_bytes().to_vec(),
+        SourceDType::Block(block) => panic!("{block}"),
     }
 }
 
@@ -147,6 +148,32 @@ pub(crate) fn torch_file_of(pickle: &[u8], storages: &[(&str, &[u8])]) -> Vec<u8
     }
     zip.entry("archive/version", b"3\n").unwrap();
     zip.finish().unwrap()
+}
+
+/// The same with deflated entries.
+pub(crate) fn deflated_file(pickle: &[u8], storages: &[(&str, &[u8])]) -> Vec<u8> {
+    let storages = storages.iter().map(|(key, bytes)| (format!("archive/data/{key}"), *bytes));
+    let entries: Vec<_> = [("archive/data.pkl".to_owned(), pickle)].into_iter().chain(storages).collect();
+    let (mut out, mut directory) = (Vec::new(), Vec::new());
+    for (name, bytes) in &entries {
+        let packed = miniz_oxide::deflate::compress_to_vec(bytes, 1);
+        let mut fields = b"\x14\0\0\0\x08\0\0\0\0\0".to_vec();
+        fields.extend(crc32fast::hash(bytes).to_le_bytes());
+        fields.extend((packed.len() as u32).to_le_bytes());
+        fields.extend((bytes.len() as u32).to_le_bytes());
+        fields.extend((name.len() as u32).to_le_bytes());
+        directory.extend([b"PK\x01\x02\x14\0", &*fields, &[0; 10]].concat());
+        directory.extend((out.len() as u32).to_le_bytes());
+        directory.extend(name.bytes());
+        out.extend([b"PK\x03\x04", &*fields, name.as_bytes(), &packed].concat());
+    }
+    let (count, at, len) = (entries.len() as u16, out.len() as u32, directory.len() as u32);
+    out.extend(directory);
+    out.extend(b"PK\x05\x06\0\0\0\0");
+    out.extend([count.to_le_bytes(), count.to_le_bytes()].concat());
+    out.extend([len.to_le_bytes(), at.to_le_bytes()].concat());
+    out.extend([0; 2]);
+    out
 }
 
 /// A zip file of the given entries.
