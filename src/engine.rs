@@ -411,6 +411,7 @@ mod tests {
                 iclr_rank: 8192,
                 value_rank: Some(8192),
                 gate_rank: 8192,
+                deep_rank: None,
             }),
             variant: Variant::Plain,
         }

@@ -1,4 +1,5 @@
-//! The embedding is never resident: its rows are read from the file, not from the mapping.
+//! Tables that are read row by row are never resident: the embedding, and those of DeepEmbed. Rows
+//! are read from the file, not from the mapping.
 
 #![cfg(target_os = "linux")]
 
@@ -8,11 +9,12 @@ use std::fs;
 use std::path::Path;
 
 use common::{convert_checkpoint, open, options, session};
-use rwkv_edge::format::{Arch, Config, Variant};
+use rwkv_edge::format::{Arch, Rwkv7, Version};
 use rwkv_edge::kernels::DType;
+use rwkv_quantize::shapes;
 use rwkv_quantize::synth::{self, Recipe};
 
-/// Most resident bytes of the embedding: the system may map a large page across its ends.
+/// Most resident bytes of a table: the system may map a large page across its ends.
 const MOST: u64 = 64 << 10;
 
 /// Bytes of the mapping of `path` that are resident in this process.
@@ -32,24 +34,19 @@ fn resident_bytes(path: &Path) -> u64 {
     1024 * kib
 }
 
-/// A model of one layer with a large embedding.
-fn large_embedding() -> Recipe {
-    let config = Config {
-        n_layer: 1,
-        n_embd: 256,
-        n_att: 256,
-        n_ffn: 512,
-        n_vocab: 65536,
-        layer_norm_eps: 1e-5,
-        arch: Arch::V4,
-        variant: Variant::Plain,
-    };
+/// A model of one layer with many tokens.
+fn wide_vocabulary(version: Version, n_embd: usize) -> Recipe {
+    let mut config = shapes::config(version, [1, n_embd, 65536]);
+    if let Arch::V7(Rwkv7 { value_rank, deep_rank, .. }) = &mut config.arch {
+        (*value_rank, *deep_rank) = (None, Some(16));
+    }
+    config.n_ffn = 512;
     Recipe { name: "wide vocabulary".into(), config, ffn_sparsity: 0.5, outlier: None, seed: 1 }
 }
 
-#[test]
-fn rows_of_the_embedding_leave_no_page_resident() {
-    let checkpoint = synth::checkpoint(&large_embedding()).unwrap();
+/// Feeds tokens all over the vocabulary and checks what is resident afterwards.
+fn check(recipe: &Recipe) {
+    let checkpoint = synth::checkpoint(recipe).unwrap();
     let (_folder, path) = convert_checkpoint(checkpoint, &options(DType::F32));
     let model = open(&path, None);
     let mut session = session(&model, 1);
@@ -57,10 +54,21 @@ fn rows_of_the_embedding_leave_no_page_resident() {
     tokens.for_each(|token| session.feed(&[token]).unwrap());
     session.logits().unwrap();
 
-    let embedding = model.file().tensor("emb.weight").unwrap().len;
-    let rest = model.file().file_len() - embedding;
+    let tables: Vec<_> = model.file().tensors().iter().filter(|tensor| tensor.checked_by_record).collect();
+    let (bytes, most) = (tables.iter().map(|table| table.len).sum::<u64>(), MOST * tables.len() as u64);
+    let rest = model.file().file_len() - bytes;
     let resident = resident_bytes(&path);
-    assert!(embedding > 100 * MOST, "the embedding of {embedding} bytes is too small to tell");
+    assert!(bytes > 100 * most, "tables of {bytes} bytes are too small to tell");
     assert!(resident >= rest - rest / 100, "{resident} of {rest} bytes of weights are resident");
-    assert!(resident <= rest + MOST, "{} bytes of the embedding are resident", resident - rest);
+    assert!(resident <= rest + most, "{} bytes of the tables are resident", resident - rest);
+}
+
+#[test]
+fn rows_of_the_embedding_leave_no_page_resident() {
+    check(&wide_vocabulary(Version::V4, 256));
+}
+
+#[test]
+fn rows_of_deep_embed_leave_no_page_resident() {
+    check(&wide_vocabulary(Version::V7a, 64));
 }

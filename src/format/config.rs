@@ -17,6 +17,11 @@ const MAX_STATE_RATIO: u64 = 64;
 /// Bound of the inner size of a low-rank matrix. The converter transposes these matrices in memory.
 const MAX_RANK: usize = 8192;
 
+/// Bound of the inner size of DeepEmbed. Released models have 32.
+const MAX_DEEP_RANK: usize = 256;
+/// Floats of a cache line.
+const DEEP_RANK_STEP: usize = 16;
+
 const VERSION: FieldSpec = FieldSpec::required_to_read(1, "version", FieldType::U32);
 const N_LAYER: FieldSpec = FieldSpec::required_to_read(2, "n_layer", FieldType::U32);
 const N_EMBD: FieldSpec = FieldSpec::required_to_read(3, "n_embd", FieldType::U32);
@@ -33,7 +38,8 @@ const ICLR_RANK: FieldSpec = FieldSpec::required_to_read(13, "iclr_rank", FieldT
 const VALUE_RANK: FieldSpec = FieldSpec::required_to_read(14, "value_rank", FieldType::U32);
 const GATE_RANK: FieldSpec = FieldSpec::required_to_read(15, "gate_rank", FieldType::U32);
 const VARIANT: FieldSpec = FieldSpec::required_to_read(16, "variant", FieldType::U32);
-const SCHEMA: [FieldSpec; 16] = [
+const DEEP_RANK: FieldSpec = FieldSpec::required_to_read(17, "deep_rank", FieldType::U32);
+const SCHEMA: [FieldSpec; 17] = [
     VERSION,
     N_LAYER,
     N_EMBD,
@@ -50,6 +56,7 @@ const SCHEMA: [FieldSpec; 16] = [
     VALUE_RANK,
     GATE_RANK,
     VARIANT,
+    DEEP_RANK,
 ];
 
 /// Architecture of the model.
@@ -67,12 +74,14 @@ pub enum Version {
     V6,
     /// RWKV-7.
     V7,
+    /// RWKV-7a: RWKV-7 with DeepEmbed.
+    V7a,
 }
 
 impl Version {
     /// All versions, oldest first.
-    pub const ALL: [Version; 6] =
-        [Version::V4, Version::V5_0, Version::V5_1, Version::V5_2, Version::V6, Version::V7];
+    pub const ALL: [Version; 7] =
+        [Version::V4, Version::V5_0, Version::V5_1, Version::V5_2, Version::V6, Version::V7, Version::V7a];
 
     /// The number that stands for the version in a file.
     pub const fn code(self) -> u32 {
@@ -83,6 +92,7 @@ impl Version {
             Version::V5_2 => 52,
             Version::V6 => 60,
             Version::V7 => 70,
+            Version::V7a => 71,
         }
     }
 
@@ -101,6 +111,7 @@ impl fmt::Display for Version {
             Version::V5_2 => "RWKV-5.2",
             Version::V6 => "RWKV-6",
             Version::V7 => "RWKV-7",
+            Version::V7a => "RWKV-7a",
         })
     }
 }
@@ -135,7 +146,7 @@ pub enum Arch {
     V5(Rwkv5),
     /// RWKV-6.
     V6(Rwkv6),
-    /// RWKV-7.
+    /// RWKV-7 or 7a.
     V7(Rwkv7),
 }
 
@@ -183,6 +194,8 @@ pub struct Rwkv7 {
     pub value_rank: Option<usize>,
     /// Inner size of the low-rank gate.
     pub gate_rank: usize,
+    /// Inner size of DeepEmbed, which makes it an RWKV-7a: a multiple of 16.
+    pub deep_rank: Option<usize>,
 }
 
 /// Heads of time mixing.
@@ -205,7 +218,8 @@ impl Arch {
             Arch::V5(Rwkv5 { variant: Rwkv5Variant::V5_1, .. }) => Version::V5_1,
             Arch::V5(Rwkv5 { variant: Rwkv5Variant::V5_2, .. }) => Version::V5_2,
             Arch::V6(_) => Version::V6,
-            Arch::V7(_) => Version::V7,
+            Arch::V7(Rwkv7 { deep_rank: None, .. }) => Version::V7,
+            Arch::V7(Rwkv7 { deep_rank: Some(_), .. }) => Version::V7a,
         }
     }
 
@@ -231,10 +245,11 @@ impl Arch {
             Arch::V6(Rwkv6 { mix_rank, decay_rank, .. }) => {
                 vec![(MIX_RANK, mix_rank), (DECAY_RANK, decay_rank)]
             }
-            Arch::V7(Rwkv7 { decay_rank, iclr_rank, value_rank, gate_rank, .. }) => {
+            Arch::V7(Rwkv7 { decay_rank, iclr_rank, value_rank, gate_rank, deep_rank, .. }) => {
                 let value = value_rank.map(|value_rank| (VALUE_RANK, value_rank));
                 let before = [(DECAY_RANK, decay_rank), (ICLR_RANK, iclr_rank)];
-                before.into_iter().chain(value).chain([(GATE_RANK, gate_rank)]).collect()
+                let deep = deep_rank.map(|deep_rank| (DEEP_RANK, deep_rank));
+                before.into_iter().chain(value).chain([(GATE_RANK, gate_rank)]).chain(deep).collect()
             }
         }
     }
@@ -255,18 +270,20 @@ impl Arch {
             Version::V6 => {
                 Arch::V6(Rwkv6 { heads: heads()?, mix_rank: rank(MIX_RANK)?, decay_rank: rank(DECAY_RANK)? })
             }
-            Version::V7 => Arch::V7(Rwkv7 {
+            Version::V7 | Version::V7a => Arch::V7(Rwkv7 {
                 heads: heads()?,
                 decay_rank: rank(DECAY_RANK)?,
                 iclr_rank: rank(ICLR_RANK)?,
                 value_rank: found(VALUE_RANK),
                 gate_rank: rank(GATE_RANK)?,
+                deep_rank: (version == Version::V7a).then(|| rank(DEEP_RANK)).transpose()?,
             }),
         };
         let heads = arch.heads().map(|_| N_HEAD.id);
         let own: Vec<u16> = arch.rank_fields().iter().map(|(spec, _)| spec.id).chain(heads).collect();
         let foreign = |spec: &FieldSpec| found(*spec).is_some() && !own.contains(&spec.id);
-        match [N_HEAD, MIX_RANK, DECAY_RANK, ICLR_RANK, VALUE_RANK, GATE_RANK].into_iter().find(foreign) {
+        let all = [N_HEAD, MIX_RANK, DECAY_RANK, ICLR_RANK, VALUE_RANK, GATE_RANK, DEEP_RANK];
+        match all.into_iter().find(foreign) {
             None => Ok(arch),
             Some(spec) => Err(Error::malformed(format!("CONF: {}", has_no(version, spec.name)))),
         }
@@ -303,6 +320,7 @@ impl Config {
         self.heads().map_or(Ok(()), |heads| self.check_heads(heads))?;
         self.check_variant()?;
         self.check_value_rank()?;
+        self.check_deep_rank()?;
         for (name, rank) in self.arch.ranks() {
             check_dim(name, rank, MAX_RANK)?;
         }
@@ -337,6 +355,19 @@ impl Config {
             (Some(_), false) => Err(Error::invalid(has_no(version, name))),
             _ => Ok(()),
         }
+    }
+
+    /// A table of DeepEmbed has `deep_rank` records of `deep_rank` floats for each token. Whole cache
+    /// lines let a kernel read them where they are.
+    fn check_deep_rank(&self) -> Result<()> {
+        let Arch::V7(Rwkv7 { deep_rank: Some(rank), .. }) = self.arch else { return Ok(()) };
+        if rank.is_multiple_of(DEEP_RANK_STEP) && (1..=MAX_DEEP_RANK).contains(&rank) {
+            return Ok(());
+        }
+        let name = DEEP_RANK.name;
+        Err(Error::invalid(format!(
+            "{name} is {rank}; it must be a multiple of {DEEP_RANK_STEP} in 1..={MAX_DEEP_RANK}"
+        )))
     }
 
     /// A small file must not ask for all memory.
@@ -382,7 +413,7 @@ impl Config {
 
     /// The minor version of the format that has all of these fields.
     pub(super) fn minor_version(&self) -> u16 {
-        u16::from(self.variant != Variant::Plain)
+        u16::from(self.variant != Variant::Plain || self.version() == Version::V7a)
     }
 
     /// Reads and validates the CONF section.
@@ -452,13 +483,20 @@ mod tests {
             Version::V5_2 => v5(Rwkv5Variant::V5_2),
             Version::V6 => Arch::V6(Rwkv6 { heads: HEADS, mix_rank: 32, decay_rank: 64 }),
             Version::V7 => Arch::V7(V7),
+            Version::V7a => Arch::V7(Rwkv7 { deep_rank: Some(16), ..V7 }),
         };
         let (n_layer, n_embd, n_att, n_ffn, n_vocab) = (2, 64, 64, 224, 256);
         Config { n_layer, n_embd, n_att, n_ffn, n_vocab, layer_norm_eps: 1e-5, arch, variant: Variant::Plain }
     }
 
-    const V7: Rwkv7 =
-        Rwkv7 { heads: HEADS, decay_rank: 64, iclr_rank: 64, value_rank: Some(32), gate_rank: 128 };
+    const V7: Rwkv7 = Rwkv7 {
+        heads: HEADS,
+        decay_rank: 64,
+        iclr_rank: 64,
+        value_rank: Some(32),
+        gate_rank: 128,
+        deep_rank: None,
+    };
 
     /// The error of a CONF section with the fields of a `version`. The field `spec` is removed if
     /// it is among them, and added otherwise.
@@ -488,19 +526,21 @@ mod tests {
 
     #[test]
     fn missing_and_foreign_fields_are_refused_per_version() {
-        let [mix, decay, iclr, value, gate] = [
-            (MIX_RANK, [false, true, false]),
-            (DECAY_RANK, [false, true, true]),
-            (ICLR_RANK, [false, false, true]),
-            (VALUE_RANK, [false, false, true]),
-            (GATE_RANK, [false, false, true]),
+        let ranks = [
+            (MIX_RANK, [true, false, false]),
+            (DECAY_RANK, [true, true, true]),
+            (ICLR_RANK, [false, true, true]),
+            (VALUE_RANK, [false, true, true]),
+            (GATE_RANK, [false, true, true]),
+            (DEEP_RANK, [false, false, true]),
         ];
         for version in Version::ALL {
-            for (spec, [older, v6, v7]) in [mix, decay, iclr, value, gate] {
+            for (spec, [v6, v7, v7a]) in ranks {
                 let has = match version {
                     Version::V6 => v6,
                     Version::V7 => v7,
-                    _ => older,
+                    Version::V7a => v7a,
+                    _ => false,
                 };
                 let text = if has { "needs" } else { "of this depth has no" };
                 let expected = format!("CONF: {version} {text} {}", spec.name);
@@ -607,6 +647,20 @@ mod tests {
     }
 
     #[test]
+    fn a_deep_rank_that_is_no_whole_number_of_cache_lines_is_refused() {
+        let with_rank = |deep_rank| {
+            let arch = Arch::V7(Rwkv7 { deep_rank: Some(deep_rank), ..V7 });
+            Config { arch, ..config(Version::V7a) }.validate()
+        };
+        with_rank(32).unwrap();
+        with_rank(256).unwrap();
+        for rank in [0, 8, 33, 272] {
+            let error = with_rank(rank).unwrap_err().to_string();
+            assert!(error.contains("multiple of 16 in 1..=256"), "{error}");
+        }
+    }
+
+    #[test]
     fn unknown_architecture_is_unsupported_rather_than_damaged() {
         let mut bytes = config(Version::V4).emit();
         bytes[8] = 80;
@@ -625,7 +679,8 @@ mod tests {
                     continue;
                 }
                 assert_eq!(Config::parse(&config.emit()).unwrap(), config, "{version}");
-                assert_eq!(config.minor_version(), u16::from(variant != Variant::Plain));
+                let is_new = variant != Variant::Plain || version == Version::V7a;
+                assert_eq!(config.minor_version(), u16::from(is_new));
             }
         }
         let mut section = config(Version::V7).emit();
@@ -636,7 +691,7 @@ mod tests {
 
     #[test]
     fn an_unknown_variant_is_unsupported_rather_than_damaged() {
-        let mut section = Config { variant: Variant::Puzzle, ..config(Version::V7) }.emit();
+        let mut section = Config { variant: Variant::Puzzle, ..config(Version::V6) }.emit();
         let at = section.len() - 4;
         section[at] = 3;
         let error = Config::parse(&section).unwrap_err();

@@ -62,6 +62,14 @@ impl RecordsHandle {
     pub fn stride(&self) -> usize {
         self.span.len / self.count
     }
+
+    /// The only record in the bytes of one.
+    ///
+    /// # Panics
+    /// If there are not [`stride`](Self::stride) bytes.
+    pub fn record<'b>(&self, bytes: &'b [u8]) -> Records<'b> {
+        Records::new(self.dtype, 1, self.value_count, self.scale, bytes).expect("the bytes of a record")
+    }
 }
 
 impl ModelFile {
@@ -172,10 +180,15 @@ impl ModelFile {
         let read = self.mapping().read_at(r.span.start + index * out.len(), out);
         read.map_err(|error| self.annotate(error.into()))?;
         if expected.is_some_and(|expected| crc32fast::hash(out) != expected) {
-            let what = format!("record {index} of the embedding");
-            return Err(self.annotate(ErrorKind::Checksum { what }.into()));
+            return Err(self.annotate(ErrorKind::Checksum { what: self.record_name(r, index) }.into()));
         }
-        Ok(Records::new(r.dtype, 1, r.value_count, r.scale, out).expect(WRONG_FILE))
+        Ok(r.record(out))
+    }
+
+    /// A record, for errors.
+    fn record_name(&self, r: RecordsHandle, index: usize) -> String {
+        let tensor = self.tensors().iter().find(|tensor| self.range(tensor).start == r.span.start);
+        format!("record {index} of tensor {}", tensor.map_or("?", |tensor| tensor.name.as_str()))
     }
 
     fn weight(&self, name: &str, layout: TensorLayout, shape: [usize; 2]) -> Result<(&TensorInfo, DType)> {

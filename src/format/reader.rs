@@ -183,7 +183,8 @@ impl ModelFile {
         self.front.data_bytes()
     }
 
-    /// Bytes of the embedding. Only single records of it are read.
+    /// Bytes of the tensors that are checked by record: the embedding, and in RWKV-7a the tables of
+    /// DeepEmbed. Only single records of them are read.
     pub fn embedding_bytes(&self) -> u64 {
         self.front.embedding_bytes()
     }
@@ -222,7 +223,8 @@ impl ModelFile {
         Verifier::new(self)?.advance(self, usize::MAX).map(drop)
     }
 
-    /// Checks every record of the tensors that are checked by record: the embedding.
+    /// Checks every record of the tensors that are checked by record: the embedding, and in RWKV-7a
+    /// the tables of DeepEmbed.
     ///
     /// # Errors
     /// [`ErrorKind::Checksum`] naming the first damaged record.
@@ -288,7 +290,8 @@ impl ModelHeader {
         self.data.end - self.data.start
     }
 
-    /// Bytes of the embedding. Only single records of it are read.
+    /// Bytes of the tensors that are checked by record: the embedding, and in RWKV-7a the tables of
+    /// DeepEmbed. Only single records of them are read.
     pub fn embedding_bytes(&self) -> u64 {
         self.tensors.iter().filter(|tensor| tensor.checked_by_record).map(|tensor| tensor.len).sum()
     }

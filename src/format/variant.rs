@@ -13,9 +13,9 @@ pub enum Variant {
     /// As the architecture says
     #[default]
     Plain = 0,
-    /// RWKV-7 of RWKV_Othello's `*_extended` models: learning rates up to 2
+    /// RWKV-7 of RWKV_Othello's `*_extended` models: learning rates up to 2, scaled by the decay
     OthelloExtended = 1,
-    /// RWKV-6 and 7 of Sudoku-RWKV and RWKV-15Puzzle: keys decay with their channel
+    /// RWKV-6 of Sudoku-RWKV and RWKV-15Puzzle: keys are scaled by the decay of their channel
     Puzzle = 2,
 }
 
@@ -51,7 +51,7 @@ impl Variant {
         match self {
             Self::Plain => true,
             Self::OthelloExtended => version == Version::V7,
-            Self::Puzzle => matches!(version, Version::V6 | Version::V7),
+            Self::Puzzle => version == Version::V6,
         }
     }
 }

@@ -32,11 +32,12 @@ pub struct MemoryPlan {
     pub file: MappingKind,
     /// Weights that every token reads.
     pub weights_bytes: u64,
-    /// The embedding. A mapped file never maps it: the system reads the row of a token.
+    /// The embedding, and in RWKV-7a the tables of DeepEmbed. A mapped file never maps them: the system
+    /// reads the rows of a token.
     pub embedding_bytes: u64,
     /// Tokenizer tables and headers.
     pub tables_bytes: u64,
-    /// A row of the embedding.
+    /// The rows of these tables that a token reads, one of each.
     pub row_bytes: u64,
     /// Names, places and types of the tensors, and small things.
     pub heap_bytes: usize,

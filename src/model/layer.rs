@@ -136,6 +136,19 @@ impl<T: TimeMix> Layer<T> {
         T::init_state(&mut state[2 * config.n_embd..]);
     }
 
+    /// Reads the rows of tables that the tokens of the batch need.
+    ///
+    /// # Errors
+    /// If a row is damaged or cannot be read.
+    pub(crate) fn read_rows(
+        &self,
+        ops: &mut Ops<'_>,
+        batch: &Batch<'_, '_>,
+        scratch: &mut Scratch<'_, T>,
+    ) -> Result<()> {
+        self.channel_mix.read_rows(ops, batch, &mut scratch.channel_mix)
+    }
+
     /// Runs the layer on the residual streams `x` of the batch, `[tokens, n_embd]`, and updates the
     /// states of its texts.
     pub(crate) fn forward(

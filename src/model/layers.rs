@@ -101,6 +101,9 @@ impl Layers {
 
     /// Runs all layers on the residual streams `x` of a batch, `[tokens, n_embd]`. The buffers have
     /// room for `most_tokens` tokens.
+    ///
+    /// # Errors
+    /// If a row of a table is damaged or cannot be read. No state has changed then.
     pub(super) fn run<'a>(
         &self,
         (ops, config): (&mut Ops<'_>, &Config),
@@ -108,7 +111,7 @@ impl Layers {
         x: &mut Vectors<'_>,
         most_tokens: usize,
         buffers: &mut impl Buffers<'a>,
-    ) {
+    ) -> Result<()> {
         match self {
             Layers::V4(stack) => stack.run((ops, config), batch, x, most_tokens, buffers),
             Layers::V5(stack) => stack.run((ops, config), batch, x, most_tokens, buffers),
@@ -133,8 +136,10 @@ impl<T: TimeMix> Stack<T> {
         x: &mut Vectors<'_>,
         most_tokens: usize,
         buffers: &mut impl Buffers<'a>,
-    ) {
+    ) -> Result<()> {
         let mut scratch = Scratch::take(buffers, config, &self.arch, ops.pool.threads(), most_tokens);
+        self.layers.iter().try_for_each(|layer| layer.read_rows(ops, batch, &mut scratch))?;
         self.layers.iter().for_each(|layer| layer.forward(ops, batch, x, &mut scratch));
+        Ok(())
     }
 }

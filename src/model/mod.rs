@@ -20,11 +20,13 @@ mod v4;
 mod v5;
 mod v6;
 mod v7;
+mod v7a;
 mod vectors;
 mod verification;
 mod wkv_heads;
 
 use std::collections::HashSet;
+use std::iter;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -33,8 +35,7 @@ use rwkv_edge_kernels::Kernels;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{
-    Chat, Config, ElementType, LINE_ALIGN, MappingKind, ModelFile, RecordsHandle, TensorInfo, TensorLayout,
-    Variant, VectorHandle,
+    Chat, Config, ElementType, MappingKind, ModelFile, RecordsHandle, TensorInfo, TensorLayout, VectorHandle,
 };
 use crate::memory::{Buffers, cannot_lock};
 use crate::threads::Pool;
@@ -45,7 +46,7 @@ pub(crate) use lm_head::MAX_HEAD_BATCH;
 use names::OptionalTensors;
 use ops::Ops;
 use shortlist::LogitsAndIds;
-use vectors::{SCRATCH, Vectors};
+use vectors::{SCRATCH, Vectors, record_floats};
 use verification::Verification;
 
 pub(crate) use batch::Batch;
@@ -101,7 +102,7 @@ struct Workspace<'a> {
     shortlist: shortlist::Scratch<'a>,
     /// Residual streams, `[tokens, n_embd]`.
     x: Vectors<'a>,
-    /// A row of the embedding. Its elements have at most four bytes.
+    /// A row of the embedding.
     row: &'a mut [f32],
 }
 
@@ -111,14 +112,9 @@ impl<'a> Workspace<'a> {
             head: lm_head::Scratch::take(buffers, config, room.head_batch),
             shortlist: shortlist::Scratch::take(buffers, config),
             x: Vectors::take(buffers, SCRATCH, [room.tokens, config.n_embd]),
-            row: buffers.f32s("embedding row", embedding_row_len(config)),
+            row: buffers.f32s("embedding row", record_floats(config.n_embd)),
         }
     }
-}
-
-/// Floats in the bytes of a row of the embedding, whatever its type.
-fn embedding_row_len(config: &Config) -> usize {
-    config.n_embd.next_multiple_of(LINE_ALIGN as usize / size_of::<f32>())
 }
 
 /// Takes the buffers and drops them, for the memory plan.
@@ -230,10 +226,7 @@ impl Model {
     pub fn load(file: ModelFile, options: &LoadOptions) -> Result<Arc<Self>> {
         let kernels = choose_kernels(options.isa)?;
         let config = file.config();
-        let Config { n_embd, n_vocab, variant, .. } = *config;
-        if variant != Variant::Plain {
-            return Err(ErrorKind::Unsupported(format!("variant {variant} does not run here")).into());
-        }
+        let Config { n_embd, n_vocab, .. } = *config;
         let tuned_state = file.tensor(&names::initial_state(0)).is_ok();
         check_tensors(&file, tuned_state)?;
         let layers = Layers::load(&file)?;
@@ -387,8 +380,8 @@ impl Model {
     /// The division of texts into batches changes no bit.
     ///
     /// # Errors
-    /// If a token is outside the vocabulary or its row of the embedding is damaged. No state has
-    /// changed then.
+    /// If a token is outside the vocabulary or its row of a table is damaged. No state has changed
+    /// then.
     pub(crate) fn forward<'a>(
         &self,
         means: Means<'_>,
@@ -448,7 +441,7 @@ impl Model {
         let state_bytes = (batch.texts() * layers::state_len(config) * size_of::<f32>()) as u64;
         ops.meter.traffic.weight_bytes += self.small_bytes;
         ops.meter.traffic.state_bytes += state_bytes;
-        self.layers.run((ops, config), &mut batch, x, room.tokens, buffers);
+        self.layers.run((ops, config), &mut batch, x, room.tokens, buffers)?;
         batch.finish(x);
         Ok(())
     }
@@ -478,7 +471,8 @@ impl Model {
     }
 }
 
-/// Tells the system how the file will be read: from front to back up to the embedding.
+/// Tells the system how the file will be read: from front to back up to the embedding, which is the
+/// first of the tables that are read row by row.
 fn advise(file: &ModelFile, options: &LoadOptions) -> Result<()> {
     let embedding = file.range(file.tensor("emb.weight")?);
     if !options.low_memory {
@@ -493,18 +487,19 @@ fn advise(file: &ModelFile, options: &LoadOptions) -> Result<()> {
     Ok(())
 }
 
-/// Locks the file in memory. Of a mapped file the embedding stays out, as it is never mapped.
+/// Locks the file in memory. Of a mapped file the tables that are read row by row stay out, as they
+/// are never mapped.
 fn lock(file: &ModelFile) -> Result<()> {
-    let whole = 0..file.mapping().len();
-    let embedding = file.range(file.tensor("emb.weight")?);
-    let parts = match file.mapping().kind() {
-        MappingKind::Mapped => [whole.start..embedding.start, embedding.end..whole.end],
-        MappingKind::BuiltIn | MappingKind::Memory => [whole, 0..0],
-    };
-    parts.into_iter().try_for_each(|part| {
+    let (mapped, end) = (file.mapping().kind() == MappingKind::Mapped, file.mapping().len());
+    let tables = file.tensors().iter().filter(|tensor| mapped && tensor.checked_by_record);
+    let mut start = 0;
+    for table in tables.map(|table| file.range(table)).chain(iter::once(end..end)) {
+        let part = start..table.start;
         let bytes = part.len();
-        file.mapping().lock(part).map_err(|error| cannot_lock(bytes, &error))
-    })
+        file.mapping().lock(part).map_err(|error| cannot_lock(bytes, &error))?;
+        start = table.end;
+    }
+    Ok(())
 }
 
 /// Bytes of all vectors that every token reads, and of a row of the embedding.

@@ -36,6 +36,9 @@ pub enum Role {
     HeadBound,
     /// The embedding: one row is read per token. `ln0` is folded in.
     Embedding,
+    /// A table of DeepEmbed in a layer of RWKV-7a: one row is read per token. The product of the
+    /// embedding with `ffn.s_emb_x` is folded in.
+    DeepEmbedding,
 }
 
 /// The dynamic mixes of RWKV-6 in the order of `time_maa_w1`'s rows and `time_maa_w2`'s slices.
@@ -96,8 +99,8 @@ pub struct OptionalTensors {
     pub value_bound: bool,
 }
 
-/// Tensors of the layers and of the model, in the order in which a token uses them. The embedding
-/// comes last, so it lies in a range of its own.
+/// Tensors of the layers and of the model, in the order in which a token uses them. Tables of which
+/// a token needs one row come last, so they lie in a range of their own.
 ///
 /// `config` must be valid.
 pub fn tensors(config: &Config, optional: OptionalTensors) -> Vec<ModelTensor> {
@@ -128,6 +131,11 @@ pub fn tensors(config: &Config, optional: OptionalTensors) -> Vec<ModelTensor> {
         }
     }
     list.add("emb.weight", [config.n_vocab, config.n_embd], Role::Embedding);
+    if let Arch::V7(Rwkv7 { deep_rank: Some(rank), .. }) = config.arch {
+        for layer in 0..config.n_layer {
+            list.add(&deep_embedding(layer), [config.n_vocab, rank * rank], Role::DeepEmbedding);
+        }
+    }
     list.specs
 }
 
@@ -135,6 +143,11 @@ pub fn tensors(config: &Config, optional: OptionalTensors) -> Vec<ModelTensor> {
 /// `[n_head, head_size keys, head_size values]`.
 pub fn initial_state(layer: usize) -> String {
     format!("blocks.{layer}.att.time_state")
+}
+
+/// Name of the table of DeepEmbed in `layer`, `[n_vocab, deep_rank^2]`.
+pub fn deep_embedding(layer: usize) -> String {
+    format!("blocks.{layer}.ffn.s_emb.weight")
 }
 
 struct List<'a> {
@@ -178,8 +191,8 @@ impl List<'_> {
 
     /// Both factors of a low-rank matrix: `[rank, n_embd]`, then `[n_out, rank]`.
     fn low_rank(&mut self, names: [&str; 2], rank: usize, n_out: usize) {
-        self.add(&format!("att.{}", names[0]), [rank, self.config.n_embd], Role::LowRank);
-        self.add(&format!("att.{}", names[1]), [n_out, rank], Role::LowRank);
+        self.add(names[0], [rank, self.config.n_embd], Role::LowRank);
+        self.add(names[1], [n_out, rank], Role::LowRank);
     }
 
     fn time_mix_v4(&mut self) {
@@ -216,7 +229,7 @@ impl List<'_> {
         for name in V6_MIXES {
             self.add(&format!("att.time_maa_w2.{name}"), [n_embd, mix_rank], Role::LowRank);
         }
-        self.low_rank(["time_decay_w1", "time_decay_w2"], decay_rank, n_att);
+        self.low_rank(["att.time_decay_w1", "att.time_decay_w2"], decay_rank, n_att);
         self.projections(&["key", "value", "receptance", "gate"]);
         self.output();
     }
@@ -227,13 +240,13 @@ impl List<'_> {
         self.vectors("att.x_", &["r", "w", "k", "v", "a", "g"], n_embd);
         self.vectors("att.", &["w0", "a0", "k_k", "k_a", "r_k"], n_att);
         self.norm("att.ln_x", n_att);
-        self.low_rank(["w1", "w2"], decay_rank, n_att);
-        self.low_rank(["a1", "a2"], iclr_rank, n_att);
+        self.low_rank(["att.w1", "att.w2"], decay_rank, n_att);
+        self.low_rank(["att.a1", "att.a2"], iclr_rank, n_att);
         if let (1.., Some(value_rank)) = (self.layer, value_rank) {
             self.vectors("att.", &["v0"], n_att);
-            self.low_rank(["v1", "v2"], value_rank, n_att);
+            self.low_rank(["att.v1", "att.v2"], value_rank, n_att);
         }
-        self.low_rank(["g1", "g2"], gate_rank, n_att);
+        self.low_rank(["att.g1", "att.g2"], gate_rank, n_att);
         self.projections(&["receptance", "key", "value"]);
         self.output();
     }
@@ -247,8 +260,15 @@ impl List<'_> {
         };
         self.vectors("ffn.", mixes, n_embd);
         self.add("ffn.key.weight", [n_ffn, n_embd], Role::Matrix);
-        if !matches!(arch, Arch::V7(_)) {
-            self.add("ffn.receptance.weight", [n_embd, n_embd], Role::Matrix);
+        match arch {
+            Arch::V4 | Arch::V5(_) | Arch::V6(_) => {
+                self.add("ffn.receptance.weight", [n_embd, n_embd], Role::Matrix);
+            }
+            Arch::V7(Rwkv7 { deep_rank: Some(rank), .. }) => {
+                self.low_rank(["ffn.s1", "ffn.s2"], rank, n_ffn);
+                self.vectors("ffn.", &["s0"], n_ffn);
+            }
+            Arch::V7(_) => {}
         }
         self.add(VALUE, [n_embd, n_ffn], Role::SparseMatrix);
         if self.optional.value_bound {

@@ -32,8 +32,8 @@ impl Default for LoadOptions {
     }
 }
 
-/// When the checksums of a model's tensors are checked. A row of the embedding is always checked
-/// when it is used.
+/// When the checksums of a model's tensors are checked. A row of the embedding, or of a table of
+/// DeepEmbed, is always checked when it is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verify {
     /// While the model is loaded. This reads the whole file.

@@ -2,10 +2,11 @@
 //!
 //! As RWKV-5, but token shift and decay depend on the token, through low-rank matrices.
 
+use rwkv_edge_kernels::exp;
 use rwkv_edge_kernels::layout::Shift;
 
 use crate::error::Result;
-use crate::format::{Config, MatrixHandle, ModelFile, Rwkv6, VectorHandle};
+use crate::format::{Config, MatrixHandle, ModelFile, Rwkv6, Variant, VectorHandle};
 use crate::memory::Buffers;
 
 use super::batch::Step;
@@ -39,6 +40,9 @@ pub(crate) struct TimeMix {
     projections: [MatrixHandle; 4],
     /// `[n_embd, n_att]`
     output: MatrixHandle,
+    /// Keys are scaled by `exp(min(w, 0))`, with the decay `w` before its exponentials:
+    /// [`Variant::Puzzle`].
+    scales_keys: bool,
 }
 
 /// Buffers for the tokens of a batch.
@@ -101,6 +105,7 @@ impl layer::TimeMix for TimeMix {
                 projection("gate")?,
             ],
             output: matrix("output.weight", n_embd, n_att)?,
+            scales_keys: config.variant == Variant::Puzzle,
         })
     }
 
@@ -178,6 +183,7 @@ impl layer::TimeMix for TimeMix {
         let decay_w2 = ops.read(self.time_decay_w2);
         let (u, decay) = (ops.vector(self.time_faaaa), ops.vector(self.time_decay));
         let (kernels, norm, n_att) = (ops.kernels, self.heads.group_norm(ops), k.len());
+        let scales_keys = self.scales_keys;
         step.for_each_tile(|tile| {
             let rows = tile.rows.clone();
             let first = rows.start;
@@ -187,9 +193,20 @@ impl layer::TimeMix for TimeMix {
                 // w = exp(-exp(time_decay + w2 @ tanh(w1 @ xw)))
                 decay_low.multiply(kernels, (&decay_w2, i.start), rows.clone(), w);
                 w.chunks_exact_mut(len).for_each(|w| kernels.add(w, &decay[i.clone()]));
+                if scales_keys {
+                    // `wkv` and `normed` are free before the recurrence.
+                    wkv.iter_mut()
+                        .zip(&*w)
+                        .for_each(|(scale, &w)| *scale = exp(if w < 0.0 { w } else { 0.0 }));
+                    let keys = normed.chunks_exact_mut(len).zip(wkv.chunks_exact(len));
+                    for ((keys, scales), row) in keys.zip(rows.clone()) {
+                        kernels.mul(keys, &k.row(row)[i.clone()], scales);
+                    }
+                }
                 kernels.decay6(w);
                 self.heads.recur(kernels, &mut group, wkv, |t, state, y, head| {
                     let [r, k, v] = [&*r, k, v].map(|x| &x.row(first + t)[i.clone()][head.clone()]);
+                    let k = if scales_keys { &normed[t * len..][head.clone()] } else { k };
                     let (u, w) = (&u[i.clone()][head.clone()], &w[t * len..][head]);
                     kernels.wkv6(y, state, r, k, v, u, w);
                 });

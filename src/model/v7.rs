@@ -9,7 +9,7 @@ use rwkv_edge_kernels::Kernels;
 use rwkv_edge_kernels::layout::{Matrix, Shift};
 
 use crate::error::{Error, Result};
-use crate::format::{Config, MatrixHandle, ModelFile, Rwkv7, VectorHandle};
+use crate::format::{Config, MatrixHandle, ModelFile, Rwkv7, Variant, VectorHandle};
 use crate::memory::Buffers;
 
 use super::batch::Step;
@@ -44,6 +44,8 @@ pub(crate) struct TimeMix {
     value: MatrixHandle,
     /// `[n_embd, n_att]`
     output: MatrixHandle,
+    /// Learning rates go up to 2, and what is removed decays: [`Variant::OthelloExtended`].
+    extended: bool,
 }
 
 /// `bias + second @ f(first @ x)` with the token-shifted input `x`.
@@ -125,6 +127,7 @@ impl layer::TimeMix for TimeMix {
             key: matrix("key.weight")?,
             value: matrix("value.weight")?,
             output: file.matrix_handle(&name("output.weight"), n_embd, n_att)?,
+            extended: config.variant == Variant::OthelloExtended,
         })
     }
 
@@ -198,7 +201,7 @@ impl layer::TimeMix for TimeMix {
         let value_mix = self.value_mix.as_ref().map(|mix| mix.expand(ops, v_low));
         let [k_k, k_a, r_k] = [self.k_k, self.k_a, self.r_k].map(|vector| ops.vector(vector));
         let (kernels, norm, n) = (ops.kernels, self.heads.group_norm(ops), self.heads.head_size());
-        let n_att = k.len();
+        let (n_att, extended) = (k.len(), self.extended);
         step.for_each_tile(|tile| {
             let rows = tile.rows.clone();
             let out = (gated.rows_mut(), n_att);
@@ -213,6 +216,10 @@ impl layer::TimeMix for TimeMix {
                 kernels.decay7(w);
                 iclr.rows(kernels, a, i.clone(), rows.clone());
                 kernels.sigmoid(a);
+                if extended {
+                    tmp.copy_from_slice(a);
+                    kernels.add(a, tmp);
+                }
                 gate.rows(kernels, g, i.clone(), rows.clone());
                 if let Some(mix) = &value_mix {
                     mix.rows(kernels, tmp, i.clone(), rows.clone());
@@ -235,6 +242,11 @@ impl layer::TimeMix for TimeMix {
                     kk.chunks_exact_mut(n).for_each(|head| kernels.l2_normalize(head));
                     kernels.mul(tmp, k, &a[own.clone()]);
                     kernels.lerp(&mut key[own], k, tmp, k_a);
+                }
+
+                if extended {
+                    kernels.mul(tmp, a, w);
+                    a.copy_from_slice(tmp);
                 }
 
                 self.heads.recur(kernels, &mut group, wkv, |t, state, y, head| {

@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use arrayvec::ArrayVec;
+use rwkv_edge_kernels::DType;
 use rwkv_edge_kernels::Kernels;
-use rwkv_edge_kernels::layout::{Activation, ActivationMut, GROUP_SIZE, Matrix, padded_cols};
+use rwkv_edge_kernels::layout::{Activation, ActivationMut, GROUP_SIZE, Matrix, padded_cols, record_bytes};
 
 use crate::memory::Buffers;
 use crate::threads::{Cut, Map, Pieces, RowsMut};
@@ -13,6 +14,12 @@ use super::batch::TILE_TOKENS;
 
 /// Name of the layers' buffers in the memory plan.
 pub(super) const SCRATCH: &str = "time and channel mixing";
+
+/// Floats in the bytes of a record of `len` values, whatever its type.
+pub(super) fn record_floats(len: usize) -> usize {
+    let bytes = DType::ALL.iter().filter_map(|&dtype| record_bytes(dtype, len)).max();
+    bytes.map_or(usize::MAX, |bytes| bytes / size_of::<f32>())
+}
 
 /// Vectors of f32, `[tokens, len]`.
 pub(crate) struct Vectors<'a> {
@@ -148,5 +155,20 @@ impl<'a> Activations<'a> {
         outs.extend(out.chunks_exact_mut(rows));
         inputs.extend(tokens.map(|t| self.row(t)));
         kernels.matmul(&mut outs, weight, first, &inputs);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_of_any_type_fits_also_if_it_is_shorter_than_its_scales() {
+        for len in [1, 16, 17, 31, 32, 33, 63, 64, 768, 1024, 1 << 20] {
+            for dtype in DType::ALL {
+                assert!(record_bytes(dtype, len).unwrap() <= 4 * record_floats(len), "{dtype} {len}");
+            }
+        }
+        assert_eq!(record_floats(768), 768);
     }
 }

@@ -40,7 +40,8 @@ impl Verification {
         if !self.needed.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let share = file.data_bytes() as usize / TOKENS + 1;
+        // Rows of tables are checked when they are read.
+        let share = (file.data_bytes() - file.embedding_bytes()) as usize / TOKENS + 1;
         let verifier = match self.verifier.try_lock() {
             Ok(verifier) => verifier,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),

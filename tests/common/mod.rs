@@ -21,7 +21,7 @@ pub(crate) use checks::{open, session, token_walk};
 pub(crate) use random::Random;
 
 /// Versions that have a fixture `<version>-tiny.pth`.
-pub(crate) const VERSIONS: [&str; 6] = ["v4", "v5.0", "v5.1", "v5.2", "v6", "v7"];
+pub(crate) const VERSIONS: [&str; 7] = ["v4", "v5.0", "v5.1", "v5.2", "v6", "v7", "v7a"];
 
 /// Sampling from all tokens by their probability.
 pub(crate) const PLAIN: SamplingParams = SamplingParams {

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use crate::common::{PLAIN, Random, VERSIONS, convert, fixture, model, open, options, token_walk};
+use rwkv_edge::format::ModelHeader;
 use rwkv_edge::kernels::DType;
 use rwkv_edge::model::names;
 use rwkv_edge::{
-    Engine, EngineOptions, LoadOptions, Model, Sampler, SamplingParams, Sequence, State, Verify,
+    Engine, EngineOptions, LoadOptions, MemoryPlan, Model, PlanOptions, Sampler, SamplingParams, Sequence,
+    State, Verify,
 };
 
 fn engine(model: &Arc<Model>, threads: usize, prompt_chunk: usize) -> Engine<'static> {
@@ -453,6 +455,51 @@ fn two_samplers_of_one_state_differ_by_their_own_parameters() {
     assert_ne!(engine.sample(&state, &mut greedy).unwrap(), best);
     greedy.begin_reply();
     assert_eq!(engine.sample(&state, &mut greedy).unwrap(), best);
+}
+
+#[test]
+fn a_damaged_row_of_deep_embed_is_refused_before_any_state_changes() {
+    let (_folder, path) = convert(&fixture("v7a-tiny.pth"), &options(DType::Int8));
+    let row = {
+        let model = open(&path, None);
+        let table = model.file().tensor("blocks.1.ffn.s_emb.weight").unwrap();
+        model.file().range(table).start + 9 * table.len as usize / table.shape[0]
+    };
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[row] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let model = open(&path, None);
+    let (mut engine, mut state) = (engine(&model, 1, 8), model.initial_state().unwrap());
+    engine.feed(&mut state, &[8, 10]).unwrap();
+    let before = state.clone();
+    let error = engine.feed(&mut state, &[1, 2, 9]).unwrap_err().to_string();
+    assert!(error.contains("record 9 of tensor blocks.1.ffn.s_emb.weight"), "{error}");
+    assert!(state == before);
+    let error = model.file().verify_embedding().unwrap_err().to_string();
+    assert!(error.contains("record 9 of tensor blocks.1.ffn.s_emb.weight"), "{error}");
+    model.file().verify_all().unwrap();
+}
+
+#[test]
+fn tables_of_deep_embed_are_planned_and_counted_row_by_row() {
+    let (_folder, path) = convert(&fixture("v7a-tiny.pth"), &options(DType::Int8));
+    let plan = MemoryPlan::new(&ModelHeader::open(&path).unwrap(), &PlanOptions::default()).unwrap();
+    let model = open(&path, None);
+    let tables: Vec<_> = model.file().tensors().iter().filter(|tensor| tensor.checked_by_record).collect();
+    assert_eq!(tables.len(), 3);
+    let bytes: u64 = tables.iter().map(|table| table.len).sum();
+    assert_eq!((plan.embedding_bytes, plan.row_bytes), (bytes, bytes / 256));
+    assert_eq!(plan.weights_bytes, model.file().data_bytes() - bytes);
+    // The second text reads its own rows, and the matrices together with the first.
+    let read = |texts: usize| {
+        let mut engine = engine(&model, 1, 8);
+        let mut states = vec![model.initial_state().unwrap(); texts];
+        let mut batch: Vec<_> = states.iter_mut().map(|state| Sequence::new(state, &[1])).collect();
+        engine.feed_batch(&mut batch).unwrap();
+        engine.traffic().weight_bytes
+    };
+    let rows: u64 = tables[1..].iter().map(|table| table.len / 256).sum();
+    assert_eq!(read(2), read(1) + rows);
 }
 
 /// A model whose file is checked while running and is damaged in the last tensor with a checksum of

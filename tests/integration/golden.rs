@@ -4,9 +4,13 @@
 use std::path::Path;
 
 use crate::common::{
-    all_logits, convert, error_of_range, fixture, kl, open, options, read_f32, read_u16, session, shared,
+    all_logits, convert, error_of_range, fixture, kl, levels, open, options, read_f32, read_u16, session,
+    shared,
 };
-use rwkv_edge::kernels::DType;
+use crate::model_tensors::rewrite_as;
+use rwkv_edge::format::Variant;
+use rwkv_edge::kernels::{DType, Isa};
+use rwkv_edge::{EngineOptions, Session, SessionOptions};
 use rwkv_quantize::convert::Options;
 
 /// Positions (tokens fed) whose logits a fixture has. The last one shows drift in the recurrence.
@@ -75,6 +79,48 @@ versions! {
     v5_2: "v5.2-tiny", int8 0.0075, int4 0.71;
     v6: "v6-tiny", int8 0.0055, int4 0.17;
     v7: "v7-tiny", int8 0.0022, int4 0.18;
+    v7a: "v7a-tiny", int8 0.0022, int4 0.18;
+}
+
+/// Checks the logits of a fixture that computes as `variant`.
+fn check_variant(name: &str, variant: Variant) {
+    let tokens = read_u16(&fixture(&format!("{name}.tokens")));
+    let [plain, expected] =
+        [format!("{name}.logits"), format!("{name}-{variant}.logits")].map(|name| read_f32(&fixture(&name)));
+    let (folder, path) = convert(&fixture(&format!("{name}.pth")), &options(DType::F32));
+    let changed = folder.path().join("variant.rwkv");
+    rewrite_as(|config| config.variant = variant, &path, &changed, |_, _| true);
+    let run = |isa: Isa, chunk: usize| {
+        let engine = EngineOptions { threads: Some(2), prompt_chunk: Some(chunk), ..Default::default() };
+        let options = SessionOptions { engine, ..SessionOptions::default() };
+        let mut session = Session::new(open(&changed, Some(isa)), &options).unwrap();
+        let mut fed = 0;
+        let mut logits_after = |position| {
+            session.feed(&tokens[fed..position]).unwrap();
+            fed = position;
+            session.logits().unwrap().to_vec()
+        };
+        POSITIONS.map(&mut logits_after)
+    };
+    let found = run(Isa::Scalar, 1);
+    for (i, expected) in expected.chunks(256).enumerate() {
+        let (error, position) = (error_of_range(&found[i], expected), POSITIONS[i]);
+        assert!(error < F32_TOLERANCE, "{name} as {variant} after {position} tokens: {error}");
+    }
+    assert!(error_of_range(&found[3], &plain[3 * 256..]) > 0.01, "{variant} computes as plain");
+    for (isa, chunk) in levels().flat_map(|isa| [(isa, 1), (isa, 7), (isa, 64)]) {
+        assert!(run(isa, chunk) == found, "{name} as {variant}, {isa}, chunks of {chunk}");
+    }
+}
+
+#[test]
+fn extended_othello_models_agree_with_float64_equations() {
+    check_variant("v7-tiny", Variant::OthelloExtended);
+}
+
+#[test]
+fn puzzle_models_agree_with_float64_equations() {
+    check_variant("v6-tiny", Variant::Puzzle);
 }
 
 #[test]
@@ -101,7 +147,7 @@ fn safetensors_gives_the_same_file_as_pth() {
 
 /// Checks a trained tiny model against the logits after the tokens 34, 105, 110.
 fn check_trained(file: &Path, expected: &Path, group_norm_eps: f32, tolerance: f32) {
-    let options = Options { group_norm_eps, ..options(DType::F32) };
+    let options = Options { group_norm_eps: Some(group_norm_eps), ..options(DType::F32) };
     let (_folder, path) = convert(file, &options);
     let found = all_logits(&mut session(&open(&path, None), 1), &[34, 105, 110]);
     let error = error_of_range(&found[2], &read_f32(expected));

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::common::{convert, fixture, options, session};
 use rwkv_edge::format::{
-    ElementType, FileContents, FileLayout, ModelFile, ModelWriter, Replace, Target, WriteSpec,
+    Config, ElementType, FileContents, FileLayout, ModelFile, ModelWriter, Replace, Target, WriteSpec,
 };
 use rwkv_edge::kernels::DType;
 use rwkv_edge::kernels::layout::records_bytes;
@@ -12,8 +12,20 @@ use rwkv_edge::{LoadOptions, Model};
 
 /// Rewrites the file at `from`. `edit` changes each tensor and its bytes, and returns false to
 /// leave a tensor out.
-fn rewrite(from: &Path, to: &Path, mut edit: impl FnMut(&mut WriteSpec, &mut Vec<u8>) -> bool) {
+fn rewrite(from: &Path, to: &Path, edit: impl FnMut(&mut WriteSpec, &mut Vec<u8>) -> bool) {
+    rewrite_as(|_| (), from, to, edit);
+}
+
+/// As [`rewrite`], and changes the hyperparameters.
+pub(crate) fn rewrite_as(
+    change: impl FnOnce(&mut Config),
+    from: &Path,
+    to: &Path,
+    mut edit: impl FnMut(&mut WriteSpec, &mut Vec<u8>) -> bool,
+) {
     let file = ModelFile::open(from).unwrap();
+    let mut config = file.config().clone();
+    change(&mut config);
     let listed = file.tensors().iter().filter(|tensor| !tensor.name.ends_with(".crc32"));
     let edited: Vec<_> = listed
         .filter_map(|tensor| {
@@ -29,7 +41,7 @@ fn rewrite(from: &Path, to: &Path, mut edit: impl FnMut(&mut WriteSpec, &mut Vec
         })
         .collect();
     let layout = FileLayout::new(FileContents {
-        config: file.config().clone(),
+        config,
         tokenizer: file.tokenizer_bytes().to_vec(),
         chat: file.chat().clone(),
         provenance: file.provenance().clone(),
@@ -56,7 +68,7 @@ fn error(version: &str, edit: impl FnMut(&mut WriteSpec, &mut Vec<u8>) -> bool) 
 
 #[test]
 fn any_tensor_left_out() {
-    for version in ["v4", "v7"] {
+    for version in ["v4", "v7", "v7a"] {
         let (folder, path) = convert(&fixture(&format!("{version}-tiny.pth")), &options(DType::Int4));
         let edited = folder.path().join("edited.rwkv");
         let names: Vec<_> =
@@ -98,6 +110,18 @@ fn a_second_plane_of_eight_bits() {
         true
     });
     assert!(message.contains("head.residual is int8, not int4"), "{message}");
+}
+
+#[test]
+fn a_table_of_deep_embed_of_another_type_than_the_first() {
+    let message = error("v7a", |spec, bytes| {
+        if spec.name == "blocks.1.ffn.s_emb.weight" {
+            spec.dtype = ElementType::Int4;
+            *bytes = vec![0; records_bytes(DType::Int4, spec.shape[0], spec.shape[1]).unwrap()];
+        }
+        true
+    });
+    assert!(message.contains("blocks.1.ffn.s_emb is int4, that of layer 0 int8"), "{message}");
 }
 
 /// Wrong bounds give other tokens, and nothing worse.

@@ -17,6 +17,9 @@ const ATT_KEY: &str = "blocks.0.att.key.weight";
 /// States n_ffn.
 const FFN_KEY: &str = "blocks.0.ffn.key.weight";
 
+/// States the inner size of DeepEmbed.
+const FFN_DEEP: &str = "blocks.0.ffn.s1";
+
 /// State the number of heads.
 const HEADS_V5: &str = "blocks.0.att.time_decay";
 const HEADS_V6: &str = "blocks.0.att.time_faaaa";
@@ -59,13 +62,14 @@ pub fn read(
             mix_rank: mix_rank(checkpoint, "blocks.0.att.time_maa_w1")?,
             decay_rank: rank("blocks.0.att.time_decay_w1")?,
         }),
-        Version::V7 => Arch::V7(Rwkv7 {
+        Version::V7 | Version::V7a => Arch::V7(Rwkv7 {
             heads: heads(HEADS_V7)?,
             decay_rank: rank("blocks.0.att.w1")?,
             iclr_rank: rank("blocks.0.att.a1")?,
             gate_rank: rank("blocks.0.att.g1")?,
             // Layer 0 has no value residual.
             value_rank: (n_layer > 1).then(|| rank("blocks.1.att.v1")).transpose()?,
+            deep_rank: (version == Version::V7a).then(|| deep_rank(checkpoint)).transpose()?,
         }),
     };
     let layer_norm_eps = checkpoint.layer_norm_eps().unwrap_or(LAYER_NORM_EPS);
@@ -96,7 +100,7 @@ fn heads_tensor(version: Version) -> Option<&'static str> {
         Version::V4 => None,
         Version::V5_0 | Version::V5_1 | Version::V5_2 => Some(HEADS_V5),
         Version::V6 => Some(HEADS_V6),
-        Version::V7 => Some(HEADS_V7),
+        Version::V7 | Version::V7a => Some(HEADS_V7),
     }
 }
 
@@ -150,6 +154,9 @@ pub(crate) fn references(version: Version, name: &str) -> Vec<String> {
         }
     } else if local.is_some_and(|local| local.starts_with("ffn.")) {
         references.push(FFN_KEY.to_owned());
+        if version == Version::V7a {
+            references.push(FFN_DEEP.to_owned());
+        }
     }
     references.retain(|reference| reference != name);
     references
@@ -160,6 +167,17 @@ fn rank(checkpoint: &Checkpoint, name: &str) -> Result<usize> {
     let [n_in, n_out] = matrix_shape(checkpoint, name)?;
     let rank = if find(checkpoint, name)?.transposed { n_in } else { n_out };
     ensure!(rank > 0, "tensor {name}: expected an inner size above 0, found shape [{n_in}, {n_out}]");
+    Ok(rank)
+}
+
+/// Inner size of DeepEmbed. The runtime takes whole cache lines.
+fn deep_rank(checkpoint: &Checkpoint) -> Result<usize> {
+    let rank = rank(checkpoint, FFN_DEEP)?;
+    ensure!(
+        rank.is_multiple_of(16),
+        "tensor {FFN_DEEP}: expected an inner size that is a multiple of 16, found {rank} in shape {:?}",
+        find(checkpoint, FFN_DEEP)?.shape
+    );
     Ok(rank)
 }
 

@@ -257,9 +257,9 @@ fn model_tensors(
 ) -> Result<Vec<(ModelTensor, Origin)>> {
     sources.check_state(config)?;
     let is_normed = sources.checkpoint.checkpoint.has_normed_embedding();
-    for name in LN0.into_iter().filter(|_| !is_normed) {
-        let ln0 = ModelTensor { name: name.into(), shape: [config.n_embd, 1], role: Role::Vector };
-        Stored::find(sources, config, &ln0)?;
+    let is_there = |tensor: &ModelTensor| !(is_normed && LN0.contains(&tensor.name.as_str()));
+    for tensor in source::folded(config).iter().filter(|tensor| is_there(tensor)) {
+        Stored::find(sources, config, tensor)?;
     }
     let tensors = names::tensors(config, quant.optional_tensors(sources.has_state())).into_iter();
     tensors.map(|tensor| Ok((tensor.clone(), Origin::find(sources, config, &tensor)?))).collect()

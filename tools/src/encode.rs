@@ -14,10 +14,11 @@ use rwkv_edge::kernels::quant::{self, ErrorSums, ScaleOverflow, TENSOR_SCALE};
 use rwkv_edge::kernels::{DType, Kernels};
 use rwkv_edge::model::names;
 
+use crate::deep_embed::{self, Fold};
 use crate::job::{self, Stop};
 use crate::origin::{Input, Stored};
 use crate::residual::BlockRows;
-use crate::source::{LN0, SourceError, SourceTensor};
+use crate::source::{LN0, SourceError, SourceTensor, folded_into};
 
 /// Floats of a slice that one thread holds: 16 MiB. A slice of columns of a large matrix then still
 /// reads a few hundred neighbouring values of each row.
@@ -82,6 +83,8 @@ impl From<SourceError> for ChunkError {
 enum Values<'a> {
     /// In the checkpoint, already `[out, in]`.
     Checkpoint(Input<'a>, &'a Stored),
+    /// The same, and a product is added to each row.
+    Folded(Input<'a>, &'a Stored, Fold<'a>),
     /// In memory, transposed from `[in, out]`.
     Memory(Vec<f32>),
 }
@@ -137,6 +140,8 @@ impl<'a> Encoder<'a> {
         let first_plane = is_residual.then(|| scale_of(writer, names::HEAD)).transpose()?;
         let values = if stored.transposed {
             Values::Memory(self.transposed(input, stored, spec.shape)?)
+        } else if folded_into(name).is_some() {
+            Values::Folded(input, stored, Fold::new(self.kernels, input, name)?)
         } else {
             Values::Checkpoint(input, stored)
         };
@@ -385,6 +390,9 @@ impl Encoding<'_> {
         if let Some(first_plane) = self.target.first_plane {
             return self.residual(first, first_plane, outs, floats);
         }
+        if let Values::Folded(_, _, fold) = self.values {
+            return self.folded(first, fold, outs.collect(), floats);
+        }
         match self.target.spec.layout {
             TensorLayout::ColumnRecords => self.columns(first, outs.collect(), floats),
             TensorLayout::RowRecords => self.rows(first, 1, outs, floats),
@@ -435,6 +443,27 @@ impl Encoding<'_> {
         Ok(())
     }
 
+    /// Chunks of one row each: a table of DeepEmbed.
+    fn folded(
+        self,
+        first: usize,
+        fold: &Fold<'_>,
+        mut outs: Vec<(&mut [u8], &mut Outcome)>,
+        floats: &mut Vec<f32>,
+    ) -> Result<(), ChunkError> {
+        let Target { spec, dtype, scale, .. } = self.target;
+        let kernels = self.encoder.kernels;
+        for (first, outs) in (first..).step_by(deep_embed::ROWS).zip(outs.chunks_mut(deep_embed::ROWS)) {
+            self.read_rows(first, outs.len(), floats)?;
+            fold.add(first, floats, |out, row| self.normalize(out, row))?;
+            for ((out, outcome), row) in outs.iter_mut().zip(floats.chunks_exact(spec.shape[1])) {
+                outcome.sums =
+                    kernels.encode_record(dtype, row, scale, out).map_err(|error| self.overflow(error))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Reads up to `count` rows from `row` on, as many as there are.
     fn read_rows(self, row: usize, count: usize, floats: &mut Vec<f32>) -> Result<(), ChunkError> {
         let [rows, cols] = self.target.spec.shape;
@@ -449,7 +478,7 @@ impl Encoding<'_> {
     /// The matrix's values from `start` on.
     fn read(self, start: usize, out: &mut [f32]) -> Result<(), SourceError> {
         match self.values {
-            Values::Checkpoint(input, stored) => {
+            Values::Checkpoint(input, stored) | Values::Folded(input, stored, _) => {
                 read_finite(*input, &stored.tensor, stored.start + start, out)
             }
             Values::Memory(values) => {
@@ -461,10 +490,19 @@ impl Encoding<'_> {
 
     /// An embedding row after `ln0`, which is the same for every occurrence of the token.
     fn normalized_row(self, row: &[f32]) -> Vec<f32> {
-        let Some([weight, bias]) = &self.encoder.ln0 else { return row.to_vec() };
         let mut out = vec![0.0; row.len()];
-        self.encoder.kernels.layer_norm(&mut out, row, weight, bias, self.encoder.layer_norm_eps);
+        self.normalize(&mut out, row);
         out
+    }
+
+    /// `ln0` of an embedding row, unless the checkpoint has folded it into the embedding.
+    fn normalize(self, out: &mut [f32], row: &[f32]) {
+        match &self.encoder.ln0 {
+            Some([weight, bias]) => {
+                self.encoder.kernels.layer_norm(out, row, weight, bias, self.encoder.layer_norm_eps);
+            }
+            None => out.copy_from_slice(row),
+        }
     }
 
     /// Chunks of one column each: reads the panel of all their columns, then transposes 16 at a

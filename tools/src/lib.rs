@@ -14,6 +14,7 @@ pub mod chat;
 mod companions;
 pub mod config;
 pub mod convert;
+mod deep_embed;
 pub mod digest;
 mod encode;
 pub mod job;

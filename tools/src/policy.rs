@@ -13,11 +13,11 @@
 //! | head | int4 | int4 | f16 | f32 | interleaved |
 //! | its residual | int4 | int4 | - | - | row records |
 //! | a plain head, if asked for | int8 | int8 | f16 | f32 | interleaved |
-//! | embedding | int8 | int8 | f16 | f32 | row records |
+//! | embedding, tables of DeepEmbed (RWKV-7a) | int8 | int8 | f16 | f32 | row records |
 //!
 //! - Vectors are below 0.1 % of the bytes, have large outliers, and feed the recurrence.
 //! - The head decides between tokens directly. Both of its planes together are as precise as int8.
-//! - A token reads one row of the embedding only.
+//! - A token reads one row of the embedding only, and one row of each table of DeepEmbed.
 //! - In released RWKV-7 models, one channel of the input of `att.output` in layer 0 is thousands of
 //!   times as large as usual. Quantized weights of that channel add an error that outweighs all
 //!   other channels. Quantized inputs round the channels beside it to zero. One matrix of f16 adds
@@ -67,7 +67,9 @@ pub fn dtype(role: Role, quant: QuantSpec) -> DType {
         Role::Vector | Role::State | Role::ScaleBound | Role::HeadBound => DType::F32,
         Role::HeadResidual => DType::Int4,
         Role::Head if quant.nested_head() => DType::Int4,
-        Role::LowRank | Role::Head | Role::Embedding if matches!(quant.dtype, DType::Int4 | DType::Int4n) => {
+        Role::LowRank | Role::Head | Role::Embedding | Role::DeepEmbedding
+            if matches!(quant.dtype, DType::Int4 | DType::Int4n) =>
+        {
             DType::Int8
         }
         Role::FirstOutput if quant.dtype.is_quantized() && !quant.quantize_first_output => DType::F16,
@@ -76,7 +78,8 @@ pub fn dtype(role: Role, quant: QuantSpec) -> DType {
         | Role::SparseMatrix
         | Role::LowRank
         | Role::Head
-        | Role::Embedding => quant.dtype,
+        | Role::Embedding
+        | Role::DeepEmbedding => quant.dtype,
     }
 }
 
@@ -86,7 +89,7 @@ pub fn layout(role: Role) -> TensorLayout {
         Role::Vector | Role::State | Role::ScaleBound | Role::HeadBound => TensorLayout::Vector,
         Role::Matrix | Role::FirstOutput | Role::LowRank | Role::Head => TensorLayout::Interleaved,
         Role::SparseMatrix => TensorLayout::ColumnRecords,
-        Role::HeadResidual | Role::Embedding => TensorLayout::RowRecords,
+        Role::HeadResidual | Role::Embedding | Role::DeepEmbedding => TensorLayout::RowRecords,
     }
 }
 
@@ -94,7 +97,8 @@ pub fn layout(role: Role) -> TensorLayout {
 pub fn spec(tensor: &ModelTensor, quant: QuantSpec) -> WriteSpec {
     let dtype = dtype(tensor.role, quant);
     let spec = WriteSpec::weight(&tensor.name, dtype, layout(tensor.role), tensor.shape);
-    WriteSpec { checked_by_record: tensor.role == Role::Embedding, ..spec }
+    let checked_by_record = matches!(tensor.role, Role::Embedding | Role::DeepEmbedding);
+    WriteSpec { checked_by_record, ..spec }
 }
 
 #[cfg(test)]

@@ -11,6 +11,9 @@ pub const GROUP_NORM_EPS: f32 = 64e-5;
 /// Channels of a head in every released model that has heads.
 const HEAD_SIZE: usize = 64;
 
+/// Inner size of DeepEmbed in every released RWKV-7a.
+const DEEP_RANK: usize = 32;
+
 /// A released model: the properties that tell it from the others of its version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
@@ -38,7 +41,7 @@ const fn shape(
 }
 
 /// Every released shape, by version and size.
-pub const RELEASED: [Shape; 27] = [
+pub const RELEASED: [Shape; 28] = [
     shape("rwkv4-169m", "Pile 169M", Version::V4, [12, 768, 50277]),
     shape("rwkv4-430m", "Pile 430M", Version::V4, [24, 1024, 50277]),
     shape("rwkv4-1.5b", "Pile, Raven 1.5B", Version::V4, [24, 2048, 50277]),
@@ -66,6 +69,7 @@ pub const RELEASED: [Shape; 27] = [
     shape("rwkv7-2.9b", "World, G1 2.9B", Version::V7, [32, 2560, 65536]),
     shape("rwkv7-7.2b", "World, G1 7.2B", Version::V7, [32, 4096, 65536]),
     shape("rwkv7-13.3b", "World, G1 13.3B", Version::V7, [61, 4096, 65536]),
+    shape("rwkv7a-0.1b", "G1 0.1B with DeepEmbed", Version::V7a, [12, 768, 65536]),
 ];
 
 impl Shape {
@@ -94,9 +98,10 @@ pub fn config(version: Version, [n_layer, n_embd, n_vocab]: [usize; 3]) -> Confi
             let (mix_rank, decay_rank) = if n_embd < 4096 { (32, 64) } else { (64, 128) };
             Arch::V6(Rwkv6 { heads, mix_rank, decay_rank })
         }
-        Version::V7 => {
+        Version::V7 | Version::V7a => {
             let [decay_rank, iclr_rank, value_rank, gate_rank] = ranks_v7(n_embd);
-            Arch::V7(Rwkv7 { heads, decay_rank, iclr_rank, value_rank: Some(value_rank), gate_rank })
+            let (value_rank, deep_rank) = (Some(value_rank), (version == Version::V7a).then_some(DEEP_RANK));
+            Arch::V7(Rwkv7 { heads, decay_rank, iclr_rank, value_rank, gate_rank, deep_rank })
         }
     };
     let short_ffn = matches!(version, Version::V5_1 | Version::V5_2 | Version::V6);

@@ -404,7 +404,7 @@ fn a_damaged_embedding_row_is_found_when_it_is_read() {
     fs::write(&path, bytes).unwrap();
     let path = path.to_str().unwrap();
     assert!(run(&["logits", path, "--tokens", "6,8"]).status.success());
-    assert!(failure(&["logits", path, "--tokens", "6,7"]).contains("record 7 of the embedding"));
+    assert!(failure(&["logits", path, "--tokens", "6,7"]).contains("record 7 of tensor emb.weight"));
 }
 
 #[test]

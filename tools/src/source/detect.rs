@@ -26,11 +26,6 @@ const VARIANTS: &[Variant] = &[
     },
     Variant { in_layer: &["qkv."], beside: &[], what: "RWKV-7b (DEA): its token cache grows with the text" },
     Variant {
-        in_layer: &["ffn.s_emb", "ffn.s0", "ffn.s1", "ffn.s2"],
-        beside: &[],
-        what: "RWKV-7a (DeepEmbed): it needs an embedding table in every layer",
-    },
-    Variant {
         in_layer: &["att.time_maa_rkvw_w1", "att.gate_w1"],
         beside: &[],
         what: "an experimental RWKV-6 (x060a, x060b or x060c) that was never released",
@@ -137,7 +132,8 @@ fn version(checkpoint: &Checkpoint) -> Result<Version, SourceError> {
         return Err(not_rwkv(checkpoint));
     }
     if has("att.r_k") {
-        Ok(Version::V7)
+        let deep = ["ffn.s_emb.weight", "ffn.s_emb_x.weight", "ffn.s0", "ffn.s1", "ffn.s2"];
+        Ok(if deep.into_iter().any(has) { Version::V7a } else { Version::V7 })
     } else if has("att.time_maa_x") {
         Ok(Version::V6)
     } else if has("att.ln_x.weight") {

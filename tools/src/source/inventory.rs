@@ -3,8 +3,8 @@
 //! An unexpected tensor means an unknown variant, which would run but produce garbage. It is
 //! refused.
 
-use rwkv_edge::format::Version;
-use rwkv_edge::model::names::{self as model_names, OptionalTensors, Role};
+use rwkv_edge::format::{Arch, Config, Rwkv7, Version};
+use rwkv_edge::model::names::{self as model_names, ModelTensor, OptionalTensors, Role};
 
 use super::aliases::Naming;
 use super::checkpoint::Checkpoint;
@@ -14,6 +14,27 @@ use crate::shapes;
 
 /// The norm that is folded into the embedding.
 pub(crate) const LN0: [&str; 2] = ["blocks.0.ln0.weight", "blocks.0.ln0.bias"];
+
+/// Name of the matrix whose product with the embedding is folded into table `name` of DeepEmbed.
+pub(crate) fn folded_into(name: &str) -> Option<String> {
+    Some(format!("{}ffn.s_emb_x.weight", name.strip_suffix("ffn.s_emb.weight")?))
+}
+
+/// The tensors that are folded into others, so that the file does not have them.
+pub(crate) fn folded(config: &Config) -> Vec<ModelTensor> {
+    let vector =
+        |name: &str| ModelTensor { name: name.into(), shape: [config.n_embd, 1], role: Role::Vector };
+    let mut tensors: Vec<_> = LN0.into_iter().map(vector).collect();
+    if let Arch::V7(Rwkv7 { deep_rank: Some(rank), .. }) = config.arch {
+        let tables = (0..config.n_layer).map(model_names::deep_embedding);
+        tensors.extend(tables.filter_map(|table| folded_into(&table)).map(|name| ModelTensor {
+            name,
+            shape: [rank * rank, config.n_embd],
+            role: Role::Matrix,
+        }));
+    }
+    tensors
+}
 
 /// Possible names of the source of tensor `name` in a checkpoint of `version`. A checkpoint has the
 /// source under one of them.
@@ -52,11 +73,10 @@ impl Inventory {
         // Names depend on the version alone, and all layers but the first have the same ones.
         let config = shapes::config(version, [2, 64, 256]);
         let optional = OptionalTensors { tuned_state: true, ..OptionalTensors::default() };
-        let ln0 = LN0.iter().map(|&name| (vec![name.to_owned()], Role::Vector));
-        let tensors = model_names::tensors(&config, optional).into_iter();
+        let tensors = model_names::tensors(&config, optional).into_iter().chain(folded(&config));
         let stored = tensors.map(|tensor| (stored_names(version, &tensor.name), tensor.role));
         let mut inventory = Self { beside: vec![], first_layer: vec![], other_layers: vec![] };
-        for (names, role) in ln0.chain(stored) {
+        for (names, role) in stored {
             let list = match names.first().and_then(|name| split_layer(name)) {
                 None => &mut inventory.beside,
                 Some((0, _)) => &mut inventory.first_layer,

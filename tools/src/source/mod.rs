@@ -61,7 +61,7 @@ pub use detect::detect;
 pub use error::SourceError;
 pub(crate) use file::ReadAt;
 pub use gguf::{BlockType, StoredToken, Vocabulary};
-pub(crate) use inventory::{LN0, stored_names};
+pub(crate) use inventory::{LN0, folded, folded_into, stored_names};
 pub use merge::Merge;
 pub use tensor::{Container, SourceDType, SourceTensor};
 pub use zero_runs::ZeroRun;

@@ -24,6 +24,9 @@ const MIXED_VARIANCE: f64 = 0.938;
 /// Root mean square of channel mixing's addition to the residual stream.
 const FFN_RMS: f64 = 0.35;
 
+/// Standard deviation of the product in the factors of DeepEmbed.
+const DEEP_STD: f64 = 0.3;
+
 /// Standard deviation of the logits: a few tokens then share most of the probability, as in a
 /// trained model.
 const LOGITS_STD: f64 = 3.0;
@@ -125,6 +128,23 @@ impl Model<'_> {
             let n_embd = self.config.n_embd;
             self.matrix(format!("{prefix}.receptance.weight"), n_embd, n_embd, 1.0);
         }
+        if let Arch::V7(Rwkv7 { deep_rank: Some(rank), .. }) = self.config.arch {
+            self.deep_embed(&prefix, rank);
+        }
+    }
+
+    /// DeepEmbed. The factors of the hidden units are about 1, with a standard deviation of
+    /// [`DEEP_STD`].
+    fn deep_embed(&mut self, prefix: &str, rank: usize) {
+        let Config { n_embd, n_ffn, n_vocab, .. } = *self.config;
+        let width = rank * rank;
+        // Rows and what is folded into them are alike in size.
+        let std = (0.5 / rank as f64).sqrt();
+        self.normal(format!("{prefix}.s_emb.weight"), &[n_vocab, width], 0.0, std);
+        self.matrix(format!("{prefix}.s_emb_x.weight"), width, n_embd, std);
+        self.factor(format!("{prefix}.s1"), &[n_embd, rank], n_embd, 1.0);
+        self.factor(format!("{prefix}.s2"), &[rank, n_ffn], rank, DEEP_STD);
+        self.normal(format!("{prefix}.s0"), &[1, 1, n_ffn], 1.0, 0.1);
     }
 
     /// `ffn.key` and `ffn.value` of a network. `sparsity` is the share of zeros behind its squared
@@ -248,7 +268,7 @@ fn rwkv6(model: &mut Model<'_>, arch: &Rwkv6, att: &str) {
 
 fn rwkv7(model: &mut Model<'_>, arch: &Rwkv7, att: &str, layer: usize) {
     let n_att = model.config.n_att;
-    let Rwkv7 { heads, decay_rank, iclr_rank, value_rank, gate_rank } = *arch;
+    let Rwkv7 { heads, decay_rank, iclr_rank, value_rank, gate_rank, .. } = *arch;
     let Heads { n_head, head_size: size, .. } = heads;
     let vector = [1, 1, n_att];
     model.mixes(&format!("{att}.x_"), "rwkvag", MIX);

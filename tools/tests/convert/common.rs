@@ -15,7 +15,7 @@ use rwkv_quantize::source::{Checkpoint, SourceDType};
 use tempfile::TempDir;
 
 /// Versions that have a fixture `<version>-tiny.pth`.
-pub(crate) const VERSIONS: [&str; 6] = ["v4", "v5.0", "v5.1", "v5.2", "v6", "v7"];
+pub(crate) const VERSIONS: [&str; 7] = ["v4", "v5.0", "v5.1", "v5.2", "v6", "v7", "v7a"];
 
 pub(crate) const DTYPES: [DType; 5] = DType::ALL;
 
@@ -77,7 +77,7 @@ impl Part {
 
     /// Whether this is a low-rank factor, which checkpoints have as `[in, out]`.
     pub(crate) fn is_factor(&self) -> bool {
-        self.name.contains(".att.") && self.name.ends_with(['1', '2'])
+        (self.name.contains(".att.") || self.name.contains(".ffn.s")) && self.name.ends_with(['1', '2'])
     }
 
     /// The values as `[out, in]`.

@@ -25,9 +25,14 @@ fn small(version: Version) -> Recipe {
         Version::V5_1 => v5(Rwkv5Variant::V5_1),
         Version::V5_2 => v5(Rwkv5Variant::V5_2),
         Version::V6 => Arch::V6(Rwkv6 { heads, mix_rank: 16, decay_rank: 24 }),
-        Version::V7 => {
-            Arch::V7(Rwkv7 { heads, decay_rank: 24, iclr_rank: 16, value_rank: Some(8), gate_rank: 32 })
-        }
+        Version::V7 | Version::V7a => Arch::V7(Rwkv7 {
+            heads,
+            decay_rank: 24,
+            iclr_rank: 16,
+            value_rank: Some(8),
+            gate_rank: 32,
+            deep_rank: (version == Version::V7a).then_some(16),
+        }),
     };
     let (n_layer, n_embd, n_att, n_ffn, n_vocab) = (4, 256, 192, 800, 256);
     let (layer_norm_eps, variant) = (1e-5, Variant::Plain);

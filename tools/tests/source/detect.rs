@@ -58,7 +58,7 @@ fn local_names(version: Version) -> Vec<&'static str> {
             "ffn.time_maa_r",
             "ffn.receptance.weight",
         ],
-        Version::V7 => &[
+        Version::V7 | Version::V7a => &[
             "att.ln_x.weight",
             "att.ln_x.bias",
             "att.x_r",
@@ -84,6 +84,9 @@ fn local_names(version: Version) -> Vec<&'static str> {
     names.extend(new);
     if matches!(version, Version::V4 | Version::V5_0 | Version::V5_1 | Version::V5_2) {
         names.extend(old);
+    }
+    if version == Version::V7a {
+        names.extend(["ffn.s_emb.weight", "ffn.s_emb_x.weight", "ffn.s0", "ffn.s1", "ffn.s2"]);
     }
     names
 }
@@ -117,7 +120,7 @@ fn model(version: Version) -> Vec<TensorSpec> {
         if matches!(version, Version::V5_0 | Version::V5_1) {
             tensors.push(spec(&format!("blocks.{layer}.att.time_first"), &[WIDTH / 2], SourceDType::BF16));
         }
-        if version == Version::V7 && layer > 0 {
+        if matches!(version, Version::V7 | Version::V7a) && layer > 0 {
             tensors.extend(["v0", "v1", "v2"].map(|name| vector(format!("blocks.{layer}.att.{name}"))));
         }
     }
@@ -139,7 +142,7 @@ fn refusal_with(version: Version, names: &[&str]) -> String {
 #[test]
 fn every_version_is_detected_in_any_order_of_its_tensors() {
     let mut random = Random(11);
-    for version in [Version::V4, Version::V5_0, Version::V5_1, Version::V5_2, Version::V6, Version::V7] {
+    for version in Version::ALL {
         let mut tensors = model(version);
         for _ in 0..4 {
             assert_eq!(detected(&tensors).unwrap(), version);
@@ -206,12 +209,13 @@ fn tuned_state_belongs_to_five_six_and_seven() {
 
 #[test]
 fn variants_are_refused_by_name_with_the_reason() {
-    use Version::{V4, V5_2, V6, V7};
+    use Version::{V4, V5_2, V6, V7, V7a};
     for (base, tensor, name, reason) in [
         (V7, "blocks.2.qkv.qq.weight", "RWKV-7b", "token cache"),
-        (V7, "blocks.0.ffn.s_emb.weight", "RWKV-7a", "embedding table"),
-        (V7, "blocks.0.ffn.s_emb_x.weight", "RWKV-7a", "embedding table"),
-        (V7, "blocks.1.ffn.s1", "RWKV-7a", "embedding table"),
+        (V7, "blocks.0.ffn.s1", "every RWKV-7a model", "blocks.0.ffn.s2"),
+        (V7, "blocks.1.ffn.s1", "unknown variant of RWKV-7", "blocks.1.ffn.s1"),
+        (V7a, "blocks.2.qkv.qq.weight", "RWKV-7b", "token cache"),
+        (V7a, "blocks.1.ffn.s3", "unknown variant of RWKV-7a", "ffn.s3"),
         (V7, "blocks.0.ffn.enn.weight", "RWKV-8", "not final"),
         (V7, "blocks.1.rosa.emb", "RWKV-8", "not final"),
         (V6, "blocks.0.att.time_maa_rkvw_w1", "x060", "never released"),
@@ -302,6 +306,8 @@ fn missing_tensors_are_named_in_every_layer() {
         (Version::V5_1, "blocks.1.att.gate.weight"),
         (Version::V6, "blocks.2.att.time_maa_w2"),
         (Version::V7, "blocks.1.att.r_k"),
+        (Version::V7a, "blocks.1.ffn.s_emb_x.weight"),
+        (Version::V7a, "blocks.0.ffn.s2"),
     ] {
         let mut tensors = model(version);
         tensors.retain(|tensor| tensor.name != missing);

@@ -100,7 +100,7 @@ fn states_the_heads(version: &str, name: &str) -> bool {
     let local = match version {
         "v5.2" => "time_decay",
         "v6" => "time_faaaa",
-        "v7" => "r_k",
+        "v7" | "v7a" => "r_k",
         _ => return false,
     };
     name == format!("blocks.0.att.{local}")
@@ -300,8 +300,8 @@ fn a_missing_layer_is_named_and_the_first_alone_is_a_model() {
     let desk = Desk::new();
     for version in VERSIONS {
         let mut parts = Parts::of(version);
-        // The fixture of RWKV-6 has two layers, so its second becomes the third.
-        parts = parts.without(|name| name.starts_with("blocks.1.") && version != "v6");
+        // The fixtures of RWKV-6 and 7a have two layers, so their second becomes the third.
+        parts = parts.without(|name| name.starts_with("blocks.1.") && !["v6", "v7a"].contains(&version));
         for part in &mut parts.0 {
             part.name = part.name.replace("blocks.1.", "blocks.2.");
         }

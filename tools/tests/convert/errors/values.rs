@@ -184,7 +184,7 @@ fn tensors_of_zeros_stay_zero() {
             let model = desk.convert(&parts, &options(dtype));
             for tensor in model.0.tensors() {
                 let stored = tensor.name.contains("time_decay") || tensor.name.contains("time_faaaa");
-                if !stored && tensor.name != "emb.weight.crc32" {
+                if !stored && !tensor.name.ends_with(".crc32") {
                     assert!(
                         model.values(tensor).iter().all(|&x| x == 0.0),
                         "{version} {dtype} {}",

@@ -10,7 +10,9 @@ pub(crate) const HEADS: usize = 2;
 pub(crate) const LAYERS: usize = 2;
 const HEAD_SIZE: usize = WIDTH / HEADS;
 const FFN: usize = 12;
+const DEEP_RANK: usize = 16;
 
+/// Versions that other programs write too.
 pub(crate) const VERSIONS: [Version; 6] =
     [Version::V4, Version::V5_0, Version::V5_1, Version::V5_2, Version::V6, Version::V7];
 
@@ -75,7 +77,7 @@ fn layer_shapes(version: Version, layer: usize) -> Vec<(&'static str, Vec<usize>
         ("ffn.key.weight", vec![FFN, d]),
         ("ffn.value.weight", vec![d, FFN]),
     ];
-    if version != Version::V7 {
+    if !matches!(version, Version::V7 | Version::V7a) {
         shapes.push(("ffn.receptance.weight", vec![d, d]));
     }
     if version != Version::V4 {
@@ -86,7 +88,7 @@ fn layer_shapes(version: Version, layer: usize) -> Vec<(&'static str, Vec<usize>
     }
     match version {
         Version::V6 => shapes_of_v6(&mut shapes),
-        Version::V7 => shapes_of_v7(&mut shapes, layer),
+        Version::V7 | Version::V7a => shapes_of_v7(&mut shapes, layer),
         _ => {
             for mix in
                 ["att.time_mix_k", "att.time_mix_v", "att.time_mix_r", "ffn.time_mix_k", "ffn.time_mix_r"]
@@ -102,6 +104,13 @@ fn layer_shapes(version: Version, layer: usize) -> Vec<(&'static str, Vec<usize>
         }
         Version::V5_2 => shapes
             .extend([("att.time_decay", vec![HEADS, HEAD_SIZE]), ("att.time_faaaa", vec![HEADS, HEAD_SIZE])]),
+        Version::V7a => shapes.extend([
+            ("ffn.s_emb.weight", vec![VOCAB, DEEP_RANK * DEEP_RANK]),
+            ("ffn.s_emb_x.weight", vec![DEEP_RANK * DEEP_RANK, d]),
+            ("ffn.s0", vec![1, 1, FFN]),
+            ("ffn.s1", vec![d, DEEP_RANK]),
+            ("ffn.s2", vec![DEEP_RANK, FFN]),
+        ]),
         Version::V6 | Version::V7 => {}
     }
     if matches!(version, Version::V5_1 | Version::V5_2) {
