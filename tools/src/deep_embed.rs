@@ -38,7 +38,7 @@ impl<'a> Fold<'a> {
         let block = bytes / shape[0].div_ceil(ROW_INTERLEAVE);
         for (rows, out) in values.chunks(ROW_INTERLEAVE * n_embd).zip(matrix.chunks_mut(block)) {
             kernels
-                .encode_block_row(DType::F32, rows, n_embd, 1.0, out)
+                .encode_block_row(DType::F32, rows, n_embd, None, 1.0, out)
                 .map_err(|_| input.error(&name, "weights that f32 can hold", "others"))?;
         }
         Ok(Self { kernels, input, embedding, matrix, shape, table })

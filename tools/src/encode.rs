@@ -457,8 +457,9 @@ impl Encoding<'_> {
             self.read_rows(first, outs.len(), floats)?;
             fold.add(first, floats, |out, row| self.normalize(out, row))?;
             for ((out, outcome), row) in outs.iter_mut().zip(floats.chunks_exact(spec.shape[1])) {
-                outcome.sums =
-                    kernels.encode_record(dtype, row, scale, out).map_err(|error| self.overflow(error))?;
+                outcome.sums = kernels
+                    .encode_record(dtype, row, None, scale, out)
+                    .map_err(|error| self.overflow(error))?;
             }
         }
         Ok(())
