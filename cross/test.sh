@@ -47,12 +47,11 @@ fail() { echo "cross/test.sh: $*" >&2; exit 1; }
 
 host() { cargo run --quiet --locked --release "$@"; }
 
-# Converts the fixture $2 to the type $3 with the converter $1, into the file $4. Here int4 means linear codes.
+# Converts the fixture $2 to the type $3 with the converter $1, into the file $4.
 convert() {
     local type=(--type "$3")
     case $3 in
-        int4) type=(--type int4 --codes linear) ;;
-        int4n) type=(--type int4) ;;
+        int4n) type=(--type int4 --codes table) ;;
     esac
     # Word splitting: the emulator, its arguments and the program.
     # shellcheck disable=SC2086

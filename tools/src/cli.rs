@@ -57,8 +57,8 @@ struct Cli {
     /// f16 in quantized ones, and vectors are always f32
     #[arg(long = "type", value_name = "TYPE", value_enum, default_value_t = Type::Int8)]
     dtype: Type,
-    /// With --type int4: what the 4 bits of a weight mean. Linear codes have a third more squared
-    /// error, and are faster on 32-bit ARM
+    /// With --type int4: what the 4 bits of a weight mean. A table has 0.7 times the squared error;
+    /// conversion takes some ten times as long
     #[arg(long, value_name = "CODES", value_enum)]
     codes: Option<Codes>,
     /// Keep an int8 head in one plane, instead of two of int4 of which decoding reads the second
@@ -68,8 +68,8 @@ struct Cli {
     /// Who wrote a safetensors file of RWKV-7 whose low-rank factors are all square
     #[arg(long, value_enum)]
     naming: Option<Writer>,
-    /// Arithmetic of a model that has the tensors of RWKV-6 or 7: plain, othello-extended (RWKV_Othello)
-    /// or puzzle (Sudoku-RWKV, RWKV-15Puzzle)
+    /// Arithmetic of a model that has the tensors of another: plain, othello-extended (RWKV-7 of
+    /// RWKV_Othello) or puzzle (RWKV-6 of Sudoku-RWKV and RWKV-15Puzzle)
     #[arg(long, value_name = "VARIANT", default_value = "plain")]
     variant: Variant,
     /// Vocabulary: World format (`id literal length` lines, or web-rwkv's JSON) or tokenizer.json of
@@ -148,10 +148,10 @@ enum Type {
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Codes {
-    /// Numbers of a table, shifted in each group [default]
-    Table,
-    /// The integers from -8 to 7
+    /// The integers from -8 to 7 [default]
     Linear,
+    /// Numbers of a table, shifted in each group
+    Table,
 }
 
 impl Type {
@@ -170,8 +170,8 @@ impl Type {
 fn projections(dtype: Type, codes: Option<Codes>) -> DType {
     match (dtype, codes) {
         (Type::Int8, _) => DType::Int8,
-        (Type::Int4, Some(Codes::Linear)) => DType::Int4,
-        (Type::Int4, Some(Codes::Table) | None) => DType::Int4n,
+        (Type::Int4, Some(Codes::Linear) | None) => DType::Int4,
+        (Type::Int4, Some(Codes::Table)) => DType::Int4n,
         (Type::F16, _) => DType::F16,
         (Type::F32, _) => DType::F32,
     }

@@ -224,27 +224,24 @@ fn shifted_tile<const T: usize>(
     let pairs = steps(GROUP_SIZE / 8);
     for (i, ShiftedBlock { block, shifts }) in panel.iter().enumerate() {
         for (g, (lines, scales)) in block.lines.iter().zip(&block.scales).enumerate() {
-            let codes = xs.each_ref().map(|x| x.codes[i][g].as_chunks::<2>().0);
+            let codes = xs.each_ref().map(|x| &x.codes[i][g]);
             let mut dots = [[_mm256_setzero_si256(); 2]; T];
             for (q, [even, odd]) in lines.as_chunks::<2>().0.iter().take(pairs).enumerate() {
-                for (h, (even, odd)) in even.as_chunks().0.iter().zip(odd.as_chunks().0).enumerate() {
-                    let (even, odd) = (load(even), load(odd));
-                    for (dots, codes) in dots.iter_mut().zip(&codes) {
-                        let first = _mm256_maddubs_epi16(even, broadcast(&codes[q][0]));
-                        let second = _mm256_maddubs_epi16(odd, broadcast(&codes[q][1]));
+                let (even, odd) = (even.as_chunks().0, odd.as_chunks().0);
+                let (even, odd) = ([load(&even[0]), load(&even[1])], [load(&odd[0]), load(&odd[1])]);
+                for (dots, codes) in dots.iter_mut().zip(&codes) {
+                    let (first, second) = (broadcast(&codes[2 * q]), broadcast(&codes[2 * q + 1]));
+                    for h in 0..2 {
+                        let first = _mm256_maddubs_epi16(even[h], first);
+                        let second = _mm256_maddubs_epi16(odd[h], second);
                         let products = _mm256_madd_epi16(_mm256_add_epi16(first, second), ones);
                         dots[h] = _mm256_add_epi32(dots[h], products);
                     }
                 }
             }
-            for (t, dots) in dots.into_iter().enumerate() {
-                add_shifted_group(
-                    &mut sums[t],
-                    scales,
-                    &shifts[g],
-                    (xs[t].scales[i][g], xs[t].sums[i][g]),
-                    dots,
-                );
+            for t in 0..T {
+                let x = (xs[t].scales[i][g], xs[t].sums[i][g]);
+                add_shifted_group(&mut sums[t], scales, &shifts[g], x, dots[t]);
             }
         }
     }

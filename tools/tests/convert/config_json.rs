@@ -130,7 +130,7 @@ fn the_config_of_another_model_is_not_used_and_named() {
 fn a_variant_is_stored_in_the_file_and_refused_where_there_is_none() {
     let desk = Desk::new();
     for (version, variant, exists) in [
-        ("v7", Variant::Puzzle, true),
+        ("v7", Variant::Puzzle, false),
         ("v7", Variant::OthelloExtended, true),
         ("v6", Variant::Puzzle, true),
         ("v6", Variant::OthelloExtended, false),
