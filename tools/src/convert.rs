@@ -44,13 +44,13 @@ pub struct Options {
     pub naming: Option<Naming>,
     /// The arithmetic, which the tensors do not tell.
     pub variant: Variant,
-    /// Vocabulary file; `None` takes that of the checkpoint's folder, or the one that the
-    /// vocabulary size implies.
+    /// Vocabulary file; `None` takes that of a GGUF file or of the checkpoint's folder, or the one
+    /// that the vocabulary size implies.
     pub tokenizer: Option<PathBuf>,
     /// Whether the model may have any number of ids that the tokenizer does not have.
     pub allow_unused_ids: bool,
-    /// Chat template; `None` takes that of the checkpoint's folder, or the one that the vocabulary
-    /// size implies.
+    /// Chat template; `None` takes that of a GGUF file or of the checkpoint's folder, or the one that
+    /// the vocabulary size implies.
     pub template: Option<Template>,
     /// Tokens fed before any text; none takes those of the checkpoint's folder.
     pub start_tokens: Vec<u32>,
