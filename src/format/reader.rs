@@ -309,6 +309,7 @@ impl ModelHeader {
         let config = Config::parse(conf)?;
         let n_vocab = config.n_vocab;
         let tensors = tensor_table::parse(read(SectionKind::TENS)?, data.clone())?;
+        check_types(&tensors, header.minor)?;
         Ok(Self {
             chat: Chat::parse(read(SectionKind::CHAT)?, n_vocab)?,
             provenance: Provenance::parse(read(SectionKind::PROV)?)?,
@@ -321,6 +322,14 @@ impl ModelHeader {
             header,
         })
     }
+}
+
+/// Refuses element types that the file's minor version does not have.
+fn check_types(tensors: &[TensorInfo], minor: u16) -> Result<()> {
+    let newer = tensors.iter().find(|tensor| tensor.dtype.minor_version() > minor);
+    newer.map_or(Ok(()), |TensorInfo { name, dtype, .. }| {
+        Err(Error::malformed(format!("tensor {name} is {dtype:?}, which format 1.{minor} does not have")))
+    })
 }
 
 /// Refuses a file that begins like one of another kind.
