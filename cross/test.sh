@@ -63,7 +63,7 @@ prepare() {
     cargo build --quiet --locked --release -p rwkv-quantize
     cp models/fairy7-int8.rwkv "$work/models"
     local version dtype
-    for version in v4 v5.0 v5.1 v5.2 v6 v7; do
+    for version in v4 v5.0 v5.1 v5.2 v6 v7 v7a; do
         for dtype in f32 f16 int8 int4 int4n; do
             convert "$folder/release/rwkv-quantize" "$version" "$dtype" "$work/models/$version-$dtype.rwkv"
         done
