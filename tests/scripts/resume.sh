@@ -74,7 +74,7 @@ split() {
 }
 
 mkdir "$work/models"
-for version in v4 v5.0 v5.1 v5.2 v6 v7; do
+for version in v4 v5.0 v5.1 v5.2 v6 v7 v7a; do
     for type in f32 f16 int8 int4; do
         "$quantize" "tests/fixtures/$version-tiny.pth" "$work/models/$version-$type.rwkv" --type "$type" 2>/dev/null
     done
