@@ -38,8 +38,8 @@ fn nan_is_refused_whatever_the_types_of_source_and_target() {
     ] {
         let mut parts = Parts::of("v7");
         let values = parts.get(name).values();
-        for (i, target) in DTYPES.into_iter().enumerate() {
-            let source = [SourceDType::F64, SourceDType::F32, SourceDType::F16, SourceDType::BF16][i];
+        let sources = [SourceDType::F64, SourceDType::F32, SourceDType::F16, SourceDType::BF16];
+        for (target, source) in DTYPES.into_iter().zip(sources.into_iter().cycle()) {
             parts.get(name).fill(source, values.iter().copied());
             parts.get(name).set(17, f32::NAN);
             desk.tensor_refusal(&parts, &options(target), name);
