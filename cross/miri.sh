@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Runs what has unsafe code under Miri: the kernels of every level of x86-64 and 64-bit ARM against the scalar reference, the
-# thread pool, and the bytes of a model file. Finds accesses out of bounds, bad alignment and data races. Needs a nightly
-# toolchain with miri.
+# miri.sh [--avx512]: runs what has unsafe code under Miri: the AVX2, NEON, SDOT and SMMLA kernels against the scalar reference,
+# the thread pool, and the bytes of a model file. Finds accesses out of bounds, bad alignment and data races. Needs a nightly
+# toolchain with miri. `--avx512` runs the tiles and sparse products of AVX-512 and AVX-VNNI alone, which take minutes more; Miri
+# lacks what their other products need.
 #
 # The tests take small shapes under Miri, each unsafe body once, and leave out those whose code is safe on every level.
 set -euo pipefail
@@ -20,10 +21,10 @@ finish() {
 trap finish EXIT
 trap 'exit 130' INT TERM
 
-# kernels TARGET FEATURES
+# kernels TARGET FEATURES TESTS...
 kernels() {
     RUSTFLAGS="-C target-feature=$2" cargo +nightly miri test --locked --target "$1" -p rwkv-edge-kernels --test kernels -- \
-        compare:: wkv::wkv
+        "${@:3}"
 }
 
 # The flag tells cargo too, so that it leaves out what Cargo.toml does not want here.
@@ -41,14 +42,20 @@ timed() {
 for target in x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu; do
     cargo +nightly miri setup --target "$target"
 done
+tests=(compare:: wkv::wkv)
+x86=+avx2,+fma,+f16c
+if [ "${1:-}" = --avx512 ]; then
+    timed kernels x86_64-unknown-linux-gnu $x86,+avxvnni,+avx512f,+avx512bw,+avx512vl,+avx512vnni \
+        compare::matmul compare::sparse
+    exit
+fi
 # Miri runs on one core: all go side by side.
-timed kernels aarch64-unknown-linux-gnu +dotprod,+i8mm >"$logs/1" 2>&1 &
+timed kernels aarch64-unknown-linux-gnu +dotprod,+i8mm "${tests[@]}" >"$logs/1" 2>&1 &
 jobs+=($!)
 timed library >"$logs/2" 2>&1 &
 jobs+=($!)
 failed=
-avx512=+avx512f,+avx512bw,+avx512vl,+avx512vnni
-timed kernels x86_64-unknown-linux-gnu +avx2,+fma,+f16c,+avxvnni,$avx512 || failed=1
+timed kernels x86_64-unknown-linux-gnu $x86 "${tests[@]}" || failed=1
 for job in "${jobs[@]}"; do wait "$job" || failed=1; done
 jobs=()
 cat "$logs"/*
