@@ -60,6 +60,11 @@ pub fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
     read().map_err(|error| error.with_path(path))
 }
 
+/// A text without the byte order mark that some editors put in front of UTF-8.
+pub fn without_byte_order_mark(text: &[u8]) -> &[u8] {
+    text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text)
+}
+
 fn read_at_most(stream: &mut dyn Read, limit: u64) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     stream.take(limit + 1).read_to_end(&mut bytes)?;

@@ -2,6 +2,7 @@
 
 use super::header::MAGIC;
 use super::state_file;
+use crate::input::without_byte_order_mark;
 
 /// A kind of file with known first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +35,7 @@ impl FileKind {
     /// The kind of a file that begins with these bytes; `None` if it is unknown.
     pub fn of(file: &[u8]) -> Option<Self> {
         let starts = |prefix: &[u8]| file.starts_with(prefix);
-        let text = file.strip_prefix(b"\xef\xbb\xbf").unwrap_or(file);
+        let text = without_byte_order_mark(file);
         if file.is_empty() {
             Some(Self::Empty)
         } else if starts(&MAGIC) || MAGIC.starts_with(file) {

@@ -13,7 +13,7 @@ use rwkv_edge::{host, stdio};
 use rwkv_quantize::convert::Options;
 use rwkv_quantize::policy::QuantSpec;
 use rwkv_quantize::shapes::{RELEASED, Shape};
-use rwkv_quantize::source::{Checkpoint, Merge, Naming, SourceError};
+use rwkv_quantize::source::{Checkpoint, ENDINGS, Merge, Naming, SourceError};
 use rwkv_quantize::synth::{self, Recipe};
 use rwkv_quantize::tuned::TunedState;
 
@@ -38,9 +38,6 @@ const MODEL_OPTIONS: [&str; 13] = [
     "adapter",
     "group_norm_eps",
 ];
-
-/// Endings of files with weights, which a default OUTPUT does not repeat.
-const ENDINGS: [&str; 8] = ["index.json", "safetensors", "st", "pth", "pt", "ckpt", "bin", "gguf"];
 
 /// Convert an RWKV checkpoint (.pth, .safetensors, GGUF, rwkv.cpp .bin) to one quantized .rwkv file
 #[derive(Parser)]
@@ -365,7 +362,8 @@ fn default_output(input: &Path, dtype: Type) -> Option<PathBuf> {
     let ending = if input.is_dir() {
         None
     } else {
-        let stems = ENDINGS.iter().filter_map(|ending| lower.strip_suffix(*ending)?.strip_suffix('.'));
+        let endings = ENDINGS.into_iter().chain(["ckpt"]);
+        let stems = endings.filter_map(|ending| lower.strip_suffix(ending)?.strip_suffix('.'));
         stems.map(str::len).find(|len| *len > 0)
     };
     let stem = &name[..ending.unwrap_or(name.len())];

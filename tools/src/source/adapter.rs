@@ -76,26 +76,29 @@ pub(super) fn part(name: &str) -> Option<(String, Part)> {
     Some((target.join("."), if known { part } else { Part::Other("several adapters in one file") }))
 }
 
+/// The refusal of a tensor `name` of an adapter of another kind.
+pub(super) fn not_merged(checkpoint: &Checkpoint, kind: &str, name: &str) -> SourceError {
+    checkpoint.source.unsupported(format!(
+        "an adapter ({kind}, found {}), which is not merged here; merge it with the program that trained it",
+        name.escape_debug()
+    ))
+}
+
 /// Refuses a checkpoint with the tensors of an adapter: they would be dropped.
 pub(super) fn refuse(checkpoint: &Checkpoint) -> Result<(), SourceError> {
     let parts = |name: &str| Some((name.to_owned(), part(name)?.1));
     let found = checkpoint.tensors().iter().find_map(|tensor| parts(&tensor.name));
-    let Some((name, part)) = found else {
+    let Some((found, part)) = found else {
         return Ok(());
     };
-    let (kind, name) = (part.kind(), name.escape_debug());
+    let (kind, name) = (part.kind(), found.escape_debug());
     let options = match part {
         Part::LoraA | Part::LoraB => {
             "--merge THIS --lora-alpha N, or for PiSSA --merge THIS --pissa-init INIT"
         }
         Part::InitA | Part::InitB => "--merge ADAPTER --pissa-init THIS",
         Part::Shards | Part::PeftShards => "--merge THIS",
-        Part::Other(_) => {
-            return Err(checkpoint.source.unsupported(format!(
-                "an adapter ({kind}, found {name}), which is not merged here; merge it with the program that \
-                 trained it"
-            )));
-        }
+        Part::Other(_) => return Err(not_merged(checkpoint, kind, &found)),
     };
     Err(checkpoint.source.unsupported(match checkpoint.get("emb.weight") {
         None => format!(

@@ -79,8 +79,7 @@ pub(super) fn beside(path: &Path, tensors: &[SourceTensor]) -> Result<Beside, So
 }
 
 fn parse(file: &Path, json: &[u8]) -> Result<Map<String, Value>, SourceError> {
-    let json = json.strip_prefix(b"\xef\xbb\xbf").unwrap_or(json);
-    serde_json::from_slice(json).map_err(|error| SourceError::Config {
+    serde_json::from_slice(input::without_byte_order_mark(json)).map_err(|error| SourceError::Config {
         file: file.to_owned(),
         what: format!("no JSON object ({error})"),
     })

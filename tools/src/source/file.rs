@@ -21,6 +21,14 @@ pub(crate) trait ReadAt: Debug + Send + Sync {
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
 }
 
+/// Refuses a range that `bytes` do not have.
+pub(crate) fn check_range(bytes: &impl ReadAt, buffer: &[u8], offset: u64) -> io::Result<()> {
+    match offset.checked_add(buffer.len() as u64) {
+        Some(end) if end <= bytes.len() => Ok(()),
+        _ => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
 /// A file with its length at opening.
 #[derive(Debug)]
 struct OnDisk {

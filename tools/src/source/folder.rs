@@ -13,8 +13,8 @@ const PREFERRED: [&str; 4] = [
     "pytorch_model.bin",
 ];
 
-/// Endings of other files with weights.
-const ENDINGS: [&str; 7] = [".index.json", ".safetensors", ".st", ".pth", ".pt", ".bin", ".gguf"];
+/// Endings of files with weights, after a dot.
+pub const ENDINGS: [&str; 7] = ["index.json", "safetensors", "st", "pth", "pt", "bin", "gguf"];
 
 /// Beginnings of names that trainers give to other things.
 const NO_WEIGHTS: [&str; 4] = ["training_args", "optimizer", "scheduler", "rng_state"];
@@ -36,7 +36,8 @@ pub(super) fn weights(folder: &Path) -> Result<PathBuf, SourceError> {
         return Ok(folder.join(name));
     }
     names.retain(|name| {
-        let has = |ending: &&str| name.to_ascii_lowercase().ends_with(*ending);
+        let lower = name.to_ascii_lowercase();
+        let has = |ending: &&str| lower.strip_suffix(*ending).is_some_and(|stem| stem.ends_with('.'));
         ENDINGS.iter().any(has) && !NO_WEIGHTS.iter().any(|start| name.starts_with(start))
     });
     names.sort();

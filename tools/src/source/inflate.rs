@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use miniz_oxide::inflate::TINFLStatus;
 use miniz_oxide::inflate::core::{DecompressorOxide, decompress, inflate_flags};
 
-use super::file::{ReadAt, Source};
+use super::file::{ReadAt, Source, check_range};
 
 /// Bytes of a block that is kept unpacked.
 const BLOCK: u64 = 1 << 20;
@@ -193,9 +193,7 @@ impl ReadAt for Deflated {
     }
 
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        if offset.checked_add(buffer.len() as u64).is_none_or(|end| end > self.len) {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
+        check_range(self, buffer, offset)?;
         let mut kept = self.unpacked.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut done = 0;
         while done < buffer.len() {

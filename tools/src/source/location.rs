@@ -4,6 +4,23 @@
 /// files.
 pub(super) const VIEWS: usize = 1 << 20;
 
+/// Data of a tensor that begin inside those of the tensor before.
+pub(super) struct Overlap<'a> {
+    /// Where the tensor before ends.
+    pub(super) end: u64,
+    /// Where the tensor begins.
+    pub(super) begin: u64,
+    pub(super) name: &'a str,
+}
+
+/// The first overlap of `(begin, end, name)` of the data of tensors. Empty ones have none.
+pub(super) fn overlap<'a>(ranges: impl Iterator<Item = (u64, u64, &'a str)>) -> Option<Overlap<'a>> {
+    let mut ranges: Vec<_> = ranges.filter(|(begin, end, _)| begin != end).collect();
+    ranges.sort_unstable();
+    let found = ranges.windows(2).find(|pair| pair[1].0 < pair[0].1)?;
+    Some(Overlap { end: found[0].1, begin: found[1].0, name: found[1].2 })
+}
+
 /// Rows of `row_len` contiguous elements, `row_stride` bytes apart; a contiguous tensor is one row.
 ///
 /// Opening a checkpoint makes sure that all of them lie inside the file.

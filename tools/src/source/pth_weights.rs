@@ -176,22 +176,21 @@ fn keys<'a>(pickle: &Pickle<'a>, is_one: impl Fn(&(Value<'a>, Value<'a>)) -> boo
         Some(Object::Dict(items)) => items,
         _ => &[],
     };
-    let key = |&(key, _): &(Value<'a>, Value<'a>)| match key {
+    items.iter().filter(|item| is_one(item)).map(|&(key, _)| shown(key)).collect()
+}
+
+/// A key, shortened.
+fn shown(key: Value<'_>) -> String {
+    match key {
         Value::Text(text) => text.chars().take(SHOWN_LEN).collect(),
         Value::Int(n) => n.to_string(),
         _ => "?".to_owned(),
-    };
-    items.iter().filter(|item| is_one(item)).map(key).collect()
+    }
 }
 
-/// A key, as it may be printed.
+/// A key, as Python writes it.
 fn key_text(key: Value<'_>) -> String {
-    let shorten = |text: &str| text.chars().take(SHOWN_LEN).collect::<String>();
-    match key {
-        Value::Text(text) => format!("{:?}", shorten(text)),
-        Value::Int(n) => n.to_string(),
-        _ => "?".to_owned(),
-    }
+    if matches!(key, Value::Text(_)) { format!("{:?}", shown(key)) } else { shown(key) }
 }
 
 fn list(keys: &[String]) -> String {

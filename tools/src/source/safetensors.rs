@@ -8,7 +8,7 @@ use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::error::SourceError;
 use super::file::Source;
-use super::location::Location;
+use super::location::{Location, Overlap, overlap};
 use super::names::{MAX_DIMENSIONS, MAX_ENTRIES, MAX_STORED_NAME};
 use super::tensor::{Index, SourceDType, SourceTensor};
 
@@ -109,7 +109,15 @@ pub(super) fn index(source: &Source) -> Result<Index, SourceError> {
     source.read_at(&mut json, PREFIX)?;
     let Header(entries) = serde_json::from_slice(&json)
         .map_err(|error| source.malformed(format!("the header is no valid JSON description ({error})")))?;
-    check_overlaps(source, &entries)?;
+    let ranges =
+        entries.iter().map(|(name, Entry { data_offsets: (begin, end), .. })| (*begin, *end, &**name));
+    if let Some(Overlap { end, begin, name }) = overlap(ranges) {
+        return Err(source.tensor(
+            name,
+            format!("data after byte {end} of the data area"),
+            format!("data from byte {begin}, inside the tensor before"),
+        ));
+    }
     let tensors = entries
         .into_iter()
         .map(|(name, entry)| locate(source, name, &entry, data_start))
@@ -118,26 +126,6 @@ pub(super) fn index(source: &Source) -> Result<Index, SourceError> {
         return Err(source.not_a_checkpoint("the safetensors file holds no tensors"));
     }
     Ok(Index { tensors, ..Index::default() })
-}
-
-fn check_overlaps(source: &Source, entries: &[(String, Entry)]) -> Result<(), SourceError> {
-    let mut ranges: Vec<_> = entries
-        .iter()
-        .map(|(name, entry)| (entry.data_offsets, name))
-        .filter(|((begin, end), _)| begin != end)
-        .collect();
-    ranges.sort_unstable();
-    for pair in ranges.windows(2) {
-        let [((_, end), _), ((begin, _), name)] = pair else { continue };
-        if begin < end {
-            return Err(source.tensor(
-                name,
-                format!("data after byte {end} of the data area"),
-                format!("data from byte {begin}, inside the tensor before"),
-            ));
-        }
-    }
-    Ok(())
 }
 
 fn locate(

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
+use rwkv_edge::input;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
@@ -108,8 +109,8 @@ fn weight_map(source: &Source) -> Result<BTreeMap<String, String>, SourceError> 
     }
     let mut json = vec![0; source.len() as usize];
     source.read_at(&mut json, 0)?;
-    let json = json.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&json);
-    let index: ShardIndex = serde_json::from_slice(json).map_err(|_| other())?;
+    let index: ShardIndex =
+        serde_json::from_slice(input::without_byte_order_mark(&json)).map_err(|_| other())?;
     names::check_count(source, index.weight_map.len())?;
     Ok(index.weight_map)
 }

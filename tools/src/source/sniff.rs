@@ -1,6 +1,7 @@
 //! Which container a file is, from its first bytes; wrong files get a message of their own.
 
 use rwkv_edge::format::FileKind;
+use rwkv_edge::input;
 
 use super::error::SourceError;
 use super::file::Source;
@@ -55,5 +56,5 @@ pub(super) fn kind(source: &Source) -> Result<Kind, SourceError> {
 }
 
 fn is_json(head: &[u8]) -> bool {
-    head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start().starts_with(b"{")
+    input::without_byte_order_mark(head).trim_ascii_start().starts_with(b"{")
 }

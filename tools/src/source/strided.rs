@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::file::{ReadAt, Source};
+use super::file::{ReadAt, Source, check_range};
 
 /// Bytes of a panel, if one step of its range is not longer.
 const PANEL: u64 = 4 << 20;
@@ -167,9 +167,7 @@ impl ReadAt for Strided {
     }
 
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        if offset.checked_add(buffer.len() as u64).is_none_or(|end| end > self.len()) {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
+        check_range(self, buffer, offset)?;
         let in_range = self.range.0 * self.step();
         let mut done = 0;
         while done < buffer.len() {

@@ -23,7 +23,7 @@ use rwkv_edge::kernels::default_float_environment;
 use serde_json::{Map, Value, json};
 
 use crate::job::Job;
-use crate::source::{Checkpoint, ReadAt, SourceDType, SourceError};
+use crate::source::{Checkpoint, ReadAt, SourceDType, SourceError, check_range};
 use fill::{Elements, Tables};
 use model::Planned;
 
@@ -140,9 +140,7 @@ impl ReadAt for VirtualFile {
     }
 
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        if offset.saturating_add(buffer.len() as u64) > self.len {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
+        check_range(self, buffer, offset)?;
         self.read_at(buffer, offset);
         Ok(())
     }

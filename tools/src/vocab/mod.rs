@@ -36,7 +36,7 @@ pub fn load(path: &Path) -> Result<Vec<u8>> {
 /// # Errors
 /// As [`load`].
 pub fn from_bytes(content: &[u8]) -> Result<Vec<u8>> {
-    let content = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content);
+    let content = input::without_byte_order_mark(content);
     match content.trim_ascii_start().first() {
         Some(b'{') => from_json(&hf_json::parse(content)?),
         _ if content.starts_with(b"\xff\xfe") || content.starts_with(b"\xfe\xff") => {

@@ -2,7 +2,7 @@
 
 use super::super::error::SourceError;
 use super::super::file::Source;
-use super::super::location::Location;
+use super::super::location::{Location, Overlap, overlap};
 use super::super::names::{MAX_STORED_NAME, check_count};
 use super::super::tensor::{SourceDType, SourceTensor};
 use super::blocks::BlockType;
@@ -92,15 +92,22 @@ pub(super) fn read(
     }
     let data_start = bytes.at().checked_next_multiple_of(alignment as u64).unwrap_or(u64::MAX);
     let data = Data { source, start: data_start, len: source.len().saturating_sub(data_start), alignment };
-    let mut ranges = Vec::new();
+    let mut ends = Vec::new();
     let mut tensors = Vec::new();
     for info in infos {
         let (tensor, end) = data.locate(info)?;
-        ranges.push((tensor.location.offset, end, tensor.name.clone()));
+        ends.push(end);
         tensors.push(tensor);
     }
-    check_overlaps(source, ranges)?;
-    Ok(tensors)
+    let ranges = tensors.iter().zip(ends).map(|(tensor, end)| (tensor.location.offset, end, &*tensor.name));
+    match overlap(ranges) {
+        None => Ok(tensors),
+        Some(Overlap { end, begin, name }) => Err(source.tensor(
+            name,
+            format!("data from byte {end} of the file on"),
+            format!("data from byte {begin}, inside the tensor before"),
+        )),
+    }
 }
 
 fn info(bytes: &mut Bytes<'_>, source: &Source) -> Result<Info, SourceError> {
@@ -164,20 +171,4 @@ impl Data<'_> {
         let location = Location::contiguous(start + offset, elements);
         Ok((SourceTensor { name, shape, dtype, transposed: false, location }, start + end))
     }
-}
-
-fn check_overlaps(source: &Source, mut ranges: Vec<(u64, u64, String)>) -> Result<(), SourceError> {
-    ranges.retain(|(begin, end, _)| begin != end);
-    ranges.sort_unstable();
-    for pair in ranges.windows(2) {
-        let [(_, end, _), (begin, _, name)] = pair else { continue };
-        if begin < end {
-            return Err(source.tensor(
-                name,
-                format!("data from byte {end} of the file on"),
-                format!("data from byte {begin}, inside the tensor before"),
-            ));
-        }
-    }
-    Ok(())
 }
