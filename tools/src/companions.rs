@@ -29,12 +29,11 @@ pub(crate) struct Companions {
 }
 
 impl Companions {
-    /// Reads the files of `folder`. `n_vocab` is the number of the model's tokens.
+    /// Reads the files of `folder`, apart from the tokenizer's.
     ///
     /// # Errors
-    /// If a file is damaged, or the tokenizer is of a kind that is not supported and none is built
-    /// in.
-    pub(crate) fn of(folder: &Path, n_vocab: usize) -> Result<Self> {
+    /// If a file is damaged.
+    pub(crate) fn of(folder: &Path) -> Result<Self> {
         let json = |name: &str| read_json(&folder.join(name));
         let tokenizer = json("tokenizer_config.json")?;
         let jinja = template_text(folder, tokenizer.as_ref())?;
@@ -45,10 +44,27 @@ impl Companions {
             || jinja.as_deref().is_some_and(begins_with_token);
         let bos = u32::try_from(bos).with_context(|| format!("{}: bos_token_id {bos}", folder.display()))?;
         Ok(Self {
-            tokenizer: tokenizer_file(folder, n_vocab)?,
+            tokenizer: tokenizer_file(folder)?,
             template: jinja.as_deref().and_then(chat::recognise),
             start_tokens: if adds_bos { vec![bos] } else { Vec::new() },
         })
+    }
+
+    /// Reads the tokenizer for a model of `n_vocab` tokens. World models need none: a file of a kind
+    /// that is not known then counts as not found.
+    ///
+    /// # Errors
+    /// If the file is damaged or of another kind, and no tokenizer is built in.
+    pub(crate) fn read_tokenizer(&mut self, n_vocab: usize) -> Result<Option<Vec<u8>>> {
+        let Some(path) = &self.tokenizer else { return Ok(None) };
+        match vocab::load(path) {
+            Ok(section) => Ok(Some(section)),
+            Err(_) if vocab::has_builtin(n_vocab) => {
+                self.tokenizer = None;
+                Ok(None)
+            }
+            Err(error) => bail!("{}: {error}", path.display()),
+        }
     }
 
     /// One line that says what was found in `folder`.
@@ -64,9 +80,8 @@ impl Companions {
     }
 }
 
-/// The vocabulary. World models need none: a kind of tokenizer.json that is not known is then no
-/// failure.
-fn tokenizer_file(folder: &Path, n_vocab: usize) -> Result<Option<PathBuf>> {
+/// The best vocabulary of a folder.
+fn tokenizer_file(folder: &Path) -> Result<Option<PathBuf>> {
     let mut names: Vec<_> = TOKENIZERS.map(String::from).into();
     let mut others = Vec::new();
     for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
@@ -78,14 +93,7 @@ fn tokenizer_file(folder: &Path, n_vocab: usize) -> Result<Option<PathBuf>> {
     });
     others.sort();
     names.extend(others);
-    let Some(path) = names.into_iter().map(|name| folder.join(name)).find(|path| path.is_file()) else {
-        return Ok(None);
-    };
-    match vocab::load(&path) {
-        Ok(_) => Ok(Some(path)),
-        Err(_) if vocab::has_builtin(n_vocab) => Ok(None),
-        Err(error) => bail!("{}: {error}", path.display()),
-    }
+    Ok(names.into_iter().map(|name| folder.join(name)).find(|path| path.is_file()))
 }
 
 /// The chat template of `chat_template.jinja` or `tokenizer_config.json`.
@@ -114,7 +122,7 @@ fn read_json(path: &Path) -> Result<Option<Value>> {
         return Ok(None);
     }
     let json = input::read_file(path, MAX_FILE)?;
-    let json = json.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&json);
+    let json = input::without_byte_order_mark(&json);
     let value = serde_json::from_slice(json).with_context(|| format!("{}: not JSON", path.display()))?;
     Ok(Some(value))
 }
@@ -134,7 +142,7 @@ mod tests {
 
     #[track_caller]
     fn companions(files: &[(&str, &str)]) -> Companions {
-        Companions::of(folder(files).path(), 65_536).unwrap()
+        Companions::of(folder(files).path()).unwrap()
     }
 
     #[test]
@@ -173,12 +181,15 @@ mod tests {
     fn damaged_files_are_named() {
         for name in ["tokenizer_config.json", "generation_config.json"] {
             for text in ["{", "", "\u{0}", &"[".repeat(100_000)] {
-                let message = Companions::of(folder(&[(name, text)]).path(), 65_536).unwrap_err().to_string();
+                let message = Companions::of(folder(&[(name, text)]).path()).unwrap_err().to_string();
                 assert!(message.contains(name), "{message}");
             }
         }
-        let message =
-            Companions::of(folder(&[("tokenizer.json", "{}")]).path(), 300).unwrap_err().to_string();
+        let folder = folder(&[("tokenizer.json", "{}")]);
+        let mut companions = Companions::of(folder.path()).unwrap();
+        let message = companions.read_tokenizer(300).unwrap_err().to_string();
         assert!(message.contains("tokenizer.json"), "{message}");
+        assert_eq!(companions.read_tokenizer(65_536).unwrap(), None);
+        assert_eq!(companions.tokenizer, None);
     }
 }

@@ -133,10 +133,11 @@ impl Conversion {
         notes.extend(checkpoint.config_json().map(|json| {
             json.applied(config.layer_norm_eps, config.heads().map(|heads| heads.group_norm_eps))
         }));
-        let options = &with_companions(&checkpoint, options, config.n_vocab, &mut notes)?;
+        let (options, stored) = with_companions(&checkpoint, options, config.n_vocab, &mut notes)?;
+        let options = &options;
         let state = options.state.as_deref().map(Checkpoint::open).transpose()?;
         let tensors = model_tensors(sources(&checkpoint, &state), &config, options.quant)?;
-        let (tokenizer, error) = match tokenizer(&checkpoint, options, config.n_vocab) {
+        let (tokenizer, error) = match tokenizer(&checkpoint, options, stored, config.n_vocab) {
             Ok(tokenizer) => (tokenizer, None),
             Err(error) => (rwkv_edge::tokenizer::compile::bytes(), Some(error)),
         };
@@ -427,28 +428,38 @@ fn read_contents(sources: Sources<'_>, stop: Stop<'_>) -> Result<Contents> {
     Ok(Contents { sha256: digest.finalize().into(), warnings })
 }
 
-/// The options, where those that are not given come from the checkpoint's folder.
+/// The options, where those that are not given come from the checkpoint's folder, and the tokenizer
+/// if it does.
 fn with_companions(
     checkpoint: &Checkpoint,
     options: &Options,
     n_vocab: usize,
     notes: &mut Vec<String>,
-) -> Result<Options> {
+) -> Result<(Options, Option<Vec<u8>>)> {
     let mut options = options.clone();
-    let Some(folder) = checkpoint.folder() else { return Ok(options) };
-    let found = Companions::of(folder, n_vocab)?;
+    let Some(folder) = checkpoint.folder() else { return Ok((options, None)) };
+    let mut found = Companions::of(folder)?;
+    let tokenizer = match options.tokenizer {
+        Some(_) => None,
+        None => found.read_tokenizer(n_vocab)?,
+    };
     notes.push(found.line(folder));
     options.tokenizer = options.tokenizer.or(found.tokenizer);
     options.template = options.template.or(found.template);
     if options.start_tokens.is_empty() {
         options.start_tokens = found.start_tokens;
     }
-    Ok(options)
+    Ok((options, tokenizer))
 }
 
 /// The compiled tokenizer for a model of `n_vocab` tokens: that of the file, of the checkpoint, or
-/// a built-in one.
-fn tokenizer(checkpoint: &Checkpoint, options: &Options, n_vocab: usize) -> Result<Vec<u8>> {
+/// a built-in one. `read` is that of the file, if it has been read.
+fn tokenizer(
+    checkpoint: &Checkpoint,
+    options: &Options,
+    read: Option<Vec<u8>>,
+    n_vocab: usize,
+) -> Result<Vec<u8>> {
     let path = options.tokenizer.as_deref();
     if let (None, Some(vocabulary)) = (path, checkpoint.vocabulary()?) {
         let with_path = || checkpoint.path().display().to_string();
@@ -456,7 +467,7 @@ fn tokenizer(checkpoint: &Checkpoint, options: &Options, n_vocab: usize) -> Resu
         return fitting(section, checkpoint.path(), n_vocab, options.allow_unused_ids);
     }
     let section = match (path, n_vocab) {
-        (Some(path), _) => vocab::load(path).map_err(|error| match error {
+        (Some(path), _) => read.map_or_else(|| vocab::load(path), Ok).map_err(|error| match error {
             VocabError::File(_) => anyhow!(error),
             _ => anyhow!(error).context(path.display().to_string()),
         })?,
