@@ -240,16 +240,7 @@ rwkv_edge_neon32_int4n_rows:
         sub     r0, r0, #32
         vmov.i8 q4, #15
         vmov.i16 q15, #3
-        movw    r7, #0xe6e0             @ -32 -26 -21 -16 -12 -9 -6 -3 0 3 6 10 13 17 22 28
-        movt    r7, #0xf0eb
-        movw    r8, #0xf7f4
-        movt    r8, #0xfdfa
-        vmov    d28, r7, r8
-        movw    r7, #0x0300
-        movt    r7, #0x0a06
-        movw    r8, #0x110d
-        movt    r8, #0x1c16
-        vmov    d29, r7, r8
+        load_int4n_table d28, d29, r7, r8
 1:      add     r7, r1, #64
         add     r8, r1, #80
         int4n_group

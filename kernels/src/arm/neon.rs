@@ -6,13 +6,13 @@ use crate::layout::{Activation, DType, GROUP_SIZE, K_BLOCK, LINE_BYTES, ROW_INTE
 use crate::math::{magnitude_bits, settled};
 use crate::scalar::record::DOT_LANES;
 
-global_asm!(include_str!("int.S"), options(raw));
+// In one piece, as the macros of the first serve the others.
+global_asm!(include_str!("int4n.S"), include_str!("int.S"), include_str!("sparse.S"), options(raw));
 global_asm!(include_str!("float.S"), options(raw));
 global_asm!(include_str!("record.S"), options(raw));
 global_asm!(include_str!("read.S"), options(raw));
 global_asm!(include_str!("peak.S"), options(raw));
 global_asm!(include_str!("settle.S"), options(raw));
-global_asm!(include_str!("sparse.S"), options(raw));
 
 /// Records in a set of a sparse product.
 pub(super) const SPARSE_SET: usize = 4;

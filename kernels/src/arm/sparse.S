@@ -171,19 +171,6 @@
         vmlal.s16 q15, d9, \c
         .endm
 
-        .macro load_table
-        movw    r8, #0xe6e0             @ -32 -26 -21 -16 -12 -9 -6 -3 0 3 6 10 13 17 22 28
-        movt    r8, #0xf0eb
-        movw    r9, #0xf7f4
-        movt    r9, #0xfdfa
-        vmov    d10, r8, r9
-        movw    r8, #0x0300
-        movt    r8, #0x0a06
-        movw    r9, #0x110d
-        movt    r9, #0x1c16
-        vmov    d11, r8, r9
-        .endm
-
         .macro add_int8 codes, c
         vld1.8  {d2-d5}, [\codes]!
         vmovl.s8 q3, d2
@@ -194,7 +181,7 @@
         .endm
 
         @ \in_line + 1 groups make a line. \before comes first.
-        .macro add_codes name, add, in_line, before
+        .macro add_codes name, add, in_line, before:vararg
         .pushsection .text.\name, "ax", %progbits
         .p2align 4
         .global \name
@@ -244,5 +231,5 @@
         .endm
 
         add_codes rwkv_edge_neon32_add_int4, add_int4, 3
-        add_codes rwkv_edge_neon32_add_int4n, add_int4n, 3, load_table
+        add_codes rwkv_edge_neon32_add_int4n, add_int4n, 3, load_int4n_table d10, d11, r8, r9
         add_codes rwkv_edge_neon32_add_int8, add_int8, 1

@@ -1,12 +1,12 @@
 //! Products of codes and coefficients, for registers of both widths.
 
 /// Defines `load_sums`, `store_sums`, `add_sums`, `to_values`, `add_int4`, `add_int4n`, `add_int8`,
-/// `order_int4`, `order_int4n` and `order_int8` for registers of `LANES` times 128 bits. `sparse_product` takes them by these
-/// names.
+/// `order_int4`, `order_int4n` and `order_int8` for registers of `LANES` times 128 bits.
+/// `sparse_product` takes them by these names.
 ///
 /// The invoking module has, by these names, the type `Register` and its intrinsics, `load_i32`,
-/// `store_i32`, `store_f32`, `int4n_codes`, and `multiply_add(sums, a, b)`, which adds the products of the pairs
-/// of 16 bits in every 32-bit lane.
+/// `store_i32`, `store_f32`, `int4n_codes`, and `multiply_add(sums, a, b)`, which adds the products
+/// of the pairs of 16 bits in every 32-bit lane.
 macro_rules! sparse_codes {
     ($features:literal) => {
         #[target_feature(enable = $features)]

@@ -51,8 +51,8 @@ fn matvec_is_pinned() {
         0xe39d_21e3_794c_d527,
         0x6d20_b4c7_d046_8263,
     ]) {
+        let w = TestMatrix::new(dtype, 77, 200, Bytes::Encoded, &mut Rng(71));
         check(&format!("matvec {dtype}"), wanted, |kernels| {
-            let w = TestMatrix::new(dtype, 77, 200, Bytes::Encoded, &mut Rng(71));
             let mut out = vec![0.0; 77];
             kernels.matvec(&mut out, &w.view(), 0, Input::new(&Rng(72).normals(200), kernels).view());
             out
@@ -69,10 +69,10 @@ fn sparse_product_is_pinned() {
         0xded6_470e_98a5_71a1,
         0x5507_48c9_a87b_6636,
     ]) {
+        let w = TestRecords::new(dtype, 5000, 77, Bytes::Encoded, &mut Rng(73));
+        let indices: Vec<u32> = (0..5000).collect();
+        let values = Rng(74).normals(5000);
         check(&format!("sparse product {dtype}"), wanted, |kernels| {
-            let w = TestRecords::new(dtype, 5000, 77, Bytes::Encoded, &mut Rng(73));
-            let indices: Vec<u32> = (0..5000).collect();
-            let values = Rng(74).normals(5000);
             // The largest coefficient is 32767 for few entries and smaller for many.
             let mut out = vec![0.0; 2 * 77];
             for (out, active) in out.chunks_mut(77).zip([100, 5000]) {
