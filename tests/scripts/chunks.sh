@@ -9,24 +9,12 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 rounds=${1:-780}
 shift || true
-edge=${RWKV_EDGE:-target/release/rwkv-edge}
-quantize=${RWKV_QUANTIZE:-target/release/rwkv-quantize}
-commands=("$edge" "$@")
 largest=130
 start=$RANDOM
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-
-fail() {
-    echo "chunks.sh: $*" >&2
-    exit 1
-}
-
-# levels_of COMMAND MODEL: the levels that the command can run.
-levels_of() {
-    # shellcheck disable=SC2086
-    $1 info "$2" | sed -n 's/^kernels.*CPU has: \(.*\))$/\1/p' | tr -d ,
-}
+. tests/scripts/models.sh
+commands=("$edge" "$@")
 
 # tokens COUNT N_VOCAB: random ids, separated by commas.
 tokens() {
@@ -35,16 +23,8 @@ tokens() {
     echo "${list#,}"
 }
 
-mkdir "$work/models"
-for version in v4 v5.0 v5.1 v5.2 v6 v7 v7a; do
-    for type in f32 f16 int8 int4; do
-        "$quantize" "tests/fixtures/$version-tiny.pth" "$work/models/$version-$type.rwkv" --type "$type" 2>/dev/null
-    done
-done
-cp models/fairy7-int8.rwkv "$work/models"
-mapfile -t models < <(shuf -e "$work"/models/*)
-levels=()
-for command in "${commands[@]}"; do levels+=("$(levels_of "$command" "${models[0]}")"); done
+make_models
+find_levels
 
 for ((round = 0; round < rounds; round++)); do
     model=${models[round % ${#models[@]}]}

@@ -8,37 +8,22 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 splits=${1:-500}
 shift || true
-edge=${RWKV_EDGE:-target/release/rwkv-edge}
-quantize=${RWKV_QUANTIZE:-target/release/rwkv-quantize}
-commands=("$edge" "$@")
 tokens=48
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-
-fail() {
-    echo "resume.sh: $*" >&2
-    exit 1
-}
+. tests/scripts/models.sh
+commands=("$edge" "$@")
 
 # Texts of byte models break inside characters and inside this stop text.
 stop=$(printf '\357\277\275%.0s' {1..16})
 sampling=(--temperature 1.2 --top-p 0.9 --presence-penalty 0.3 --frequency-penalty 0.2 --penalty-decay 0.9)
 
-# The levels that command number $1 can run.
-declare -A levels
-levels_of() {
-    if [ -z "${levels[$1]:-}" ]; then
-        # shellcheck disable=SC2086
-        levels[$1]=$(${commands[$1]} info models/fairy7-int8.rwkv | sed -n 's/^kernels.*CPU has: \(.*\))$/\1/p' | tr -d ,)
-    fi
-    read -ra found <<<"${levels[$1]}"
-}
-
 # Runs the next piece of a text with a random build, level, number of threads and chunk, and appends what it writes.
 piece() {
     local which=$((RANDOM % ${#commands[@]}))
     ((RANDOM % 2)) && which=0
-    levels_of "$which"
+    local found
+    read -ra found <<<"${levels[which]}"
     local how=(--isa "${found[RANDOM % ${#found[@]}]}" --threads $((RANDOM % 3 + 1)) --prompt-chunk $((RANDOM % 9 + 1)))
     # shellcheck disable=SC2086
     ${commands[$which]} run "$@" "${how[@]}" >>"$work/found" 2>"$work/errors" ||
@@ -73,14 +58,8 @@ split() {
     cmp -s "$work/whole" "$work/state" || fail "$1, seed $seed: the state differs"
 }
 
-mkdir "$work/models"
-for version in v4 v5.0 v5.1 v5.2 v6 v7 v7a; do
-    for type in f32 f16 int8 int4; do
-        "$quantize" "tests/fixtures/$version-tiny.pth" "$work/models/$version-$type.rwkv" --type "$type" 2>/dev/null
-    done
-done
-cp models/fairy7-int8.rwkv "$work/models"
-mapfile -t models < <(shuf -e "$work"/models/*)
+make_models
+find_levels
 cuts=0
 runs=0
 while ((cuts < splits)); do

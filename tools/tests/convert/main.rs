@@ -5,6 +5,8 @@ mod common;
 mod config_json;
 mod damage;
 mod errors;
+#[path = "../common/fla.rs"]
+mod fla;
 mod folder;
 mod gguf;
 #[path = "../common/gguf.rs"]

@@ -5,6 +5,7 @@ use rwkv_quantize::convert::Options;
 use rwkv_quantize::source::{Naming, SourceDType};
 
 use crate::common::{Desk, Model, Part, Parts, options};
+use crate::fla::IN_LAYERS;
 
 /// The model.
 pub(crate) fn blinkdl() -> Parts {
@@ -64,24 +65,16 @@ pub(crate) fn fla(parts: &Parts) -> Parts {
             squeeze(part);
         }
         let name = low_rank.unwrap_or_else(|| part.name.clone());
-        part.name = renamed(
+        let name = renamed(
             &name,
             &[
                 ("emb.weight", "model.embeddings.weight"),
                 ("head.weight", "lm_head.weight"),
                 ("ln_out.", "model.norm."),
                 ("blocks.", "model.layers."),
-                (".ln0.", ".pre_norm."),
-                (".ln1.", ".attn_norm."),
-                (".ln2.", ".ffn_norm."),
-                (".att.receptance.", ".attn.r_proj."),
-                (".att.key.", ".attn.k_proj."),
-                (".att.value.", ".attn.v_proj."),
-                (".att.output.", ".attn.o_proj."),
-                (".att.ln_x.", ".attn.g_norm."),
-                (".att.", ".attn."),
             ],
         );
+        part.name = renamed(&name, &IN_LAYERS);
     });
     written.0.sort_by(|a, b| a.name.cmp(&b.name));
     written

@@ -4,6 +4,8 @@ mod aliases;
 mod common;
 mod detect;
 mod fixtures;
+#[path = "../common/fla.rs"]
+mod fla;
 mod fuzz;
 mod gguf;
 mod gguf_hostile;
@@ -11,6 +13,9 @@ mod gguf_hostile;
 mod gguf_writer;
 mod pth;
 mod pth_hostile;
+#[allow(dead_code)] // the tests of the runtime use all of it
+#[path = "../../../tests/common/random.rs"]
+mod random;
 mod rwkvcpp;
 mod safetensors;
 mod shards;

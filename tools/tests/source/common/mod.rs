@@ -4,6 +4,7 @@ pub(crate) mod models;
 
 use std::path::{Path, PathBuf};
 
+pub(crate) use crate::random::Random;
 use rwkv_quantize::source::torch_writer::{TensorSpec, TorchWriter, ZipWriter};
 use rwkv_quantize::source::{Checkpoint, SourceDType, SourceError};
 use tempfile::TempDir;
@@ -89,22 +90,6 @@ pub(crate) fn shared(name: &str) -> Option<PathBuf> {
         return None;
     }
     Some(path)
-}
-
-/// SplitMix64, for seeded tests.
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub(crate) fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit as u64) as usize
-    }
 }
 
 /// Values 0, 1, 2, ... as little-endian elements. Every element type represents the first 256

@@ -3,6 +3,7 @@
 use rwkv_edge::format::Version;
 
 use super::Filled;
+use crate::fla::IN_LAYERS;
 
 pub(crate) const VOCAB: usize = 6;
 pub(crate) const WIDTH: usize = 8;
@@ -220,18 +221,7 @@ pub(crate) fn fla(model: Vec<Filled>) -> Vec<Filled> {
             "head.weight" => "lm_head.weight".to_owned(),
             other => other.replace("ln_out.", "model.norm.").replace("blocks.", "model.layers."),
         };
-        let parts = [
-            (".ln0.", ".pre_norm."),
-            (".ln1.", ".attn_norm."),
-            (".ln2.", ".ffn_norm."),
-            (".att.receptance.", ".attn.r_proj."),
-            (".att.key.", ".attn.k_proj."),
-            (".att.value.", ".attn.v_proj."),
-            (".att.output.", ".attn.o_proj."),
-            (".att.ln_x.", ".attn.g_norm."),
-            (".att.", ".attn."),
-        ];
-        replaced(Filled { name, ..tensor }, &parts)
+        replaced(Filled { name, ..tensor }, &IN_LAYERS)
     };
     model.into_iter().map(rename).collect()
 }
