@@ -356,13 +356,13 @@ impl<'m> Engine<'m> {
         Ok(())
     }
 
-    fn parts(&mut self) -> (&Model, Means<'_>, &mut Arena<'m>) {
+    pub(crate) fn parts(&mut self) -> (&Model, Means<'_>, &mut Arena<'m>) {
         let Self { model, options, room, arena, pool, meter, .. } = self;
-        let means = Means { pool, meter, shortcuts: options.shortcuts, room: *room };
+        let means = Means { pool, meter, shortcuts: options.shortcuts, room: *room, observer: None };
         (model, means, arena)
     }
 
-    fn check_sequences(&self, sequences: &[Sequence<'_>]) -> Result<()> {
+    pub(crate) fn check_sequences(&self, sequences: &[Sequence<'_>]) -> Result<()> {
         for sequence in sequences {
             sequence.state().check(self.model.file().model_id())?;
             sequence.left().try_for_each(|token| self.model.check_token(token))?;

@@ -12,6 +12,7 @@ mod generation;
 pub mod host;
 #[doc(hidden)]
 pub mod input;
+mod layerwise;
 pub mod memory;
 pub mod model;
 mod plan;
@@ -37,9 +38,11 @@ pub use engine::{Engine, EngineOptions};
 pub use error::{Error, ErrorKind, Result};
 pub use format::{Config, SamplingParams, StateNotes, Version};
 pub use generation::{End, Generation, StopRules};
+pub use layerwise::LayerText;
 pub use memory::MemoryPlan;
 pub use model::{
-    LoadOptions, Model, Phase, Profile, Sequence, Shortcuts, State, Traffic, Verify, default_prompt_chunk,
+    LoadOptions, MatrixInputs, Model, Observer, Phase, Profile, Sequence, Shortcuts, State, Traffic, Verify,
+    default_prompt_chunk,
 };
 pub use plan::PlanOptions;
 pub use rwkv_edge_kernels as kernels;

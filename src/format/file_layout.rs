@@ -164,10 +164,10 @@ impl FileLayout {
         let kind = SectionKind::DATA;
         let len = self.file_len - self.data_start;
         sections.push(Section { kind, flags: kind.flags(), offset: self.data_start, len, crc32: 0 });
-        let FileContents { config, chat, tokenizer, .. } = &self.contents;
+        let FileContents { config, chat, tokenizer, provenance, .. } = &self.contents;
         let types = self.tensors.iter().map(|tensor| tensor.dtype.minor_version()).max().unwrap_or(0);
         let minor = config.minor_version().max(chat.minor_version()).max(tokenizer::minor_version(tokenizer));
-        let minor = minor.max(types);
+        let minor = minor.max(types).max(provenance.minor_version());
         let mut out = Header::new(minor, self.file_len, sections).emit();
         for (place, (_, body)) in places.into_iter().zip(&bodies) {
             out.resize(place as usize, 0);

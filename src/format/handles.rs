@@ -185,10 +185,24 @@ impl ModelFile {
         Ok(r.record(out))
     }
 
+    /// Name of the matrix of a handle of this file.
+    pub fn matrix_name(&self, r: MatrixHandle) -> &str {
+        self.name_at(r.span)
+    }
+
+    /// Name of the tensor that has the records of a handle of this file.
+    pub fn records_name(&self, r: RecordsHandle) -> &str {
+        self.name_at(r.span)
+    }
+
     /// A record, for errors.
     fn record_name(&self, r: RecordsHandle, index: usize) -> String {
-        let tensor = self.tensors().iter().find(|tensor| self.range(tensor).start == r.span.start);
-        format!("record {index} of tensor {}", tensor.map_or("?", |tensor| tensor.name.as_str()))
+        format!("record {index} of tensor {}", self.records_name(r))
+    }
+
+    fn name_at(&self, span: Span) -> &str {
+        let tensor = self.tensors().iter().find(|tensor| self.range(tensor).start == span.start);
+        tensor.map_or("?", |tensor| tensor.name.as_str())
     }
 
     fn weight(&self, name: &str, layout: TensorLayout, shape: [usize; 2]) -> Result<(&TensorInfo, DType)> {

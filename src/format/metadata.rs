@@ -26,6 +26,19 @@ pub struct Provenance {
     /// Relative error of all weights together: the square root of the squared error over the
     /// squared norm.
     pub rel_error: f32,
+    /// What activations were measured on, if they were.
+    pub calibration: Option<Calibration>,
+}
+
+/// What the activations were measured on that decided how the weights were rounded.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Calibration {
+    /// The text: `built-in`, `self` (the model wrote it) or the name of a file.
+    pub text: String,
+    /// Number of tokens read.
+    pub tokens: u32,
+    /// SHA-256 of the tokens, as little-endian u32 in the order in which they were read.
+    pub sha256: [u8; 32],
 }
 
 const SOURCE_NAME: FieldSpec = FieldSpec::optional(1, "source_name", FieldType::Text);
@@ -35,8 +48,21 @@ const SOURCE_SHA256: FieldSpec = FieldSpec::optional(4, "source_sha256", FieldTy
 const CONVERTER: FieldSpec = FieldSpec::optional(5, "converter", FieldType::Text);
 const SETTINGS: FieldSpec = FieldSpec::optional(6, "settings", FieldType::Text);
 const REL_ERROR: FieldSpec = FieldSpec::optional(7, "rel_error", FieldType::F32);
-const PROV_SCHEMA: [FieldSpec; 7] =
-    [SOURCE_NAME, SOURCE_FORMAT, SOURCE_BYTES, SOURCE_SHA256, CONVERTER, SETTINGS, REL_ERROR];
+const CALIBRATION_TEXT: FieldSpec = FieldSpec::optional(8, "calibration_text", FieldType::Text);
+const CALIBRATION_TOKENS: FieldSpec = FieldSpec::optional(9, "calibration_tokens", FieldType::U32);
+const CALIBRATION_SHA256: FieldSpec = FieldSpec::optional(10, "calibration_sha256", FieldType::Bytes);
+const PROV_SCHEMA: [FieldSpec; 10] = [
+    SOURCE_NAME,
+    SOURCE_FORMAT,
+    SOURCE_BYTES,
+    SOURCE_SHA256,
+    CONVERTER,
+    SETTINGS,
+    REL_ERROR,
+    CALIBRATION_TEXT,
+    CALIBRATION_TOKENS,
+    CALIBRATION_SHA256,
+];
 
 impl Provenance {
     /// Checks the texts, that the source has no directories, and the error.
@@ -51,7 +77,15 @@ impl Provenance {
         if self.source_name.contains(['/', '\\']) {
             return Err(Error::invalid("source_name contains a directory; give the file name alone"));
         }
+        if let Some(calibration) = &self.calibration {
+            check_line("calibration_text", &calibration.text)?;
+        }
         check_rel_error(self.rel_error)
+    }
+
+    /// The minor version of the format that has all of these fields.
+    pub(super) fn minor_version(&self) -> u16 {
+        u16::from(self.calibration.is_some())
     }
 
     /// The PROV section; its length depends only on the texts.
@@ -64,6 +98,11 @@ impl Provenance {
         out.text(&CONVERTER, &self.converter);
         out.text(&SETTINGS, &self.settings);
         out.f32(&REL_ERROR, self.rel_error);
+        if let Some(calibration) = &self.calibration {
+            out.text(&CALIBRATION_TEXT, &calibration.text);
+            out.u32(&CALIBRATION_TOKENS, calibration.tokens);
+            out.bytes(&CALIBRATION_SHA256, &calibration.sha256);
+        }
         out.finish()
     }
 
@@ -78,6 +117,14 @@ impl Provenance {
             converter: fields.text(&CONVERTER)?,
             settings: fields.text(&SETTINGS)?,
             rel_error: fields.f32(&REL_ERROR)?,
+            calibration: match fields.has(&CALIBRATION_TEXT) {
+                false => None,
+                true => Some(Calibration {
+                    text: fields.text(&CALIBRATION_TEXT)?,
+                    tokens: fields.u32(&CALIBRATION_TOKENS)?,
+                    sha256: fields.array(&CALIBRATION_SHA256)?,
+                }),
+            },
         };
         provenance.validate().map_err(|error| Error::malformed(format!("PROV: {error}")))?;
         Ok(provenance)
@@ -170,6 +217,7 @@ mod tests {
             converter: "rwkv-quantize 0.1.0".into(),
             settings: "int8".into(),
             rel_error: 0.0125,
+            calibration: None,
         }
     }
 
@@ -177,6 +225,10 @@ mod tests {
     fn provenance_and_self_test_round_trip() {
         let provenance = provenance();
         assert_eq!(Provenance::parse(&provenance.emit()).unwrap(), provenance);
+        let calibration = Calibration { text: "built-in".into(), tokens: 2048, sha256: [9; 32] };
+        let calibrated = Provenance { calibration: Some(calibration), ..provenance };
+        assert_eq!(Provenance::parse(&calibrated.emit()).unwrap(), calibrated);
+        assert_eq!(calibrated.minor_version(), 1);
         let test = SelfTest { tokens: vec![3, 1, 2], logits_sha256: [7; 32] };
         assert_eq!(SelfTest::parse(&test.emit(), 4).unwrap(), test);
     }

@@ -38,7 +38,7 @@ pub use file_layout::{FileContents, FileLayout, WriteSpec};
 pub use handles::{MatrixHandle, RecordsHandle, U32Handle, VectorHandle};
 pub use header::{MAJOR_VERSION, MINOR_VERSION, Section, SectionKind};
 pub use mapping::{Load, Mapping, MappingKind};
-pub use metadata::{Provenance, SelfTest};
+pub use metadata::{Calibration, Provenance, SelfTest};
 pub use output::{Output, Published, Replace, Target};
 pub use reader::{ModelFile, ModelHeader};
 pub use sampling::SamplingParams;

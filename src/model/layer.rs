@@ -52,6 +52,12 @@ pub(crate) trait TimeMix: Sized {
     /// The output projection, `[n_embd, n_att]`, with its input.
     fn output<'s>(&self, scratch: &'s Self::Scratch<'_>) -> (MatrixHandle, &'s Activations<'s>);
 
+    /// What this layer passes to later layers beside the residual stream, or has from an earlier one,
+    /// `[tokens, first_values]`.
+    fn first_values<'s>(_scratch: &'s mut Self::Scratch<'_>, _tokens: usize) -> &'s mut [f32] {
+        &mut []
+    }
+
     /// Computes `out`, `[tokens, n_embd]`, and updates the states of the texts.
     fn forward(
         &self,
@@ -94,6 +100,11 @@ pub(crate) struct Scratch<'a, T: TimeMix> {
 }
 
 impl<'a, T: TimeMix> Scratch<'a, T> {
+    /// What layers pass to later layers, as [`TimeMix::first_values`] has it.
+    pub(crate) fn first_values(&mut self, tokens: usize) -> &mut [f32] {
+        T::first_values(&mut self.time_mix, tokens)
+    }
+
     /// Takes buffers for up to `tokens` tokens.
     pub(crate) fn take(
         buffers: &mut impl Buffers<'a>,

@@ -119,9 +119,50 @@ impl Layers {
             Layers::V7(stack) => stack.run((ops, config), batch, x, most_tokens, buffers),
         }
     }
+
+    /// Runs layer `layer` on the residual streams of a batch, as [`run`](Self::run) does.
+    /// `first_values` are what layer 0 passes to the others, `[tokens, first_values]`.
+    ///
+    /// # Errors
+    /// As `run`.
+    pub(super) fn run_one<'a>(
+        &self,
+        layer: usize,
+        ops: (&mut Ops<'_>, &Config),
+        batch: &mut Batch<'_, '_>,
+        x: (&mut Vectors<'_>, &mut [f32]),
+        most_tokens: usize,
+        buffers: &mut impl Buffers<'a>,
+    ) -> Result<()> {
+        match self {
+            Layers::V4(stack) => stack.run_one(layer, ops, batch, x, most_tokens, buffers),
+            Layers::V5(stack) => stack.run_one(layer, ops, batch, x, most_tokens, buffers),
+            Layers::V6(stack) => stack.run_one(layer, ops, batch, x, most_tokens, buffers),
+            Layers::V7(stack) => stack.run_one(layer, ops, batch, x, most_tokens, buffers),
+        }
+    }
 }
 
 impl<T: TimeMix> Stack<T> {
+    /// Runs one layer, with the values that layer 0 passes to the others.
+    fn run_one<'a>(
+        &self,
+        layer: usize,
+        ops: (&mut Ops<'_>, &Config),
+        batch: &mut Batch<'_, '_>,
+        (x, first_values): (&mut Vectors<'_>, &mut [f32]),
+        most_tokens: usize,
+        buffers: &mut impl Buffers<'a>,
+    ) -> Result<()> {
+        let ((ops, config), layer) = (ops, &self.layers[layer]);
+        let mut scratch = Scratch::take(buffers, config, &self.arch, ops.pool.threads(), most_tokens);
+        layer.read_rows(ops, batch, &mut scratch)?;
+        scratch.first_values(batch.tokens()).copy_from_slice(first_values);
+        layer.forward(ops, batch, x, &mut scratch);
+        first_values.copy_from_slice(scratch.first_values(batch.tokens()));
+        Ok(())
+    }
+
     fn load(file: &ModelFile, arch: T::Arch) -> Result<Self> {
         let config = file.config();
         let layers: Result<_> =

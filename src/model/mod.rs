@@ -11,6 +11,7 @@ mod layers;
 mod lm_head;
 mod meter;
 pub mod names;
+mod observer;
 mod ops;
 mod options;
 mod shortlist;
@@ -35,7 +36,8 @@ use rwkv_edge_kernels::Kernels;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{
-    Chat, Config, ElementType, MappingKind, ModelFile, RecordsHandle, TensorInfo, TensorLayout, VectorHandle,
+    Arch, Chat, Config, ElementType, MappingKind, ModelFile, RecordsHandle, TensorInfo, TensorLayout,
+    VectorHandle,
 };
 use crate::memory::{Buffers, cannot_lock};
 use crate::threads::Pool;
@@ -53,6 +55,7 @@ pub(crate) use batch::Batch;
 pub use batch::Sequence;
 pub(crate) use meter::Meter;
 pub use meter::{Phase, Profile, Traffic};
+pub use observer::{MatrixInputs, Observer};
 pub use options::{LoadOptions, Shortcuts, Verify, choose_kernels, default_prompt_chunk};
 pub use state::State;
 pub(crate) use state::check_model;
@@ -81,6 +84,8 @@ pub(crate) struct Means<'a> {
     pub(crate) meter: &'a mut Meter,
     pub(crate) shortcuts: Shortcuts,
     pub(crate) room: Room,
+    /// Sees the inputs of matrices.
+    pub(crate) observer: Option<&'a mut dyn Observer>,
 }
 
 /// What the buffers have room for.
@@ -361,7 +366,8 @@ impl Model {
         self.verification.advance(&self.file, tokens)
     }
 
-    fn ops<'a>(&'a self, Means { pool, meter, shortcuts, .. }: Means<'a>) -> Ops<'a> {
+    fn ops<'a, 'm: 'a>(&'a self, means: Means<'m>) -> Ops<'a> {
+        let Means { pool, meter, shortcuts, observer, .. } = means;
         meter.start();
         Ops {
             sparse_ffn: shortcuts.sparse_ffn,
@@ -371,6 +377,7 @@ impl Model {
             evict_pages: self.evict_pages,
             layer_norm_eps: self.config().layer_norm_eps,
             meter,
+            observer: observer.map(|observer| observer as &mut dyn Observer),
         }
     }
 
@@ -392,6 +399,55 @@ impl Model {
         let mut ops = self.ops(means);
         let Workspace { mut x, row, .. } = Workspace::take(buffers, self.config(), room);
         self.run_layers(&mut ops, batch, (&mut x, row), room, buffers)
+    }
+
+    /// Values that layer 0 passes to every later layer beside the residual stream, for each token.
+    pub(crate) fn first_values(&self) -> usize {
+        match self.config().arch {
+            Arch::V7(_) => self.config().n_att,
+            Arch::V4 | Arch::V5(_) | Arch::V6(_) => 0,
+        }
+    }
+
+    /// Computes the residual streams of `tokens` before layer 0. `buffers` are those that [`measure`]
+    /// took.
+    ///
+    /// # Errors
+    /// If a row of the embedding is damaged.
+    pub(crate) fn embed_tokens<'a>(
+        &self,
+        means: Means<'_>,
+        tokens: &[u32],
+        streams: &mut [f32],
+        buffers: &mut impl Buffers<'a>,
+    ) -> Result<()> {
+        let Workspace { row, .. } = Workspace::take(buffers, self.config(), means.room);
+        let mut streams = streams.chunks_exact_mut(self.config().n_embd);
+        tokens.iter().zip(&mut streams).try_for_each(|(&token, x)| self.embed(token, x, row))
+    }
+
+    /// Runs one layer on a batch: its residual streams `[tokens, n_embd]`, and what layer 0 passes to
+    /// the others, `[tokens, first_values]`. `buffers` are those that [`measure`] took.
+    ///
+    /// # Errors
+    /// If a token's row of a table is damaged.
+    pub(crate) fn run_layer<'a>(
+        &self,
+        means: Means<'_>,
+        layer: usize,
+        mut batch: Batch<'_, '_>,
+        (streams, first_values): (&mut [f32], &mut [f32]),
+        buffers: &mut impl Buffers<'a>,
+    ) -> Result<()> {
+        let (config, room) = (self.config(), means.room);
+        let mut ops = self.ops(means);
+        let Workspace { mut x, .. } = Workspace::take(buffers, config, room);
+        x.first_mut(batch.tokens()).copy_from_slice(streams);
+        let on = (&mut x, first_values);
+        self.layers.run_one(layer, (&mut ops, config), &mut batch, on, room.tokens, buffers)?;
+        streams.copy_from_slice(x.first(batch.tokens()));
+        batch.finish(&x);
+        Ok(())
     }
 
     /// As [`forward`](Self::forward), and gives `each` the logits after every token, in order.

@@ -9,6 +9,7 @@ use crate::format::{MatrixHandle, ModelFile, VectorHandle};
 use crate::threads::{Pool, RowsMut};
 
 use super::meter::Meter;
+use super::observer::{MatrixInputs, Observer};
 use super::vectors::{Activations, Vectors};
 
 /// Fewest rows that a thread takes at a time: four blocks of 16. The kernels read the four blocks
@@ -86,6 +87,8 @@ pub(crate) struct Ops<'a> {
     /// Read only the columns of `ffn.value` whose input is not zero.
     pub(crate) sparse_ffn: bool,
     pub(crate) meter: &'a mut Meter,
+    /// Sees the inputs of matrices.
+    pub(crate) observer: Option<&'a mut dyn Observer>,
 }
 
 impl<'a> Ops<'a> {
@@ -119,6 +122,12 @@ impl<'a> Ops<'a> {
     ///
     /// Each matrix is read once. The result of a token does not depend on the other tokens.
     pub(crate) fn matmul<const N: usize>(&mut self, tokens: usize, products: [Product<'_>; N]) {
+        if let Some(observer) = &mut self.observer {
+            let file = self.file;
+            let shown =
+                products.iter().map(|product| product.input.shown(file.matrix_name(product.weight), tokens));
+            shown.for_each(|inputs| observer.inputs(inputs));
+        }
         let matrices = products.each_ref().map(|product| self.read(product.weight));
         let inputs = products.each_ref().map(|product| (product.input, product.epilogue));
         let mut lens = matrices.iter().map(Matrix::rows);
@@ -137,6 +146,14 @@ impl<'a> Ops<'a> {
             }
         });
         matrices.iter().for_each(|matrix| self.release(matrix.data()));
+    }
+
+    /// Shows the inputs of `ffn.value`.
+    pub(crate) fn show(&mut self, name: &str, inputs: &Vectors<'_>, tokens: usize) {
+        if let Some(observer) = &mut self.observer {
+            let len = inputs.len();
+            observer.inputs(MatrixInputs::new(name, inputs.first(tokens), [len, len]));
+        }
     }
 
     /// A matrix that will be read whole. Counts it as read.

@@ -139,6 +139,7 @@ impl SparseValue {
         (tokens, hidden): (usize, &Vectors<'_>),
         active: &mut ActiveColumns<'_>,
     ) {
+        ops.show(ops.file.records_name(self.columns), hidden, tokens);
         let columns = ops.file.records(self.columns);
         let bounds = self.bound.map(|bound| ops.vector(bound));
         let together = if bounds.is_some() { SUMS_TOKENS } else { LIST_TOKENS };

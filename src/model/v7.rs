@@ -154,6 +154,10 @@ impl layer::TimeMix for TimeMix {
         }
     }
 
+    fn first_values<'s>(scratch: &'s mut Scratch<'_>, tokens: usize) -> &'s mut [f32] {
+        scratch.v_first.first_mut(tokens)
+    }
+
     fn shift(&self, ops: &mut Ops<'_>, step: &mut Step<'_, '_>, scratch: &mut Scratch<'_>) {
         let Scratch { xr, xw, xk, xv, xa, xg, .. } = scratch;
         let outs = [

@@ -11,6 +11,7 @@ use crate::memory::Buffers;
 use crate::threads::{Cut, Map, Pieces, RowsMut};
 
 use super::batch::TILE_TOKENS;
+use super::observer::MatrixInputs;
 
 /// Name of the layers' buffers in the memory plan.
 pub(super) const SCRATCH: &str = "time and channel mixing";
@@ -139,6 +140,11 @@ impl<'a> Activations<'a> {
             scales: &self.scales[group..][..self.padded / GROUP_SIZE],
             sums: &self.sums[group..][..self.padded / GROUP_SIZE],
         }
+    }
+
+    /// The values of the first `tokens` tokens, as inputs of the matrix `name`.
+    pub(crate) fn shown<'s>(&'s self, name: &'s str, tokens: usize) -> MatrixInputs<'s> {
+        MatrixInputs::new(name, &self.values[..tokens * self.padded], [self.padded, self.len])
     }
 
     /// The rows from `first` on of the product of `weight` with the inputs of a tile's `tokens`, as

@@ -9,6 +9,7 @@ mod digests;
 mod engine;
 mod format_corrupt;
 mod golden;
+mod layerwise;
 mod model_tensors;
 mod nested_head;
 mod outlier;
