@@ -1,15 +1,20 @@
 #!/usr/bin/env python3
 """third_party.py: compares rwkv-edge with software that others wrote, from PyPI.
 
-    python3 -m venv venv && venv/bin/pip install torch numpy rwkv==0.8.32 transformers safetensors tokenizers
+    python3 -m venv venv && venv/bin/pip install torch numpy rwkv==0.8.32 transformers safetensors tokenizers \\
+        rwkv7-hf flash-linear-attention triton
     cargo build --release && venv/bin/python tests/scripts/third_party.py
 
 - `rwkv` computes the logits of the fixtures of RWKV-4 to 7 in float32. The f32 files must agree.
 - `transformers` makes an RWKV-4 with another epsilon and saves it as a folder. The folder must convert,
   and agree.
+- `rwkv7-hf` makes an RWKV-7 with another epsilon and saves it as a folder. It also converts the fixture
+  of RWKV-7 to a folder with a vocabulary. Both must convert, and agree.
+- `fla` (flash-linear-attention) makes an RWKV-7 with another epsilon and saves it as a folder. Its kernels
+  run in Triton's interpreter, so no GPU is needed.
 
-Takes the programs from RWKV_QUANTIZE and RWKV_EDGE, or else from target/release. Software that is not
-installed is skipped by name.
+Takes the programs from RWKV_QUANTIZE and RWKV_EDGE, or else from target/release. Names of comparisons
+as arguments choose some of them. Software that is not installed is skipped by name.
 """
 
 import importlib.util
@@ -27,9 +32,6 @@ TOKENS = [1, 77, 200, 13, 13, 0, 255, 128, 64, 5]
 
 # Largest difference of logits, as a share of their range. Both sides compute in float32.
 TOLERANCE = 1e-4
-
-# Fixtures that `rwkv` reads: RWKV-7 needs a variable that counts at import.
-FIXTURES = {"v4": "0", "v5.0": "0", "v5.1": "0", "v5.2": "0", "v6": "0", "v7": "1"}
 
 
 def converted_logits(folder, checkpoint):
@@ -66,6 +68,31 @@ def with_rwkv(version):
         return report(f"rwkv, {version}-tiny.pth", converted_logits(folder, checkpoint), expected.numpy())
 
 
+def logits_of(model):
+    """The logits after the last token by a model of transformers."""
+    import torch
+
+    with torch.no_grad():
+        return model(torch.tensor([TOKENS]), use_cache=False).logits[0, -1].numpy()
+
+
+def saved(what, model):
+    """A model of transformers with random weights, saved as a folder.
+
+    The small embedding makes the epsilon of the first normalisation count."""
+    import torch
+
+    model.eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+        model.get_input_embeddings().weight.mul_(0.1)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = pathlib.Path(folder) / "saved"
+        model.save_pretrained(checkpoint)
+        return report(what, converted_logits(folder, checkpoint), logits_of(model))
+
+
 def with_transformers():
     """An RWKV-4 of transformers whose epsilon only config.json has."""
     import torch
@@ -75,36 +102,93 @@ def with_transformers():
     config = RwkvConfig(
         vocab_size=256, hidden_size=64, num_hidden_layers=3, intermediate_size=96, layer_norm_epsilon=1e-3, rescale_every=0
     )
-    model = RwkvForCausalLM(config).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(0.1 * torch.randn_like(weight))
-        model.rwkv.embeddings.weight.mul_(0.1)
-        expected = model(torch.tensor([TOKENS])).logits[0, -1].numpy()
+    return saved("transformers, RwkvForCausalLM", RwkvForCausalLM(config))
+
+
+# An RWKV-7 whose epsilon only config.json has.
+SHAPE_7 = {
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "intermediate_size": 96,
+    "head_dim": 16,
+    "decay_low_rank_dim": 8,
+    "gate_low_rank_dim": 16,
+    "a_low_rank_dim": 8,
+    "v_low_rank_dim": 8,
+    "norm_eps": 1e-3,
+    "fuse_norm": False,
+}
+
+
+def with_rwkv7_hf():
+    """An RWKV-7 of rwkv7-hf."""
+    import torch
+    from rwkv7_hf import RWKV7Config, RWKV7ForCausalLM
+
+    torch.manual_seed(0)
+    return saved("rwkv7-hf, RWKV7ForCausalLM", RWKV7ForCausalLM(RWKV7Config(**SHAPE_7)))
+
+
+def with_rwkv7_hf_convert():
+    """The fixture of RWKV-7 as a folder that the converter of rwkv7-hf wrote, with a vocabulary of bytes."""
+    from rwkv7_hf import RWKV7ForCausalLM
+    from rwkv7_hf.cli import main as rwkv7_hf
+
     with tempfile.TemporaryDirectory() as folder:
-        saved = pathlib.Path(folder) / "saved"
-        model.save_pretrained(saved)
-        return report("transformers, RwkvForCausalLM", converted_logits(folder, saved), expected)
+        folder = pathlib.Path(folder)
+        vocabulary, checkpoint = folder / "vocabulary.txt", folder / "saved"
+        vocabulary.write_text("".join(f"{byte + 1} {bytes([byte])!r} 1\n" for byte in range(255)))
+        fixture = ["--input", str(ROOT / "tests/fixtures/v7-tiny.pth"), "--vocab-file", str(vocabulary)]
+        rwkv7_hf(["convert", *fixture, "--output", str(checkpoint), "--precision", "fp32"])
+        expected = logits_of(RWKV7ForCausalLM.from_pretrained(checkpoint).eval())
+        return report("rwkv7-hf convert, v7-tiny.pth", converted_logits(folder, checkpoint), expected)
+
+
+def with_fla():
+    """An RWKV-7 of flash-linear-attention. Its kernels take their first configuration: timing needs a GPU."""
+    import torch
+    from triton.runtime.autotuner import Autotuner
+
+    Autotuner._bench = lambda *_, **__: [1.0, 1.0, 1.0]
+    from fla.models.rwkv7 import RWKV7Config, RWKV7ForCausalLM
+
+    torch.manual_seed(0)
+    config = RWKV7Config(**SHAPE_7, fuse_cross_entropy=False)
+    return saved("flash-linear-attention, RWKV7ForCausalLM", RWKV7ForCausalLM(config))
+
+
+# Each comparison: its package, its function, and the variables that the package reads at import.
+FOR_RWKV = {"RWKV_JIT_ON": "0", "RWKV_CUDA_ON": "0"}
+COMPARISONS = {
+    **{
+        version: ("rwkv", lambda version=version: with_rwkv(version), {"RWKV_V7_ON": is_7, **FOR_RWKV})
+        for version, is_7 in {"v4": "0", "v5.0": "0", "v5.1": "0", "v5.2": "0", "v6": "0", "v7": "1"}.items()
+    },
+    "transformers": ("transformers", with_transformers, {}),
+    "rwkv7-hf": ("rwkv7_hf", with_rwkv7_hf, {}),
+    "rwkv7-hf-convert": ("rwkv7_hf", with_rwkv7_hf_convert, {}),
+    "fla": ("fla", with_fla, {"TRITON_INTERPRET": "1"}),
+}
+
+
+def in_own_process(name):
+    """Runs one comparison with the variables that its package reads, and prints its result."""
+    package, _, variables = COMPARISONS[name]
+    if not importlib.util.find_spec(package):
+        print(f"skipped: {name}, {package} is not installed")
+        return True
+    environment = {**os.environ, **variables, "THIRD_PARTY_ONE": name}
+    run = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
+    results = [line for line in run.stdout.splitlines() if "largest difference" in line]
+    print(*results or [f"{name}: {run.stderr.strip()[-300:]}"], sep="\n", flush=True)
+    return run.returncode == 0
 
 
 def main():
-    if len(sys.argv) == 2:
-        return 0 if with_rwkv(sys.argv[1]) else 1
-    right = True
-    if importlib.util.find_spec("rwkv"):
-        for version, is_7 in FIXTURES.items():
-            environment = {**os.environ, "RWKV_V7_ON": is_7, "RWKV_JIT_ON": "0", "RWKV_CUDA_ON": "0"}
-            run = subprocess.run([sys.executable, __file__, version], env=environment, capture_output=True, text=True)
-            lines = run.stdout.splitlines()
-            print(lines[-1] if run.returncode in (0, 1) and lines else f"rwkv, {version}: {run.stderr.strip()[-300:]}")
-            right &= run.returncode == 0
-    else:
-        print("skipped: rwkv is not installed")
-    if importlib.util.find_spec("transformers"):
-        right &= with_transformers()
-    else:
-        print("skipped: transformers is not installed")
-    return 0 if right else 1
+    if one := os.environ.get("THIRD_PARTY_ONE"):
+        return 0 if COMPARISONS[one][1]() else 1
+    return 0 if all([in_own_process(name) for name in sys.argv[1:] or COMPARISONS]) else 1
 
 
 sys.exit(main())
