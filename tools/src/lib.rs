@@ -10,6 +10,7 @@
 //! Imports go one way: `convert` stands on `encode`, `origin`, `policy` and `vocab`, these on
 //! `source`. `synth` gives `source` bytes to read; `source` does not know it.
 
+mod calibration;
 pub mod chat;
 mod companions;
 pub mod config;

@@ -1,0 +1,4 @@
+//! What a model reads while it is quantized.
+
+#[cfg(test)]
+mod text;
