@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::Args;
-use rwkv_edge::format::{Chat, ModelFile, Think, Variant};
+use rwkv_edge::format::{Calibration, Chat, ModelFile, Think, Variant};
 use rwkv_edge::host::DefaultThreads;
 use rwkv_edge::kernels::Isa;
 use rwkv_edge::printable::Printable;
@@ -101,6 +101,12 @@ fn json(args: &InfoArgs, model: &Model, plan: &MemoryPlan, threads: usize) -> St
         object = object.raw("n_head", heads.n_head).raw("head_size", heads.head_size);
     }
     let source = file.provenance();
+    if let Some(Calibration { text, tokens, sha256 }) = &source.calibration {
+        object = object
+            .text("calibration_text", text)
+            .raw("calibration_tokens", tokens)
+            .text("calibration_sha256", hex(sha256));
+    }
     object = object
         .text("source", &source.source_name)
         .text("source_sha256", hex(&source.source_sha256))
@@ -167,6 +173,10 @@ fn header(out: &mut impl Write, file: &ModelFile) -> io::Result<()> {
     writeln!(out, "source SHA-256    {}", hex(&source.source_sha256))?;
     let (converter, settings) = (Printable(&source.converter), Printable(&source.settings));
     writeln!(out, "converter         {converter}, {settings}")?;
+    if let Some(Calibration { text, tokens, sha256 }) = &source.calibration {
+        let (text, sha256) = (Printable(text), hex(sha256));
+        writeln!(out, "calibration       {text}, {tokens} tokens, SHA-256 {sha256}")?;
+    }
     writeln!(out, "weight error      {:.5} (relative rms over all quantized tensors)", source.rel_error)
 }
 

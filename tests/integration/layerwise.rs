@@ -71,7 +71,7 @@ fn an_observer_sees_the_inputs_of_every_projection_for_every_token() {
         });
         for tensor in projections {
             let len = seen.0.get(&tensor.name).map(Vec::len);
-            assert_eq!(len, Some(tokens.len() * tensor.shape[1] as usize), "{version}: {}", tensor.name);
+            assert_eq!(len, Some(tokens.len() * tensor.shape[1]), "{version}: {}", tensor.name);
         }
     }
 }

@@ -10,6 +10,7 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
 use rwkv_edge::format::{Replace, Target, Template, Variant};
 use rwkv_edge::kernels::DType;
 use rwkv_edge::{host, stdio};
+use rwkv_quantize::calibration::CalibrationText;
 use rwkv_quantize::convert::Options;
 use rwkv_quantize::policy::QuantSpec;
 use rwkv_quantize::shapes::{RELEASED, Shape};
@@ -23,10 +24,11 @@ const USAGE: &str = "rwkv-quantize [OPTIONS] <INPUT> [OUTPUT]
        rwkv-quantize [OPTIONS] --inspect <INPUT>";
 
 /// Options of a model that do not apply to a checkpoint, by the names of their fields.
-const MODEL_OPTIONS: [&str; 13] = [
+const MODEL_OPTIONS: [&str; 14] = [
     "dtype",
     "codes",
     "plain_head",
+    "calibration",
     "naming",
     "variant",
     "tokenizer",
@@ -58,6 +60,11 @@ struct Cli {
     /// conversion takes some ten times as long
     #[arg(long, value_name = "CODES", value_enum)]
     codes: Option<Codes>,
+    /// Text to measure activations on, which decide how weights of --codes table are rounded: a file,
+    /// self (the model writes it) or none [default: a built-in text of many languages; none with
+    /// --synth]
+    #[arg(long = "calib", value_name = "FILE")]
+    calibration: Option<PathBuf>,
     /// Keep an int8 head in one plane, instead of two of int4 of which decoding reads the second
     /// only in part
     #[arg(long)]
@@ -171,6 +178,17 @@ fn projections(dtype: Type, codes: Option<Codes>) -> DType {
         (Type::Int4, Some(Codes::Table)) => DType::Int4n,
         (Type::F16, _) => DType::F16,
         (Type::F32, _) => DType::F32,
+    }
+}
+
+/// The text of `--calib`. A file with the name of another choice has a path, such as `./none`.
+fn calibration(given: Option<PathBuf>, is_synthetic: bool) -> CalibrationText {
+    match given {
+        None if is_synthetic => CalibrationText::None,
+        None => CalibrationText::BuiltIn,
+        Some(name) if name.as_os_str() == "none" => CalibrationText::None,
+        Some(name) if name.as_os_str() == "self" => CalibrationText::Own,
+        Some(path) => CalibrationText::File(path),
     }
 }
 
@@ -333,6 +351,7 @@ impl Cli {
             sampling: self.sampling,
             state: self.state,
             group_norm_eps: self.group_norm_eps,
+            calibration: calibration(self.calibration, self.synth.is_some()),
             threads: self.threads.map_or_else(host::default_threads, usize::from),
         }
     }

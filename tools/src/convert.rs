@@ -1,29 +1,29 @@
 //! From a checkpoint to a `.rwkv` file.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rwkv_edge::format::{
-    Config, FileContents, FileLayout, ModelFile, ModelWriter, Provenance, Published, SelfTest, Target,
+    self, Config, FileContents, FileLayout, ModelFile, ModelWriter, Provenance, Published, SelfTest, Target,
     Template, Variant,
 };
-use rwkv_edge::kernels::quant::ErrorSums;
 use rwkv_edge::kernels::{DType, Isa, default_float_environment};
 use rwkv_edge::model::choose_kernels;
-use rwkv_edge::model::names::{self, ModelTensor, Role};
-use rwkv_edge::{LoadOptions, Model, Tokenizer, Verify, self_test};
+use rwkv_edge::model::names::{self, ModelTensor};
+use rwkv_edge::{Model, Tokenizer, self_test};
 use sha2::{Digest, Sha256};
 
+use crate::calibration::CalibrationText;
 use crate::chat;
 use crate::companions::Companions;
 use crate::config;
-use crate::encode::{Encoded, Encoder};
-use crate::job::{self, Job, Progress, Stop};
+use crate::encode::Encoder;
+use crate::job::{self, Job, Stop};
 use crate::origin::{Input, Origin, Sources, Stored};
-use crate::policy::{self, QuantSpec};
+use crate::planned::{Planned, Reference, sparing};
+use crate::policy::QuantSpec;
 use crate::puzzles;
 use crate::report::{Report, Warning};
 use crate::source::{self, Checkpoint, Container, LN0, Merge, Naming, SourceDType};
@@ -63,6 +63,8 @@ pub struct Options {
     /// Epsilon of the group norm of RWKV-5 to 7; `None` takes that of the `config.json` beside the
     /// checkpoint, or BlinkDL's.
     pub group_norm_eps: Option<f32>,
+    /// What activations are measured on, for types whose rounding depends on them.
+    pub calibration: CalibrationText,
     /// Threads that quantize.
     pub threads: usize,
 }
@@ -82,6 +84,7 @@ impl Options {
             state: None,
             merge: None,
             group_norm_eps: None,
+            calibration: CalibrationText::None,
             threads: 1,
         }
     }
@@ -95,9 +98,11 @@ pub struct Conversion {
     tokenizer: Option<PathBuf>,
     byte_tokens: bool,
     notes: Vec<String>,
-    /// The tensors of the file.
-    tensors: Vec<(ModelTensor, Origin)>,
-    layout: FileLayout,
+    file: Planned,
+    /// The file of int8 whose model reads the text of the calibration.
+    reference: Option<Planned>,
+    calibration: CalibrationText,
+    quant: QuantSpec,
     threads: usize,
 }
 
@@ -151,20 +156,47 @@ impl Conversion {
         let stored_template = || checkpoint.chat_template().and_then(chat::recognise);
         let template = options.template.or_else(stored_template);
         let template = template.unwrap_or_else(|| Template::for_vocab(config.n_vocab));
-        let contents = FileContents {
+        let mut contents = FileContents {
             chat: chat::chat(template, options.start_tokens.clone(), stop_tokens, &options.sampling)?,
             provenance: provenance(&checkpoint, options, &config),
             self_test: SelfTest {
                 tokens: self_test_tokens(&config, &options.start_tokens),
                 logits_sha256: [0; 32],
             },
-            tensors: tensors.iter().map(|(tensor, _)| policy::spec(tensor, options.quant)).collect(),
+            tensors: Vec::new(),
             tokenizer,
             config,
         };
-        let layout = FileLayout::new(contents)?;
+        let calibration = match options.quant.dtype {
+            DType::Int4n => options.calibration.clone(),
+            _ => CalibrationText::None,
+        };
+        let reference = match calibration {
+            CalibrationText::None => None,
+            _ => {
+                let quant = QuantSpec::new(DType::Int8);
+                let tensors = model_tensors(sources(&checkpoint, &state), &contents.config, quant)?;
+                Some(Planned::new(tensors, quant, contents.clone())?)
+            }
+        };
+        contents.provenance.calibration = calibration
+            .name()
+            .map(|text| format::Calibration { text: printable(&text), ..format::Calibration::default() });
         let (tokenizer, threads) = (options.tokenizer.clone(), options.threads.max(1));
-        Ok((Self { checkpoint, state, tokenizer, byte_tokens, notes, tensors, layout, threads }, error))
+        let file = Planned::new(tensors, options.quant, contents)?;
+        let conversion = Self {
+            checkpoint,
+            state,
+            tokenizer,
+            byte_tokens,
+            notes,
+            file,
+            reference,
+            calibration,
+            quant: options.quant,
+            threads,
+        };
+        Ok((conversion, error))
     }
 
     /// Whether the model gets byte tokens because no built-in vocabulary has its size. That happens
@@ -185,7 +217,7 @@ impl Conversion {
 
     /// The file that [`run`](Self::run) would write.
     pub fn layout(&self) -> &FileLayout {
-        &self.layout
+        &self.file.layout
     }
 
     /// Writes the file. It appears under its name when it is complete; on an error, or when `job`
@@ -200,19 +232,35 @@ impl Conversion {
         let _environment = default_float_environment();
         let isa = choose_kernels(None)?.isa();
         self.check_output(&output)?;
-        let Self { checkpoint, state, tensors, layout, threads, .. } = self;
+        let Self { checkpoint, state, file, reference, calibration: text, quant, threads, .. } = self;
         let sources = sources(&checkpoint, &state);
-        let FileContents { mut provenance, mut self_test, config, .. } = layout.contents().clone();
-        let mut writer = ModelWriter::create(output, layout)?;
+        let FileContents { mut provenance, mut self_test, config, .. } = file.layout.contents().clone();
+        let mut writer = ModelWriter::create(output.clone(), file.layout.clone())?;
+        let mut reference = reference.map(|planned| Reference::create(planned, output)).transpose()?;
         let Job { progress, interrupted } = job;
-        let ((errors, total), contents) = while_reading(sources, threads, interrupted, |stop| {
-            let encoder = Encoder::new(sources.checkpoint, config.layer_norm_eps, threads, stop)?;
-            write_tensors(sources, &mut writer, &tensors, encoder, progress)
+        let (errors, contents) = while_reading(sources, threads, interrupted, |stop| {
+            let encoder = || Encoder::new(sources.checkpoint, config.layer_norm_eps, threads, stop);
+            let mut calibrate = |reference: &mut Reference| {
+                let calibrated = reference.calibrate(
+                    sources,
+                    encoder()?,
+                    (&text, isa, threads),
+                    (&mut *progress, stop),
+                )?;
+                calibrated.describe(&mut provenance);
+                anyhow::Ok(calibrated)
+            };
+            let calibration = reference.as_mut().map(&mut calibrate).transpose()?;
+            file.write(sources, &mut writer, (encoder()?, calibration), (progress, stop))
         })?;
+        drop(reference);
         provenance.source_sha256 = contents.sha256;
-        provenance.rel_error = total.relative() as f32;
-        let warnings = coarse(&checkpoint).into_iter().chain(contents.warnings).collect();
-        let report = Report::new(writer.layout(), &errors, provenance.rel_error, warnings);
+        provenance.rel_error = errors.total.relative() as f32;
+        let uncalibrated = quant.dtype == DType::Int4n && text == CalibrationText::None;
+        let uncalibrated = uncalibrated && !checkpoint.is_synthetic();
+        let warnings = uncalibrated.then_some(Warning::NoCalibration).into_iter();
+        let warnings = warnings.chain(coarse(&checkpoint)).chain(contents.warnings).collect();
+        let report = Report::new(writer.layout(), &errors.each, provenance.rel_error, warnings);
         writer.finish_data()?;
         self_test.logits_sha256 = logits_digest(writer.model_file()?, isa, &self_test.tokens, threads)?;
         job::check(&[interrupted])?;
@@ -264,53 +312,6 @@ fn model_tensors(
     }
     let tensors = names::tensors(config, quant.optional_tensors(sources.has_state())).into_iter();
     tensors.map(|tensor| Ok((tensor.clone(), Origin::find(sources, config, &tensor)?))).collect()
-}
-
-/// Encodes every tensor; returns the relative error of each, and the sums over all.
-fn write_tensors(
-    sources: Sources<'_>,
-    writer: &mut ModelWriter,
-    tensors: &[(ModelTensor, Origin)],
-    mut encoder: Encoder<'_>,
-    progress: &mut dyn Progress,
-) -> Result<(Vec<f32>, ErrorSums)> {
-    let specs = writer.layout().contents().tensors.clone();
-    let nested_head = specs.iter().any(|spec| spec.name == names::HEAD_RESIDUAL);
-    let total: u64 = specs.iter().map(|spec| spec.shape[0] as u64 * spec.shape[1] as u64).sum();
-    let mut sums = ErrorSums::default();
-    let mut errors = Vec::with_capacity(specs.len());
-    let mut bounds = HashMap::new();
-    let mut done = 0;
-    for (index, (spec, (tensor, origin))) in specs.iter().zip(tensors).enumerate() {
-        let encoded = match origin {
-            Origin::Stored(stored) => {
-                let from = (sources.of(stored), stored);
-                encoder.tensor(writer, index, spec, from, &mut |elements| {
-                    progress.update(done + elements as u64, total, &spec.name);
-                })?
-            }
-            Origin::BoundsOf(name) => {
-                let bounds: Option<Vec<f32>> = bounds.remove(name.as_str());
-                let bounds = bounds.with_context(|| format!("{}: {name} has no bounds", spec.name))?;
-                Encoder::bounds(writer, index, &bounds)?;
-                progress.update(done + bounds.len() as u64, total, &spec.name);
-                Encoded::default()
-            }
-        };
-        done += spec.shape[0] as u64 * spec.shape[1] as u64;
-        if !encoded.bounds.is_empty() {
-            bounds.insert(spec.name.as_str(), encoded.bounds);
-        }
-        // The residual of a nested head has the error of both planes, so the first plane has none.
-        if nested_head && tensor.role == Role::Head {
-            errors.push(0.0);
-        } else {
-            errors.push(encoded.sums.relative() as f32);
-            sums += encoded.sums;
-        }
-    }
-    progress.update(total, total, "");
-    Ok((errors, sums))
 }
 
 /// The provenance, without the fields that only the run can fill in.
@@ -516,9 +517,7 @@ fn self_test_tokens(config: &Config, start_tokens: &[u32]) -> Vec<u32> {
 /// Digest of the logits that the finished file computes. Gives back pages on the way, so that
 /// memory stays bounded.
 fn logits_digest(file: ModelFile, isa: Isa, tokens: &[u32], threads: usize) -> Result<[u8; 32]> {
-    let options =
-        LoadOptions { isa: Some(isa), verify: Verify::Never, low_memory: true, ..LoadOptions::default() };
-    let model = Model::load(file, &options)?;
+    let model = Model::load(file, &sparing(isa))?;
     // One thread computes the same where others cannot start.
     let digest = self_test::logits_digest(&model, tokens, Some(threads));
     Ok(digest.or_else(|_| self_test::logits_digest(&model, tokens, Some(1)))?)

@@ -117,12 +117,13 @@ impl<'a> Encoder<'a> {
         })
     }
 
-    /// Writes tensor number `index` of the file.
+    /// Writes tensor number `index` of the file. `importance` are factors of the squared errors in
+    /// each column of a matrix.
     pub(crate) fn tensor(
         &mut self,
         writer: &mut ModelWriter,
         index: usize,
-        spec: &WriteSpec,
+        (spec, importance): (&WriteSpec, Option<&[f32]>),
         (input, stored): (Input<'_>, &Stored),
         advance: &mut Advance<'_>,
     ) -> Result<Encoded> {
@@ -149,7 +150,7 @@ impl<'a> Encoder<'a> {
         let mut tries = if dtype.is_quantized() { SCALE_TRIES } else { 1 };
         loop {
             writer.begin(index, scale)?;
-            let target = Target { spec, dtype, scale, first_plane };
+            let target = Target { spec, dtype, scale, first_plane, importance };
             match self.chunks(writer, &values, target, advance) {
                 Ok(encoded) => {
                     writer.end(encoded.sums.relative() as f32)?;
@@ -284,6 +285,8 @@ struct Target<'a> {
     scale: f32,
     /// The tensor scale of the first plane, for the residual of a nested head.
     first_plane: Option<f32>,
+    /// Factors of the squared errors in each column.
+    importance: Option<&'a [f32]>,
 }
 
 /// Result of encoding a chunk.
@@ -408,14 +411,14 @@ impl Encoding<'_> {
         outs: impl Iterator<Item = (&'b mut [u8], &'b mut Outcome)>,
         floats: &mut Vec<f32>,
     ) -> Result<(), ChunkError> {
-        let Target { spec, dtype, scale, .. } = self.target;
+        let Target { spec, dtype, scale, importance, .. } = self.target;
         for (chunk, (out, outcome)) in (first..).zip(outs) {
             self.read_rows(chunk * chunk_rows, chunk_rows, floats)?;
             outcome.sums = if spec.layout == TensorLayout::RowRecords {
                 let row = self.normalized_row(floats);
                 self.encoder.kernels.encode_record(dtype, &row, None, scale, out)
             } else {
-                self.encoder.kernels.encode_block_row(dtype, floats, spec.shape[1], None, scale, out)
+                self.encoder.kernels.encode_block_row(dtype, floats, spec.shape[1], importance, scale, out)
             }
             .map_err(|error| self.overflow(error))?;
         }

@@ -9,6 +9,9 @@ pub trait Progress {
     /// `done` of `total` weights are converted, the last of them in `tensor`. A tensor whose scale
     /// turns out too small starts again, so `done` may fall.
     fn update(&mut self, done: u64, total: u64, tensor: &str);
+
+    /// Another part of the job begins, or the main one if it has no name.
+    fn begin(&mut self, _part: &str) {}
 }
 
 /// The caller's side of a long job: progress and interruption.

@@ -4,13 +4,14 @@
 //! - [`config`] finds the hyperparameters in the tensors' shapes.
 //! - [`policy`] gives every tensor its precision and layout.
 //! - [`convert`] streams one slice of one tensor after the other into the file, as a [`job`].
+//! - [`calibration`] measures what matrices are multiplied with.
 //! - [`vocab`] compiles tokenizers; [`chat`] holds templates and defaults.
 //! - [`synth`] makes checkpoints with random weights of the released [`shapes`].
 //!
 //! Imports go one way: `convert` stands on `encode`, `origin`, `policy` and `vocab`, these on
 //! `source`. `synth` gives `source` bytes to read; `source` does not know it.
 
-mod calibration;
+pub mod calibration;
 pub mod chat;
 mod companions;
 pub mod config;
@@ -20,6 +21,7 @@ pub mod digest;
 mod encode;
 pub mod job;
 mod origin;
+mod planned;
 pub mod policy;
 mod puzzles;
 pub mod report;

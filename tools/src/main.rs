@@ -160,6 +160,8 @@ struct Meter {
     started: Instant,
     shown: Instant,
     tenths: u64,
+    /// Name of the part of the job, before its figures.
+    part: String,
     terminal: Option<StatusLine>,
 }
 
@@ -169,11 +171,16 @@ impl Meter {
 
     fn new() -> Self {
         let now = Instant::now();
-        Self { started: now, shown: now, tenths: 0, terminal: StatusLine::on_terminal() }
+        Self { started: now, shown: now, tenths: 0, part: String::new(), terminal: StatusLine::on_terminal() }
     }
 }
 
 impl Progress for Meter {
+    fn begin(&mut self, part: &str) {
+        (self.started, self.tenths) = (Instant::now(), 0);
+        self.part = if part.is_empty() { String::new() } else { format!("{part}: ") };
+    }
+
     fn update(&mut self, done: u64, total: u64, tensor: &str) {
         let share = done as f64 / total.max(1) as f64;
         match &mut self.terminal {
@@ -181,16 +188,14 @@ impl Progress for Meter {
                 let percent = 100.0 * share;
                 let left = self.started.elapsed().as_secs_f64() * (1.0 / share - 1.0);
                 // The first weights say little about the time of the rest.
-                match share < 0.01 {
-                    true => format!("{percent:>3.0} %  {tensor}"),
-                    false => format!("{percent:>3.0} %  {left:.0} s left  {tensor}"),
-                }
+                let left = if share < 0.01 { String::new() } else { format!("{left:.0} s left  ") };
+                format!("{}{percent:>3.0} %  {left}{tensor}", self.part)
             }),
             None => {
                 let tenths = 10 * done / total.max(1);
                 let is_due = self.shown.elapsed() > Self::INTERVAL || tenths == 10;
                 if tenths > self.tenths && is_due {
-                    stdio::eprint_line(format_args!("{} % {tensor}", 10 * tenths));
+                    stdio::eprint_line(format_args!("{}{} % {tensor}", self.part, 10 * tenths));
                     self.tenths = tenths;
                     self.shown = Instant::now();
                 }

@@ -22,6 +22,8 @@ pub enum Warning {
         /// The types that show.
         types: Vec<SourceDType>,
     },
+    /// No activations were measured, so that every column of a matrix counts the same.
+    NoCalibration,
     /// A matrix has zeros as if a piece of the file were missing.
     ZeroRun {
         /// The checkpoint.
@@ -43,6 +45,9 @@ impl fmt::Display for Warning {
                     types.join(", ")
                 )
             }
+            Self::NoCalibration => f.write_str(
+                "no activations were measured: without --calib none, the same bytes give a better model",
+            ),
             Self::ZeroRun { file, run: ZeroRun { tensor, start, len } } => write!(
                 f,
                 "{}: tensor {tensor}: {len} zeros in a row from element {start} on; a piece of the file may be missing: \

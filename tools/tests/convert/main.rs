@@ -1,5 +1,6 @@
 //! The converter: the files that it makes, its refusals, and the program as a user meets it.
 
+mod calibration;
 mod cli;
 mod common;
 mod config_json;
