@@ -28,18 +28,18 @@ fn renamed(name: &str, table: &[(&str, &str)]) -> String {
     table.iter().fold(name.to_owned(), |name, (from, to)| name.replace(from, to))
 }
 
-/// BlinkDL's names in a module `model`, but for the head.
-fn in_a_module(parts: &Parts) -> Parts {
+/// BlinkDL's names in a module, but for the head. Transformers of 2026 call it `rwkv7`.
+fn in_a_module(parts: &Parts, module: &str) -> Parts {
     each(parts, |part| {
         if part.name != "head.weight" {
-            part.name = format!("model.{}", part.name);
+            part.name = format!("{module}.{}", part.name);
         }
     })
 }
 
 /// The same with another name of the embedding.
 fn with_embeddings(parts: &Parts) -> Parts {
-    each(&in_a_module(parts), |part| {
+    each(&in_a_module(parts, "model"), |part| {
         squeeze(part);
         part.name = part.name.replace("model.emb.", "model.embeddings.");
     })
@@ -166,7 +166,8 @@ fn one_model_gives_the_same_file_in_every_scheme() {
         let wanted = desk.convert(&parts, &options);
         for written in [
             parts.clone(),
-            in_a_module(&parts),
+            in_a_module(&parts, "model"),
+            in_a_module(&parts, "rwkv7"),
             with_embeddings(&parts),
             fla(&parts),
             early_fla(&parts),
