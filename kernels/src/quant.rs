@@ -48,6 +48,7 @@
 //! padded groups, scale 0. They take no part in the search of Int4n.
 
 mod decode;
+pub mod feedback;
 mod group;
 mod int4;
 mod int4n;
@@ -60,10 +61,13 @@ use core::ops::{Add, AddAssign};
 
 #[cfg(doc)]
 use crate::Kernels;
+use crate::fp16;
 use crate::layout::{
     DType, GROUP_SIZE, K_BLOCK, LINE_BYTES, ROW_INTERLEAVE, matrix_bytes, record_bytes, record_scale_bytes,
 };
 
+pub use feedback::{FactorView, FedSums, Tile, group_start, output_bytes, store_outputs};
+pub(crate) use feedback::{Feedback, FeedbackTable};
 pub(crate) use group::Group;
 pub(crate) use int4::encode as encode_int4;
 pub(crate) use int4n::encode as encode_int4n;
@@ -275,25 +279,60 @@ impl BlockRow<'_> {
 
     fn quantized(&self, out: &mut [u8], groups: Groups<'_>) -> Result<ErrorSums, ScaleOverflow> {
         let dtype = groups.dtype;
-        let padding = if dtype == DType::Int8 { 0 } else { 0x88 };
         let mut sums = ErrorSums::default();
         for (i, block) in out.chunks_exact_mut(dtype.block_bytes()).enumerate() {
-            let (scales, codes) = block.split_at_mut(LINE_BYTES);
-            scales.fill(0);
-            codes.fill(padding);
-            let group_codes = codes.len() / (K_BLOCK / GROUP_SIZE);
+            clear_block(dtype, block);
             for (r, row) in self.rows.chunks_exact(self.cols).enumerate() {
                 let columns = &row[K_BLOCK * i..self.cols.min(K_BLOCK * (i + 1))];
                 for (g, values) in columns.chunks(GROUP_SIZE).enumerate() {
                     let group = groups.encode(values, K_BLOCK * i + GROUP_SIZE * g)?;
-                    scales[2 * (ROW_INTERLEAVE * g + r)..][..2].copy_from_slice(&group.scale.to_le_bytes());
-                    store_row(dtype, &group.codes, &mut codes[group_codes * g..][..group_codes], r);
+                    store_group(dtype, block, g, r, &group);
                     sums += group.sums;
                 }
             }
         }
         Ok(sums)
     }
+}
+
+/// Makes a block row of Int8 of codes: 1 to 16 rows of `cols` codes, row-major, all with scale 1.
+///
+/// Products with it are those with the codes, as long as no sum reaches 2^24.
+///
+/// # Panics
+/// If `codes` is not a whole number of rows up to 16, or `out` does not take
+/// `matrix_bytes(Int8, 16, cols)` bytes.
+pub fn store_codes(codes: &[i8], cols: usize, out: &mut [u8]) {
+    assert!(cols > 0 && codes.len().is_multiple_of(cols), "{} codes are not rows of {cols}", codes.len());
+    assert!(codes.len() / cols <= ROW_INTERLEAVE, "{} codes for a block row", codes.len());
+    assert!(matrix_bytes(DType::Int8, ROW_INTERLEAVE, cols) == Some(out.len()), "{} bytes", out.len());
+    let scale = fp16::from_f32(1.0);
+    for (i, block) in out.chunks_exact_mut(DType::Int8.block_bytes()).enumerate() {
+        clear_block(DType::Int8, block);
+        for (r, row) in codes.chunks_exact(cols).enumerate() {
+            let columns = &row[K_BLOCK * i..cols.min(K_BLOCK * (i + 1))];
+            for (g, codes) in columns.chunks(GROUP_SIZE).enumerate() {
+                let mut group = Group { scale, codes: [0; GROUP_SIZE], sums: ErrorSums::default() };
+                group.codes[..codes.len()].copy_from_slice(codes);
+                store_group(DType::Int8, block, g, r, &group);
+            }
+        }
+    }
+}
+
+/// Makes a block padding.
+fn clear_block(dtype: DType, block: &mut [u8]) {
+    let (scales, codes) = block.split_at_mut(LINE_BYTES);
+    scales.fill(0);
+    codes.fill(if dtype == DType::Int8 { 0 } else { 0x88 });
+}
+
+/// Stores group `g` of row `r` in a block.
+fn store_group(dtype: DType, block: &mut [u8], g: usize, r: usize, group: &Group) {
+    let (scales, codes) = block.split_at_mut(LINE_BYTES);
+    scales[2 * (ROW_INTERLEAVE * g + r)..][..2].copy_from_slice(&group.scale.to_le_bytes());
+    let bytes = codes.len() / (K_BLOCK / GROUP_SIZE);
+    store_row(dtype, &group.codes, &mut codes[bytes * g..][..bytes], r);
 }
 
 /// Stores the codes of row `r` in the lines of its group, 4 bytes in each.
@@ -309,6 +348,14 @@ fn store_row(dtype: DType, codes: &[i8; GROUP_SIZE], lines: &mut [u8], r: usize)
                 line[4 * r + j] = nibbles(pair[j], pair[4 + j]);
             }
         }
+    }
+}
+
+/// Stores the codes of a group of a record.
+fn store_run(dtype: DType, codes: &[i8; GROUP_SIZE], run: &mut [u8]) {
+    for (i, byte) in run.iter_mut().enumerate() {
+        let second = codes[(i + GROUP_SIZE / 2) % GROUP_SIZE];
+        *byte = if dtype == DType::Int8 { codes[i] as u8 } else { nibbles(codes[i], second) };
     }
 }
 
@@ -351,10 +398,7 @@ fn quantized_record(values: &[f32], out: &mut [u8], groups: Groups<'_>) -> Resul
     for (g, (values, run)) in values.chunks(GROUP_SIZE).zip(codes.chunks_exact_mut(run_bytes)).enumerate() {
         let group = groups.encode(values, GROUP_SIZE * g)?;
         scales[2 * g..][..2].copy_from_slice(&group.scale.to_le_bytes());
-        for (i, byte) in run.iter_mut().enumerate() {
-            let second = group.codes[(i + GROUP_SIZE / 2) % GROUP_SIZE];
-            *byte = if dtype == DType::Int8 { group.codes[i] as u8 } else { nibbles(group.codes[i], second) };
-        }
+        store_run(dtype, &group.codes, run);
         sums += group.sums;
     }
     Ok(sums)

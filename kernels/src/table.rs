@@ -5,6 +5,7 @@
 
 mod activation;
 mod encode;
+mod feedback;
 mod norm;
 mod wkv;
 

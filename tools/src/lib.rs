@@ -5,6 +5,7 @@
 //! - [`policy`] gives every tensor its precision and layout.
 //! - [`convert`] streams one slice of one tensor after the other into the file, as a [`job`].
 //! - [`calibration`] measures what matrices are multiplied with.
+//! - [`feedback`] rounds weights so that later ones make up for the errors of earlier ones.
 //! - [`vocab`] compiles tokenizers; [`chat`] holds templates and defaults.
 //! - [`synth`] makes checkpoints with random weights of the released [`shapes`].
 //!
@@ -19,6 +20,7 @@ pub mod convert;
 mod deep_embed;
 pub mod digest;
 mod encode;
+pub mod feedback;
 pub mod job;
 mod origin;
 mod planned;

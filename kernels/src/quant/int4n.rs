@@ -21,7 +21,7 @@ const LARGEST_SCALES: f32 = 20.0;
 const SMALLEST: f32 = f32::from_bits((127 - 25) << 23);
 
 /// Twice the number above which a value gets code `k + 1` rather than `k`.
-const BOUNDARIES: [i8; 15] = {
+pub(super) const BOUNDARIES: [i8; 15] = {
     let mut boundaries = [0; 15];
     let mut k = 0;
     while k < boundaries.len() {
@@ -148,7 +148,7 @@ fn codes(u: &[f32; GROUP_SIZE], inverse: f32, shift: i32) -> [i8; GROUP_SIZE] {
 
 /// The fp16 number nearest to `scale`, the smaller one in a tie, that has these two lowest bits.
 #[inline(always)]
-fn nearest_scale(scale: f32, low_bits: u16) -> u16 {
+pub(super) fn nearest_scale(scale: f32, low_bits: u16) -> u16 {
     let magnitude = scale.abs();
     let nearest = fp16::from_f32(magnitude);
     let below = nearest - u16::from(fp16::to_f32(nearest) > magnitude);

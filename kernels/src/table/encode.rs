@@ -55,7 +55,7 @@ impl Kernels {
         quant::encode_record(self.group_encoders(), dtype, values, importance, tensor_scale, out)
     }
 
-    fn group_encoders(&self) -> GroupEncoders {
+    pub(super) fn group_encoders(&self) -> GroupEncoders {
         GroupEncoders { int8: self.encode_int8, int4: self.encode_int4, int4n: self.encode_int4n }
     }
 }

@@ -32,9 +32,11 @@ mod wkv;
 use crate::generic::entries;
 use crate::isa::Isa;
 use crate::layout::{
-    Activation, ActivationMut, GROUP_SIZE, Matrix, Normed, Records, Shift, Shifted, Sparse, SparseScale,
+    Activation, ActivationMut, GROUP_SIZE, Matrix, Normed, ROW_INTERLEAVE, Records, Shift, Shifted, Sparse,
+    SparseScale,
 };
-use crate::quant::{Group, ScaleOverflow};
+use crate::quant::feedback::{GroupRows, Outputs, Rounded, Rows};
+use crate::quant::{FeedbackTable, Group, ScaleOverflow, Tile};
 use crate::table::{Kernels, SoftmaxStats, Tiles};
 
 const AVX2_TILES: Tiles = Tiles {
@@ -136,6 +138,29 @@ pub(crate) const AVX512_VNNI: Kernels = Kernels {
     sparse_finish_int4n: avx512_vnni_entry::finish_int4n,
     ..AVX2
 };
+
+/// Encoding with error feedback on [`Isa::Avx2`]; to be used only where that level is available.
+pub(crate) const FEEDBACK: FeedbackTable = FeedbackTable {
+    carry_rows: feedback_entry::carry_rows,
+    carry_outputs: feedback_entry::carry_outputs,
+    round_int8: feedback_entry::round_int8,
+    round_int4: feedback_entry::round_int4,
+    round_int4n: feedback_entry::round_int4n,
+    subtract_products: feedback_entry::subtract_products,
+};
+
+entries! { feedback_entry:
+    fn carry_rows(targets: &mut [Rows], errors: &[Rows; GROUP_SIZE], factors: &[[f32; GROUP_SIZE]]) = shared;
+    fn carry_outputs(
+        targets: &mut [Outputs], errors: &[Outputs; GROUP_SIZE], factors: &[[f32; GROUP_SIZE]]
+    ) = shared;
+    fn round_int8(group: &GroupRows<'_>, scales: &[u16; ROW_INTERLEAVE], rounded: &mut Rounded) = shared;
+    fn round_int4(group: &GroupRows<'_>, scales: &[u16; ROW_INTERLEAVE], rounded: &mut Rounded) = shared;
+    fn round_int4n(group: &GroupRows<'_>, scales: &[u16; ROW_INTERLEAVE], rounded: &mut Rounded) = shared;
+    fn subtract_products(
+        tile: &mut Tile, a: &[[f32; GROUP_SIZE]], b: &[[f32; GROUP_SIZE]], d: &[f32]
+    ) = shared;
+}
 
 entries! { avx_vnni_entry:
     fn matvec_int8(out: &mut [f32], w: &Matrix<'_>, first_row: usize, x: Activation<'_>) = avx_vnni;

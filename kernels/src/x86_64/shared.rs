@@ -1,8 +1,9 @@
 //! The portable bodies again, compiled for AVX2 and FMA. The compiler vectorises them and keeps
 //! their bits.
 
-use crate::layout::{GROUP_SIZE, Records};
-use crate::quant::{self, Group, ScaleOverflow};
+use crate::layout::{GROUP_SIZE, ROW_INTERLEAVE, Records};
+use crate::quant::feedback::{self, GroupRows, Outputs, Rounded, Rows};
+use crate::quant::{self, Group, ScaleOverflow, Tile};
 use crate::scalar;
 use crate::table::SoftmaxStats;
 
@@ -42,4 +43,14 @@ instantiate! {
     fn encode_int4n(
         values: &[f32; GROUP_SIZE], importance: &[f32; GROUP_SIZE], len: usize
     ) -> Result<Group, ScaleOverflow> = quant;
+    fn carry_rows(targets: &mut [Rows], errors: &[Rows; GROUP_SIZE], factors: &[[f32; GROUP_SIZE]]) = feedback;
+    fn carry_outputs(
+        targets: &mut [Outputs], errors: &[Outputs; GROUP_SIZE], factors: &[[f32; GROUP_SIZE]]
+    ) = feedback;
+    fn round_int8(group: &GroupRows<'_>, scales: &[u16; ROW_INTERLEAVE], rounded: &mut Rounded) = feedback;
+    fn round_int4(group: &GroupRows<'_>, scales: &[u16; ROW_INTERLEAVE], rounded: &mut Rounded) = feedback;
+    fn round_int4n(group: &GroupRows<'_>, scales: &[u16; ROW_INTERLEAVE], rounded: &mut Rounded) = feedback;
+    fn subtract_products(
+        tile: &mut Tile, a: &[[f32; GROUP_SIZE]], b: &[[f32; GROUP_SIZE]], d: &[f32]
+    ) = feedback;
 }
