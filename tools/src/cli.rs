@@ -10,7 +10,7 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
 use rwkv_edge::format::{Replace, Target, Template, Variant};
 use rwkv_edge::kernels::DType;
 use rwkv_edge::{host, stdio};
-use rwkv_quantize::calibration::CalibrationText;
+use rwkv_quantize::calibration::{self, CalibrationText};
 use rwkv_quantize::convert::Options;
 use rwkv_quantize::policy::QuantSpec;
 use rwkv_quantize::shapes::{RELEASED, Shape};
@@ -24,11 +24,12 @@ const USAGE: &str = "rwkv-quantize [OPTIONS] <INPUT> [OUTPUT]
        rwkv-quantize [OPTIONS] --inspect <INPUT>";
 
 /// Options of a model that do not apply to a checkpoint, by the names of their fields.
-const MODEL_OPTIONS: [&str; 14] = [
+const MODEL_OPTIONS: [&str; 15] = [
     "dtype",
     "codes",
     "plain_head",
     "calibration",
+    "effort",
     "naming",
     "variant",
     "tokenizer",
@@ -61,10 +62,14 @@ struct Cli {
     #[arg(long, value_name = "CODES", value_enum)]
     codes: Option<Codes>,
     /// Text to measure activations on, which decide how weights of --codes table are rounded: a file,
-    /// self (the model writes it) or none [default: a built-in text of many languages; none with
-    /// --synth]
+    /// self (the model writes it) or none [default: a built-in text of 38 languages for vocabularies
+    /// of World and Pile, else self; none with --synth]
     #[arg(long = "calib", value_name = "FILE")]
     calibration: Option<PathBuf>,
+    /// How weights of int4 are rounded. With high, later weights make up for the errors of those
+    /// before, which needs activations
+    #[arg(long, value_enum, default_value_t = Effort::Normal)]
+    effort: Effort,
     /// Keep an int8 head in one plane, instead of two of int4 of which decoding reads the second
     /// only in part
     #[arg(long)]
@@ -181,11 +186,25 @@ fn projections(dtype: Type, codes: Option<Codes>) -> DType {
     }
 }
 
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Effort {
+    Normal,
+    High,
+}
+
+impl From<Effort> for calibration::Effort {
+    fn from(effort: Effort) -> Self {
+        match effort {
+            Effort::Normal => Self::Normal,
+            Effort::High => Self::High,
+        }
+    }
+}
+
 /// The text of `--calib`. A file with the name of another choice has a path, such as `./none`.
-fn calibration(given: Option<PathBuf>, is_synthetic: bool) -> CalibrationText {
+fn calibration_text(given: Option<PathBuf>) -> CalibrationText {
     match given {
-        None if is_synthetic => CalibrationText::None,
-        None => CalibrationText::BuiltIn,
+        None => CalibrationText::Auto,
         Some(name) if name.as_os_str() == "none" => CalibrationText::None,
         Some(name) if name.as_os_str() == "self" => CalibrationText::Own,
         Some(path) => CalibrationText::File(path),
@@ -351,7 +370,8 @@ impl Cli {
             sampling: self.sampling,
             state: self.state,
             group_norm_eps: self.group_norm_eps,
-            calibration: calibration(self.calibration, self.synth.is_some()),
+            effort: self.effort.into(),
+            calibration: calibration_text(self.calibration),
             threads: self.threads.map_or_else(host::default_threads, usize::from),
         }
     }

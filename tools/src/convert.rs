@@ -15,7 +15,7 @@ use rwkv_edge::model::names::{self, ModelTensor};
 use rwkv_edge::{Model, Tokenizer, self_test};
 use sha2::{Digest, Sha256};
 
-use crate::calibration::CalibrationText;
+use crate::calibration::{CalibrationText, Effort};
 use crate::chat;
 use crate::companions::Companions;
 use crate::config;
@@ -65,6 +65,8 @@ pub struct Options {
     pub group_norm_eps: Option<f32>,
     /// What activations are measured on, for types whose rounding depends on them.
     pub calibration: CalibrationText,
+    /// How much work the rounding may take.
+    pub effort: Effort,
     /// Threads that quantize.
     pub threads: usize,
 }
@@ -85,6 +87,7 @@ impl Options {
             merge: None,
             group_norm_eps: None,
             calibration: CalibrationText::None,
+            effort: Effort::Normal,
             threads: 1,
         }
     }
@@ -102,6 +105,7 @@ pub struct Conversion {
     /// The file of int8 whose model reads the text of the calibration.
     reference: Option<Planned>,
     calibration: CalibrationText,
+    effort: Effort,
     quant: QuantSpec,
     threads: usize,
 }
@@ -167,9 +171,15 @@ impl Conversion {
             tokenizer,
             config,
         };
-        let calibration = match options.quant.dtype {
-            DType::Int4n => options.calibration.clone(),
+        let calibration = match (options.quant.dtype, options.effort) {
+            (DType::Int4n, _) => options.calibration.clone(),
+            (dtype, Effort::High) if dtype.is_quantized() => options.calibration.clone(),
             _ => CalibrationText::None,
+        };
+        let calibration = match calibration {
+            CalibrationText::Auto if checkpoint.is_synthetic() => CalibrationText::None,
+            CalibrationText::Auto => CalibrationText::for_vocab(contents.config.n_vocab),
+            given => given,
         };
         let reference = match calibration {
             CalibrationText::None => None,
@@ -193,6 +203,7 @@ impl Conversion {
             file,
             reference,
             calibration,
+            effort: options.effort,
             quant: options.quant,
             threads,
         };
@@ -232,7 +243,7 @@ impl Conversion {
         let _environment = default_float_environment();
         let isa = choose_kernels(None)?.isa();
         self.check_output(&output)?;
-        let Self { checkpoint, state, file, reference, calibration: text, quant, threads, .. } = self;
+        let Self { checkpoint, state, file, reference, calibration: text, effort, quant, threads, .. } = self;
         let sources = sources(&checkpoint, &state);
         let FileContents { mut provenance, mut self_test, config, .. } = file.layout.contents().clone();
         let mut writer = ModelWriter::create(output.clone(), file.layout.clone())?;
@@ -244,7 +255,9 @@ impl Conversion {
                 let calibrated = reference.calibrate(
                     sources,
                     encoder()?,
-                    (&text, isa, threads),
+                    (&text, effort),
+                    file.targets(),
+                    (isa, threads),
                     (&mut *progress, stop),
                 )?;
                 calibrated.describe(&mut provenance);
@@ -345,6 +358,9 @@ fn settings(options: &Options, config: &Config) -> String {
         DType::Int4 => "--type int4 --codes linear".to_owned(),
         dtype => format!("--type {dtype}"),
     };
+    if options.effort == Effort::High {
+        settings += " --effort high";
+    }
     if options.quant.plain_head {
         settings += " --plain-head";
     }

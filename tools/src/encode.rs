@@ -14,7 +14,9 @@ use rwkv_edge::kernels::quant::{self, ErrorSums, ScaleOverflow, TENSOR_SCALE};
 use rwkv_edge::kernels::{DType, Kernels};
 use rwkv_edge::model::names;
 
+use crate::calibration::{DAMPING, Inputs, Moments};
 use crate::deep_embed::{self, Fold};
+use crate::feedback::{self, Factor, Gram, Order, RowEncoder};
 use crate::job::{self, Stop};
 use crate::origin::{Input, Stored};
 use crate::residual::BlockRows;
@@ -117,13 +119,12 @@ impl<'a> Encoder<'a> {
         })
     }
 
-    /// Writes tensor number `index` of the file. `importance` are factors of the squared errors in
-    /// each column of a matrix.
+    /// Writes tensor number `index` of the file. `inputs` tell how weights are rounded.
     pub(crate) fn tensor(
         &mut self,
         writer: &mut ModelWriter,
         index: usize,
-        (spec, importance): (&WriteSpec, Option<&[f32]>),
+        (spec, inputs): (&WriteSpec, Option<Inputs>),
         (input, stored): (Input<'_>, &Stored),
         advance: &mut Advance<'_>,
     ) -> Result<Encoded> {
@@ -147,11 +148,12 @@ impl<'a> Encoder<'a> {
             Values::Checkpoint(input, stored)
         };
         let mut scale = if dtype.is_quantized() { TENSOR_SCALE } else { 1.0 };
+        let mut rounding = Rounding::by(inputs, self.kernels, self.slices.len());
         let mut tries = if dtype.is_quantized() { SCALE_TRIES } else { 1 };
         loop {
             writer.begin(index, scale)?;
-            let target = Target { spec, dtype, scale, first_plane, importance };
-            match self.chunks(writer, &values, target, advance) {
+            let target = Target { spec, dtype, scale, first_plane };
+            match self.rounded(writer, &values, (target, &mut rounding), advance) {
                 Ok(encoded) => {
                     writer.end(encoded.sums.relative() as f32)?;
                     return Ok(encoded);
@@ -207,12 +209,70 @@ impl<'a> Encoder<'a> {
         Ok(turned)
     }
 
+    /// Encodes a tensor.
+    fn rounded(
+        &mut self,
+        writer: &mut ModelWriter,
+        values: &Values<'_>,
+        (target, rounding): (Target<'_>, &mut Rounding),
+        advance: &mut Advance<'_>,
+    ) -> Result<Encoded, ChunkError> {
+        match rounding {
+            Rounding::Columns(blocks) => self.fed_columns(writer, values, (target, blocks), advance),
+            Rounding::Nearest => self.chunks(writer, values, (target, RowRounding::Nearest), advance),
+            Rounding::Weighted(importance) => {
+                self.chunks(writer, values, (target, RowRounding::Weighted(importance)), advance)
+            }
+            Rounding::Fed(factor) => self.chunks(writer, values, (target, RowRounding::Fed(factor)), advance),
+        }
+    }
+
+    /// Encodes a matrix by columns with error feedback in blocks of them, one block at a time.
+    fn fed_columns(
+        &mut self,
+        writer: &mut ModelWriter,
+        values: &Values<'_>,
+        (target, blocks): (Target<'_>, &mut [Gram]),
+        advance: &mut Advance<'_>,
+    ) -> Result<Encoded, ChunkError> {
+        let [rows, _] = target.spec.shape;
+        let chunks = Chunks::of(target)?;
+        let rounding = RowRounding::Nearest;
+        let encoding = Encoding { encoder: self, values, target, rounding, chunks: &chunks };
+        let threads = self.slices.len();
+        let mut encoded = Encoded { bounds: vec![0.0; rows.div_ceil(GROUP_SIZE)], ..Encoded::default() };
+        let (mut panel, mut first) = (Vec::new(), 0);
+        for gram in blocks {
+            job::check(&self.stop)?;
+            let width = gram.channels();
+            encoding.read_columns(first, width, &mut panel)?;
+            let factor = Factor::new(self.kernels, threads, gram, Order::Columns, DAMPING);
+            let mut records = vec![0; width * chunks.bytes];
+            let sums = feedback::encode_columns(
+                self.kernels,
+                threads,
+                target.dtype,
+                &panel,
+                &factor,
+                target.scale,
+                &mut records,
+            );
+            encoded.sums += sums.map_err(|error| encoding.overflow(error))?.weights;
+            writer.write(&records)?;
+            let columns = Records::new(target.dtype, width, rows, target.scale, &records);
+            quant::largest_scales(&columns.expect("as many columns"), &mut encoded.bounds);
+            first += width;
+            advance(first * rows);
+        }
+        Ok(encoded)
+    }
+
     /// Encodes all chunks of a tensor in order, a slice at a time.
     fn chunks(
         &mut self,
         writer: &mut ModelWriter,
         values: &Values<'_>,
-        target: Target<'_>,
+        (target, rounding): (Target<'_>, RowRounding<'_>),
         advance: &mut Advance<'_>,
     ) -> Result<Encoded, ChunkError> {
         let [rows, cols] = target.spec.shape;
@@ -236,7 +296,7 @@ impl<'a> Encoder<'a> {
             let count = per_slice.min(chunks.count - first);
             let bytes = &mut bytes[..count * chunks.bytes];
             let outcomes = &mut outcomes[..count];
-            let encoding = Encoding { encoder: self, values, target, chunks: &chunks };
+            let encoding = Encoding { encoder: self, values, target, rounding, chunks: &chunks };
             result = encoding.slice(first, per_thread, bytes, outcomes, &mut slices);
             if result.is_ok() {
                 let done = ((first + count) * chunks.floats).min(rows * cols);
@@ -285,8 +345,39 @@ struct Target<'a> {
     scale: f32,
     /// The tensor scale of the first plane, for the residual of a nested head.
     first_plane: Option<f32>,
-    /// Factors of the squared errors in each column.
-    importance: Option<&'a [f32]>,
+}
+
+/// How the weights of a tensor are rounded.
+enum Rounding {
+    /// Each alone.
+    Nearest,
+    /// Each alone; errors in a column count by its importance.
+    Weighted(Vec<f32>),
+    /// By rows, with error feedback.
+    Fed(Factor),
+    /// By columns, with error feedback in blocks of them.
+    Columns(Vec<Gram>),
+}
+
+impl Rounding {
+    fn by(inputs: Option<Inputs>, kernels: &'static Kernels, threads: usize) -> Self {
+        match inputs {
+            None => Self::Nearest,
+            Some(Inputs::Importance(importance)) => Self::Weighted(importance),
+            Some(Inputs::Moments(Moments::Columns(blocks))) => Self::Columns(blocks),
+            Some(Inputs::Moments(Moments::Rows(mut gram))) => {
+                Self::Fed(Factor::new(kernels, threads, &mut gram, Order::Groups, DAMPING))
+            }
+        }
+    }
+}
+
+/// [`Rounding`] of a tensor whose chunks are independent.
+#[derive(Clone, Copy)]
+enum RowRounding<'a> {
+    Nearest,
+    Weighted(&'a [f32]),
+    Fed(&'a Factor),
 }
 
 /// Result of encoding a chunk.
@@ -342,6 +433,7 @@ struct Encoding<'a> {
     encoder: &'a Encoder<'a>,
     values: &'a Values<'a>,
     target: Target<'a>,
+    rounding: RowRounding<'a>,
     chunks: &'a Chunks,
 }
 
@@ -411,14 +503,22 @@ impl Encoding<'_> {
         outs: impl Iterator<Item = (&'b mut [u8], &'b mut Outcome)>,
         floats: &mut Vec<f32>,
     ) -> Result<(), ChunkError> {
-        let Target { spec, dtype, scale, importance, .. } = self.target;
+        let Target { spec, dtype, scale, .. } = self.target;
+        let kernels = self.encoder.kernels;
+        let (mut fed, importance) = match self.rounding {
+            RowRounding::Nearest => (None, None),
+            RowRounding::Weighted(importance) => (None, Some(importance)),
+            RowRounding::Fed(factor) => (Some(RowEncoder::new(kernels, factor)), None),
+        };
         for (chunk, (out, outcome)) in (first..).zip(outs) {
             self.read_rows(chunk * chunk_rows, chunk_rows, floats)?;
             outcome.sums = if spec.layout == TensorLayout::RowRecords {
                 let row = self.normalized_row(floats);
-                self.encoder.kernels.encode_record(dtype, &row, None, scale, out)
+                kernels.encode_record(dtype, &row, None, scale, out)
+            } else if let Some(fed) = &mut fed {
+                fed.encode(dtype, floats, scale, out).map(|sums| sums.weights)
             } else {
-                self.encoder.kernels.encode_block_row(dtype, floats, spec.shape[1], importance, scale, out)
+                kernels.encode_block_row(dtype, floats, spec.shape[1], importance, scale, out)
             }
             .map_err(|error| self.overflow(error))?;
         }
@@ -475,6 +575,16 @@ impl Encoding<'_> {
         Ok(self.read(row * cols, floats)?)
     }
 
+    /// Reads `width` columns from `first` on, `[rows, width]`.
+    fn read_columns(self, first: usize, width: usize, panel: &mut Vec<f32>) -> Result<(), ChunkError> {
+        let [rows, cols] = self.target.spec.shape;
+        panel.resize(rows * width, 0.0);
+        for (row, values) in panel.chunks_exact_mut(width).enumerate() {
+            self.read(row * cols + first, values)?;
+        }
+        Ok(())
+    }
+
     fn overflow(self, error: ScaleOverflow) -> ChunkError {
         ChunkError::Overflow(error.largest * self.target.scale)
     }
@@ -519,12 +629,9 @@ impl Encoding<'_> {
     ) -> Result<(), ChunkError> {
         let kernels = self.encoder.kernels;
         let Target { spec, dtype, scale, .. } = self.target;
-        let [rows, cols] = spec.shape;
+        let rows = spec.shape[0];
         let width = outs.len();
-        panel.resize(rows * width, 0.0);
-        for (row, values) in panel.chunks_exact_mut(width).enumerate() {
-            self.read(row * cols + first, values)?;
-        }
+        self.read_columns(first, width, panel)?;
         let mut column = vec![0.0; 16 * rows];
         for (group, outs) in outs.chunks_mut(16).enumerate() {
             for (i, row) in panel.chunks_exact(width).enumerate() {

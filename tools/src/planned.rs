@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 
 use anyhow::{Context, Result};
-use rwkv_edge::format::{FileContents, FileLayout, ModelWriter, Target};
-use rwkv_edge::kernels::Isa;
+use rwkv_edge::format::{FileContents, FileLayout, ModelWriter, Target, TensorLayout, WriteSpec};
 use rwkv_edge::kernels::quant::ErrorSums;
+use rwkv_edge::kernels::{DType, Isa};
 use rwkv_edge::model::names::{self, ModelTensor, Role};
 use rwkv_edge::{LoadOptions, Model, Verify};
 
-use crate::calibration::{Calibration, CalibrationText};
+use crate::calibration::{self, Calibration, CalibrationText, Effort};
 use crate::encode::{Encoded, Encoder};
 use crate::job::{Progress, Stop};
 use crate::origin::{Origin, Sources};
@@ -41,6 +41,21 @@ impl Planned {
         Ok(Self { layout: FileLayout::new(FileContents { tensors: specs, ..contents })?, tensors })
     }
 
+    /// The matrices whose weights are rounded by their inputs.
+    pub(crate) fn targets(&self) -> Vec<calibration::Target> {
+        let specs = self.layout.contents().tensors.iter();
+        let is_target = |(spec, (tensor, _)): &(&WriteSpec, &(ModelTensor, Origin))| {
+            matches!(tensor.role, Role::Matrix | Role::FirstOutput | Role::SparseMatrix)
+                && spec.dtype.weight().is_some_and(DType::is_quantized)
+        };
+        let target = |spec: &WriteSpec| calibration::Target {
+            name: spec.name.clone(),
+            columns: spec.shape[1],
+            by_columns: spec.layout == TensorLayout::ColumnRecords,
+        };
+        specs.zip(&self.tensors).filter(is_target).map(|(spec, _)| target(spec)).collect()
+    }
+
     /// Encodes every tensor. `calibration` measures what the tensors of a layer are multiplied with
     /// when the first of them is reached.
     pub(crate) fn write(
@@ -57,15 +72,15 @@ impl Planned {
         let mut bounds = HashMap::new();
         let mut done = 0;
         for (index, (spec, (tensor, origin))) in specs.iter().zip(&self.tensors).enumerate() {
-            let mut importance = None;
+            let mut inputs = None;
             if let Some(calibration) = &mut calibration {
-                calibration.reach(&spec.name, stop)?;
-                importance = calibration.importance(&spec.name);
+                progress.update(done, total, &spec.name);
+                inputs = calibration.inputs(&spec.name, stop)?;
             }
             let encoded = match origin {
                 Origin::Stored(stored) => {
                     let from = (sources.of(stored), stored);
-                    encoder.tensor(writer, index, (spec, importance.as_deref()), from, &mut |elements| {
+                    encoder.tensor(writer, index, (spec, inputs), from, &mut |elements| {
                         progress.update(done + elements as u64, total, &spec.name);
                     })?
                 }
@@ -119,7 +134,9 @@ impl Reference {
         &mut self,
         sources: Sources<'_>,
         encoder: Encoder<'_>,
-        (text, isa, threads): (&CalibrationText, Isa, usize),
+        (text, effort): (&CalibrationText, Effort),
+        targets: Vec<calibration::Target>,
+        (isa, threads): (Isa, usize),
         (progress, stop): (&mut dyn Progress, Stop<'_>),
     ) -> Result<Calibration> {
         progress.begin("int8 for the statistics");
@@ -127,7 +144,7 @@ impl Reference {
         self.writer.finish_data()?;
         progress.begin("");
         let model = Model::load(self.writer.model_file()?, &sparing(isa))?;
-        Calibration::new(model, text, threads, stop)
+        Calibration::new(model, (text, effort), targets, threads, stop)
     }
 }
 

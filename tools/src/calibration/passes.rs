@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
-use rwkv_edge::{Engine, EngineOptions, LayerText, Model, Observer, State};
+use rwkv_edge::{Engine, EngineOptions, LayerText, MatrixInputs, Model, Observer, State};
 
 use crate::job::{self, Stop};
 
@@ -21,6 +21,17 @@ pub(super) struct Passes {
     first_values: Vec<bf16>,
     /// Both for one window.
     floats: [Vec<f32>; 2],
+    /// The layer that comes next.
+    layer: usize,
+}
+
+/// Tokens that show how large activations are.
+const SAMPLE: usize = 2048;
+
+/// Bytes that a token carries from a layer to the next.
+pub(super) fn bytes_per_token(model: &Model) -> usize {
+    // An upper bound of what layer 0 passes on.
+    size_of::<bf16>() * (model.config().n_embd + model.config().n_att)
 }
 
 impl Passes {
@@ -49,6 +60,7 @@ impl Passes {
             windows,
             streams,
             floats,
+            layer: 0,
         })
     }
 
@@ -57,12 +69,40 @@ impl Passes {
         &self.windows
     }
 
-    /// Runs all texts through `layer`. The layers must come in their order.
-    pub(super) fn run(&mut self, layer: usize, observer: &mut dyn Observer, stop: Stop<'_>) -> Result<()> {
+    /// Runs all texts through the layers before `layer`.
+    pub(super) fn reach(&mut self, layer: usize, stop: Stop<'_>) -> Result<()> {
+        while self.layer < layer {
+            self.finish_layer(&mut Nobody, stop)?;
+        }
+        Ok(())
+    }
+
+    /// Runs all texts through the layer.
+    pub(super) fn observe(&mut self, observer: &mut dyn Observer, stop: Stop<'_>) -> Result<()> {
+        self.run(usize::MAX, false, observer, stop)
+    }
+
+    /// Runs the first texts through the layer.
+    pub(super) fn sample(&mut self, observer: &mut dyn Observer, stop: Stop<'_>) -> Result<()> {
+        self.run(SAMPLE, false, observer, stop)
+    }
+
+    /// Runs all texts through the layer, which is done then.
+    pub(super) fn finish_layer(&mut self, observer: &mut dyn Observer, stop: Stop<'_>) -> Result<()> {
+        self.run(usize::MAX, true, observer, stop)?;
+        self.layer += 1;
+        Ok(())
+    }
+
+    /// Runs texts through the layer until they have `most` tokens. `keep` keeps what comes out of it.
+    fn run(&mut self, most: usize, keep: bool, observer: &mut dyn Observer, stop: Stop<'_>) -> Result<()> {
         let (n_embd, per_token) = (self.engine.model().config().n_embd, self.engine.first_values());
         let mut first = 0;
         for tokens in &self.windows {
             job::check(&stop)?;
+            if first >= most {
+                break;
+            }
             let own = first..first + tokens.len();
             let stored = &mut self.streams[own.start * n_embd..own.end * n_embd];
             let stored_values = &mut self.first_values[own.start * per_token..own.end * per_token];
@@ -72,11 +112,20 @@ impl Passes {
             stored.convert_to_f32_slice(streams);
             stored_values.convert_to_f32_slice(first_values);
             let text = LayerText { state: &mut self.state, tokens, streams, first_values };
-            self.engine.run_layer(layer, text, observer)?;
-            stored.convert_from_f32_slice(streams);
-            stored_values.convert_from_f32_slice(first_values);
+            self.engine.run_layer(self.layer, text, observer)?;
+            if keep {
+                stored.convert_from_f32_slice(streams);
+                stored_values.convert_from_f32_slice(first_values);
+            }
             first = own.end;
         }
         Ok(())
     }
+}
+
+/// Sees nothing.
+struct Nobody;
+
+impl Observer for Nobody {
+    fn inputs(&mut self, _inputs: MatrixInputs<'_>) {}
 }

@@ -27,7 +27,7 @@ pub(super) fn of(
     means: (usize, Stop<'_>),
 ) -> Result<Vec<Vec<u32>>> {
     match text {
-        CalibrationText::None => Ok(Vec::new()),
+        CalibrationText::None | CalibrationText::Auto => Ok(Vec::new()),
         CalibrationText::BuiltIn => {
             cut(model, text::passages(text::TEXT).map(str::as_bytes), [tokens, window])
         }

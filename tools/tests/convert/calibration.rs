@@ -4,8 +4,9 @@ use std::fs;
 
 use rwkv_edge::format::ModelFile;
 use rwkv_edge::kernels::DType;
-use rwkv_quantize::calibration::CalibrationText;
+use rwkv_quantize::calibration::{CalibrationText, Effort};
 use rwkv_quantize::convert::Options;
+use rwkv_quantize::policy::QuantSpec;
 
 use crate::common::{Desk, Parts, VERSIONS, options};
 
@@ -37,6 +38,22 @@ fn activations_decide_how_weights_are_rounded_and_threads_do_not() {
         let measured = converted(&desk, version, &calibrated(tale.clone(), 1));
         assert!(plain != measured, "{version}");
         assert!(measured == converted(&desk, version, &calibrated(tale, 2)), "{version}");
+    }
+}
+
+#[test]
+fn error_feedback_gives_the_same_file_on_any_number_of_threads() {
+    for (version, dtype) in VERSIONS.iter().flat_map(|v| [DType::Int4n, DType::Int4].map(|t| (v, t))) {
+        let desk = Desk::new();
+        let options = |threads| Options {
+            effort: Effort::High,
+            quant: QuantSpec::new(dtype),
+            ..calibrated(text(&desk, 20), threads)
+        };
+        let plain = converted(&desk, version, &Options { effort: Effort::Normal, ..options(1) });
+        let fed = converted(&desk, version, &options(1));
+        assert!(plain != fed, "{version} {dtype}");
+        assert!(fed == converted(&desk, version, &options(3)), "{version} {dtype}");
     }
 }
 
