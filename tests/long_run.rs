@@ -15,6 +15,10 @@ use rwkv_edge::{
 /// after all.
 const TOKENS: usize = 100_000;
 
+/// Tokens after which a text of the shipped model begins anew: it was trained on texts of this length,
+/// and its state can grow without bounds in what it writes beyond.
+const LONGEST_TEXT: u64 = 2048;
+
 /// Root of the sum of squares, without the -1e30 that means "nothing yet" in RWKV-4.
 fn norm(values: &[f32]) -> f64 {
     values.iter().filter(|x| x.abs() < 1e20).map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt()
@@ -87,7 +91,11 @@ fn run_shipped() {
                 session.feed(&prompt).unwrap();
                 check_growth(&format!("{load:?}, {threads} threads, {sampling:?}"), |token| {
                     // A stop token ends the reply; the text goes on with another token.
-                    if session.next_token().unwrap().is_none() {
+                    let is_long = session.state().tokens_read() >= LONGEST_TEXT;
+                    if is_long {
+                        session.reset();
+                    }
+                    if is_long || session.next_token().unwrap().is_none() {
                         session.feed(&[token]).unwrap();
                     }
                 });
