@@ -69,7 +69,7 @@ pub enum ErrorKind {
     /// A file at the path of an output is neither empty nor of the kind of the output.
     #[error("it exists and is no rwkv-edge {expected}, so it is not replaced")]
     NotReplaced {
-        /// The kind of the output: `model` or `state`.
+        /// The kind of the output: `model`, `state` or `table`.
         expected: &'static str,
     },
     /// There is no room for an output.

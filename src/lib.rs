@@ -18,6 +18,8 @@ pub mod model;
 mod plan;
 #[doc(hidden)]
 pub mod printable;
+#[doc(hidden)]
+pub mod random;
 pub mod sampler;
 mod saved;
 pub mod self_test;

@@ -30,6 +30,7 @@ use rwkv_edge_kernels::{Kernels, default_float_environment, exp, settled};
 use crate::error::{Error, Result};
 use crate::format::SamplingParams;
 use crate::format::state_file::SavedSampler;
+use crate::random::Rng;
 
 /// Draws tokens, and counts those of a reply for the penalties.
 ///
@@ -55,7 +56,7 @@ impl Sampler {
         counts
             .try_reserve_exact(n_vocab)
             .map_err(|_| Error::invalid(format!("no memory for the counts of {n_vocab} tokens")))?;
-        Ok(Self { params, rng: Rng { state: seed }, counts, n_vocab })
+        Ok(Self { params, rng: Rng::new(seed), counts, n_vocab })
     }
 
     /// Bytes of the counts of `n_vocab` tokens.
@@ -80,7 +81,7 @@ impl Sampler {
 
     /// Restarts the random numbers with `seed`.
     pub fn set_seed(&mut self, seed: u64) {
-        self.rng = Rng { state: seed };
+        self.rng = Rng::new(seed);
     }
 
     /// The seed of a new sampler whose random numbers are those that come next here.
@@ -362,25 +363,4 @@ fn choose(uniform: f64, weights: impl Iterator<Item = (u32, f32)> + Clone) -> Op
         }
     }
     last
-}
-
-/// The generator SplitMix64: the state grows by a constant, its mixed value is the output.
-#[derive(Clone, Debug)]
-struct Rng {
-    state: u64,
-}
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = self.state;
-        let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// The upper 53 bits of an output as a fraction in [0, 1).
-    fn uniform(&mut self) -> f64 {
-        (self.next() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
-    }
 }

@@ -18,6 +18,8 @@ pub enum Replace {
     Models,
     /// Empty files, and files that begin like a saved state.
     States,
+    /// Empty files, and tables that begin with this text.
+    Tables(&'static str),
     /// Any regular file.
     Any,
 }
@@ -91,11 +93,12 @@ impl Target {
             return Err(Error::invalid("it is not a regular file"));
         }
         let (magic, expected) = match self.replace {
-            Replace::Models => (header::MAGIC, "model"),
-            Replace::States => (state_file::MAGIC, "state"),
+            Replace::Models => (&header::MAGIC[..], "model"),
+            Replace::States => (&state_file::MAGIC[..], "state"),
+            Replace::Tables(start) => (start.as_bytes(), "table"),
             Replace::Any => return Ok(Some(found)),
         };
-        if found.len() > 0 && !begins_with(&self.file, &magic)? {
+        if found.len() > 0 && !begins_with(&self.file, magic)? {
             return Err(ErrorKind::NotReplaced { expected }.into());
         }
         Ok(Some(found))

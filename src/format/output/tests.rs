@@ -82,6 +82,21 @@ fn an_output_appears_whole_or_not_at_all() {
     });
 }
 
+#[test]
+fn a_table_replaces_only_tables_of_its_columns() {
+    everywhere(|desk| {
+        let (path, replace) = (desk.path("t.csv"), Replace::Tables("a,b\n"));
+        for (old, replaced) in [(&b""[..], true), (b"a,b\n1,2\n", true), (b"a,b,c\n", false), (b"a,b", false)]
+        {
+            fs::write(&path, old).unwrap();
+            match replaced {
+                true => desk.write(&path, replace),
+                false => assert!(refusal(&path, replace).contains("no rwkv-edge table")),
+            }
+        }
+    });
+}
+
 #[cfg(all(target_os = "linux", not(miri)))]
 #[test]
 fn a_file_that_is_written_has_no_name_where_the_system_has_such_files() {
