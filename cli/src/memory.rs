@@ -75,12 +75,14 @@ pub(crate) struct Demand {
     pub(crate) reads_weights: bool,
     /// Buffers besides those of the engine and the texts.
     pub(crate) buffers: Vec<Region>,
+    /// Bytes for each byte of a text, besides the text and its tokens.
+    pub(crate) per_text_byte: u64,
 }
 
 impl Demand {
     /// One text.
     pub(crate) fn new(engine: EngineOptions) -> Self {
-        Self { engine, sessions: 1, reads_weights: true, buffers: Vec::new() }
+        Self { engine, sessions: 1, reads_weights: true, buffers: Vec::new(), per_text_byte: 0 }
     }
 
     /// Header and tokenizer only.
@@ -129,7 +131,7 @@ impl MemoryArgs {
         let room = limit.saturating_sub(self.plan_loaded(model, demand)?.resident_bytes());
         // A byte of text is at worst a token of four bytes. Merging a long word takes more.
         let bytes = if model.tokenizer().kind() == Kind::Bpe { 72 } else { 5 };
-        Ok(input::MAX_TEXT.min(room / bytes))
+        Ok(input::MAX_TEXT.min(room / (bytes + demand.per_text_byte)))
     }
 
     /// The header of a model file, and where its bytes will be.

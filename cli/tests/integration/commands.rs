@@ -182,56 +182,6 @@ fn ids_that_the_tokenizer_does_not_have_decode_to_nothing() {
 }
 
 #[test]
-fn eval_against_itself_is_exact_and_against_another_is_not() {
-    let (_f32_folder, f32) = convert(&fixture("v4-tiny.pth"), &options(DType::F32));
-    let f32 = f32.to_str().unwrap();
-    let (_folder, int8) = tiny();
-    let folder = tempfile::tempdir().unwrap();
-    let text = folder.path().join("text.txt");
-    fs::write(&text, "some bytes to predict ".repeat(5)).unwrap();
-    let eval = |model: &str| {
-        let args = ["eval", model, "--text", text.to_str().unwrap(), "--against", f32];
-        let text = stdout(&run(&args));
-        let field = |name: &str| {
-            let line =
-                text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name}: {text}"));
-            line[name.len()..].split_whitespace().next().unwrap().parse::<f64>().unwrap()
-        };
-        (field("tokens"), field("nats/token"), field("mean KL"), field("top-1 agreement"))
-    };
-    let (tokens, nats, kl, agreement) = eval(f32);
-    assert_eq!((tokens, kl, agreement), (109.0, 0.0, 100.0));
-    assert!(nats > 0.0);
-    let (_, _, kl, _) = eval(&int8);
-    assert!(kl > 0.0 && kl < 0.01, "{kl}");
-}
-
-#[test]
-fn eval_prints_the_same_for_chunks_of_every_length() {
-    let (_f32_folder, f32) = convert(&fixture("v4-tiny.pth"), &options(DType::F32));
-    let (folder, model) = tiny();
-    let text = folder.path().join("text.txt");
-    fs::write(&text, "Some bytes, and then 99 others. ".repeat(5)).unwrap();
-    let (f32, text) = (f32.to_str().unwrap(), text.to_str().unwrap());
-    for against in [&[][..], &["--against", f32][..]] {
-        let eval =
-            |options: &[&str]| stdout(&run(&[&["eval", &model, "--text", text], against, options].concat()));
-        let expected = eval(&[]);
-        for chunk in ["1", "7", "64"] {
-            assert_eq!(eval(&["--prompt-chunk", chunk]), expected, "chunks of {chunk}");
-        }
-    }
-}
-
-#[test]
-fn eval_against_another_model_is_refused() {
-    let (_folder, model) = tiny();
-    let message =
-        failure(&["eval", FAIRY, "--text", fixture("README.md").to_str().unwrap(), "--against", &model]);
-    assert!(message.contains("different models"), "{message}");
-}
-
-#[test]
 fn info_shows_the_header_the_plan_and_the_kernels_and_verifies() {
     let (_folder, model) = tiny();
     let text = stdout(&run(&["info", &model, "--tensors", "--verify"]));

@@ -6,6 +6,7 @@ mod common;
 mod builtin;
 mod chat;
 mod commands;
+mod eval;
 mod input;
 mod manners;
 mod memory;
