@@ -180,41 +180,57 @@ peer_speed() {
     echo "$(stat -Lc %s "$1") - ${speed:--}"
 }
 
-# perplexity FILE OPTION...: what llama.cpp finds about a file and the logits of the base.
+# perplexity FILE OPTION...: reads the texts with a file and the logits of the base.
 perplexity() {
-    llama-perplexity -m "$1" -f "$folder/text" -c 512 "${threads[@]}" --kl-divergence-base "$folder/logits" "${@:2}" 2>&1
+    llama-perplexity -m "$1" -f "$folder/text" -c 512 "${threads[@]}" --kl-divergence-base "$folder/logits" "${@:2}" \
+        >"$folder/results" 2>"$folder/log" || fail "llama-perplexity: $(tail -n 1 "$folder/log")"
 }
 
-# peer TYPE NAME OPTION...
+# divergence FILE: KL, its interval, perplexity, that of the base, its change, and equal best tokens. On a busy machine
+# llama-perplexity may end before its last lines are printed. Then it runs again. Its errors are those of a mean over tokens.
+divergence() {
+    local try
+    for try in 1 2 3; do
+        perplexity "$1" --kl-divergence
+        awk '
+            /^Mean PPL\(Q\) / { ppl = $4 }
+            /^Mean PPL\(base\) / { base = $4 }
+            /^Mean +KLD:/ { kl = $3; error = $5 }
+            /^Same top p:/ { top = $4 / 100 }
+            END {
+                if (top == "") exit 1
+                print kl, kl - 1.96 * error, kl + 1.96 * error, ppl, base, ppl / base - 1, top
+            }' "$folder/results" && return
+        say "llama-perplexity ended early, try $try of 3"
+    done
+    fail "llama-perplexity prints no results"
+}
+
+# peer TYPE NAME OPTION...: prints the row of a type.
 peer() {
-    local file="$folder/$1.gguf" measured kl low high ppl change top
+    local file="$folder/$1.gguf" measured found kl low high ppl base change top
     say "making llama.cpp's $2"
     llama-quantize "${@:3}" "$gguf" "$file" "$1" >/dev/null 2>&1 || { say "llama-quantize makes no $2"; return; }
-    perplexity "$file" --kl-divergence >"$folder/log" || fail "llama-perplexity: $(tail -n 1 "$folder/log")"
-    # Its errors are those of a mean over tokens.
-    read -r kl low high ppl change top < <(awk '
-        /^Mean +KLD:/ { kl = $3; error = $5 }
-        /^Mean PPL\(Q\) / { ppl = $4 }
-        /^Mean PPL\(Q\)\/PPL\(base\) / { change = $4 - 1 }
-        /^Same top p:/ { top = $4 / 100 }
-        END { print kl, kl - 1.96 * error, kl + 1.96 * error, ppl, change, top }' "$folder/log")
+    found=$(divergence "$file")
+    read -r kl low high ppl base change top <<<"$found"
     measured=$(peer_speed "$file")
     row "llama.cpp $2" "$measured" "$kl" "$low $high" - "$ppl" "$change" "$top" -
+    echo "$base" >"$folder/base"
 }
 
 theirs() {
     command -v llama-perplexity >/dev/null && command -v llama-quantize >/dev/null || return 0
     find_gguf || return 0
-    local type
+    local type measured
     cat "${texts[@]}" >"$folder/text"
     say "llama.cpp reads the texts"
-    perplexity "$gguf" >"$folder/log" || fail "llama-perplexity: $(tail -n 1 "$folder/log")"
-    row "llama.cpp, its base" "$(peer_speed "$gguf")" - "" - \
-        "$(sed -n 's/.*Final estimate: PPL = \([0-9.]*\).*/\1/p' "$folder/log")" - - -
+    perplexity "$gguf"
     for type in "${peers[@]}"; do
         peer "$type" "$type"
         [ -z "$imatrix" ] || peer "$type" "$type, imatrix" --imatrix "$imatrix"
     done
+    measured=$(peer_speed "$gguf")
+    row "llama.cpp, its base" "$measured" - "" - "$(cat "$folder/base")" - - -
 }
 
 cat <<'END'

@@ -1,6 +1,5 @@
 //! The options of `rwkv-edge eval`.
 
-use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
@@ -25,10 +24,10 @@ pub(crate) struct EvalArgs {
     pub(super) against: Option<PathBuf>,
     /// Cut the texts into windows of this many tokens, each of which begins from the initial state
     #[arg(long, value_name = "N")]
-    windows: Option<NonZero<u32>>,
+    windows: Option<usize>,
     /// Tokens at the start of each window, or of each text, that are read but not scored
     #[arg(long, value_name = "N", default_value_t = 0)]
-    skip: u32,
+    skip: usize,
     /// Stop after this many tokens of each text
     #[arg(long, value_name = "N")]
     pub(super) max_tokens: Option<usize>,
@@ -70,8 +69,7 @@ impl EvalArgs {
 
     /// How texts are cut.
     pub(super) fn cut(&self) -> Result<Cut> {
-        let window = self.windows.map(|window| window.get() as usize);
-        let skip = self.skip as usize;
+        let (window, skip) = (self.windows, self.skip);
         if let Some(window) = window {
             ensure!(skip < window, "--skip {skip} leaves nothing of a window of {window} tokens");
         }

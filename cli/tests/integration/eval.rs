@@ -210,6 +210,7 @@ fn windows_without_scored_tokens_are_refused() {
     let eval = |args: &[&str]| failure(&[&["eval", &model, "--text", &text], args].concat());
     let message = eval(&["--windows", "8", "--skip", "8"]);
     assert!(message.contains("--skip 8 leaves nothing of a window of 8 tokens"), "{message}");
+    assert!(eval(&["--windows", "0"]).contains("of a window of 0 tokens"));
     assert!(eval(&["--skip", "110"]).contains("a.txt: too short to predict anything"));
 }
 
