@@ -16,10 +16,12 @@
 //! # Rows
 //! A group keeps its 32 consecutive columns. The order of groups is free, and so is that of columns
 //! in a group. Targets first get the errors of all groups before. Then the scale search of
-//! [`quant`](super) chooses each row's scale for these targets with the importance `D`. If columns
-//! of the group feed each other, the group is rounded column by column with this scale and with the
-//! [`TRIALS`] nearest to parts and multiples of it; the scale with the least sum of
-//! `D_i * (target_i - q_i)^2` stays, the first one in a tie.
+//! [`quant`](super) chooses each row's scale for these targets, with the importance `D` in Int4n. If
+//! columns of the group feed each other, Int4 and Int4n try more scales: this one times [`TRIALS`]
+//! for both signs and, in Int4n, for each value of the low bits from those of the scale on; then the
+//! best of them times [`FINE_TRIALS`]. The group is rounded with each, column by column. The scale
+//! with the least sum of `D_i * (target_i - q_i)^2` stays, the first one in a tie. Scales are fp16
+//! numbers, rounded as in the search.
 //!
 //! # Outputs
 //! The weights of a column record share one `D`. Its groups are encoded as
@@ -46,9 +48,11 @@ pub(crate) use outputs::encode_outputs;
 pub use outputs::{output_bytes, store_outputs};
 pub(crate) use rows::encode_rows;
 
-/// Scales that a group of rows is rounded with, besides the one that the search chose, as multiples
-/// of that one.
-pub const TRIALS: [f32; 6] = [0.91, 0.94, 0.97, 1.03, 1.06, 1.09];
+/// Multiples of the scale that the search chose, with which a group of rows is rounded.
+pub const TRIALS: [f32; 5] = [0.92, 0.96, 1.0, 1.04, 1.08];
+
+/// The same for the best of these.
+pub const FINE_TRIALS: [f32; 2] = [0.985, 1.015];
 
 /// Rows and columns of a tile of [`Kernels::subtract_products`](crate::Kernels::subtract_products).
 pub type Tile = [[f64; GROUP_SIZE]; GROUP_SIZE];
@@ -131,7 +135,7 @@ struct FactorGroup<'a> {
 pub struct FedSums {
     /// Errors of the weights; larger than without feedback.
     pub weights: ErrorSums,
-    /// The mean squared error of all outputs together, `tr(E H E^T)`.
+    /// The mean squared error of all outputs together, `tr(E H E^T)`, with the damping in `H`.
     pub outputs: f64,
 }
 

@@ -13,6 +13,8 @@ mod environment;
 #[cfg(not(miri))]
 mod exp;
 #[cfg(not(miri))]
+mod feedback;
+#[cfg(not(miri))]
 mod golden;
 mod guard;
 mod isa;

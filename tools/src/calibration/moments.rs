@@ -6,7 +6,7 @@ use rwkv_edge::kernels::Kernels;
 use rwkv_edge::{MatrixInputs, Observer};
 
 use super::Target;
-use crate::feedback::{BlockGram, Gram, channel_scales};
+use crate::feedback::{BlockGram, Gram, Ranges};
 
 /// Columns of `ffn.value` that feed each other. A block of them takes 8 MB, whatever the model.
 pub(crate) const VALUE_BLOCK: usize = 2048;
@@ -33,8 +33,8 @@ enum Counter {
 #[derive(Default)]
 pub(super) struct Counters<'t> {
     targets: &'t [Target],
-    /// Tokens of each matrix, from which its scales follow.
-    first: HashMap<String, Vec<f32>>,
+    /// Of each matrix; its scales follow from them.
+    ranges: HashMap<String, Ranges>,
     counters: HashMap<String, Counter>,
     threads: usize,
     is_counting: bool,
@@ -51,8 +51,8 @@ impl<'t> Counters<'t> {
         self.is_counting = true;
         let kernels = Kernels::best();
         for target in self.targets {
-            let Some(first) = self.first.remove(&target.name) else { continue };
-            let scales = channel_scales(&first, target.columns);
+            let Some(ranges) = self.ranges.remove(&target.name) else { continue };
+            let scales = ranges.scales();
             let counter = match target.by_columns {
                 true => Counter::Columns(BlockGram::new(kernels, self.threads, &scales, VALUE_BLOCK)),
                 false => Counter::Rows(Gram::new(kernels, self.threads, scales)),
@@ -77,16 +77,12 @@ impl Observer for Counters<'_> {
         if !self.targets.iter().any(|target| target.name == name) {
             return;
         }
+        let tokens: Vec<&[f32]> = inputs.rows().collect();
         if !self.is_counting {
-            // The largest magnitude of each channel is a token that gives the same scales.
-            let largest = self.first.entry(name.to_owned()).or_insert_with(|| vec![0.0; inputs.len()]);
-            for row in inputs.rows() {
-                largest.iter_mut().zip(row).for_each(|(largest, x)| *largest = largest.max(x.abs()));
-            }
-            return;
+            let ranges = self.ranges.entry(name.to_owned()).or_insert_with(|| Ranges::new(inputs.len()));
+            return ranges.add(&tokens);
         }
         let Some(counter) = self.counters.get_mut(name) else { return };
-        let tokens: Vec<f32> = inputs.rows().flatten().copied().collect();
         match counter {
             Counter::Rows(gram) => gram.add(&tokens),
             Counter::Columns(blocks) => blocks.add(&tokens),

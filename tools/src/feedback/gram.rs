@@ -16,27 +16,39 @@ const UNIT: usize = 64;
 /// The most tokens that a [`Gram`] can count: their sums fit 32 bits.
 pub const MAX_TOKENS: usize = i32::MAX as usize / (127 * 127);
 
-/// Part of the largest magnitude in the first tokens that the largest code stands for, inverted.
+/// What the largest code stands for, as a multiple of the largest magnitude in the first tokens.
 /// Later tokens that exceed it are clamped.
 const HEADROOM: f32 = 1.25;
 
-/// Scales for [`Gram::new`], from the first tokens `[tokens, channels]`.
-///
-/// A channel that is 0 in all of them gets the median scale of the others.
-///
-/// # Panics
-/// If `channels` is 0 or the tokens are not whole.
-pub fn channel_scales(tokens: &[f32], channels: usize) -> Vec<f32> {
-    assert!(tokens.len().is_multiple_of(channels), "{} values of {channels} channels", tokens.len());
-    let mut largest = vec![0.0f32; channels];
-    for token in tokens.chunks_exact(channels) {
-        largest.iter_mut().zip(token).for_each(|(largest, x)| *largest = largest.max(x.abs()));
+/// The largest magnitude of each channel in some tokens: the first ones, a thousand or two.
+pub struct Ranges(Vec<f32>);
+
+impl Ranges {
+    /// Of no tokens.
+    pub fn new(channels: usize) -> Self {
+        Self(vec![0.0; channels])
     }
-    let mut active: Vec<f32> = largest.iter().copied().filter(|x| x.is_normal()).collect();
-    active.sort_by(f32::total_cmp);
-    let median = active.get(active.len() / 2).copied().unwrap_or(1.0);
-    let of = |largest: f32| if largest.is_normal() { largest } else { median };
-    largest.into_iter().map(|largest| (of(largest) * (HEADROOM / 127.0)).max(f32::MIN_POSITIVE)).collect()
+
+    /// Takes tokens, `[channels]` each.
+    ///
+    /// # Panics
+    /// If a token has another number of channels.
+    pub fn add(&mut self, tokens: &[&[f32]]) {
+        for token in tokens {
+            assert!(token.len() == self.0.len(), "{} of {} channels", token.len(), self.0.len());
+            self.0.iter_mut().zip(*token).for_each(|(largest, x)| *largest = largest.max(x.abs()));
+        }
+    }
+
+    /// Scales for [`Gram::new`]. A channel that is 0 in all tokens gets the median scale of the
+    /// others.
+    pub fn scales(&self) -> Vec<f32> {
+        let mut active: Vec<f32> = self.0.iter().copied().filter(|x| x.is_normal()).collect();
+        active.sort_by(f32::total_cmp);
+        let median = active.get(active.len() / 2).copied().unwrap_or(1.0);
+        let of = |&largest: &f32| if largest.is_normal() { largest } else { median };
+        self.0.iter().map(|largest| (of(largest) * (HEADROOM / 127.0)).max(f32::MIN_POSITIVE)).collect()
+    }
 }
 
 /// `H`, the mean of `x x^T` over tokens `x`, from integers: `x` is rounded to codes of 8 bits.
@@ -50,20 +62,19 @@ pub struct Gram {
     codes: Vec<i8>,
     waiting: usize,
     tokens: usize,
-    /// For each group of 32 channels, for each channel from its first one on, the sums with the
-    /// channels of the group.
-    sums: Vec<[i32; GROUP_SIZE]>,
+    /// For each group of 32 channels, `[32, channels from its first one on]`.
+    sums: Vec<i32>,
 }
 
 impl Gram {
-    /// Counts channels with one scale each ([`channel_scales`]), on up to `threads` threads.
+    /// Counts channels with one scale each ([`Ranges`]), on up to `threads` threads.
     ///
     /// # Panics
     /// If there are no channels.
     pub fn new(kernels: &'static Kernels, threads: usize, scales: Vec<f32>) -> Self {
         assert!(!scales.is_empty(), "no channels");
         let positions = scales.len().next_multiple_of(GROUP_SIZE);
-        let sums = vec![[0; GROUP_SIZE]; group_start(positions, positions / GROUP_SIZE)];
+        let sums = vec![0; GROUP_SIZE * group_start(positions, positions / GROUP_SIZE)];
         Self { kernels, threads, codes: vec![0; positions * CHUNK], scales, waiting: 0, tokens: 0, sums }
     }
 
@@ -77,24 +88,27 @@ impl Gram {
         self.tokens
     }
 
-    /// Counts tokens `[tokens, channels]`.
+    /// Counts tokens, `[channels]` each.
     ///
     /// # Panics
-    /// If the tokens are not whole, or more than [`MAX_TOKENS`] in all.
-    pub fn add(&mut self, tokens: &[f32]) {
-        self.add_columns(tokens, self.channels(), 0);
+    /// If a token has another number of channels, or there are more than [`MAX_TOKENS`] in all.
+    pub fn add(&mut self, tokens: &[&[f32]]) {
+        let channels = self.channels();
+        assert!(
+            tokens.iter().all(|token| token.len() == channels),
+            "not all tokens have {channels} channels"
+        );
+        self.add_columns(tokens, 0);
     }
 
-    /// Counts the channels from `first` on of tokens `[tokens, stride]`.
-    fn add_columns(&mut self, tokens: &[f32], stride: usize, first: usize) {
-        assert!(tokens.len().is_multiple_of(stride), "{} values of {stride} channels", tokens.len());
+    /// Counts the channels from `first` on of tokens that have more.
+    fn add_columns(&mut self, tokens: &[&[f32]], first: usize) {
         let mut rest = tokens;
         while !rest.is_empty() {
-            let count = (rest.len() / stride).min(CHUNK - self.waiting);
-            let (now, later) = rest.split_at(count * stride);
-            self.store(now, stride, first);
-            self.waiting += count;
-            self.tokens += count;
+            let (now, later) = rest.split_at(rest.len().min(CHUNK - self.waiting));
+            self.store(now, first);
+            self.waiting += now.len();
+            self.tokens += now.len();
             if self.waiting == CHUNK {
                 self.finish();
             }
@@ -103,20 +117,22 @@ impl Gram {
         assert!(self.tokens <= MAX_TOKENS, "{} tokens, at most {MAX_TOKENS}", self.tokens);
     }
 
-    /// Stores the codes of tokens after those that wait.
-    fn store(&mut self, tokens: &[f32], stride: usize, first: usize) {
-        let waiting = self.waiting;
+    /// Stores the codes of tokens after those that wait. A line of the codes of a few channels stays
+    /// in the cache while it fills.
+    fn store(&mut self, tokens: &[&[f32]], first: usize) {
         let blocks = self.codes.chunks_mut(ROW_INTERLEAVE * CHUNK);
-        let blocks = blocks.zip(self.scales.chunks(ROW_INTERLEAVE)).enumerate();
-        each(self.threads, blocks, |(i, (codes, scales))| {
-            let inverses: Vec<f32> = scales.iter().map(|scale| 1.0 / scale).collect();
-            for (t, token) in tokens.chunks_exact(stride).enumerate() {
-                let token = &token[first + ROW_INTERLEAVE * i..][..inverses.len()];
-                for (c, (x, inverse)) in token.iter().zip(&inverses).enumerate() {
-                    codes[CHUNK * c + waiting + t] = code(x * inverse);
+        for (i, (codes, scales)) in blocks.zip(self.scales.chunks(ROW_INTERLEAVE)).enumerate() {
+            let mut inverses = [0.0; ROW_INTERLEAVE];
+            inverses.iter_mut().zip(scales).for_each(|(inverse, scale)| *inverse = 1.0 / scale);
+            for (t, token) in (self.waiting..).zip(tokens) {
+                let mut values = [0.0; ROW_INTERLEAVE];
+                let channels = &token[first + ROW_INTERLEAVE * i..][..scales.len()];
+                values[..scales.len()].copy_from_slice(channels);
+                for (c, (x, inverse)) in values.iter().zip(&inverses).enumerate() {
+                    codes[CHUNK * c + t] = code(x * inverse);
                 }
             }
-        });
+        }
     }
 
     /// Brings the sums up to date with all tokens.
@@ -158,8 +174,8 @@ impl Gram {
         let (mut rows, mut sums) = (vec![0; blocks * bytes], vec![0; blocks * ROW_INTERLEAVE * groups]);
         let outs = rows.chunks_exact_mut(bytes).zip(sums.chunks_exact_mut(ROW_INTERLEAVE * groups));
         each(self.threads, outs.zip(self.codes.chunks_exact(ROW_INTERLEAVE * CHUNK)), |(outs, codes)| {
-            let codes: Vec<i8> =
-                codes.chunks_exact(CHUNK).flat_map(|codes| &codes[..cols]).copied().collect();
+            let codes: Vec<&[i8]> = codes.chunks_exact(CHUNK).map(|codes| &codes[..cols]).collect();
+            let codes = codes.concat();
             store_codes(&codes, cols, outs.0);
             for (sum, codes) in outs.1.iter_mut().zip(codes.chunks_exact(GROUP_SIZE)) {
                 *sum = codes.iter().map(|&code| i32::from(code)).sum();
@@ -181,8 +197,9 @@ impl Gram {
         if high >= self.channels() || self.tokens == 0 {
             return 0.0;
         }
-        let g = low / GROUP_SIZE;
-        let sum = self.sums[group_start(positions, g) + high - GROUP_SIZE * g][low % GROUP_SIZE];
+        let (g, row) = (low / GROUP_SIZE, low % GROUP_SIZE);
+        let (start, first) = (GROUP_SIZE * group_start(positions, g), GROUP_SIZE * g);
+        let sum = self.sums[start + row * (positions - first) + high - first];
         f64::from(sum) * (f64::from(self.scales[i]) * f64::from(self.scales[j])) / self.tokens as f64
     }
 
@@ -202,20 +219,20 @@ fn code(x: f32) -> i8 {
 
 /// The sums of [`UNIT`] channels at a time, with the first channel.
 struct Units<'a> {
-    rest: &'a mut [[i32; GROUP_SIZE]],
+    rest: &'a mut [i32],
     positions: usize,
     first: usize,
 }
 
 impl<'a> Iterator for Units<'a> {
-    type Item = (usize, Vec<&'a mut [[i32; GROUP_SIZE]]>);
+    type Item = (usize, Vec<&'a mut [i32]>);
 
     fn next(&mut self) -> Option<Self::Item> {
         let first = self.first;
         let mut groups = Vec::new();
         while self.first < self.positions.min(first + UNIT) {
             let rest = std::mem::take(&mut self.rest);
-            let (group, rest) = rest.split_at_mut(self.positions - self.first);
+            let (group, rest) = rest.split_at_mut(GROUP_SIZE * (self.positions - self.first));
             groups.push(group);
             (self.rest, self.first) = (rest, self.first + GROUP_SIZE);
         }
@@ -223,15 +240,12 @@ impl<'a> Iterator for Units<'a> {
     }
 }
 
-/// Adds products `[channels, len]` to the sums of groups, whose last `len` channels they are with.
-fn add_products(groups: Vec<&mut [[i32; GROUP_SIZE]]>, products: &[f32], len: usize) {
+/// Adds products `[channels, len]` to the sums of groups, whose last channels they are with.
+fn add_products(groups: Vec<&mut [i32]>, products: &[f32], len: usize) {
     for (sums, products) in groups.into_iter().zip(products.chunks(GROUP_SIZE * len)) {
-        let skipped = len - sums.len();
-        for (i, sums) in sums.chunks_mut(GROUP_SIZE).enumerate() {
-            for (c, row) in products.chunks_exact(len).enumerate() {
-                let row = &row[skipped + GROUP_SIZE * i..];
-                sums.iter_mut().zip(row).for_each(|(sums, &product)| sums[c] += product as i32);
-            }
+        let own = sums.len() / GROUP_SIZE;
+        for (sums, products) in sums.chunks_exact_mut(own).zip(products.chunks_exact(len)) {
+            sums.iter_mut().zip(&products[len - own..]).for_each(|(sum, &product)| *sum += product as i32);
         }
     }
 }
@@ -253,13 +267,18 @@ impl BlockGram {
         Self { width, channels: scales.len(), grams }
     }
 
-    /// Counts tokens `[tokens, channels]`.
+    /// Counts tokens, `[channels]` each.
     ///
     /// # Panics
     /// As [`Gram::add`].
-    pub fn add(&mut self, tokens: &[f32]) {
+    pub fn add(&mut self, tokens: &[&[f32]]) {
+        let channels = self.channels;
+        assert!(
+            tokens.iter().all(|token| token.len() == channels),
+            "not all tokens have {channels} channels"
+        );
         for (i, gram) in self.grams.iter_mut().enumerate() {
-            gram.add_columns(tokens, self.channels, self.width * i);
+            gram.add_columns(tokens, self.width * i);
         }
     }
 

@@ -1,6 +1,7 @@
 //! Encoding with error feedback: the mathematics, without files and models.
 //!
 //! ```text
+//! Ranges    the scale of each input of a matrix
 //! Gram      counts the inputs of a matrix: H, the mean of x x^T
 //! Factor    H + lambda = U D U^T, in the order in which columns are rounded
 //! encode_*  weights to bytes; what a weight loses is made up for by those after it
@@ -24,7 +25,7 @@ use std::thread;
 
 pub use columns::encode_columns;
 pub use factor::{Factor, Order};
-pub use gram::{BlockGram, Gram, MAX_TOKENS, channel_scales};
+pub use gram::{BlockGram, Gram, MAX_TOKENS, Ranges};
 pub use rows::RowEncoder;
 
 /// Calls `work` with each item, on the calling thread and up to `threads - 1` others, which take the

@@ -41,14 +41,24 @@ fn correlated(tokens: usize, channels: usize, seed: u64) -> Vec<f32> {
     out
 }
 
-fn gram(threads: usize, tokens: &[f32], channels: usize) -> Gram {
-    let mut gram = Gram::new(Kernels::best(), threads, channel_scales(tokens, channels));
-    gram.add(tokens);
+fn rows(tokens: &[f32], channels: usize) -> Vec<&[f32]> {
+    tokens.chunks_exact(channels).collect()
+}
+
+fn scales(tokens: &[f32], channels: usize) -> Vec<f32> {
+    let mut ranges = Ranges::new(channels);
+    ranges.add(&rows(tokens, channels));
+    ranges.scales()
+}
+
+fn gram(kernels: &'static Kernels, threads: usize, tokens: &[f32], channels: usize) -> Gram {
+    let mut gram = Gram::new(kernels, threads, scales(tokens, channels));
+    gram.add(&rows(tokens, channels));
     gram
 }
 
 fn factor(tokens: &[f32], channels: usize, order: Order) -> Factor {
-    Factor::new(Kernels::best(), 1, &mut gram(1, tokens, channels), order, DAMPING)
+    Factor::new(Kernels::best(), 1, &mut gram(Kernels::best(), 1, tokens, channels), order, DAMPING)
 }
 
 /// A matrix `[rows, columns]` as blocks of rows.
@@ -117,14 +127,14 @@ fn loss(gram: &mut Gram, weights: &[f32], rounded: &[f32], damping: f64) -> f64 
 fn moments_are_those_of_the_codes_however_tokens_are_cut() {
     let n = 72;
     let tokens = correlated(2100, n, 1);
-    let scales = channel_scales(&tokens[..100 * n], n);
+    let scales = scales(&tokens[..100 * n], n);
     let codes: Vec<f64> = (tokens.iter().enumerate())
         .map(|(i, x)| f64::from((x / scales[i % n]).round_ties_even().clamp(-127.0, 127.0)))
         .collect();
     let mut whole = Gram::new(Kernels::best(), 2, scales.clone());
-    whole.add(&tokens);
+    whole.add(&rows(&tokens, n));
     let mut cut = BlockGram::new(Kernels::best(), 1, &scales, 40);
-    tokens.chunks(37 * n).for_each(|tokens| cut.add(tokens));
+    tokens.chunks(37 * n).for_each(|tokens| cut.add(&rows(tokens, n)));
     let mut blocks = cut.into_blocks();
     assert_eq!([whole.tokens(), blocks[1].tokens()], [2100; 2]);
     assert_eq!([blocks[0].channels(), blocks[1].channels()], [40, 32]);
@@ -187,7 +197,7 @@ fn feedback_lowers_the_loss_and_knows_it() {
     let (n, rows) = (168, 40);
     let tokens = correlated(1500, n, 4);
     let weights: Vec<f32> = Random(5).many(rows * n).iter().map(|w| 0.05 * w).collect();
-    let mut gram = gram(1, &tokens, n);
+    let mut gram = gram(Kernels::best(), 1, &tokens, n);
     let importance = gram.diagonal();
     let by_rows = factor(&tokens, n, Order::Groups);
     let by_columns = factor(&tokens, n, Order::Columns);
@@ -238,7 +248,7 @@ fn extreme_channels_and_few_tokens_give_finite_bytes() {
     let inputs = [usual.clone(), zeros, with(5, 0.0), with(5, 3e3), with(70, 1e7), with(103, 1e-12)];
     for (i, tokens) in inputs.iter().enumerate() {
         for damping in [0.01, DAMPING] {
-            let mut gram = gram(1, tokens, n);
+            let mut gram = gram(Kernels::best(), 1, tokens, n);
             let mut factor = |order| Factor::new(Kernels::best(), 1, &mut gram, order, damping);
             let (by_rows, by_columns) = (factor(Order::Groups), factor(Order::Columns));
             for dtype in QUANTIZED {
@@ -261,8 +271,7 @@ fn threads_and_instructions_do_not_change_bytes() {
     let tokens = correlated(300, n, 8);
     let weights: Vec<f32> = Random(9).many(rows * n).iter().map(|w| 0.05 * w).collect();
     let encode = |kernels: &'static Kernels, threads| {
-        let mut gram = Gram::new(kernels, threads, channel_scales(&tokens, n));
-        gram.add(&tokens);
+        let mut gram = gram(kernels, threads, &tokens, n);
         let mut bytes = Vec::new();
         for dtype in QUANTIZED {
             let factor = Factor::new(kernels, threads, &mut gram, Order::Groups, DAMPING);

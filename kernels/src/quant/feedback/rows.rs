@@ -1,6 +1,6 @@
 //! A block row with error feedback.
 
-use super::{FactorGroup, FactorView, FedSums, Feedback, GroupRows, Rounded, Rows, TRIALS};
+use super::{FINE_TRIALS, FactorGroup, FactorView, FedSums, Feedback, GroupRows, Rounded, Rows, TRIALS};
 use crate::fp16;
 use crate::layout::{DType, GROUP_SIZE, INT4N_TABLE, K_BLOCK, ROW_INTERLEAVE, int4n_shift, matrix_bytes};
 use crate::quant::int4n::nearest_scale;
@@ -78,7 +78,8 @@ impl BlockRow<'_> {
         rounded: &mut Rounded,
     ) -> Result<(), ScaleOverflow> {
         let first = factor.order[0] as usize / GROUP_SIZE * GROUP_SIZE;
-        let place = Place { first, len: GROUP_SIZE.min(self.cols - first), order: factor.order };
+        let place =
+            Place { first, len: GROUP_SIZE.min(self.cols.saturating_sub(first)), order: factor.order };
         let largest = factor.d.iter().fold(0.0f32, |m, &d| m.max(d));
         let d = relative(Some(factor.d), GROUP_SIZE);
         let group = GroupRows { weights, targets, factors: factor.own, d: &d };
@@ -169,23 +170,39 @@ impl Place<'_> {
     }
 }
 
-/// For each row, of `scales` and the trials near them, the scale with the least loss.
+/// The best scale of each row: of those near the one that the search chose, for both signs and all
+/// shifts, and then of those nearer to the best of these.
 fn best_scales(
     dtype: DType,
-    scales: [u16; ROW_INTERLEAVE],
+    searched: [u16; ROW_INTERLEAVE],
     mut losses: impl FnMut(&[u16; ROW_INTERLEAVE]) -> Rows,
 ) -> [u16; ROW_INTERLEAVE] {
-    let (mut best, mut least) = (scales, losses(&scales));
-    for trial in TRIALS {
-        let tried = scales.map(|scale| {
-            let wanted = fp16::to_f32(scale) * trial;
-            if dtype == DType::Int4n { nearest_scale(wanted, scale & 3) } else { fp16::from_f32(wanted) }
+    let (mut best, mut least) = (searched, losses(&searched));
+    let mut consider = |near: [u16; ROW_INTERLEAVE], factor: f32, more: u16| {
+        let tried = near.map(|scale| {
+            let wanted = fp16::to_f32(scale) * factor;
+            match dtype {
+                DType::Int4n => nearest_scale(wanted, (scale + more) & 3),
+                _ => fp16::from_f32(wanted),
+            }
         });
         for (r, loss) in losses(&tried).into_iter().enumerate() {
             if loss < least[r] {
                 (best[r], least[r]) = (tried[r], loss);
             }
         }
+        best
+    };
+    for sign in [1.0, -1.0] {
+        for more in 0..if dtype == DType::Int4n { 4 } else { 1 } {
+            for factor in TRIALS {
+                consider(searched, sign * factor, more);
+            }
+        }
+    }
+    let coarse = consider(searched, 1.0, 0);
+    for factor in FINE_TRIALS {
+        consider(coarse, factor, 0);
     }
     best
 }
