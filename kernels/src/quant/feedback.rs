@@ -104,6 +104,18 @@ impl<'a> FactorView<'a> {
         self.order.len()
     }
 
+    /// Rows of columns in the order of their positions, in units of the tensor scale; 0 for padding.
+    fn load<const ROWS: usize>(&self, rows: &[f32], inverse_scale: f32, out: &mut [[f32; ROWS]]) {
+        for (out, &column) in out.iter_mut().zip(self.order) {
+            *out = [0.0; ROWS];
+            if (column as usize) < self.columns {
+                for (out, row) in out.iter_mut().zip(rows.chunks_exact(self.columns)) {
+                    *out = row[column as usize] * inverse_scale;
+                }
+            }
+        }
+    }
+
     fn group(&self, g: usize) -> FactorGroup<'a> {
         let [positions, first] = [self.order.len(), GROUP_SIZE * g];
         let u = &self.u[group_start(positions, g)..][..positions - first];

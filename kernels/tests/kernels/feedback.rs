@@ -19,7 +19,7 @@ struct Factors {
 impl Factors {
     fn new(rng: &mut Rng) -> Self {
         let positions = COLUMNS.next_multiple_of(GROUP_SIZE);
-        let order = (0..positions as u32).map(|i| (i + 64) % 96 ^ 3).collect::<Vec<_>>();
+        let order = (0..positions as u32).map(|i| ((i + 64) % 96) ^ 3).collect::<Vec<_>>();
         let real = |i: usize| (order[i] as usize) < COLUMNS;
         let d = (0..positions).map(|i| if real(i) { 0.1 + rng.normal().abs() } else { 0.0 }).collect();
         let mut u = vec![[0.0; GROUP_SIZE]; group_start(positions, positions / GROUP_SIZE)];

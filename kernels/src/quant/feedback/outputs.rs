@@ -34,7 +34,7 @@ pub(crate) fn encode_outputs(
     assert!(scratch.len() >= floats, "{} floats of scratch, expected {floats}", scratch.len());
     check_scale(tensor_scale);
     let (weights, targets) = scratch[..floats].as_chunks_mut().0.split_at_mut(positions);
-    load(values, cols, factor.order, 1.0 / tensor_scale, weights);
+    factor.load(values, 1.0 / tensor_scale, weights);
     targets.copy_from_slice(weights);
     let mut sums = FedSums::default();
     for g in 0..positions / GROUP_SIZE {
@@ -59,18 +59,6 @@ pub(crate) fn encode_outputs(
         (feedback.table.carry_outputs)(later, &errors, group.later);
     }
     Ok(sums.scaled(tensor_scale))
-}
-
-/// The weights in the order of their positions, in units of the tensor scale; 0 for padding.
-fn load(values: &[f32], cols: usize, order: &[u32], inverse_scale: f32, weights: &mut [Outputs]) {
-    for (weights, &column) in weights.iter_mut().zip(order) {
-        *weights = [0.0; GROUP_SIZE];
-        if (column as usize) < cols {
-            for (weight, row) in weights.iter_mut().zip(values.chunks_exact(cols)) {
-                *weight = row[column as usize] * inverse_scale;
-            }
-        }
-    }
 }
 
 fn encode(feedback: Feedback, dtype: DType, values: &Outputs, len: usize) -> Result<Group, ScaleOverflow> {

@@ -27,7 +27,7 @@ pub(crate) fn encode_rows(
     assert!(scratch.len() >= floats, "{} floats of scratch, expected {floats}", scratch.len());
     check_scale(tensor_scale);
     let (weights, targets) = scratch[..floats].as_chunks_mut().0.split_at_mut(positions);
-    load(rows, cols, factor.order, 1.0 / tensor_scale, weights);
+    factor.load(rows, 1.0 / tensor_scale, weights);
     targets.copy_from_slice(weights);
     out.chunks_exact_mut(dtype.block_bytes()).for_each(|block| clear_block(dtype, block));
     let mut block_row = BlockRow { feedback, dtype, n_rows, cols, out, sums: FedSums::default() };
@@ -44,18 +44,6 @@ pub(crate) fn encode_rows(
         (feedback.table.carry_rows)(later, &rounded.errors, group.later);
     }
     Ok(block_row.sums.scaled(tensor_scale))
-}
-
-/// The weights in the order of their positions, in units of the tensor scale; 0 for padding.
-fn load(rows: &[f32], cols: usize, order: &[u32], inverse_scale: f32, weights: &mut [Rows]) {
-    for (weights, &column) in weights.iter_mut().zip(order) {
-        *weights = [0.0; ROW_INTERLEAVE];
-        if (column as usize) < cols {
-            for (weight, row) in weights.iter_mut().zip(rows.chunks_exact(cols)) {
-                *weight = row[column as usize] * inverse_scale;
-            }
-        }
-    }
 }
 
 /// A block row that is being encoded.
