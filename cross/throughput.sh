@@ -18,7 +18,7 @@ cd "$(dirname "$0")/.."
 target=aarch64-unknown-linux-musl
 patterns=("$@")
 [ $# -gt 0 ] || patterns=(matvec_int4 matvec_int8 record_dots accumulate_int)
-[ "${patterns[*]}" != tiles ] || patterns=(entry11matmul_int 4tile pair_tile)
+[ "${patterns[*]}" != tiles ] || patterns=(entry11matmul_int entry12matmul_int 4tile pair_tile)
 folder=${CARGO_TARGET_DIR:-target}/throughput
 mca=${LLVM_MCA:-$(find /usr/bin /usr/local/bin -name 'llvm-mca*' | sort -t- -k3 -n | tail -1)}
 [ -n "$mca" ] || { echo "cross/throughput.sh: needs llvm-mca: apt-get install llvm-22" >&2; exit 1; }

@@ -26,21 +26,22 @@
 //!
 //! # Int4n
 //! The scale may have either sign. Its two lowest bits are those that
-//! [shift](crate::layout::int4n_shift) the codes. It is the candidate with the least squared error
-//! of the group, or 0 if no candidate is better.
+//! [shift](crate::layout::int4n_shift) the codes.
 //!
-//! 1. For each value of the low bits from 0 to 3, and for both signs, the scale that reaches all
-//!    values with the codes from the first to the last is multiplied with 0.7, 0.745 .. 1.06.
-//! 2. Twice, the scale is replaced by the best one for its codes, `s = sum(u q) / sum(q q)`, unless
-//!    that has another sign.
-//! 3. It is rounded to the nearest fp16 number with these low bits, the smaller one in a tie.
+//! 1. For each value of the low bits from 0 to 3, and for both signs, the inverse scale that reaches
+//!    all values with the codes from the first to the last is multiplied with 0.97, 1.015, 1.065,
+//!    1.12, 1.18, 1.25, 1.35 and 1.515. The best scale for the codes `q` of a trial is
+//!    `s = sum(u q) / sum(q q)`. The trial with the largest `sum(u q) * s`, the first in a tie, gives
+//!    its scale.
+//! 2. Twice, the scale is replaced by the best one for its codes, unless that has another sign.
+//! 3. It is rounded to the nearest fp16 number with these low bits, the smaller one in a tie. It is 0
+//!    if its codes have no smaller error than zeros.
 //!
 //! The code of `u` is the nearest one. With `t = u * (2 * (1 / scale)) + (-2 shift - 0.5)`, clamped
 //! to -64..=63 and rounded to nearest even, the nibble is the number of neighbours in the table
-//! whose sum is at most `t`. In a tie the first candidate wins, in the order given here. If no `u`
-//! reaches 2^-25, the scale is 0.
+//! whose sum is at most `t`. If no `u` reaches 2^-25, the scale is 0.
 //!
-//! All three sums may have factors: the importance of each column ([`Kernels::encode_block_row`]).
+//! Both sums may have factors: the importance of each column ([`Kernels::encode_block_row`]).
 //! They are divided by the largest one of the group.
 //!
 //! # Padding
@@ -51,7 +52,7 @@ mod decode;
 pub mod feedback;
 mod group;
 mod int4;
-mod int4n;
+pub(crate) mod int4n;
 mod int8;
 
 pub use decode::{decode_matrix_row, decode_record, largest_scales};

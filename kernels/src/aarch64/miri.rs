@@ -34,6 +34,11 @@ pub(super) fn look_up(table: int8x16_t, positions: int8x16_t) -> int8x16_t {
     vector(positions.map(|i| table[i as usize]))
 }
 
+pub(super) fn look_up_parts(table: &[[i8; 16]; 7], positions: int8x16_t) -> int8x16_t {
+    let positions: [i8; 16] = lanes(positions);
+    vector(positions.map(|i| table.as_flattened()[i as usize]))
+}
+
 pub(super) fn add_pairs(acc: int32x4_t, x: int16x8_t) -> int32x4_t {
     let (acc, x): ([i32; 4], [i16; 8]) = (lanes(acc), lanes(x));
     vector::<i32, _, 4>(core::array::from_fn(|i| {

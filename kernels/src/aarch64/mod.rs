@@ -13,6 +13,7 @@
 
 mod compact;
 mod dotprod;
+mod encode;
 mod float;
 mod i8mm;
 mod int;
@@ -33,7 +34,8 @@ mod wkv;
 
 use crate::generic::entries;
 use crate::isa::Isa;
-use crate::layout::{Activation, Matrix, Records, Sparse, SparseScale};
+use crate::layout::{Activation, GROUP_SIZE, Matrix, Records, Sparse, SparseScale};
+use crate::quant::{Group, ScaleOverflow};
 use crate::scalar;
 use crate::table::{Kernels, Tiles};
 
@@ -71,6 +73,7 @@ pub(crate) const NEON: Kernels = Kernels {
     multiply_accumulate: entry::multiply_accumulate,
     wkv6: entry::wkv6,
     wkv7: entry::wkv7,
+    encode_int4n: entry::encode_int4n,
     ..scalar::KERNELS
 };
 
@@ -152,4 +155,7 @@ entries! { entry:
     fn wkv7(
         y: &mut [f32], state: &mut [f32], r: &[f32], w: &[f32], k: &[f32], v: &[f32], kk: &[f32], a: &[f32]
     ) = wkv;
+    fn encode_int4n(
+        values: &[f32; GROUP_SIZE], importance: &[f32; GROUP_SIZE], len: usize
+    ) -> Result<Group, ScaleOverflow> = encode;
 }

@@ -4,6 +4,8 @@ use core::arch::aarch64::*;
 #[cfg(not(miri))]
 use core::arch::asm;
 
+#[cfg(not(miri))]
+use super::memory::load_codes;
 #[cfg(miri)]
 use super::miri;
 use crate::layout::LINE_BYTES;
@@ -94,6 +96,21 @@ pub(super) fn look_up(table: int8x16_t, positions: int8x16_t) -> int8x16_t {
     return miri::look_up(table, positions);
     #[cfg(not(miri))]
     vqtbl1q_s8(table, vreinterpretq_u8_s8(positions))
+}
+
+/// The bytes of the table of 7 parts that the numbers in each lane name (TBL and TBX).
+#[target_feature(enable = "neon")]
+#[inline]
+pub(super) fn look_up_parts(table: &[[i8; 16]; 7], positions: int8x16_t) -> int8x16_t {
+    #[cfg(miri)]
+    return miri::look_up_parts(table, positions);
+    #[cfg(not(miri))]
+    {
+        let [a, b, c, d, e, f, g] = table.each_ref().map(|part| load_codes(part));
+        let first = vqtbl4q_s8(int8x16x4_t(a, b, c, d), vreinterpretq_u8_s8(positions));
+        let rest = vreinterpretq_u8_s8(vsubq_s8(positions, vdupq_n_s8(64)));
+        vqtbx3q_s8(first, int8x16x3_t(e, f, g), rest)
+    }
 }
 
 /// `acc[i] + x[2i] + x[2i + 1]` (SADALP).

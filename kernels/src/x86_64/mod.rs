@@ -8,6 +8,7 @@
 mod avx512_vnni;
 mod avx_vnni;
 mod compact;
+mod encode;
 mod float;
 mod int;
 mod int4n;
@@ -248,5 +249,5 @@ entries! { entry:
     fn encode_int4(values: &[f32; GROUP_SIZE]) -> Result<Group, ScaleOverflow> = shared;
     fn encode_int4n(
         values: &[f32; GROUP_SIZE], importance: &[f32; GROUP_SIZE], len: usize
-    ) -> Result<Group, ScaleOverflow> = shared;
+    ) -> Result<Group, ScaleOverflow> = encode;
 }

@@ -40,9 +40,6 @@ instantiate! {
     fn dot3(a: &[f32], b: &[f32], c: &[f32]) -> f32 = scalar;
     fn encode_int8(values: &[f32; GROUP_SIZE]) -> Result<Group, ScaleOverflow> = quant;
     fn encode_int4(values: &[f32; GROUP_SIZE]) -> Result<Group, ScaleOverflow> = quant;
-    fn encode_int4n(
-        values: &[f32; GROUP_SIZE], importance: &[f32; GROUP_SIZE], len: usize
-    ) -> Result<Group, ScaleOverflow> = quant;
     fn carry_rows(targets: &mut [Rows], errors: &[Rows; GROUP_SIZE], factors: &[[f32; GROUP_SIZE]]) = feedback;
     fn carry_outputs(
         targets: &mut [Outputs], errors: &[Outputs; GROUP_SIZE], factors: &[[f32; GROUP_SIZE]]
