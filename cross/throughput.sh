@@ -4,6 +4,7 @@
 #
 #   cross/throughput.sh [PATTERN...]      functions of the ARM kernels whose symbol contains a pattern; by default the hot ones
 #   cross/throughput.sh tiles             those that multiply several vectors
+#   cross/throughput.sh neon32            those of 32-bit NEON that multiply 16 rows with a vector
 #
 # In each function it takes the innermost loop that loads most. "loads" are all bytes loaded in one turn except from the stack, so
 # activations count too; "step" is the largest advance of a pointer. ALL=1 shows every innermost loop.
@@ -33,6 +34,29 @@ cortex-a55 2.0 7    RK3588,_a_small_core
 cortex-x1  2.8 25   phone,_a_large_core
 neoverse-n2 2.8 25  phone,_a_Cortex-A710_or_X2
 '
+
+# 32-bit code has a model of the A72 (the older A57), and none of an A53, A55 or A76.
+if [ "${patterns[*]}" = neon32 ]; then
+    mkdir -p "$folder/loops"
+    cat kernels/src/arm/int4n.S kernels/src/arm/int.S |
+        "${mca/mca/mc}" -triple=armv7a -filetype=obj -o "$folder/int.o"
+    echo "$("$mca" --version | sed -n 's/.*LLVM version/LLVM/p'), armv7"
+    for type in int4 int4n int8; do
+        loop=$folder/loops/neon32_$type.s
+        [ $type = int8 ] && bytes=1088 || bytes=576
+        "${mca/mca/objdump}" -d --no-show-raw-insn --triple=armv7a --mattr=+neon,+vfp4 \
+            --disassemble-symbols=rwkv_edge_neon32_${type}_rows "$folder/int.o" |
+            awk '/^ *[0-9a-f]+:/ { sub(/^ *[0-9a-f]+: */, ""); sub(/ [@;].*/, "")
+                if ($1 == "add" && $2 == "r7," && $3 == "r1,") inside = 1
+                if ($1 == "bne") inside = 0
+                if (inside) print "\t" $0 }' >"$loop"
+        "$mca" -mtriple=armv7a -mattr=+neon,+vfp4,+fp16 -mcpu=cortex-a57 -iterations=100 "$loop" 2>/dev/null |
+            awk -v type="$type" -v count="$(wc -l <"$loop")" -v b="$bytes" '/^Total Cycles/ {
+                printf "%-6s %4d instructions and %6.1f cycles for %4d bytes of weights, %4.1f GB/s at 1.8 GHz (Pi 4)\n",
+                    type, count, $3 / 100, b, 100 * b / $3 * 1.8 }'
+    done
+    exit
+fi
 
 rm -rf "$folder/loops" "$folder/$target/release/deps"
 mkdir -p "$folder/loops"
