@@ -51,6 +51,7 @@ host() { cargo run --quiet --locked --release "$@"; }
 convert() {
     local type=(--type "$3")
     case $3 in
+        int4) type=(--type int4 --codes linear) ;;
         int4n) type=(--type int4 --codes table) ;;
     esac
     # Word splitting: the emulator, its arguments and the program.

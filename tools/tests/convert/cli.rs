@@ -85,10 +85,10 @@ fn help_names_every_option_and_version_is_the_crates() {
 }
 
 #[test]
-fn int4_has_linear_codes_unless_those_of_the_table_are_asked_for() {
+fn int4_has_codes_of_the_table_unless_linear_ones_are_asked_for() {
     let input = fixture("v7-tiny.pth");
     for (options, minor, wanted) in [
-        (&["--type", "int4"][..], 0, ElementType::Int4),
+        (&["--type", "int4"][..], 1, ElementType::Int4n),
         (&["--type", "int4", "--codes", "table"], 1, ElementType::Int4n),
         (&["--type", "int4", "--codes", "linear"], 0, ElementType::Int4),
     ] {
@@ -117,6 +117,8 @@ fn a_conversion_reports_size_and_errors_and_shows_progress_in_plain_lines() {
         desk.output().as_os_str(),
         "--type".as_ref(),
         "int4".as_ref(),
+        "--calib".as_ref(),
+        "none".as_ref(),
     ]);
     let report = text(&output.stderr);
     assert!(output.status.success() && output.stdout.is_empty(), "{report}");
