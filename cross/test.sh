@@ -52,7 +52,8 @@ convert() {
     local type=(--type "$3")
     case $3 in
         int4) type=(--type int4 --codes linear) ;;
-        int4n) type=(--type int4 --codes table) ;;
+        int4n) type=(--type int4 --codes table --calib none) ;;
+        fed) type=(--type int4 --effort high --calib "$work/calibration.txt") ;;
     esac
     # Word splitting: the emulator, its arguments and the program.
     # shellcheck disable=SC2086
@@ -63,6 +64,7 @@ convert() {
 prepare() {
     cargo build --quiet --locked --release -p rwkv-quantize
     cp models/fairy7-int8.rwkv "$work/models"
+    head -c 1000 LICENSE >"$work/calibration.txt"
     local version dtype
     for version in v4 v5.0 v5.1 v5.2 v6 v7 v7a; do
         for dtype in f32 f16 int8 int4 int4n; do
@@ -135,6 +137,11 @@ programs() {
         cmp "$work/converted.rwkv" "$work/models/$model.rwkv" || fail "$target on $cpu converts $model to other bytes"
         rm "$work/converted.rwkv"
     done
+    # Activations, their moments and error feedback.
+    convert "$folder/release/rwkv-quantize" v7 fed "$work/expected.rwkv"
+    convert "$runner ${binary%/*}/rwkv-quantize" v7 fed "$work/converted.rwkv"
+    cmp "$work/converted.rwkv" "$work/expected.rwkv" || fail "$target on $cpu rounds with other errors"
+    rm "$work/converted.rwkv" "$work/expected.rwkv"
 }
 
 prepare

@@ -37,8 +37,10 @@ choose() {
     case $1 in
         model)
             signals=(HUP TERM KILL)
-            write_old=("$quantize" "${model[@]}" --type int4)
-            write_new=("$quantize" "${model[@]}" --type int8)
+            # The new file takes a second one beside it, whose model reads the text.
+            echo "Once upon a time there was a king" >"$2/calibration.txt"
+            write_old=("$quantize" "${model[@]}" --type int8)
+            write_new=("$quantize" "${model[@]}" --type int4 --calib "$2/calibration.txt")
             ;;
         state)
             # The first two end only what has not begun to write.
