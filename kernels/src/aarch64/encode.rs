@@ -54,7 +54,9 @@ fn codes(u: &[f32; 16], inverse: f32, shift: i32) -> [float32x4_t; 4] {
     let (u, _) = u.as_chunks();
     let step = |i: usize| {
         let x = vaddq_f32(vmulq_f32(load_f32(&u[i]), factor), offset);
-        let x = vminnmq_f32(vmaxnmq_f32(x, first), last);
+        // Not the instructions for a minimum and a maximum, which Miri lacks.
+        let x = vbslq_f32(vcgtq_f32(x, first), x, first);
+        let x = vbslq_f32(vcltq_f32(x, last), x, last);
         vreinterpretq_s16_f32(vaddq_f32(x, vdupq_n_f32(ROUNDER)))
     };
     let halves = [vuzp1q_s16(step(0), step(1)), vuzp1q_s16(step(2), step(3))];
