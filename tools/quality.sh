@@ -24,7 +24,9 @@ shopt -s inherit_errexit
 # NAME: OPTIONS of rwkv-quantize. Each line is a row; its KL divergence is also shown as a share of the first one's.
 sets=(
     "int4, linear codes: --type int4 --codes linear"
-    "int4, table: --type int4 --codes table"
+    "int4, table: --type int4 --calib none"
+    "int4, activations: --type int4"
+    "int4, high effort: --type int4 --effort high"
     "int8: --type int8"
 )
 
