@@ -17,17 +17,11 @@ pub struct LayerText<'a> {
     pub tokens: &'a [u32],
     /// Residual streams before the layer, `[tokens, n_embd]`; they become those after it.
     pub streams: &'a mut [f32],
-    /// The values that [layer 0 passes](Engine::first_values) to the others, `[tokens, first_values]`.
+    /// The values that [layer 0 passes](crate::Model::first_values) to the others, `[tokens, first_values]`.
     pub first_values: &'a mut [f32],
 }
 
 impl Engine<'_> {
-    /// Values that layer 0 passes to every later layer beside the residual stream, for each token:
-    /// `n_att` in RWKV-7, else none.
-    pub fn first_values(&self) -> usize {
-        self.model().first_values()
-    }
-
     /// Computes the residual streams before layer 0, `[tokens, n_embd]`.
     ///
     /// # Errors
@@ -53,7 +47,7 @@ impl Engine<'_> {
         observer: &mut dyn Observer,
     ) -> Result<()> {
         let LayerText { state, tokens, mut streams, mut first_values } = text;
-        let (n_embd, per_token) = (self.model().config().n_embd, self.first_values());
+        let (n_embd, per_token) = (self.model().config().n_embd, self.model().first_values());
         self.check_size("streams", streams, tokens.len() * n_embd)?;
         self.check_size("first_values", first_values, tokens.len() * per_token)?;
         if layer >= self.model().config().n_layer {

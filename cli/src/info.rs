@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::Args;
-use rwkv_edge::format::{Calibration, Chat, ModelFile, Think, Variant};
+use rwkv_edge::format::{Calibration, Chat, ElementType, ModelFile, Think, Variant};
 use rwkv_edge::host::DefaultThreads;
 use rwkv_edge::kernels::Isa;
 use rwkv_edge::printable::Printable;
@@ -176,6 +176,8 @@ fn header(out: &mut impl Write, file: &ModelFile) -> io::Result<()> {
     if let Some(Calibration { text, tokens, sha256 }) = &source.calibration {
         let (text, sha256) = (Printable(text), hex(sha256));
         writeln!(out, "calibration       {text}, {tokens} tokens, SHA-256 {sha256}")?;
+    } else if file.tensors().iter().any(|tensor| tensor.dtype == ElementType::Int4n) {
+        writeln!(out, "calibration       none; with activations the same bytes give a better model")?;
     }
     writeln!(out, "weight error      {:.5} (relative rms over all quantized tensors)", source.rel_error)
 }

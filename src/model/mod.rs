@@ -401,8 +401,9 @@ impl Model {
         self.run_layers(&mut ops, batch, (&mut x, row), room, buffers)
     }
 
-    /// Values that layer 0 passes to every later layer beside the residual stream, for each token.
-    pub(crate) fn first_values(&self) -> usize {
+    /// Values that layer 0 passes to every later layer beside the residual stream, for each token:
+    /// `n_att` in RWKV-7, else none.
+    pub fn first_values(&self) -> usize {
         match self.config().arch {
             Arch::V7(_) => self.config().n_att,
             Arch::V4 | Arch::V5(_) | Arch::V6(_) => 0,

@@ -29,7 +29,7 @@ fn run(model: &Arc<Model>, tokens: &[u32], chunk: usize) -> (Engine<'static>, St
     let (mut engine, mut state, mut seen) =
         (engine(model, chunk), model.initial_state().unwrap(), Seen::default());
     let mut streams = vec![0.0; tokens.len() * model.config().n_embd];
-    let mut first_values = vec![0.0; tokens.len() * engine.first_values()];
+    let mut first_values = vec![0.0; tokens.len() * model.first_values()];
     engine.embed(tokens, &mut streams).unwrap();
     for layer in 0..model.config().n_layer {
         let text =

@@ -119,7 +119,7 @@ impl Report {
         writeln!(out, "nats/token        {nats:.5} +- {:.5}", totals.nats.standard_error())?;
         write!(out, "perplexity        {:.4}", nats.exp())?;
         if self.has_reference {
-            let change = (nats - totals.reference_nats.mean()).exp_m1();
+            let change = (nats - totals.reference_nats.mean()).exp() - 1.0;
             write!(out, ", {:+.2} % of the reference's", 100.0 * change)?;
         }
         writeln!(out, "\nbits/byte         {:.5}", totals.bits_per_byte())?;

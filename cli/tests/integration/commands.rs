@@ -8,6 +8,7 @@ use std::process::Stdio;
 use crate::common::{convert, fixture, options};
 use crate::program::{FAIRY, command, failure, pipe, run, stdout, tiny};
 use rwkv_edge::kernels::DType;
+use rwkv_quantize::calibration::CalibrationText;
 use rwkv_quantize::convert::Options;
 
 #[test]
@@ -196,6 +197,19 @@ fn info_shows_the_header_the_plan_and_the_kernels_and_verifies() {
         assert!(text.contains(part), "{part:?} missing in {text}");
     }
     assert!(text.contains("blocks.2.ffn.value.weight"), "{text}");
+}
+
+#[test]
+fn info_tells_what_activations_were_measured_on() {
+    let with = |calibration| Options { calibration, ..options(DType::Int4n) };
+    for (calibration, told) in [
+        (CalibrationText::None, "calibration       none;"),
+        (CalibrationText::Own, "calibration       self, 2048 tokens, SHA-256 "),
+    ] {
+        let (_folder, model) = convert(&fixture("v7-tiny.pth"), &with(calibration));
+        let info = stdout(&run(&["info", model.to_str().unwrap()]));
+        assert!(info.contains(told), "{told:?} missing in {info}");
+    }
 }
 
 #[test]

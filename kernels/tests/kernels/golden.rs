@@ -49,7 +49,7 @@ fn matvec_is_pinned() {
         0xe2fe_7d1e_650c_e01a,
         0x5ea0_b577_384f_d353,
         0xe39d_21e3_794c_d527,
-        0x6d20_b4c7_d046_8263,
+        0xaab8_5a69_1993_8555,
     ]) {
         let w = TestMatrix::new(dtype, 77, 200, Bytes::Encoded, &mut Rng(71));
         check(&format!("matvec {dtype}"), wanted, |kernels| {
@@ -67,7 +67,7 @@ fn sparse_product_is_pinned() {
         0x0cc5_469a_62d0_aaa7,
         0x1b17_578c_287e_3e93,
         0xded6_470e_98a5_71a1,
-        0x5507_48c9_a87b_6636,
+        0x67c3_3ea4_bc50_7cbf,
     ]) {
         let w = TestRecords::new(dtype, 5000, 77, Bytes::Encoded, &mut Rng(73));
         let indices: Vec<u32> = (0..5000).collect();

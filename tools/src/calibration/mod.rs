@@ -87,10 +87,10 @@ impl Effort {
 }
 
 /// Most bytes of what all tokens carry from a layer to the next. A larger model reads fewer tokens.
-const MOST_STREAM_BYTES: usize = 200 << 20;
+const MOST_STREAM_BYTES: usize = 160 << 20;
 
 /// Most bytes of the moments of several matrices. A layer that has more is run several times.
-const MOST_MOMENT_BYTES: usize = 128 << 20;
+const MOST_MOMENT_BYTES: usize = 96 << 20;
 
 /// A matrix that is rounded by its inputs.
 #[derive(Clone, Debug)]

@@ -30,8 +30,7 @@ const SAMPLE: usize = 2048;
 
 /// Bytes that a token carries from a layer to the next.
 pub(super) fn bytes_per_token(model: &Model) -> usize {
-    // An upper bound of what layer 0 passes on.
-    size_of::<bf16>() * (model.config().n_embd + model.config().n_att)
+    size_of::<bf16>() * (model.config().n_embd + model.first_values())
 }
 
 impl Passes {
@@ -42,7 +41,7 @@ impl Passes {
         let mut engine = Engine::new(model, &options)?;
         let tokens: usize = windows.iter().map(Vec::len).sum();
         let longest = windows.iter().map(Vec::len).max().unwrap_or(0);
-        let first_values = engine.first_values();
+        let first_values = engine.model().first_values();
         let mut streams = vec![bf16::ZERO; tokens * n_embd];
         let mut floats = [vec![0.0; longest * n_embd], vec![0.0; longest * first_values]];
         let mut rest = &mut streams[..];
@@ -96,7 +95,7 @@ impl Passes {
 
     /// Runs texts through the layer until they have `most` tokens. `keep` keeps what comes out of it.
     fn run(&mut self, most: usize, keep: bool, observer: &mut dyn Observer, stop: Stop<'_>) -> Result<()> {
-        let (n_embd, per_token) = (self.engine.model().config().n_embd, self.engine.first_values());
+        let (n_embd, per_token) = (self.engine.model().config().n_embd, self.engine.model().first_values());
         let mut first = 0;
         for tokens in &self.windows {
             job::check(&stop)?;
